@@ -1,0 +1,86 @@
+"""Run Python calls later, on App Engine, through your own WSGI stack.
+
+Wrap the WSGI app in :class:`DeferredMiddleware`, and call :func:`defer`::
+
+    app.wsgi_app = wrap_wsgi_app(DeferredMiddleware(app.wsgi_app))
+
+    defer(send_welcome, user_id, _countdown=60)
+
+Importing the package does not import the SDK, which is heavy: the names that need it are made when first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deferred_middleware.calls import Call, call
+from deferred_middleware.context import TaskContext, current_task
+from deferred_middleware.enqueue import defer
+from deferred_middleware.errors import (
+    ArgumentsError,
+    CallError,
+    DeferredError,
+    DeferredWarning,
+    NotCallableError,
+    NotImportableError,
+    OptionError,
+    SettingsError,
+    UnknownOptionError,
+    UnpicklableArgumentError,
+)
+from deferred_middleware.middleware import DeferredMiddleware
+from deferred_middleware.settings import Settings
+
+if TYPE_CHECKING:
+    from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
+
+    from deferred_middleware.rejections import EnqueueError, NoEngineError, TaskTooLargeError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentsError",
+    "Call",
+    "CallError",
+    "DeferredError",
+    "DeferredMiddleware",
+    "DeferredWarning",
+    "EnqueueError",
+    "NoEngineError",
+    "NotCallableError",
+    "NotImportableError",
+    "OptionError",
+    "PermanentTaskFailure",
+    "Settings",
+    "SettingsError",
+    "SingularTaskFailure",
+    "TaskContext",
+    "TaskTooLargeError",
+    "UnknownOptionError",
+    "UnpicklableArgumentError",
+    "call",
+    "current_task",
+    "defer",
+]
+
+_NEED_THE_SDK = {
+    "EnqueueError": "deferred_middleware.rejections",
+    "NoEngineError": "deferred_middleware.rejections",
+    "TaskTooLargeError": "deferred_middleware.rejections",
+    "PermanentTaskFailure": "google.appengine.ext.deferred",
+    "SingularTaskFailure": "google.appengine.ext.deferred",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _NEED_THE_SDK:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(_NEED_THE_SDK[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

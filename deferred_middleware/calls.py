@@ -1,0 +1,124 @@
+"""A call: what is deferred, checked for what can be known about it, and how it is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import reprlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main
+from deferred_middleware.errors import ArgumentsError, NeverRanError
+from deferred_middleware.options import NO_OPTIONS, Options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A callable with its arguments, and the options for enqueueing it."""
+
+    func: AnyCallable
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = NO_OPTIONS
+
+    @property
+    def label(self) -> Label:
+        """The callable's name."""
+        return label_of(self.func)
+
+    def run(self) -> object:
+        """Run the call to its end, and return what it returned.
+
+        A coroutine or another awaitable is awaited in an event loop of its own; an ndb Future (of the SDK's ndb or of
+        google-cloud-ndb) and an SDK UserRPC are waited for. Raises :class:`NeverRanError` if what came back is a
+        generator that holds the callable's body and was never started.
+        """
+        result = self.func(*self.args, **self.kwargs)
+        while result is not None:
+            if inspect.isawaitable(result):
+                import asyncio  # here, because it takes longer to import than the whole package
+
+                result = asyncio.run(_wait_for(result))
+            elif hasattr(result, "get_result") and hasattr(result, "check_success"):
+                result = result.get_result()
+            else:
+                _refuse_unstarted(self.func, result)
+                break
+        return result
+
+    def describe(self) -> str:
+        """Return the call for people: its label and its arguments, shortened."""
+        arguments = [_shortened(value) for value in self.args]
+        arguments += [f"{name}={_shortened(value)}" for name, value in self.kwargs.items()]
+        return f"{self.label}({', '.join(arguments)})"
+
+
+def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
+    """Return the call that ``defer`` with the same arguments would enqueue, checked but not enqueued.
+
+    Keyword arguments with a leading underscore that name an option are options; see :func:`deferred_middleware.defer`.
+
+    Raises:
+        NotCallableError: ``func`` can't be called, or is a generator function.
+        NotImportableError: ``func`` belongs to the ``__main__`` script.
+        ArgumentsError: the arguments don't fit the signature of ``func``.
+        UnknownOptionError: an ``_option`` that neither ``defer`` nor ``func`` knows.
+        OptionError: an option's value can't be used.
+    """
+    check_kind(func)
+    func = outside_main(func)
+    signature = _signature(func)
+    options = NO_OPTIONS
+    if any(name.startswith("_") for name in kwargs):
+        options, kwargs = Options.take_from(kwargs, label_of(func), signature)
+    if signature is not None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            label = str(label_of(func))
+            raise ArgumentsError(label, f"{label}{signature} can't be called with what was given: {error}.") from None
+    return Call(func=func, args=args, kwargs=kwargs, options=options)
+
+
+def _signature(func: AnyCallable) -> inspect.Signature | None:
+    """Return the signature of ``func`` itself, not of what it wraps: a wrapper may add arguments of its own."""
+    if isinstance(func, types.FunctionType):
+        return _function_signature(func)
+    try:
+        return inspect.signature(func, follow_wrapped=False)
+    except (ValueError, TypeError):
+        return None  # some builtins have none
+
+
+@functools.lru_cache(maxsize=1024)
+def _function_signature(func: types.FunctionType) -> inspect.Signature:
+    return inspect.signature(func, follow_wrapped=False)
+
+
+async def _wait_for(awaitable: Any) -> object:
+    return await awaitable
+
+
+def _refuse_unstarted(func: AnyCallable, result: object) -> None:
+    if inspect.isgenerator(result):
+        code, started = result.gi_code, inspect.getgeneratorstate(result) != inspect.GEN_CREATED
+    elif inspect.isasyncgen(result):
+        code, started = result.ag_code, False
+    else:
+        return
+    body = inspect.unwrap(func.__func__ if isinstance(func, types.MethodType) else func)
+    if code is getattr(body, "__code__", None) and not started:
+        raise NeverRanError(
+            f"{label_of(func)} returned a generator, and none of its body ran. Defer a function "
+            "that goes through it, such as one that does `for _ in f(): pass`."
+        )
+
+
+def _shortened(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception as error:  # noqa: BLE001 - a __repr__ of the user's may raise anything; the log must not
+        return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"

@@ -1,0 +1,112 @@
+"""Errors of the package: one root, :class:`DeferredError`.
+
+Every error says what was wrong, with which value, and what to do about it, and keeps the evidence as attributes. Each
+child is also the built-in type that callers of older code already catch. The errors that are one of the SDK's own types
+besides are in :mod:`deferred_middleware.rejections`, because making them imports the SDK.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+
+class DeferredError(Exception):
+    """Anything that goes wrong in deferred_middleware."""
+
+
+class DeferredWarning(UserWarning):
+    """Something in a ``defer()`` or in the environment that works, but hardly as meant."""
+
+
+class SettingsError(DeferredError, ValueError):
+    """A setting has a value that can't be used.
+
+    ``variable`` is the environment variable's name, ``value`` what it holds.
+    """
+
+    def __init__(self, variable: str, value: object, accepted: str) -> None:
+        self.variable = variable
+        self.value = value
+        self.accepted = accepted
+        super().__init__(f"{variable}={value!r} can't be used: it takes {accepted}.")
+
+
+class CallError(DeferredError):
+    """A call can't be deferred. ``label`` names the callable, as ``module/qualname`` or its ``repr``."""
+
+    def __init__(self, label: str, message: str) -> None:
+        self.label = label
+        super().__init__(message)
+
+
+class NotCallableError(CallError, TypeError, ValueError):
+    """What was given to ``defer()`` can't be called, or calling it would not run its body."""
+
+
+class NotImportableError(CallError, pickle.PicklingError):
+    """The callable can't be found again by import, so that the task could not find it either."""
+
+
+class ArgumentsError(CallError, TypeError):
+    """The arguments don't fit the callable's signature."""
+
+
+class UnpicklableArgumentError(CallError, pickle.PicklingError, TypeError):
+    """An argument can't be pickled. ``path`` says where it is, such as ``args[0].session``."""
+
+    def __init__(self, label: str, path: str, message: str) -> None:
+        self.path = path
+        super().__init__(label, message)
+
+
+class UnknownOptionError(DeferredError, TypeError):
+    """An ``_option`` that neither ``defer()`` nor the function knows.
+
+    ``option`` is its name, ``suggestion`` the nearest known one, if any is near.
+    """
+
+    def __init__(self, label: str, option: str, suggestion: str | None, message: str) -> None:
+        self.label = label
+        self.option = option
+        self.suggestion = suggestion
+        super().__init__(message)
+
+
+class OptionError(DeferredError, ValueError, TypeError):
+    """An option of ``defer()`` has a value that can't be used. ``option`` is its name, ``value`` what was given."""
+
+    def __init__(self, option: str, value: object, message: str) -> None:
+        self.option = option
+        self.value = value
+        super().__init__(f"{option}={value!r}: {message}")
+
+
+class TaskContentError(DeferredError):
+    """A delivered task can't be turned into a call on this version of the app.
+
+    It is retried: a newer version may be able to.
+    """
+
+
+class PayloadError(TaskContentError):
+    """The payload is not a pickled call: truncated, empty, damaged, or written by something else."""
+
+
+class CallableNotFoundError(TaskContentError, ImportError):
+    """The payload names a callable, or a class of an argument, that this version of the app doesn't have."""
+
+
+class WarmupError(TaskContentError, ImportError):
+    """The warm-up module can't be imported. ``module`` is its name."""
+
+    def __init__(self, module: str, message: str) -> None:
+        self.module = module
+        super().__init__(message)
+
+
+class NeverRanError(DeferredError, TypeError):
+    """The task's callable returned without having run its body, as a generator function does."""
+
+
+class ServerError(DeferredError):
+    """The local server can't start or go on. Its message is one sentence for the person at the terminal."""

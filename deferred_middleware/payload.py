@@ -1,0 +1,77 @@
+"""A call as bytes and back: the pickle of ``(callable, args, kwargs)``, as the older library writes it.
+
+Versions therefore mix in both directions: ``google.appengine.ext.deferred.run`` reads what :func:`dumps` writes, and
+:func:`loads` reads what ``google.appengine.ext.deferred.serialize`` wrote.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from deferred_middleware.callables import explain_unimportable, reference_to
+from deferred_middleware.calls import Call
+from deferred_middleware.errors import (
+    CallableNotFoundError,
+    PayloadError,
+    UnpicklableArgumentError,
+)
+from deferred_middleware.unpicklable import culprit, mentions_main
+
+
+def dumps(call: Call, protocol: int) -> bytes:
+    """Return the payload of ``call``.
+
+    Raises:
+        NotImportableError: the callable can't be found again by import.
+        UnpicklableArgumentError: an argument can't be pickled, or belongs to the ``__main__`` script.
+    """
+    func = reference_to(call.func)
+    try:
+        data = pickle.dumps((func, call.args, dict(call.kwargs)), protocol)
+    except Exception as error:
+        explain_unimportable(call.func)
+        raise _unpicklable(call, error) from error
+    if b"__main__" in data and mentions_main(data):
+        raise _unpicklable(call, None)
+    return data
+
+
+def loads(data: bytes) -> Call:
+    """Return the call in a payload. This runs what the payload says: only for requests that are trusted.
+
+    Raises:
+        CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
+        PayloadError: anything else went wrong in reading it.
+    """
+    try:
+        content = pickle.loads(data)  # noqa: S301 - the middleware trusts the sender before it calls this
+    except (ImportError, AttributeError) as error:
+        raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Loading runs the arguments' own code (__setstate__ and its like), which may raise anything.
+        problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
+        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
+    return _as_call(content)
+
+
+def _as_call(content: object) -> Call:
+    if isinstance(content, tuple) and len(content) == 3:
+        func, args, kwargs = content
+        if callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict):
+            return Call(func=func, args=tuple(args), kwargs=kwargs)
+    raise PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
+
+
+def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentError:
+    """Return the error that names the argument that does not pickle."""
+    label = str(call.label)
+    arguments: dict[str, Any] = {f"args[{i}]": value for i, value in enumerate(call.args)}
+    arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
+    found = culprit(arguments, main_is_wrong=error is None)
+    if found is None:
+        found = "the call", f"can't be pickled ({error})"
+    path, problem = found
+    return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")

@@ -1,0 +1,73 @@
+"""Constants of the wire: header names, the URL prefix, and the platform's limits, each with its source.
+
+Sources: [push] https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers ;
+[quota] https://cloud.google.com/appengine/docs/standard/quotas#Task_Queue ;
+[sdk] ``google/appengine/api/taskqueue/taskqueue.py`` in appengine-python-standard 3.1.0 ;
+[ct] https://cloud.google.com/tasks/docs/creating-appengine-handlers .
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+URL_PREFIX: Final = "/_cb/deferred"
+"""Default path under which tasks are delivered; ``/<module>/<qualname>`` follows."""
+
+CONTENT_TYPE: Final = "application/octet-stream"
+"""Content type of a payload, the older library's too."""
+
+# Headers that the platform sets on a push task's request [push].
+QUEUE_NAME_HEADER: Final = "X-AppEngine-QueueName"
+TASK_NAME_HEADER: Final = "X-AppEngine-TaskName"
+RETRY_COUNT_HEADER: Final = "X-AppEngine-TaskRetryCount"
+EXECUTION_COUNT_HEADER: Final = "X-AppEngine-TaskExecutionCount"
+ETA_HEADER: Final = "X-AppEngine-TaskETA"
+PREVIOUS_RESPONSE_HEADER: Final = "X-AppEngine-TaskPreviousResponse"
+RETRY_REASON_HEADER: Final = "X-AppEngine-TaskRetryReason"
+USER_IP_HEADER: Final = "X-Appengine-User-IP"
+
+# Headers that the platform sets on every request (SDK: runtime/middlewares.py, runtime/context/gae_headers.py).
+API_TICKET_HEADER: Final = "X-Appengine-Api-Ticket"
+DEFAULT_VERSION_HOSTNAME_HEADER: Final = "X-Appengine-Default-Version-Hostname"
+REQUEST_LOG_ID_HEADER: Final = "X-Appengine-Request-Log-Id"
+HTTPS_HEADER: Final = "X-Appengine-Https"
+
+# Our own headers.
+OUTCOME_HEADER: Final = "X-Deferred-Outcome"
+"""Response header: says what became of a task where the status can't, such as ``permanent-failure`` with 200."""
+PERMANENT_FAILURE: Final = "permanent-failure"
+RETRY_LIMIT_HEADER: Final = "X-Deferred-Retry-Limit"
+"""Request header: the task's own ``task_retry_limit``, which the platform doesn't tell the handler."""
+SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
+"""Request header by which the local server's queue process proves itself to an app process, which removes it."""
+
+TASK_QUEUE_IP: Final = "0.1.0.2"
+"""What the platform gives as the user's IP in a task's request [push]."""
+TASK_QUEUE_USER_AGENT: Final = "AppEngine-Google; (+http://code.google.com/appengine)"
+
+MAX_PUSH_TASK_BYTES: Final = 102_400
+"""A push task's method, URL, headers and body together [sdk: MAX_PUSH_TASK_SIZE_BYTES]."""
+MAX_TASKS_PER_ADD: Final = 100  # [sdk]
+MAX_URL_LENGTH: Final = 2083  # [sdk]
+MAX_ETA_DAYS: Final = 30  # [sdk: _MAX_COUNTDOWN_SECONDS] and [ct]
+MIN_DISPATCH_DEADLINE_SECONDS: Final = 15  # [sdk]
+MAX_DISPATCH_DEADLINE_SECONDS: Final = 24 * 3600  # [sdk]
+DEFAULT_DISPATCH_DEADLINE_SECONDS: Final = 600
+"""How long a handler may take with automatic scaling [push]."""
+
+TASK_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9_-]{1,500}")  # [sdk]; always used with fullmatch
+QUEUE_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9-]{1,100}")  # [sdk]; always used with fullmatch
+
+# Retry parameters of a queue that sets none [push], and of queue.yaml's reference.
+DEFAULT_MIN_BACKOFF_SECONDS: Final = 0.1
+DEFAULT_MAX_BACKOFF_SECONDS: Final = 3600.0
+DEFAULT_MAX_DOUBLINGS: Final = 16
+
+TOMBSTONE_DAYS: Final = 9
+"""How long a used task name stays blocked in a queue of queue.yaml [ct]."""
+
+
+def environ_key(header: str) -> str:
+    """Return the WSGI ``environ`` key that carries ``header`` (PEP 3333)."""
+    return "HTTP_" + header.upper().replace("-", "_")

@@ -1,0 +1,267 @@
+"""Settings: one table of name, default and meaning, read once from the environment.
+
+They are read when the package is imported, in the importing thread: the SDK's ``wrap_wsgi_app`` later replaces
+``os.environ`` by a request-local one that is empty in other threads (SDK: ``runtime/request_environment.py``). For the
+same reason the process's own service and version, :class:`Deployment`, are read here.
+
+A variable that is set to the empty string counts as not set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from deferred_middleware import protocol
+from deferred_middleware.errors import DeferredWarning, SettingsError
+
+_SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    queues = tuple(name.strip() for name in names)
+    if not queues or not all(protocol.QUEUE_NAME_PATTERN.fullmatch(name) for name in queues):
+        raise ValueError(value)
+    if len(set(queues)) < len(queues):
+        raise ValueError(value)
+    return queues
+
+
+def _service(value: str | None) -> str | None:
+    if value is not None and not _SERVICE_NAME.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def _module(value: str | None) -> str | None:
+    if value is not None and not _MODULE_NAME.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def _url_prefix(value: str) -> str:
+    if not _URL_PREFIX.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def _integer(lowest: int, highest: int) -> Callable[[str | int], int]:
+    def convert(value: str | int) -> int:
+        if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
+            raise ValueError(value)
+        number = int(value)
+        if not lowest <= number <= highest:
+            raise ValueError(value)
+        return number
+
+    return convert
+
+
+def _log_level(value: str | int) -> int:
+    if isinstance(value, str) and value.upper() in _LEVELS:
+        return int(getattr(logging, value.upper()))
+    return _integer(0, 100)(value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table of settings."""
+
+    field: str
+    """Attribute of :class:`Settings`."""
+    variable: str
+    """Environment variable."""
+    alias: str | None = None
+    """The variable's name in freshplanet's module, read when ``variable`` is not set."""
+    convert: Callable[[Any], object]
+    """Makes the value from the variable's text, or checks one given in code; ValueError refuses it."""
+    accepts: str
+    """What it takes, for people."""
+    meaning: str
+
+
+TABLE: Final[tuple[Setting, ...]] = (
+    Setting(
+        field="default_queues",
+        variable="DEFERRED_DEFAULT_QUEUES",
+        alias="DEFAULT_QUEUES",
+        convert=_queues,
+        accepts="queue names ([a-zA-Z0-9-], up to 100 characters each) separated by commas, each once",
+        meaning=(
+            "The queues for calls without _queue. An unnamed call goes to one of them at random, "
+            "a named call always to the same one, by a hash of its name, because names are unique "
+            "per queue."
+        ),
+    ),
+    Setting(
+        field="background_module",
+        variable="DEFERRED_BACKGROUND_MODULE",
+        alias="BACKGROUND_MODULE",
+        convert=_service,
+        accepts="the name of a service: [a-z0-9-], up to 63 characters",
+        meaning=(
+            "The service that runs the tasks enqueued from the default service, at the same "
+            "version. Tasks of other services stay in their own."
+        ),
+    ),
+    Setting(
+        field="warmup_module",
+        variable="DEFERRED_WARMUP_MODULE",
+        alias="WARMUP_MODULE",
+        convert=_module,
+        accepts="the dotted name of a module that can be imported",
+        meaning="A module that is imported once, before the first payload is decoded.",
+    ),
+    Setting(
+        field="url_prefix",
+        variable="DEFERRED_URL_PREFIX",
+        convert=_url_prefix,
+        accepts="a path such as /_cb/deferred, with a slash at its start and none at its end",
+        meaning="The path under which tasks are delivered.",
+    ),
+    Setting(
+        field="pickle_protocol",
+        variable="DEFERRED_PICKLE_PROTOCOL",
+        convert=_integer(0, pickle.HIGHEST_PROTOCOL),
+        accepts=f"a whole number from 0 to {pickle.HIGHEST_PROTOCOL}",
+        meaning="The pickle protocol that payloads are written with; any is read.",
+    ),
+    Setting(
+        field="max_payload_bytes",
+        variable="DEFERRED_MAX_PAYLOAD_BYTES",
+        convert=_integer(1, 2**31),
+        accepts="a whole number of bytes, at least 1",
+        meaning=(
+            "The largest payload: a larger one is an error at defer(), and a larger request body is "
+            "refused with 413. What a queue can carry limits a payload too: "
+            f"{protocol.MAX_PUSH_TASK_BYTES} bytes for a task with its URL and headers."
+        ),
+    ),
+    Setting(
+        field="log_level",
+        variable="DEFERRED_LOG_LEVEL",
+        convert=_log_level,
+        accepts=f"one of {', '.join(_LEVELS)}, or a number",
+        meaning="The level of the log line for a task that went well.",
+    ),
+    Setting(
+        field="retry_log_level",
+        variable="DEFERRED_RETRY_LOG_LEVEL",
+        convert=_log_level,
+        accepts=f"one of {', '.join(_LEVELS)}, or a number",
+        meaning=(
+            "The level of the record for a failed attempt that will be tried again. An attempt "
+            "known to be the last (its _retry_options had a task_retry_limit alone) is always an "
+            "ERROR."
+        ),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a process; see the table in this module for what each means.
+
+    Raises :class:`SettingsError` for a value that can't be used.
+    """
+
+    default_queues: tuple[str, ...] = ("default",)
+    background_module: str | None = None
+    warmup_module: str | None = None
+    url_prefix: str = protocol.URL_PREFIX
+    pickle_protocol: int = 5
+    max_payload_bytes: int = 10 * 1024 * 1024
+    log_level: int = logging.DEBUG
+    retry_log_level: int = logging.ERROR
+
+    def __post_init__(self) -> None:
+        for setting in TABLE:
+            value = getattr(self, setting.field)
+            try:
+                converted = setting.convert(value)
+            except (ValueError, TypeError, AttributeError):
+                raise SettingsError(setting.variable, value, setting.accepts) from None
+            object.__setattr__(self, setting.field, converted)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from ``environ``, by default the process's own.
+
+        A variable that looks like a misspelt one of ours is a :class:`DeferredWarning`.
+        """
+        if environ is None:
+            environ = os.environ
+        found: dict[str, Any] = {}
+        for setting in TABLE:
+            for variable in (setting.variable, setting.alias):
+                value = environ.get(variable, "").strip() if variable else ""
+                if not value:
+                    continue
+                try:
+                    found[setting.field] = setting.convert(value)
+                except ValueError:
+                    raise SettingsError(str(variable), value, setting.accepts) from None
+                break
+        _warn_of_misspelt(environ)
+        return cls(**found)
+
+
+def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+    import difflib  # for this warning only
+
+    known = [setting.variable for setting in TABLE]
+    for variable in environ:
+        if variable.startswith("DEFERRED_") and variable not in known:
+            nearest = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
+            if nearest:
+                message = f"{variable} is no setting of deferred_middleware; is it meant as {nearest[0]}?"
+                warnings.warn(message, DeferredWarning, stacklevel=4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Which service and version of the app this process is; None where the platform doesn't say.
+
+    The platform sets ``GAE_SERVICE`` and ``GAE_VERSION``
+    (https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables).
+    """
+
+    service: str | None = None
+    version: str | None = None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Deployment:
+        """Read them from ``environ``, by default the process's own."""
+        if environ is None:
+            environ = os.environ
+        return cls(service=environ.get("GAE_SERVICE") or None, version=environ.get("GAE_VERSION") or None)
+
+
+_settings = Settings.from_environ()
+_deployment = Deployment.from_environ()
+
+
+def current_settings() -> Settings:
+    """Return the process's settings."""
+    return _settings
+
+
+def current_deployment() -> Deployment:
+    """Return the process's service and version, as they were when the package was imported."""
+    return _deployment
+
+
+def install_settings(settings: Settings) -> None:
+    """Make ``settings`` the process's, so that what is enqueued agrees with what is run."""
+    global _settings
+    _settings = settings
