@@ -1,0 +1,107 @@
+"""Measure what the middleware costs a request that is not a task.
+
+Run ``python benchmarks/passthrough.py``. The bar: at most 1.2 times a WSGI class that only compares a path prefix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import webob
+import webob.dec
+from interleave import measure, print_table
+
+from deferred_middleware import DeferredMiddleware
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+BAR = 1.2
+
+
+def bare(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer every request with two bytes."""
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
+
+
+class PrefixOnly:
+    """The least that a middleware for one path prefix can do."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Compare the prefix and pass the request on."""
+        if environ["PATH_INFO"].startswith("/_cb/deferred/"):
+            raise NotImplementedError
+        return self.app(environ, start_response)
+
+
+@webob.dec.wsgify.middleware
+def wsgified(request: webob.Request, app: WSGIApplication) -> Any:
+    """Compare the prefix as a webob middleware does."""
+    if request.path_info.startswith("/_cb/deferred/"):
+        raise NotImplementedError
+    return app
+
+
+def client(app: WSGIApplication) -> Callable[[], object]:
+    """Return a function that makes one request to ``app``."""
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Any:
+        return None
+
+    base = {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/photos/123",
+        "QUERY_STRING": "",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "8080",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost:8080",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+    def request() -> object:
+        return b"".join(app(dict(base), start_response))
+
+    return request
+
+
+def main() -> int:
+    """Print the table, and return 1 if the bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=5000)
+    options = parser.parse_args()
+
+    contenders = {
+        "bare app": client(bare),
+        "prefix comparison": client(PrefixOnly(bare)),
+        "DeferredMiddleware": client(DeferredMiddleware(bare)),
+        "webob wsgify": client(wsgified(bare)),
+    }
+    from google.appengine.api import wrap_wsgi_app
+
+    contenders["wrap_wsgi_app"] = client(wrap_wsgi_app(bare))
+    medians = measure(contenders, rounds=options.rounds, calls=options.calls)
+    print_table("A request that is not a task", medians, "prefix comparison")
+    ratio = medians["DeferredMiddleware"] / medians["prefix comparison"]
+    print(f"DeferredMiddleware: {ratio:.2f} times the prefix comparison (bar {BAR})")
+    return 0 if ratio <= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
