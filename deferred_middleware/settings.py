@@ -14,8 +14,9 @@ import logging
 import os
 import pickle
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from deferred_middleware import protocol
@@ -247,12 +248,38 @@ class Deployment:
         return cls(service=environ.get("GAE_SERVICE") or None, version=environ.get("GAE_VERSION") or None)
 
 
-_settings = Settings.from_environ()
+def _is_our_command(arguments: Sequence[str]) -> bool:
+    """Tell whether a process with these arguments is the ``deferred-middleware`` command, or one that it started."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "-m":
+            return following.partition(".")[0] == "deferred_middleware"
+        if os.path.basename(argument) == "deferred-middleware":
+            return True
+    return False
+
+
+def _read() -> Settings | SettingsError:
+    """Read the settings at import, where a wrong value is an error, but for our own command.
+
+    That needs none itself, and tells what stops the app it serves in one sentence: there the error waits until the app
+    needs the settings.
+    """
+    try:
+        return Settings.from_environ()
+    except SettingsError as error:
+        if _is_our_command(sys.orig_argv):
+            return error
+        raise
+
+
+_settings = _read()
 _deployment = Deployment.from_environ()
 
 
 def current_settings() -> Settings:
     """Return the process's settings."""
+    if isinstance(_settings, SettingsError):
+        raise _settings
     return _settings
 
 

@@ -8,7 +8,7 @@ import datetime
 import threading
 
 import pytest
-from conftest import task_environ
+from delivering import task_environ
 
 from deferred_middleware import TaskContext, current_task
 

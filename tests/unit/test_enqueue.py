@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sample
-from conftest import Queued
+from delivering import Queued
 from google.appengine.api import apiproxy_stub, apiproxy_stub_map, taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as pb
 from google.appengine.ext import ndb, testbed

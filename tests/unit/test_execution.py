@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sample
-from conftest import task_environ
+from delivering import task_environ
 from google.appengine.ext import deferred
 
 from deferred_middleware import Settings, call, payload

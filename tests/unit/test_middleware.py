@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sample
-from conftest import Queued, Response, request, task_environ
+from delivering import Queued, Response, request, task_environ
 from google.appengine.ext import deferred
 
 from deferred_middleware import DeferredMiddleware, Settings, SettingsError, call, current_task, defer, payload

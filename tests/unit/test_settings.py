@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from deferred_middleware import DeferredError, DeferredWarning, Settings, SettingsError
-from deferred_middleware.settings import TABLE, Deployment, current_settings, install_settings
+from deferred_middleware import settings as settings_module
+from deferred_middleware.settings import TABLE, Deployment, _is_our_command, current_settings, install_settings
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -175,3 +176,41 @@ def test_settings_and_deployment_are_read_at_import() -> None:
 
     assert "background_module='worker'" in result.stdout
     assert "version='v3'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["python", "-m", "deferred_middleware", "serve"], True),
+        (["python", "-u", "-m", "deferred_middleware.server.appserver"], True),
+        (["/venv/bin/python", "/venv/bin/deferred-middleware", "serve", "main:app"], True),
+        (["python", "-m", "gunicorn", "-m", "deferred_middleware"], False),
+        (["python", "main.py"], False),
+        (["python"], False),
+    ],
+)
+def test_our_own_command_is_known(arguments: list[str], ours: bool) -> None:
+    """Only in the command's own processes does an error of the settings wait for the app that it concerns."""
+    assert _is_our_command(arguments) is ours
+
+
+def test_in_our_command_the_error_waits_for_who_needs_the_settings() -> None:
+    """The command's process starts in spite of a wrong variable, and what needs the settings raises the error."""
+    result = subprocess.run(
+        [sys.executable, "-m", "deferred_middleware", "--version"],
+        env={**os.environ, "DEFERRED_LOG_LEVEL": "LOUD"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_an_error_that_waited_is_raised() -> None:
+    """Settings that could not be read are an error for whoever asks."""
+    settings_module._settings = SettingsError("DEFERRED_LOG_LEVEL", "LOUD", "a level")
+
+    with pytest.raises(SettingsError, match="LOUD"):
+        current_settings()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from conftest import task_environ
+from delivering import task_environ
 
 from deferred_middleware.trust import refusal
 

@@ -1,51 +1,18 @@
-"""What the unit tests share: an engine in this process, and a queue that delivers by hand."""
+"""What the unit tests share: what is in the SDK's queue stub, and a queue that delivers by hand."""
 
 from __future__ import annotations
 
 import io
-import os
 import urllib.parse
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from wsgiref.validate import validator
 
-import pytest
-import sample
 from google.appengine.api import taskqueue
 from google.appengine.api.taskqueue import taskqueue_stub
 from google.appengine.ext import testbed
 
-from deferred_middleware import settings as settings_module
-
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
-
-
-@pytest.fixture(autouse=True)
-def clean_state() -> Iterator[None]:
-    """Undo what a test installs for the process."""
-    sample.ran.clear()
-    settings, deployment = settings_module._settings, settings_module._deployment
-    yield
-    settings_module._settings, settings_module._deployment = settings, deployment
-
-
-@pytest.fixture
-def engine() -> Iterator[testbed.Testbed]:
-    """Answer the SDK's taskqueue API with the SDK's own stub, as in a request to the app's default version."""
-    bed = testbed.Testbed()
-    bed.activate()
-    bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
-    # The parser reads queue.yaml from this folder; "quick" and "slow" are queues there, "pull" is a pull queue.
-    bed.init_taskqueue_stub(root_path=os.path.join(os.path.dirname(__file__), "data"))
-    yield bed
-    bed.deactivate()
-
-
-@pytest.fixture
-def queued(engine: testbed.Testbed) -> Queued:
-    """What is in the queues."""
-    return Queued(engine)
 
 
 class Queued:

@@ -1,0 +1,1 @@
+"""The local server: App Engine's task queue on one machine."""

@@ -1,0 +1,185 @@
+"""One thread that writes, and commits together what waits together.
+
+A commit that survives a power cut costs one fsync, whether it holds one change or a thousand. So nobody writes to the
+database but the :class:`GroupCommitWriter`: it takes all operations that are waiting, runs them in one transaction,
+commits once, and only then lets the callers know.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from deferred_middleware.errors import ServerError
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Tally = Counter[tuple[str, str]]
+"""How many rows of each kind a transaction adds (negative: takes away)."""
+
+Operation = Callable[[sqlite3.Connection, Tally], T]
+
+_MAX_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    operation: Operation[Any]
+    durable: bool
+    future: Future[Any]
+
+
+class GroupCommitWriter:
+    """Runs operations on ``connection`` in its own thread, and closes it at the end.
+
+    An operation is called with the connection, inside a transaction, and with a counter that it adds what it changed
+    to; :meth:`tally` is the sum of these counters over all committed operations, beginning with ``tally``. One that
+    raises is undone by itself; the others of its transaction stand.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, tally: Tally) -> None:
+        self._connection = connection
+        self._tally = tally
+        self._tally_lock = threading.Lock()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        # Guards what decides whether a caller still gets an answer: being closed, and having died.
+        self._lock = threading.Lock()
+        self._closed = False
+        self._death: BaseException | None = None
+        self._synchronous = ""
+        self.commits = 0
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation[T], *, durable: bool = True) -> Future[T]:
+        """Queue an operation; the future is resolved after the commit.
+
+        With ``durable`` false the commit need not survive a power cut, unless a durable operation shares it. Raises
+        :class:`ServerError` when the writer is closed or has died.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._death is not None:
+                raise ServerError(
+                    f"The task store stopped writing ({self._death}); restart the server."
+                ) from self._death
+            if self._closed:
+                raise ServerError("The task store is closed.")
+            self._queue.put(_Waiting(operation=operation, durable=durable, future=future))
+        return future
+
+    def tally(self) -> Tally:
+        """Return the sum of what committed operations have counted."""
+        with self._tally_lock:
+            return Counter(self._tally)
+
+    def close(self) -> None:
+        """Commit what is waiting, then stop and close the connection."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        batch: list[_Waiting] = []
+        more = True
+        try:
+            while more:
+                batch, more = self._take()
+                if batch:
+                    self._commit(batch)
+        except BaseException as error:  # noqa: BLE001 - whoever waits, now or later, must hear of it
+            _log.critical("The task store's writer died.", exc_info=True)
+            self._die(error, batch)
+        finally:
+            self._connection.close()
+
+    def _take(self) -> tuple[list[_Waiting], bool]:
+        first = self._queue.get()
+        if first is None:
+            return [], False
+        batch = [first]
+        while len(batch) < _MAX_BATCH:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if waiting is None:
+                return batch, False
+            batch.append(waiting)
+        return batch, True
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        answers: list[tuple[Future[Any], Any, Exception | None]] = []
+        tally: Tally = Counter()
+        try:
+            self._set_synchronous("FULL" if any(w.durable for w in batch) else "NORMAL")
+            self._connection.execute("BEGIN IMMEDIATE")
+            for waiting in batch:
+                answers.append((waiting.future, *self._run_one(waiting.operation, tally)))
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            # Disk full, for example. Nothing of the batch stands; each caller hears why, and the next batch may do.
+            _log.error("The task store could not commit %d operations: %s", len(batch), error)
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            answers = [(waiting.future, None, error) for waiting in batch]
+        else:
+            self.commits += 1
+            with self._tally_lock:
+                self._tally.update(tally)
+        for future, result, failure in answers:
+            if failure is not None:
+                future.set_exception(failure)
+            else:
+                future.set_result(result)
+
+    def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
+        own: Tally = Counter()
+        self._connection.execute("SAVEPOINT operation")
+        try:
+            result = operation(self._connection, own)
+        except Exception as error:
+            if not self._connection.in_transaction:
+                # SQLite has rolled back the whole transaction (it does when the disk is full), others' work included.
+                raise sqlite3.OperationalError(str(error)) from error
+            self._connection.execute("ROLLBACK TO operation")
+            self._connection.execute("RELEASE operation")
+            return None, error
+        self._connection.execute("RELEASE operation")
+        tally.update(own)
+        return result, None
+
+    def _set_synchronous(self, level: str) -> None:
+        # The setting can't change inside a transaction, and NORMAL in WAL mode means: no fsync at commit. A later FULL
+        # commit syncs the same file, so it never stands without what was committed before it.
+        if level != self._synchronous:
+            self._connection.execute(f"PRAGMA synchronous={level}")
+            self._synchronous = level
+
+    def _die(self, error: BaseException, batch: list[_Waiting]) -> None:
+        with self._lock:
+            self._death = error
+        left = list(batch)
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if waiting is not None:
+                left.append(waiting)
+        for waiting in left:
+            if not waiting.future.done():
+                waiting.future.set_exception(
+                    ServerError(f"The task store stopped writing ({error}); restart the server.")
+                )

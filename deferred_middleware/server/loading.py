@@ -1,0 +1,177 @@
+"""Find the WSGI application that ``module:callable`` names, or say in one sentence why there is none.
+
+    application = load_application("main:app")
+
+``callable`` may be dotted (``main:site.wsgi``). Nothing is ever called to find it: a factory is refused, with a hint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from deferred_middleware.errors import ServerError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class AppLoadError(ServerError):
+    """What was given as APP is not a WSGI application that can be served. ``spec`` is what was given."""
+
+    def __init__(self, spec: str, message: str) -> None:
+        self.spec = spec
+        super().__init__(message)
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Return the module's name and the dotted callable of ``module:callable``.
+
+    Raises :class:`AppLoadError` if ``spec`` has another form.
+    """
+    module, colon, attribute = spec.partition(":")
+    names = [*module.split("."), *attribute.split(".")]
+    if not colon or not all(name.isidentifier() for name in names):
+        hint = ""
+        if module.endswith(".py") or os.sep in module:
+            hint = f", such as {os.path.splitext(module)[0].replace(os.sep, '.')}:app"
+        raise AppLoadError(spec, f"APP is given as MODULE:CALLABLE{hint or ', such as main:app'}; got {spec!r}.")
+    return module, attribute
+
+
+def load_application(spec: str) -> WSGIApplication:
+    """Import and return the WSGI application that ``spec`` names.
+
+    Raises :class:`AppLoadError`, with the underlying error as its cause where there is one. Errors of the module's own
+    code are told with the file and line of the frame of the app in which they happened.
+    """
+    module_name, attribute = split_spec(spec)
+    found: Any = _import(spec, module_name)
+    path = module_name
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            raise AppLoadError(spec, f"{path} has no {name!r}{_instead(found, name)}") from error
+        path += f":{name}" if path == module_name else f".{name}"
+    _check_is_wsgi(spec, found)
+    return cast("WSGIApplication", found)
+
+
+def _import(spec: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            where = f"the current directory ({os.getcwd()}) or on Python's path"
+            if error.name != module_name.partition(".")[0]:
+                where = f"the package {error.name.rpartition('.')[0]}"
+            raise AppLoadError(
+                spec,
+                f"No module named {error.name!r} in {where}; "
+                "start the command in the folder that has the module, or correct the name.",
+            ) from error
+        raise _import_failed(spec, module_name, error) from error
+    except SystemExit as error:
+        status = "" if error.code is None else repr(error.code)
+        where = _place(error.__traceback__)
+        raise AppLoadError(
+            spec, f"{module_name} called sys.exit({status}) while it was imported{where}; it has to go on to be served."
+        ) from error
+    except Exception as error:
+        raise _import_failed(spec, module_name, error) from error
+
+
+def _import_failed(spec: str, module_name: str, error: Exception) -> AppLoadError:
+    what = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+    where = _place(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" ({_short(error.filename)}:{error.lineno})"
+    return AppLoadError(spec, f"Importing {module_name} failed: {what}{where}.")
+
+
+def _place(trace: TracebackType | None) -> str:
+    """Name the innermost frame of the app's own code, or else the innermost one."""
+    frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<frozen")]
+    frames = [frame for frame in frames if frame.filename != __file__]
+    if not frames:
+        return ""
+    here = os.getcwd() + os.sep
+    own = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(here)
+        and "site-packages" not in frame.filename
+        and not frame.filename.startswith(sys.prefix + os.sep)
+    ]
+    frame = (own or frames)[-1]
+    return f" ({_short(frame.filename)}:{frame.lineno})"
+
+
+def _short(filename: str) -> str:
+    relative = os.path.relpath(filename)
+    return filename if relative.startswith("..") else relative
+
+
+def _instead(owner: object, name: str) -> str:
+    public = [known for known in dir(owner) if not known.startswith("_")]
+    near = difflib.get_close_matches(name, public, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not isinstance(owner, ModuleType):
+        return "."
+    own = [
+        known
+        for known in public
+        if callable(getattr(owner, known)) and getattr(getattr(owner, known), "__module__", "") == owner.__name__
+    ]
+    instances = [
+        known
+        for known in public
+        if callable(getattr(owner, known)) and not inspect.isroutine(getattr(owner, known)) and known not in own
+        if not inspect.isclass(getattr(owner, known))
+    ]
+    names = sorted(instances + own)[:8]
+    return f"; it has: {', '.join(names)}." if names else "; nothing in it can be called."
+
+
+def _check_is_wsgi(spec: str, found: object) -> None:
+    if not callable(found):
+        raise AppLoadError(
+            spec,
+            f"{spec} is {_described(found)}, which can't be called; "
+            "a WSGI application is called with (environ, start_response).",
+        )
+    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004 - the method itself is asked for
+        raise AppLoadError(
+            spec, f"{spec} is an async (ASGI) application; this serves WSGI applications, as wrap_wsgi_app does."
+        )
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return  # written in C, or otherwise without a signature: the first request will tell
+    try:
+        signature.bind({}, None)
+    except TypeError as error:
+        required = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        hint = "a WSGI application is called with (environ, start_response)."
+        if not required:
+            hint = "it looks like a factory. Call it in the module (app = …) and name the app that it returns."
+        raise AppLoadError(spec, f"{spec} takes {signature}, so it is no WSGI application; {hint}") from error
+
+
+def _described(found: object) -> str:
+    if isinstance(found, ModuleType):
+        return f"the module {found.__name__}"
+    name = type(found).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

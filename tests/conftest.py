@@ -1,0 +1,98 @@
+"""Fixtures: for the unit tests an engine in this process, for the acceptance tests a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample
+from delivering import Queued
+from google.appengine.ext import testbed
+from hypothesis import settings as hypothesis_settings
+from running import Recorder, Serve, Server
+
+from deferred_middleware import settings as settings_module
+
+# No deadline for an example: how long one takes says more about the machine than about the code.
+hypothesis_settings.register_profile("default", deadline=None)
+hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
+hypothesis_settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def clean_state() -> Iterator[None]:
+    """Undo what a test installs for the process."""
+    sample.ran.clear()
+    settings, deployment = settings_module._settings, settings_module._deployment
+    yield
+    settings_module._settings, settings_module._deployment = settings, deployment
+
+
+@pytest.fixture
+def engine() -> Iterator[testbed.Testbed]:
+    """Answer the SDK's taskqueue API with the SDK's own stub, as in a request to the app's default version."""
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
+    # The parser reads queue.yaml from this folder; "quick" and "slow" are queues there, "pull" is a pull queue.
+    bed.init_taskqueue_stub(root_path=str(Path(__file__).parent / "unit" / "data"))
+    yield bed
+    bed.deactivate()
+
+
+@pytest.fixture
+def queued(engine: testbed.Testbed) -> Queued:
+    """What is in the queues."""
+    return Queued(engine)
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """What the apps under test tell."""
+    heard = Recorder()
+    yield heard
+    heard.close()
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
+    """Return a function that prepares a server, without starting it.
+
+    Its arguments: the source of ``main.py``, or a mapping of file names to sources; ``apps`` (by default
+    ``["main:app"]``); ``services``; ``arguments``, further ones of the command line; ``environ``.
+    """
+    made: list[Server] = []
+
+    def make(
+        source: str | Mapping[str, str],
+        *,
+        apps: Sequence[str] = ("main:app",),
+        services: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> Server:
+        directory = tmp_path / f"server{len(made)}"
+        directory.mkdir()
+        for name, text in ({"main.py": source} if isinstance(source, str) else source).items():
+            (directory / name).write_text(text)
+        given = [*apps, *(f"--service={name}" for name in services), "--port=0", "--admin-port=0"]
+        given += ["--ready-file=ready.json", *arguments]
+        server = Server(directory, given, {"RECORDER": recorder.path, **(environ or {})})
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.discard()
+
+
+@pytest.fixture
+def serve(make_server: Serve) -> Serve:
+    """Return a function that starts a server and waits until it is ready; for its arguments see ``make_server``."""
+
+    def start(source: str | Mapping[str, str], **options: Any) -> Server:
+        return make_server(source, **options).start()
+
+    return start

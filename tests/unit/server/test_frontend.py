@@ -1,0 +1,88 @@
+"""The front end of an app process: whose platform headers are believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+from deferred_middleware.server.frontend import Frontend
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+TOKEN = "only-the-queue-process-knows"
+
+
+def seen(**headers: str) -> dict[str, Any]:
+    """Send a request with these ``environ`` entries through a front end; return what the app behind it got."""
+    got: dict[str, Any] = {}
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        got.update(environ)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"ok"]
+
+    environ: dict[str, Any] = {"REMOTE_ADDR": "192.0.2.7", **headers}
+    setup_testing_defaults(environ)
+    frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
+    # QUERY_STRING: PEP 3333 wants a str, and validator warns where there is none.
+    environ.setdefault("QUERY_STRING", "")
+    result = validator(frontend)(environ, lambda *_args: lambda _data: None)
+    list(result)
+    result.close()  # type: ignore[attr-defined]
+    return got
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", "nöt-äscii"])
+def test_outsiders_send_no_platform_headers(token: str | None) -> None:
+    """Without the right token, every X-AppEngine header is removed."""
+    headers = {} if token is None else {"HTTP_X_DEFERRED_SERVER_TOKEN": token}
+    got = seen(HTTP_X_APPENGINE_QUEUENAME="default", HTTP_X_APPENGINE_USER_IS_ADMIN="1", **headers)
+    assert "HTTP_X_APPENGINE_QUEUENAME" not in got
+    assert "HTTP_X_APPENGINE_USER_IS_ADMIN" not in got
+
+
+def test_other_spellings_are_removed_too() -> None:
+    """Keys that fold to the same header are removed, whatever made them."""
+    got = seen(**{"HTTP_x_appengine-TaskName": "forged"})
+    assert "forged" not in got.values()
+
+
+def test_the_queue_process_is_believed() -> None:
+    """With the token, a task's headers reach the app."""
+    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=TOKEN, HTTP_X_APPENGINE_QUEUENAME="default")
+    assert got["HTTP_X_APPENGINE_QUEUENAME"] == "default"
+    assert got["HTTP_X_APPENGINE_USER_IP"] == "0.1.0.2"
+
+
+@pytest.mark.parametrize("token", [TOKEN, "wrong"])
+def test_the_token_never_reaches_the_app(token: str) -> None:
+    """An app that shows its headers gives nothing away."""
+    assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in seen(HTTP_X_DEFERRED_SERVER_TOKEN=token)
+
+
+def test_an_outsiders_address_is_the_connections() -> None:
+    """The SDK copies the user's IP into REMOTE_ADDR, so it has to be the true one."""
+    assert seen(HTTP_X_APPENGINE_USER_IP="0.1.0.2")["HTTP_X_APPENGINE_USER_IP"] == "192.0.2.7"
+
+
+def test_every_request_gets_what_the_platform_sets() -> None:
+    """Ticket, hostname and log ID are what the SDK's API calls and targets depend on."""
+    got = seen(HTTP_X_APPENGINE_API_TICKET="stolen", HTTP_X_APPENGINE_REQUEST_LOG_ID="mine")
+    assert got["HTTP_X_APPENGINE_API_TICKET"] == "ticket"
+    assert got["HTTP_X_APPENGINE_DEFAULT_VERSION_HOSTNAME"] == "127.0.0.1:8080"
+    assert got["HTTP_X_APPENGINE_HTTPS"] == "off"
+    assert got["HTTP_X_APPENGINE_REQUEST_LOG_ID"] not in ("", "mine")
+
+
+def test_log_ids_differ() -> None:
+    """Each request has a log ID of its own."""
+    assert seen()["HTTP_X_APPENGINE_REQUEST_LOG_ID"] != seen()["HTTP_X_APPENGINE_REQUEST_LOG_ID"]
+
+
+def test_other_headers_pass() -> None:
+    """Headers that are not the platform's are left alone."""
+    assert seen(HTTP_X_REQUEST_ID="abc")["HTTP_X_REQUEST_ID"] == "abc"

@@ -1,0 +1,288 @@
+"""App processes: real ones, started, watched, restarted and stopped."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import queue
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import deferred_middleware
+from deferred_middleware.server.processes import (
+    AppProcess,
+    AppProcessConfig,
+    ProcessEvent,
+    ProcessReady,
+    StartFailed,
+    app_environ,
+    pause_seconds,
+)
+
+WAIT_SECONDS = 30.0
+
+ECHO_PID = """
+import os, threading, subprocess, sys
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/wait":
+        open("waiting", "w").close()
+        os.mkfifo("release") if not os.path.exists("release") else None
+        open("release").read()
+    if path == "/env":
+        body = repr({k: v for k, v in os.environ.items()})
+    elif path == "/child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        body = str(child.pid)
+    elif path == "/stdin":
+        body = repr(sys.stdin.read())
+    else:
+        body = str(os.getpid())
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [body.encode()]
+"""
+
+
+class Running:
+    """One service under test: its process, its port, and what was told about it."""
+
+    def __init__(self, tmp_path: Path, source: str, **changes: float) -> None:
+        (tmp_path / "served.py").write_text(source)
+        self.events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        package = str(Path(deferred_middleware.__file__).parent.parent)
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])}
+        self.process = AppProcess(
+            AppProcessConfig(
+                app="served:app",
+                service="default",
+                threads=4,
+                listener=self.listener,
+                environ=environ,
+                delivery_token="token",
+                api_ticket="ticket",
+                default_hostname="127.0.0.1:1",
+                **changes,
+            ),
+            on_event=self.events.put,
+        )
+
+    def start(self) -> ProcessEvent:
+        """Start the process and return what is told of it."""
+        self.process.start()
+        return self.events.get(timeout=WAIT_SECONDS)
+
+    def connection(self) -> http.client.HTTPConnection:
+        """Return a connection of its own to the service."""
+        host, port = self.listener.getsockname()
+        return http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS)
+
+    def get(self, path: str = "/") -> str:
+        """Return what the app answers."""
+        return self.ask(path)[1]
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Return the status and the body of what the app answers."""
+        connection = self.connection()
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Return a function that makes a service of the given source; it is stopped after the test."""
+    monkeypatch.chdir(tmp_path)
+    made: list[Running] = []
+
+    def make(source: str = ECHO_PID, **changes: float) -> Running:
+        made.append(Running(tmp_path, source, **changes))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.process.stop()
+        service.listener.close()
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds, which nothing announces; fail when it takes too long."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        os.sched_yield()
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether the process runs; a zombie doesn't."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_serves_in_a_process_of_its_own(running: Start) -> None:
+    """The app answers from another process than the one that started it."""
+    service = running()
+    assert service.start() == ProcessReady(service="default")
+    assert int(service.get()) == service.process.pid != os.getpid()
+
+
+def test_stop_leaves_no_process(running: Start) -> None:
+    """After stop() the process is gone, and so is what it started."""
+    service = running()
+    service.start()
+    pid, grandchild = service.process.pid, int(service.get("/child"))
+    assert pid is not None
+    service.process.stop()
+    assert service.process.pid is None
+    assert not is_alive(pid)
+    await_true(lambda: not is_alive(grandchild))
+
+
+def test_stop_lets_a_running_request_finish(running: Start, tmp_path: Path) -> None:
+    """A request that runs when the process is asked to stop is still answered."""
+    service = running()
+    service.start()
+    connection = service.connection()
+    connection.request("GET", "/wait")
+    await_true((tmp_path / "release").exists)
+    service.process.request_stop()
+    (tmp_path / "release").write_text("go")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_a_killed_process_is_started_again(running: Start) -> None:
+    """The service answers again, from a new process, after its process was killed."""
+    service = running()
+    service.start()
+    first = service.process.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    # The listening socket stays open, so the request waits for the next process.
+    await_true(lambda: not is_alive(first))
+    assert int(service.get()) != first
+
+
+def test_it_works_without_waitid(running: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system can't wait without reaping, a killed process is started again and stopped just the same."""
+    monkeypatch.delattr(os, "waitid")
+    service = running()
+    service.start()
+    first = service.process.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await_true(lambda: not is_alive(first))
+    second = int(service.get())
+    assert second != first
+    service.process.stop()
+    assert not is_alive(second)
+
+
+def test_what_a_dead_process_started_is_ended(running: Start) -> None:
+    """Children of a process that was killed don't stay behind."""
+    service = running()
+    service.start()
+    grandchild = int(service.get("/child"))
+    assert service.process.pid is not None
+    os.kill(service.process.pid, signal.SIGKILL)
+    await_true(lambda: not is_alive(grandchild))
+
+
+def test_the_pause_before_a_restart_doubles() -> None:
+    """A service that keeps dying is started less and less often, up to a bound."""
+    assert [pause_seconds(deaths) for deaths in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1, 2, 4, 8, 10, 10]
+
+
+def test_a_death_is_said_with_its_status(running: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says how the process ended, and when it is started again."""
+    service = running("import os\ndef app(environ, start_response):\n    os._exit(3)\n")
+    service.start()
+    with pytest.raises((http.client.HTTPException, OSError)):
+        service.get()
+    await_true(lambda: "ended with status 3; it is started again in 0.5 s" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import os\nos._exit(3)", "ended with status 3 while served:app was imported"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed by signal 9 (SIGKILL) while"),
+        ("raise ValueError('no such luck')", "ValueError: no such luck (served.py:1)"),
+    ],
+)
+def test_a_failed_start_is_told_once(running: Start, source: str, expected: str) -> None:
+    """An app that can't start is told with its reason, and not started again."""
+    service = running(source)
+    told = service.start()
+    assert isinstance(told, StartFailed)
+    assert expected in told.message
+    service.process.stop()
+    assert service.events.empty()
+    assert service.process.pid is None
+
+
+def test_a_failed_import_brings_its_traceback(running: Start) -> None:
+    """The traceback of the app's own error is kept for whoever wants it."""
+    told = running("raise ValueError('no such luck')").start()
+    assert isinstance(told, StartFailed)
+    assert 'served.py", line 1' in told.traceback
+
+
+def test_an_app_that_hangs_at_start_is_given_up(running: Start) -> None:
+    """An import that never ends is a failed start, and its process is ended."""
+    told = running("import threading\nthreading.Event().wait()", start_timeout_seconds=1.0).start()
+    assert isinstance(told, StartFailed)
+    assert "was not imported within 1 s" in told.message
+
+
+def test_stopping_while_it_starts_tells_nothing(running: Start) -> None:
+    """A stop in the middle of the import is no failure."""
+    service = running("import threading\nopen('importing', 'w').close()\nthreading.Event().wait()")
+    service.process.start()
+    await_true(Path("importing").exists)
+    service.process.stop()
+    assert service.events.empty()
+
+
+def test_the_app_does_not_get_the_lifeline(running: Start) -> None:
+    """Standard input is empty for the app, and reading it doesn't end the process."""
+    service = running()
+    service.start()
+    assert service.get("/stdin") == "''"
+
+
+def test_the_environment_is_app_engines() -> None:
+    """The process's environment says where it is, as on App Engine, and where the APIs answer."""
+    base: Mapping[str, str] = {"HOME": "/home/me", "GAE_SERVICE": "other"}
+    environ = app_environ(
+        base,
+        service="background",
+        version="local",
+        instance="background-0",
+        project="local-app",
+        app_id="dev~local-app",
+        default_hostname="127.0.0.1:8080",
+        api_address=("127.0.0.1", 8000),
+        api_ticket="ticket",
+    )
+    assert environ["HOME"] == "/home/me"
+    assert environ["GAE_SERVICE"] == "background"
+    assert environ["GAE_APPLICATION"] == environ["APPLICATION_ID"] == "dev~local-app"
+    assert environ["GOOGLE_CLOUD_PROJECT"] == "local-app"
+    assert environ["GAE_RUNTIME"] == f"python3{sys.version_info.minor}"
+    assert (environ["API_HOST"], environ["API_PORT"]) == ("127.0.0.1", "8000")

@@ -1,0 +1,162 @@
+"""The wire between the SDK and the queue process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+from google.appengine.api import apiproxy_stub, apiproxy_stub_map
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
+from google.appengine.runtime import apiproxy_errors
+
+from deferred_middleware.server.rpc import RpcApplication
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+TICKET = "ticket"
+
+
+class Stub(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
+    """A taskqueue service with one method, whose behaviour a test chooses."""
+
+    def __init__(self) -> None:
+        super().__init__("taskqueue")
+        self.error: Exception | None = None
+        self.got: list[str] = []
+
+    def _Dynamic_Add(self, request: Any, response: Any) -> None:
+        self.got.append(request.url.decode())
+        if self.error is not None:
+            raise self.error
+        response.chosen_task_name = b"chosen"
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """A stub that succeeds."""
+    return Stub()
+
+
+def _request(stub: Stub, body: bytes, *, method: str = "POST", path: str = "/rpc_http", pages: Any = None) -> Any:
+    stub_map = apiproxy_stub_map.APIProxyStubMap()
+    stub_map.RegisterStub("taskqueue", stub)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": "",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    setup_testing_defaults(environ)
+    started: list[Any] = []
+
+    def start_response(status: str, headers: Any, exc_info: Any = None) -> Any:
+        started.extend([status, dict(headers)])
+
+    result = validator(RpcApplication(stub_map, ["other", TICKET], pages=pages))(environ, start_response)
+    answer = b"".join(result)
+    result.close()  # type: ignore[attr-defined]
+    return started[0], started[1], answer
+
+
+def _call(
+    stub: Stub, *, service: str = "taskqueue", method: str = "Add", ticket: str = TICKET, body: Any = None
+) -> Any:
+    if body is None:
+        body = taskqueue_pb.TaskQueueAddRequest(
+            queue_name=b"default", task_name=b"", eta_usec=0, url=b"/work"
+        ).SerializeToString()
+    call = remote_api_pb.Request(service_name=service, method=method, request=body, request_id=ticket)
+    status, _headers, answer = _request(stub, call.SerializeToString())
+    assert status == "200 OK"
+    return remote_api_pb.Response.FromString(answer)
+
+
+def test_a_call_is_answered_by_its_stub(stub: Stub) -> None:
+    """The stub gets the request, and its response comes back."""
+    answer = taskqueue_pb.TaskQueueAddResponse.FromString(_call(stub).response)
+    assert stub.got == ["/work"]
+    assert answer.chosen_task_name == b"chosen"
+
+
+@pytest.mark.parametrize("ticket", ["", "wrong", "tickét"])
+def test_a_call_without_the_ticket_is_refused(stub: Stub, ticket: str) -> None:
+    """Who doesn't have the ticket reaches no stub."""
+    response = _call(stub, ticket=ticket)
+    assert response.rpc_error.code == remote_api_pb.RpcError.SECURITY_VIOLATION
+    assert stub.got == []
+
+
+@pytest.mark.parametrize(
+    ("service", "method"),
+    [("nothing", "Add"), ("taskqueue", "Nothing"), ("taskqueue", "BulkAdd"), ("memcache", "Get")],
+)
+def test_an_unknown_call_is_not_found(stub: Stub, service: str, method: str) -> None:
+    """An unknown service or method, and one that has no stub, are told apart from failures."""
+    assert _call(stub, service=service, method=method).rpc_error.code == remote_api_pb.RpcError.CALL_NOT_FOUND
+
+
+def test_an_application_error_keeps_code_and_detail(stub: Stub) -> None:
+    """What the API answers as its own error arrives as such."""
+    stub.error = apiproxy_errors.ApplicationError(10, "exists")
+    response = _call(stub)
+    assert (response.application_error.code, response.application_error.detail) == (10, "exists")
+    assert not response.HasField("rpc_error")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (apiproxy_errors.RequestTooLargeError("big"), remote_api_pb.RpcError.REQUEST_TOO_LARGE),
+        (apiproxy_errors.DeadlineExceededError("slow"), remote_api_pb.RpcError.DEADLINE_EXCEEDED),
+        (apiproxy_errors.RPCFailedError("store failed"), remote_api_pb.RpcError.UNKNOWN),
+    ],
+)
+def test_a_transport_error_keeps_its_kind(stub: Stub, error: Exception, code: int) -> None:
+    """The client can raise the exception that the stub raised, with its message."""
+    stub.error = error
+    response = _call(stub)
+    assert (response.rpc_error.code, response.rpc_error.detail) == (code, str(error))
+
+
+def test_a_defect_is_logged_with_its_traceback(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    """A stub that raises something else fails the call, and the server's log says where."""
+    stub.error = ZeroDivisionError("by zero")
+    response = _call(stub)
+    assert response.rpc_error.code == remote_api_pb.RpcError.UNKNOWN
+    assert response.rpc_error.detail == "ZeroDivisionError: by zero"
+    assert "taskqueue.Add" in caplog.text
+    assert "_Dynamic_Add" in caplog.text
+
+
+def test_bytes_that_are_no_call_are_refused(stub: Stub) -> None:
+    """Garbage instead of a call, or inside of one, is an error of the request's."""
+    _status, _headers, answer = _request(stub, b"\xff\xff garbage")
+    assert remote_api_pb.Response.FromString(answer).rpc_error.code == remote_api_pb.RpcError.BAD_REQUEST
+    assert _call(stub, body=b"\xff\xff garbage").rpc_error.code == remote_api_pb.RpcError.PARSE_ERROR
+
+
+def test_calls_are_posted(stub: Stub) -> None:
+    """Another method gets 405 and is told which one is right."""
+    status, headers, _answer = _request(stub, b"", method="GET")
+    assert status == "405 Method Not Allowed"
+    assert headers["Allow"] == "POST"
+
+
+def test_other_paths_go_to_the_pages(stub: Stub) -> None:
+    """Without pages another path is not found; with them they answer."""
+
+    def pages(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    assert _request(stub, b"", method="GET", path="/")[0] == "404 Not Found"
+    status, _headers, answer = _request(stub, b"", method="GET", path="/tasks", pages=pages)
+    assert (status, answer) == ("200 OK", b"/tasks")

@@ -1,0 +1,323 @@
+"""The SDK's services other than the task queue, as the queue process answers them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.appengine.api import apiproxy_stub, apiproxy_stub_map, full_app_id, mail, memcache, modules, urlfetch, users
+from google.appengine.api.app_identity import app_identity
+from google.appengine.api.modules import modules_service_pb2
+from google.appengine.datastore import datastore_pb
+from google.appengine.ext import ndb
+from google.protobuf.message import Message
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.datastore import DATASTORE_FILE
+from deferred_middleware.server.sdk_stubs import make_stub_map, message_types
+from deferred_middleware.server.services import Service, ServiceDirectory
+
+APP_ID = "dev~local-app"
+
+
+class FakeTaskQueue(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
+    """Keeps what a committed transaction adds."""
+
+    def __init__(self) -> None:
+        super().__init__("taskqueue")
+        self.added: list[Any] = []
+
+    def _Dynamic_Add(self, request: Any, response: Any) -> None:
+        self.added.append(request)
+
+
+class Note(ndb.Model):  # type: ignore[misc] # the SDK has no types
+    """An entity."""
+
+    text = ndb.StringProperty()
+    data = ndb.BlobProperty()
+
+
+DEFAULT = Service(name="default", version="local", host="127.0.0.1", port=8080, concurrency=6)
+BACKGROUND = Service(name="background", version="local", host="127.0.0.1", port=8081, concurrency=6)
+
+Make = Callable[[], Any]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Return a function that makes the stubs on one data directory, as starting the server does."""
+    monkeypatch.setattr(apiproxy_stub_map, "apiproxy", None)
+    for variable in ("APPLICATION_ID", "GAE_APPLICATION", "AUTH_DOMAIN"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+
+    def make_stubs() -> Any:
+        return make_stub_map(
+            app_id=APP_ID,
+            data_dir=tmp_path,
+            directory=ServiceDirectory([DEFAULT, BACKGROUND]),
+            taskqueue_stub=FakeTaskQueue(),
+            callers={"background's ticket": BACKGROUND},
+        )
+
+    yield make_stubs
+    full_app_id.clear()
+
+
+@pytest.fixture
+def stubs(make: Make) -> Any:
+    """The stubs, installed in this process."""
+    return make()
+
+
+def in_context(function: Callable[[], Any]) -> Any:
+    """Call ``function`` with ndb's caches off, so that it asks the datastore."""
+    context = ndb.get_context()
+    context.set_cache_policy(False)
+    context.set_memcache_policy(False)
+    return function()
+
+
+def test_every_method_of_every_stub_has_its_messages(stubs: Any) -> None:
+    """What a stub can do can be asked for over HTTP; methods that only steer a stub in tests are left out."""
+    steering = {"SetClock", "AdvanceClock", "SetMaxSize", "GetLruChainLength", "SetHttpProxy", "SetOAuthUser"}
+    steering |= {"SetDefaultGcsBucketName", "SetCapabilityStatus"}
+    steering |= {f"{verb}{what}" for verb in ("Get", "Set") for what in ("LogMailBody", "LogMailLevel")}
+    steering |= {"GetSentMessages", "ClearSentMessages"}
+    names = ["datastore_v3", "memcache", "modules", "app_identity_service", "urlfetch", "user", "capability_service"]
+    for name in [*names, "mail"]:
+        for attribute in dir(stubs.GetStub(name)):
+            method = attribute.removeprefix("_Dynamic_")
+            if method != attribute and method not in steering:
+                assert all(issubclass(kind, Message) for kind in message_types(name, method))
+
+
+def test_an_unknown_method_is_a_key_error() -> None:
+    """Whoever asks decides what to make of a method that nobody knows."""
+    with pytest.raises(KeyError):
+        message_types("taskqueue", "NoSuchMethod")
+
+
+def test_a_transactional_add_has_the_task_queues_messages() -> None:
+    """AddActions carries a bulk add, not the message that its name suggests."""
+    request, response = message_types("datastore_v3", "AddActions")
+    assert (request.__name__, response.__name__) == ("TaskQueueBulkAddRequest", "TaskQueueBulkAddResponse")
+
+
+def test_entities_survive_a_restart(make: Make) -> None:
+    """What was put is there again in a server that starts on the same data directory, without an orderly end."""
+    make()
+    key = in_context(lambda: Note(text="kept", data=bytes(range(256))).put())
+    make()
+    note = in_context(key.get)
+    assert (note.text, note.data) == ("kept", bytes(range(256)))
+
+
+def test_deleted_entities_stay_deleted(make: Make) -> None:
+    """A delete is on disk, too."""
+    make()
+    key = in_context(lambda: Note(text="gone").put())
+    in_context(key.delete)
+    make()
+    assert in_context(key.get) is None
+
+
+def test_queries_see_what_was_committed(stubs: Any) -> None:
+    """Queries are consistent, as in Firestore's Datastore mode."""
+    for number in range(20):
+        in_context(Note(text=str(number)).put)
+        assert in_context(Note.query().count) == number + 1
+
+
+def test_a_transaction_that_commits_adds_its_tasks(stubs: Any) -> None:
+    """The task queue is asked to add what belongs to a transaction when it commits, through this process's stubs."""
+    _run_transaction_with_task(fail=False)
+    assert [request.url for request in stubs.GetStub("taskqueue").added] == [b"/work"]
+
+
+def test_a_transaction_that_is_rolled_back_adds_nothing(stubs: Any) -> None:
+    """Nothing is added when the transaction fails."""
+    with pytest.raises(ZeroDivisionError):
+        _run_transaction_with_task(fail=True)
+    assert stubs.GetStub("taskqueue").added == []
+
+
+def _run_transaction_with_task(*, fail: bool) -> None:
+    request_type, response_type = message_types("datastore_v3", "AddActions")
+
+    def work() -> None:
+        Note(text="in transaction").put()
+        request = request_type()
+        task: Any = request.add_request.add()  # type: ignore[attr-defined]
+        task.queue_name, task.task_name, task.url, task.eta_usec = b"default", b"", b"/work", 0
+        task.transaction.CopyFrom(_current_transaction())
+        apiproxy_stub_map.MakeSyncCall("datastore_v3", "AddActions", request, response_type())
+        if fail:
+            raise ZeroDivisionError
+
+    in_context(lambda: ndb.transaction(work, retries=0))
+
+
+def _current_transaction() -> Any:
+    return ndb.get_context()._conn.transaction
+
+
+def test_threads_can_put_at_once(stubs: Any, make: Make) -> None:
+    """Nothing is lost when many threads put at the same time."""
+
+    def put(number: int) -> None:
+        in_context(Note(id=number + 1, text=str(number)).put)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(80)))
+    make()
+    assert in_context(Note.query().count) == 80
+
+
+def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the file is being written, further commits gather, and one more write serves them all."""
+    datastore = stubs.GetStub("datastore_v3")
+    write_file = datastore._write_file
+    writes: list[int] = []
+    began, may_end = threading.Event(), threading.Event()
+
+    def slow_write(entities: list[object]) -> None:
+        writes.append(len(entities))
+        began.set()
+        assert may_end.wait(20)
+        write_file(entities)
+
+    monkeypatch.setattr(datastore, "_write_file", slow_write)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        first = pool.submit(in_context, Note(id=100).put)
+        assert began.wait(20)
+        others = [pool.submit(in_context, Note(id=number).put) for number in range(1, 8)]
+        while datastore._committed < 8:
+            os.sched_yield()
+        may_end.set()
+        for future in [first, *others]:
+            future.result(20)
+    assert len(writes) == 2
+
+
+def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put that can't be written fails, instead of being acknowledged."""
+    datastore = stubs.GetStub("datastore_v3")
+
+    def fail(_entities: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datastore, "_write_file", fail)
+        with pytest.raises(OSError, match="No space left"):
+            in_context(Note(text="lost?").put)
+    in_context(Note(text="later").put)
+
+
+def test_close_writes_what_is_left(make: Make, tmp_path: Path) -> None:
+    """An orderly end leaves the file complete."""
+    stub_map = make()
+    key = in_context(lambda: Note(text="kept").put())
+    (tmp_path / DATASTORE_FILE).unlink()
+    stub_map.GetStub("datastore_v3").close()
+    make()
+    assert in_context(key.get).text == "kept"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"something else",
+        b"",
+        b"deferred_middleware datastore 1\n",
+        b"deferred_middleware datastore 1\n" + struct.pack(">QQI", 1, 1, 9) + b"no entity",
+        b"deferred_middleware datastore 1\n" + struct.pack(">QQI", 1, 1, 9) + b"cut",
+    ],
+)
+def test_a_damaged_datastore_file_is_told(make: Make, tmp_path: Path, content: bytes) -> None:
+    """A file that can't be read stops the start with its name; an empty one is damaged as well."""
+    (tmp_path / DATASTORE_FILE).write_bytes(content)
+    with pytest.raises(ServerError, match=DATASTORE_FILE):
+        make()
+
+
+def test_memcache_is_shared(stubs: Any) -> None:
+    """What one sets the next one gets."""
+    memcache.set("color", "blue")
+    assert memcache.get("color") == "blue"
+    assert memcache.incr("count", initial_value=4) == 5
+
+
+def test_modules_are_the_services(stubs: Any) -> None:
+    """The modules API names what is served, and where it can be reached."""
+    assert list(modules.get_modules()) == ["background", "default"]
+    assert list(modules.get_versions("background")) == ["local"]
+    assert modules.get_default_version("default") == "local"
+    assert modules.get_hostname("background") == "127.0.0.1:8081"
+    assert modules.get_hostname("default") == "127.0.0.1:8080"
+
+
+def test_an_unknown_module_is_the_sdks_error(stubs: Any) -> None:
+    """Asking for a service that isn't served fails as on App Engine."""
+    with pytest.raises(modules.InvalidModuleError):
+        modules.get_hostname("nowhere")
+
+
+def test_a_caller_is_told_by_its_ticket(stubs: Any) -> None:
+    """Without a module named, the answer is about the service that asks."""
+    request, response = modules_service_pb2.GetHostnameRequest(), modules_service_pb2.GetHostnameResponse()
+    stubs.GetStub("modules").MakeSyncCall("modules", "GetHostname", request, response, "background's ticket")
+    assert response.hostname == "127.0.0.1:8081"
+
+
+def test_app_identity_knows_the_app(stubs: Any) -> None:
+    """The service account and the app's own ID can be asked for."""
+    assert app_identity.get_service_account_name()
+    assert app_identity.get_application_id() == "local-app"
+
+
+def test_mail_goes_to_the_log(stubs: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Mail is not sent; it is said that it would have been."""
+    with caplog.at_level(logging.INFO):
+        mail.send_mail("from@example.com", "to@example.com", "Hello", "Body")
+    assert "to@example.com" in caplog.text
+
+
+def test_login_urls_can_be_made(stubs: Any) -> None:
+    """The users API works for the URLs that a page shows."""
+    assert users.create_login_url("/here")
+
+
+def test_urlfetch_refuses_what_is_no_url(stubs: Any) -> None:
+    """URL fetch answers, without going anywhere."""
+    with pytest.raises(urlfetch.InvalidURLError):
+        urlfetch.fetch("nowhere://at-all")
+
+
+def test_starting_says_nothing(
+    make: Make, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first start warns of no file that isn't there yet."""
+    make()
+    assert caplog.text == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_file_is_private(stubs: Any, tmp_path: Path) -> None:
+    """Only the person who runs the server can read what is kept."""
+    in_context(Note(text="secret").put)
+    assert (tmp_path / DATASTORE_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_queries_messages_are_the_datastores() -> None:
+    """A query's answer is a batch, and so is the next one's."""
+    assert message_types("datastore_v3", "RunQuery") == (datastore_pb.Query, datastore_pb.QueryResult)
+    assert message_types("datastore_v3", "Next")[1] is datastore_pb.QueryResult

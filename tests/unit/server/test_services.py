@@ -1,0 +1,92 @@
+"""Which service a Host header or a target means."""
+
+from __future__ import annotations
+
+import pytest
+
+from deferred_middleware.errors import DeferredError
+from deferred_middleware.server.services import Service, ServiceDirectory, UnknownServiceError
+
+
+def _service(name: str, port: int, *, version: str = "local", concurrency: int = 2) -> Service:
+    return Service(name=name, version=version, host="127.0.0.1", port=port, concurrency=concurrency)
+
+
+DEFAULT = _service("default", 8080)
+BACKGROUND = _service("background", 8081)
+DIRECTORY = ServiceDirectory([DEFAULT, BACKGROUND])
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (None, DEFAULT),
+        ("", DEFAULT),
+        ("127.0.0.1:8080", DEFAULT),
+        ("localhost:8080", DEFAULT),
+        ("www.example.com", DEFAULT),
+        ("127.0.0.1:8081", BACKGROUND),
+        ("LOCALHOST:8081", BACKGROUND),
+        ("background.127.0.0.1:8080", BACKGROUND),
+        ("local.background.127.0.0.1:8080", BACKGROUND),
+        ("0.local.background.127.0.0.1:8080", BACKGROUND),
+        ("local.127.0.0.1:8080", DEFAULT),
+        ("local.default.127.0.0.1:8080", DEFAULT),
+    ],
+)
+def test_a_host_header_means_a_service(host: str | None, expected: Service) -> None:
+    """Every form of Host header that the SDK sends finds its service."""
+    assert DIRECTORY.resolve(host) is expected
+
+
+@pytest.mark.parametrize("prefix", ["nowhere", "v2.background", "local.nowhere", "a.b.local.background"])
+def test_an_unknown_service_or_version_is_an_error(prefix: str) -> None:
+    """What isn't served is never silently the default service, and the error names it and what is served."""
+    with pytest.raises(UnknownServiceError, match=r"local\.default, local\.background") as raised:
+        DIRECTORY.resolve(f"{prefix}.127.0.0.1:8080")
+    assert raised.value.target == prefix
+    assert prefix in str(raised.value)
+    assert isinstance(raised.value, DeferredError)
+
+
+def test_hostname_and_resolve_agree() -> None:
+    """A service is found again by the hostname that its tasks get."""
+    for service in DIRECTORY:
+        assert DIRECTORY.resolve(DIRECTORY.hostname(service)) is service
+
+
+def test_a_target_outlives_the_ports() -> None:
+    """A target taken from one server's Host header means the same service on another server's ports."""
+    target = DIRECTORY.target("local.background.127.0.0.1:8080")
+    assert target == "local.background"
+    moved = ServiceDirectory([_service("default", 9000), _service("background", 9001)])
+    assert moved.by_target(target).port == 9001
+    assert moved.host(target) == "local.background.127.0.0.1:9000"
+
+
+def test_a_services_own_address_becomes_its_target() -> None:
+    """The port in a service's own address is not kept, because it changes; a foreign host says nothing."""
+    assert DIRECTORY.target("127.0.0.1:8081") == "local.background"
+    assert DIRECTORY.target("127.0.0.1:8080") == ""
+    assert DIRECTORY.target("www.example.com") is None
+
+
+def test_services_are_found_by_name() -> None:
+    """A service is found by its name, and an unknown name is an error."""
+    assert DIRECTORY.named("background") is BACKGROUND
+    with pytest.raises(UnknownServiceError):
+        DIRECTORY.named("nowhere")
+
+
+def test_a_service_takes_at_least_one_task() -> None:
+    """A concurrency below one is refused."""
+    with pytest.raises(ValueError, match="at least one"):
+        _service("default", 8080, concurrency=0)
+
+
+def test_a_directory_has_distinct_services_and_at_least_one() -> None:
+    """An empty directory, and one with a service twice, are refused."""
+    with pytest.raises(ValueError, match="at least one"):
+        ServiceDirectory([])
+    with pytest.raises(ValueError, match="twice"):
+        ServiceDirectory([DEFAULT, _service("default", 9000)])

@@ -1,0 +1,143 @@
+"""The command line: arguments, and how errors are told. What ``serve`` does is in the acceptance tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deferred_middleware
+from deferred_middleware.cli import main, pair_services
+from deferred_middleware.errors import ServerError
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m deferred_middleware`` with the given arguments in ``cwd``."""
+    package = str(Path(deferred_middleware.__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "deferred_middleware", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_version(tmp_path: Path) -> None:
+    """``--version`` says which version this is, also as ``python -m deferred_middleware``."""
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"deferred-middleware {deferred_middleware.__version__}\n")
+
+
+def test_help_does_not_load_the_server(tmp_path: Path) -> None:
+    """Help comes at once: neither the SDK nor the server is imported for it."""
+    code = (
+        "import sys\n"
+        "from deferred_middleware.cli import main\n"
+        "try:\n    main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not [n for n in sys.modules if n.startswith(('google.appengine', 'waitress'))], 'loaded'\n"
+    )
+    package = str(Path(deferred_middleware.__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": package}, check=True, timeout=60
+    )
+
+
+def test_one_app_serves_every_service() -> None:
+    """A single app is what each service runs."""
+    assert pair_services(["main:app"], ["default", "background"]) == [
+        ("default", "main:app"),
+        ("background", "main:app"),
+    ]
+
+
+def test_without_a_service_it_is_the_default_one() -> None:
+    """Nobody has to name the only service."""
+    assert pair_services(["main:app"], None) == [("default", "main:app")]
+
+
+def test_several_apps_are_paired_in_order() -> None:
+    """Several apps go with as many services, in the order in which they are given."""
+    assert pair_services(["web:app", "work:app"], ["default", "background"]) == [
+        ("default", "web:app"),
+        ("background", "work:app"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("apps", "services", "expected"),
+    [
+        (["a:app", "b:app"], None, "2 apps need as many --service options, in their order; none is given"),
+        (["a:app", "b:app"], ["default"], "1 is given"),
+        (["a:app", "b:app"], ["default", "x", "y"], "3 are given"),
+        (["a:app"], ["background"], "needs a service called 'default'"),
+        (["a:app"], ["default", "default"], "--service default is given twice"),
+        (["a:app"], ["default", "Back_ground"], "'Back_ground' can't be a service's name"),
+        (["a:app"], ["default", "x-"], "'x-' can't be"),
+        (["a:app"], ["default", "x\n"], "can't be a service's name"),
+        (["a:app"], ["default", ""], "'' can't be"),
+        (["a:app"], ["default", "x" * 64], "can't be"),
+        (["main"], None, "MODULE:CALLABLE"),
+        (["main:"], None, "MODULE:CALLABLE"),
+    ],
+)
+def test_what_does_not_pair_is_told(apps: list[str], services: list[str] | None, expected: str) -> None:
+    """Each mistake is named with its value."""
+    with pytest.raises(ServerError) as caught:
+        pair_services(apps, services)
+    assert expected in str(caught.value)
+
+
+def test_an_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors go to standard error, with the program's name, and nothing else."""
+    assert main(["serve", "main:app", "--service", "background"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("deferred-middleware: ")
+    assert err.count("\n") == 1
+
+
+def test_a_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--traceback`` puts where it came from before the sentence."""
+    assert main(["serve", "main:app", "--service", "background", "--traceback"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last)")
+    assert err.splitlines()[-1].startswith("deferred-middleware: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["serve"],
+        ["nonsense"],
+        ["serve", "main:app", "--port", "70000"],
+        ["serve", "main:app", "--port", "x"],
+        ["serve", "main:app", "--threads", "0"],
+        ["serve", "main:app", "--nonsense"],
+    ],
+)
+def test_wrong_arguments_are_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What argparse can refuse it refuses, with its own status."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_the_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without waitress the way out is named."""
+    hidden: dict[str, Any] = {"waitress": None}
+    for name in [name for name in sys.modules if name.startswith("deferred_middleware.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, module in hidden.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert main(["serve", "main:app"]) == 1
+    assert "pip install 'deferred_middleware[server]'" in capsys.readouterr().err
