@@ -1,0 +1,134 @@
+"""A photo gallery on App Engine whose slow work is deferred: the routes, and how the app is wrapped."""
+
+from __future__ import annotations
+
+import logging
+
+from deferred_middleware import DeferredMiddleware
+from flask import Flask, Response, abort, jsonify, redirect, render_template, request, url_for
+from google.appengine.api import wrap_wsgi_app
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+
+import images
+import models
+import status
+import tasks
+from requestlog import RequestLog
+
+MAX_FILE_BYTES = 20 * 1024 * 1024
+PHOTOS_SHOWN = 48
+FOREVER_SECONDS = 365 * 24 * 3600
+
+logging.basicConfig(level=logging.INFO)
+
+app = Flask(__name__)
+# App Engine takes 32 MiB a request: https://cloud.google.com/appengine/docs/standard/how-requests-are-handled
+app.config["MAX_CONTENT_LENGTH"] = 32 * 1024 * 1024
+# From the outside in: the SDK's context, then our own middleware, then the one that runs tasks, then Flask. So the
+# request log has a line, and an id, for tasks as well as for pages.
+app.wsgi_app = wrap_wsgi_app(RequestLog(DeferredMiddleware(app.wsgi_app)))  # type: ignore[method-assign]
+
+
+@app.get("/")
+def index() -> str:
+    """Show the page; it asks for what changes later by itself."""
+    return render_template(
+        "index.html",
+        photos=status.describe(models.newest_photos(PHOTOS_SHOWN)),
+        max_megabytes=MAX_FILE_BYTES // 1024**2,
+    )
+
+
+@app.get("/api/photos")
+def photos() -> Response:
+    """Return the newest photographs with the state of their pieces, or those asked for with ``?id=…&id=…``."""
+    ids = request.args.getlist("id")
+    if ids:
+        keys = [models.photo_key(photo_id) for photo_id in ids]
+        chosen = [photo for photo in (key.get() for key in keys) if photo is not None]
+    else:
+        chosen = models.newest_photos(PHOTOS_SHOWN)
+    response = jsonify(photos=status.describe(chosen))
+    response.add_etag()
+    return response.make_conditional(request)  # type: ignore[return-value]  # it returns the response itself
+
+
+@app.post("/photos")
+def upload() -> tuple[Response, int] | BaseResponse:
+    """Keep the photographs of a form, and defer the work on them. If one is bad, none is kept."""
+    files = [file for file in request.files.getlist("photo") if file.filename]
+    if not files:
+        abort(400, "No photograph was sent: choose at least one file.")
+    checked = []
+    for file in files:
+        data = file.read()
+        if len(data) > MAX_FILE_BYTES:
+            abort(413, f"{file.filename}: larger than {MAX_FILE_BYTES // 1024**2} MB.")
+        try:
+            checked.append((str(file.filename), data, images.inspect(data)))
+        except images.BadImageError as error:
+            abort(400, f"{file.filename}: {error}")
+
+    kept = [models.keep_photo(filename, data, facts, tasks.defer_everything) for filename, data, facts in checked]
+    if _wants_json():
+        return jsonify(photos=status.describe(kept)), 201
+    return redirect(url_for("index"), 303)
+
+
+@app.post("/photos/<photo_id>/delete")
+def delete(photo_id: str) -> tuple[str, int] | BaseResponse:
+    """Delete a photograph with all that was made from it."""
+    models.delete_photo(photo_id)
+    return ("", 204) if _wants_json() else redirect(url_for("index"), 303)
+
+
+@app.get("/photos/<photo_id>/original")
+def original(photo_id: str) -> Response:
+    """Send a photograph as it was uploaded."""
+    photo = models.photo_key(photo_id).get()
+    data = models.read_original(photo_id)
+    if photo is None or data is None:
+        abort(404, "There is no such photograph; it may have been deleted.")
+    response = Response(data, mimetype=photo.media_type)
+    response.headers.set("Content-Disposition", "inline", filename=photo.filename)
+    return _kept_by_browsers(response)
+
+
+@app.get("/photos/<photo_id>/<int:size_px>.jpg")
+def thumbnail(photo_id: str, size_px: int) -> Response:
+    """Send a thumbnail, once it has been made."""
+    found = models.thumbnail_key(photo_id, size_px).get()
+    if found is None:
+        abort(404, "There is no such thumbnail, or not yet.")
+    return _kept_by_browsers(Response(found.data, mimetype=images.THUMBNAIL_MEDIA_TYPE))
+
+
+@app.errorhandler(HTTPException)
+def refuse(error: HTTPException) -> tuple[Response | str, int]:
+    """Tell what is wrong, to people in a page and to programs in JSON."""
+    message = error.description or error.name
+    code = error.code or 500
+    if _wants_json():
+        return jsonify(error=message), code
+    return render_template("error.html", message=message, code=code, name=error.name), code
+
+
+@app.after_request
+def protect(response: Response) -> Response:
+    """Let the browser run and show only what comes from here."""
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = "default-src 'self'; frame-ancestors 'none'"
+    return response
+
+
+def _wants_json() -> bool:
+    return bool(request.accept_mimetypes.best == "application/json")
+
+
+def _kept_by_browsers(response: Response) -> Response:
+    """Mark what never changes under its address."""
+    response.cache_control.public = True
+    response.cache_control.immutable = True
+    response.cache_control.max_age = FOREVER_SECONDS
+    return response

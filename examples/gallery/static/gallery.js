@@ -1,0 +1,327 @@
+// Shows the photographs and what becomes of them, without reloading: asks again soon while tasks are
+// under way, ever more seldom while nothing changes, and not at all while nobody looks.
+
+const SOONEST_MS = 400;
+const SELDOMEST_MS = 6000;
+const UPLOADS_AT_ONCE = 3;
+
+const grid = document.getElementById("photos");
+const template = document.getElementById("card");
+const empty = document.getElementById("empty");
+const tally = document.getElementById("tally");
+const meter = document.getElementById("meter");
+const form = document.getElementById("upload");
+const files = document.getElementById("files");
+const sending = document.getElementById("sending");
+const refused = document.getElementById("refused");
+
+const cards = new Map(); // id -> { element, shown: what the card shows, as JSON }
+const deleted = new Set(); // ids that an answer already on its way may still name
+
+const STATE_WORDS = {
+  queued: () => "Queued",
+  working: (photo) => `${done(photo)} of ${photo.pieces.length}`,
+  retrying: () => "Retrying",
+  failed: () => "Failed",
+  complete: () => "Complete",
+};
+
+function done(photo) {
+  return photo.pieces.filter((piece) => piece.state === "done").length;
+}
+
+function pending(photo) {
+  return photo.pieces.some(({ state }) => state !== "done" && state !== "failed");
+}
+
+function bytes(count) {
+  return count < 1e6 ? `${Math.max(1, Math.round(count / 1e3))} kB` : `${(count / 1e6).toFixed(1)} MB`;
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// --- Cards
+
+function newCard(photo) {
+  const card = template.content.firstElementChild.cloneNode(true);
+  card.querySelector(".name").textContent = photo.filename;
+  card.querySelector(".name").title = photo.filename;
+  card.querySelector(".facts").textContent =
+    `${photo.width} × ${photo.height} · ${bytes(photo.bytes)}`;
+  const remove = card.querySelector(".delete");
+  remove.setAttribute("aria-label", `Delete ${photo.filename}`);
+  remove.title = "Delete";
+  remove.addEventListener("click", () => deletePhoto(photo));
+  return card;
+}
+
+function showPicture(card, photo) {
+  const link = card.querySelector(".picture");
+  const image = link.querySelector("img");
+  const ready = photo.pieces.filter((piece) => piece.url);
+  if (!ready.length) return;
+  const largest = ready[ready.length - 1];
+  image.srcset = ready
+    .filter((piece, index) => index === 0 || piece.width > ready[index - 1].width)
+    .map((piece) => `${piece.url} ${piece.width}w`)
+    .join(", ");
+  image.sizes = "(max-width: 620px) 100vw, 320px";
+  image.src = (ready.find((piece) => piece.name === "640") || largest).url;
+  image.alt = photo.filename;
+  image.classList.toggle("small", photo.width < 240);
+  if (photo.width < 240) {
+    image.removeAttribute("srcset"); // shown at its own size, not blown up
+    image.removeAttribute("sizes");
+  }
+  image.hidden = false;
+  link.href = largest.url;
+}
+
+function showPalette(card, photo) {
+  const strip = card.querySelector(".palette");
+  if (!photo.palette || strip.childElementCount) return;
+  const words = photo.palette.map(({ colour, share }) => `${colour} ${Math.round(share * 100)} %`);
+  strip.setAttribute("aria-label", `Palette: ${words.join(", ")}`);
+  photo.palette.forEach(({ colour, share }, index) => {
+    const swatch = element("i");
+    swatch.style.background = colour;
+    swatch.style.flexGrow = share;
+    swatch.title = words[index];
+    strip.append(swatch);
+  });
+}
+
+function showPieces(card, photo) {
+  const chips = photo.pieces.map((piece) => {
+    const item = element("li");
+    const chip = element(piece.url ? "a" : "span", piece.state, piece.name);
+    chip.title = piece.url ? `${piece.width} × ${piece.height} px` : piece.state;
+    chip.setAttribute("aria-label", `${piece.name}: ${piece.state}`);
+    if (!piece.url) chip.setAttribute("role", "img");
+    if (piece.url) {
+      chip.href = piece.url;
+      chip.target = "_blank";
+      chip.rel = "noopener";
+    }
+    item.append(chip);
+    return item;
+  });
+  card.querySelector(".pieces").replaceChildren(...chips);
+}
+
+function showTrouble(card, photo) {
+  const trouble = card.querySelector(".trouble");
+  const piece =
+    photo.pieces.find(({ state }) => state === "failed") ||
+    photo.pieces.find(({ state }) => state === "retrying");
+  trouble.hidden = !piece;
+  if (!piece) return;
+  trouble.className = `trouble ${piece.state}`;
+  const what = piece.name === "palette" ? "The palette" : `The thumbnail of ${piece.name} px`;
+  const how = piece.state === "failed" ? "failed" : `failed at attempt ${piece.attempts} and will be tried again`;
+  trouble.textContent = `${what} ${how}: ${piece.error}`;
+}
+
+function showRuns(card, photo) {
+  const made = photo.pieces.filter((piece) => piece.state !== "queued");
+  card.querySelector("details").hidden = !made.length;
+  const rows = made.map((piece) => {
+    const row = element("li");
+    row.title = `${piece.function}\ntask ${piece.task}\nqueue ${piece.queue}\nrequest ${piece.request_id}`;
+    row.append(
+      element("span", "", piece.name),
+      element("span", "", `on ${piece.service}`),
+      element("span", "number", `${Math.round(piece.milliseconds)} ms`),
+      element("span", "second quiet", `attempt ${piece.attempts} · ${piece.request_id}`),
+    );
+    return row;
+  });
+  card.querySelector(".runs").replaceChildren(...rows);
+}
+
+function showCard(card, photo) {
+  const state = card.querySelector(".state");
+  state.className = `state ${photo.state}`;
+  state.textContent = STATE_WORDS[photo.state](photo);
+  card.classList.toggle("waiting", pending(photo) && !photo.pieces.some((piece) => piece.url));
+  showPicture(card, photo);
+  showPalette(card, photo);
+  showPieces(card, photo);
+  showTrouble(card, photo);
+  showRuns(card, photo);
+}
+
+/** Make the page agree with the list, newest first; return whether anything changed. */
+function show(photos) {
+  const listed = photos.filter(({ id }) => !deleted.has(id));
+  const ids = new Set(listed.map(({ id }) => id));
+  let changed = false;
+  for (const [id, { element: card }] of cards) {
+    if (ids.has(id)) continue;
+    card.remove();
+    cards.delete(id);
+    changed = true;
+  }
+  listed.forEach((photo, position) => {
+    let card = cards.get(photo.id);
+    if (!card) {
+      card = { element: newCard(photo), shown: "" };
+      cards.set(photo.id, card);
+    }
+    const now = JSON.stringify(photo);
+    if (card.shown !== now) {
+      showCard(card.element, photo);
+      card.shown = now;
+      changed = true;
+    }
+    if (grid.children[position] !== card.element) grid.insertBefore(card.element, grid.children[position] || null);
+  });
+  empty.hidden = listed.length > 0;
+  showTally(listed);
+  return changed;
+}
+
+function showTally(photos) {
+  const complete = photos.filter(({ state }) => state === "complete").length;
+  const tasks = photos.reduce((sum, photo) => sum + photo.pieces.length, 0);
+  const tasksDone = photos.reduce((sum, photo) => sum + done(photo), 0);
+  const words = photos.length
+    ? `${complete} of ${photos.length} complete · ${tasksDone} of ${tasks} tasks done`
+    : "";
+  if (tally.textContent !== words) tally.textContent = words; // a live region: only what is new is read out
+  meter.parentElement.hidden = !photos.length;
+  meter.style.width = tasks ? `${(100 * tasksDone) / tasks}%` : "0";
+}
+
+// --- Polling
+
+let timer = 0;
+let pauseMs = SOONEST_MS;
+let asking = false;
+
+async function refresh() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(timer);
+  let photos = null;
+  try {
+    const response = await fetch("/api/photos", { headers: { Accept: "application/json" } });
+    if (response.ok) photos = (await response.json()).photos;
+  } catch {
+    // The server can't be reached. What is shown stays true of the past; the next try is later.
+  }
+  asking = false;
+  const changed = photos !== null && show(photos);
+  const busy = photos !== null && photos.some(pending);
+  pauseMs = changed ? SOONEST_MS : Math.min(pauseMs * (busy ? 1.3 : 2), busy ? 2000 : SELDOMEST_MS);
+  if (!document.hidden) timer = setTimeout(refresh, pauseMs);
+}
+
+function soon() {
+  pauseMs = SOONEST_MS;
+  clearTimeout(timer);
+  timer = setTimeout(refresh, 0);
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : soon()));
+
+// --- Upload and deletion
+
+function refuse(message) {
+  const item = element("li");
+  const close = element("button", "", "Dismiss");
+  close.type = "button";
+  close.addEventListener("click", () => item.remove());
+  item.append(element("span", "", message), close);
+  refused.append(item);
+}
+
+async function reason(response) {
+  try {
+    return (await response.json()).error || response.statusText;
+  } catch {
+    return `${response.status} ${response.statusText}`;
+  }
+}
+
+async function send(file) {
+  if (file.size > Number(form.dataset.maxBytes)) {
+    refuse(`${file.name}: larger than ${Number(form.dataset.maxBytes) / 2 ** 20} MB.`);
+    return;
+  }
+  const body = new FormData();
+  body.append("photo", file);
+  try {
+    const response = await fetch(form.action, { method: "POST", body, headers: { Accept: "application/json" } });
+    if (!response.ok) refuse(await reason(response));
+  } catch {
+    refuse(`${file.name}: the server could not be reached; try again.`);
+  }
+  soon();
+}
+
+let waiting = [];
+let total = 0;
+let sent = 0;
+let senders = 0;
+
+/** Send files a few at a time, each in a request of its own: one bad file spoils no other. */
+function sendAll(list) {
+  waiting.push(...list);
+  total += list.length;
+  while (senders < UPLOADS_AT_ONCE && waiting.length) sender();
+}
+
+async function sender() {
+  senders += 1;
+  while (waiting.length) {
+    sending.textContent = `Uploading ${Math.min(sent + 1, total)} of ${total} …`;
+    await send(waiting.shift());
+    sent += 1;
+  }
+  senders -= 1;
+  if (senders) return;
+  sending.textContent = "";
+  total = sent = 0;
+}
+
+async function deletePhoto(photo) {
+  if (!window.confirm(`Delete ${photo.filename}?`)) return;
+  const response = await fetch(photo.delete, { method: "POST", headers: { Accept: "application/json" } }).catch(() => null);
+  if (!response || !response.ok) {
+    refuse(`${photo.filename} could not be deleted; try again.`);
+    return;
+  }
+  deleted.add(photo.id);
+  soon();
+}
+
+files.addEventListener("change", () => {
+  sendAll([...files.files]);
+  files.value = "";
+});
+form.addEventListener("submit", (event) => event.preventDefault());
+
+// The whole page takes what is dropped; a file beside the frame would otherwise replace the page.
+let depth = 0;
+function dragged(event, change) {
+  if (![...event.dataTransfer.types].includes("Files")) return;
+  event.preventDefault();
+  depth += change;
+  document.body.classList.toggle("dropping", depth > 0);
+}
+document.addEventListener("dragenter", (event) => dragged(event, 1));
+document.addEventListener("dragleave", (event) => dragged(event, -1));
+document.addEventListener("dragover", (event) => dragged(event, 0));
+document.addEventListener("drop", (event) => {
+  dragged(event, -depth);
+  sendAll([...event.dataTransfer.files]);
+});
+
+show(JSON.parse(document.getElementById("initial").textContent));
+soon();

@@ -1,0 +1,327 @@
+"""The gallery example through its own WSGI stack, on the SDK's in-process stubs."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from wsgiref.validate import validator
+
+import pytest
+from PIL import Image
+
+GALLERY = Path(__file__).resolve().parents[2] / "examples" / "gallery"
+MODULES = ("images", "main", "models", "requestlog", "status", "tasks")
+JSON = {"Accept": "application/json"}
+
+
+def picture(width_px: int = 400, height_px: int = 300, kind: str = "PNG", noise: bool = False) -> bytes:
+    """Return a picture as a file's bytes."""
+    file = io.BytesIO()
+    made = Image.effect_noise((width_px, height_px), 90) if noise else Image.new("L", (width_px, height_px), 90)
+    made.convert("RGB").save(file, kind)
+    return file.getvalue()
+
+
+class Gallery:
+    """The example's app, its client, and a queue whose tasks are delivered when a test says so."""
+
+    def __init__(self, main: ModuleType, taskqueue: Any) -> None:
+        self.main = main
+        self.client = main.app.test_client()
+        self.taskqueue = taskqueue
+
+    def upload(self, *files: tuple[str, bytes], **headers: str) -> Any:
+        """Send files as the page's form does."""
+        from werkzeug.datastructures import FileStorage, MultiDict
+        from werkzeug.test import encode_multipart
+
+        parts = MultiDict([("photo", FileStorage(io.BytesIO(data), name)) for name, data in files])
+        boundary, body = encode_multipart(parts)  # in memory: the client itself would leave a temporary file open
+        return self.client.post(
+            "/photos", data=body, content_type=f"multipart/form-data; boundary={boundary}", headers=headers or JSON
+        )
+
+    def photos(self) -> list[dict[str, Any]]:
+        """Ask for the list."""
+        return list(self.client.get("/api/photos").get_json()["photos"])
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """Return the tasks on the queue."""
+        return list(self.taskqueue.GetTasks("default"))
+
+    def deliver(self, task: dict[str, Any], retry_count: int = 0) -> Any:
+        """Deliver one task as the queue does."""
+        return self.client.post(
+            task["url"],
+            buffered=True,
+            data=base64.b64decode(task["body"]),
+            headers={
+                "X-AppEngine-QueueName": "default",
+                "X-AppEngine-TaskName": task["name"],
+                "X-AppEngine-TaskRetryCount": str(retry_count),
+                "X-AppEngine-TaskExecutionCount": str(retry_count),
+            },
+        )
+
+    def run_all(self) -> None:
+        """Deliver every task."""
+        for task in self.tasks():
+            assert self.deliver(task).status_code == 200
+
+
+@pytest.fixture
+def gallery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gallery]:
+    """The example's app with empty stubs; the SDK's context, which changes the whole process, is left out."""
+    from google.appengine import api
+    from google.appengine.ext import testbed
+
+    monkeypatch.syspath_prepend(str(GALLERY))
+    monkeypatch.setattr(api, "wrap_wsgi_app", lambda app: app)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.init_datastore_v3_stub()
+    bed.init_memcache_stub()
+    bed.init_app_identity_stub()
+    bed.init_taskqueue_stub()
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    try:
+        yield Gallery(importlib.import_module("main"), bed.get_stub(testbed.TASKQUEUE_SERVICE_NAME))
+    finally:
+        bed.deactivate()
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def test_an_upload_is_answered_before_the_work_is_done(gallery: Gallery) -> None:
+    """A photograph is listed as queued at once, with a task for each of its pieces."""
+    answer = gallery.upload(("sea.png", picture()))
+    assert answer.status_code == 201
+    (photo,) = gallery.photos()
+    assert (photo["filename"], photo["width"], photo["height"], photo["state"]) == ("sea.png", 400, 300, "queued")
+    assert [task["url"] for task in gallery.tasks()].count("/_cb/deferred/tasks/make_thumbnail") == 4
+    assert [task["url"] for task in gallery.tasks()].count("/_cb/deferred/tasks/extract_palette") == 1
+
+
+def test_a_photograph_is_complete_when_its_tasks_have_run(gallery: Gallery) -> None:
+    """Every thumbnail can be fetched at its size, the palette is there, and each run says how it went."""
+    gallery.upload(("sea.png", picture()))
+    gallery.run_all()
+    (photo,) = gallery.photos()
+    assert photo["state"] == "complete"
+    for piece in photo["pieces"][:-1]:
+        thumbnail = gallery.client.get(piece["url"])
+        assert max(Image.open(io.BytesIO(thumbnail.data)).size) == min(int(piece["name"]), 400)
+    assert photo["palette"] == [{"colour": "#5a5a5a", "share": 1.0}]
+    run = photo["pieces"][0]
+    assert (run["function"], run["queue"], run["attempts"]) == ("tasks/make_thumbnail", "default", 1)
+    assert run["task"] in [task["name"] for task in gallery.tasks()]
+
+
+def test_the_state_counts_up_while_tasks_run(gallery: Gallery) -> None:
+    """After one of five tasks the photograph is at work, with one piece done."""
+    gallery.upload(("sea.png", picture()))
+    gallery.deliver(gallery.tasks()[0])
+    (photo,) = gallery.photos()
+    assert photo["state"] == "working"
+    assert [piece["state"] for piece in photo["pieces"]].count("done") == 1
+
+
+def test_a_task_delivered_twice_changes_nothing(gallery: Gallery) -> None:
+    """The second delivery of a task that succeeded is answered with success and leaves the first one's account."""
+    gallery.upload(("sea.png", picture()))
+    gallery.run_all()
+    before = gallery.photos()
+    for task in gallery.tasks():
+        assert gallery.deliver(task, retry_count=1).status_code == 200
+    assert gallery.photos() == before
+
+
+def test_a_failure_is_shown_and_retried(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that raises answers 500, is shown with its error, and is complete after a later attempt."""
+    gallery.upload(("sea.png", picture()))
+    task = next(task for task in gallery.tasks() if "palette" in task["url"])
+    images = sys.modules["images"]
+    with monkeypatch.context() as broken:
+        broken.setattr(images, "palette", lambda data: 1 / 0)
+        assert gallery.deliver(task).status_code == 500
+    (photo,) = gallery.photos()
+    assert (photo["state"], photo["pieces"][-1]["state"]) == ("retrying", "retrying")
+    assert "ZeroDivisionError" in photo["pieces"][-1]["error"]
+    assert gallery.deliver(task, retry_count=1).status_code == 200
+    (photo,) = gallery.photos()
+    assert (photo["pieces"][-1]["state"], photo["pieces"][-1]["attempts"]) == ("done", 2)
+
+
+def test_a_picture_that_can_never_be_made_fails_for_good(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that finds the picture bad is a permanent failure, which the page shows."""
+    gallery.upload(("sea.png", picture()))
+    images = sys.modules["images"]
+
+    def refuse(data: bytes, longest_px: int) -> None:
+        raise images.BadImageError("it is bad")
+
+    monkeypatch.setattr(images, "scale", refuse)
+    answer = gallery.deliver(next(task for task in gallery.tasks() if "thumbnail" in task["url"]))
+    assert (answer.status_code, answer.headers["X-Deferred-Outcome"]) == (200, "permanent-failure")
+    (photo,) = gallery.photos()
+    assert photo["state"] == "failed"
+
+
+def test_an_original_larger_than_an_entity_comes_back_whole(gallery: Gallery) -> None:
+    """A photograph of more than 1 MiB is kept in several entities, and returned byte for byte."""
+    data = picture(1400, 1000, noise=True)
+    assert len(data) > 1024 * 1024
+    gallery.upload(("big.png", data))
+    answer = gallery.client.get(gallery.photos()[0]["original"])
+    assert answer.data == data
+    assert answer.mimetype == "image/png"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"not a picture", picture(noise=True)[:9000]], ids=["empty", "text", "cut short"]
+)
+def test_a_broken_photograph_is_refused(gallery: Gallery, data: bytes) -> None:
+    """What is no picture gets 400 and a reason that names the file, and nothing is kept."""
+    answer = gallery.upload(("notes.png", data))
+    assert answer.status_code == 400
+    assert answer.get_json()["error"].startswith("notes.png: ")
+    assert (gallery.photos(), gallery.tasks()) == ([], [])
+
+
+def test_one_broken_photograph_refuses_the_form(gallery: Gallery) -> None:
+    """Of a good and a bad file in one form, neither is kept."""
+    assert gallery.upload(("good.png", picture()), ("bad.png", b"no")).status_code == 400
+    assert gallery.photos() == []
+
+
+def test_a_form_without_files_is_refused(gallery: Gallery) -> None:
+    """An empty form gets 400 and says what to do, as a page for people."""
+    answer = gallery.client.post("/photos", data={})
+    assert answer.status_code == 400
+    assert "choose at least one file" in answer.get_data(as_text=True)
+
+
+def test_a_file_that_is_too_large_is_refused(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit the answer is 413, with the file's name."""
+    monkeypatch.setattr(gallery.main, "MAX_FILE_BYTES", 100)
+    answer = gallery.upload(("sea.png", picture()))
+    assert answer.status_code == 413
+    assert "sea.png" in answer.get_json()["error"]
+
+
+def test_a_browser_without_script_is_led_back(gallery: Gallery) -> None:
+    """The plain form's upload is answered with a redirect to the page."""
+    answer = gallery.upload(("sea.png", picture()), Accept="text/html,*/*;q=0.8")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+
+
+def test_a_failed_enqueue_leaves_no_photograph(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photograph whose tasks could not be put on the queue is not kept, and the error is not hidden."""
+
+    def no_queue(photo_id: str) -> None:
+        raise OSError("no queue")
+
+    monkeypatch.setattr(sys.modules["tasks"], "defer_everything", no_queue)
+    assert gallery.upload(("sea.png", picture())).status_code == 500
+    assert gallery.photos() == []
+
+
+def test_deletion_removes_everything(gallery: Gallery) -> None:
+    """A deleted photograph leaves no entity behind, not even when one of its tasks runs later."""
+    from google.appengine.ext import ndb
+
+    gallery.upload(("sea.png", picture()))
+    first, *others = gallery.tasks()
+    gallery.deliver(first)
+    assert gallery.client.post(gallery.photos()[0]["delete"], headers=JSON).status_code == 204
+    for task in others:
+        assert gallery.deliver(task).status_code == 200
+    assert ndb.Query().fetch(keys_only=True) == []
+
+
+def test_what_is_not_there_is_not_found(gallery: Gallery) -> None:
+    """Addresses of photographs and thumbnails that don't exist get 404."""
+    for path in ("/photos/nothing/original", "/photos/nothing/320.jpg"):
+        assert gallery.client.get(path).status_code == 404
+
+
+def test_the_list_can_be_asked_for_by_id_and_by_etag(gallery: Gallery) -> None:
+    """Photographs asked for by id come alone; an unchanged list costs a 304."""
+    for name in ("one.png", "two.png"):
+        gallery.upload((name, picture()))
+    wanted = gallery.photos()[1]["id"]
+    chosen = gallery.client.get(f"/api/photos?id={wanted}&id=unknown").get_json()["photos"]
+    assert [photo["id"] for photo in chosen] == [wanted]
+    etag = gallery.client.get("/api/photos").headers["ETag"]
+    assert gallery.client.get("/api/photos", headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_the_page_carries_its_first_state(gallery: Gallery) -> None:
+    """The page has the list in it, safely quoted, and lets the browser run only what comes from here."""
+    gallery.upload(("</script><b>x.png", picture()))
+    answer = gallery.client.get("/")
+    assert "</script><b>" not in answer.get_data(as_text=True)
+    assert "\\u003cb\\u003ex.png" in answer.get_data(as_text=True)
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
+def test_tasks_pass_through_the_request_log(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    """The app's own middleware runs for tasks: its header, its line in the log, its id in the account of the run."""
+    gallery.upload(("sea.png", picture()))
+    with caplog.at_level(logging.INFO, "gallery.requests"):
+        answer = gallery.deliver(gallery.tasks()[0])
+    request_id = answer.headers["X-Request-Id"]
+    assert request_id in [piece.get("request_id") for piece in gallery.photos()[0]["pieces"]]
+    (line,) = [record.getMessage() for record in caplog.records if request_id in record.getMessage()]
+    assert line.startswith(f"{request_id} POST /_cb/deferred/tasks/")
+    assert " 200 " in line
+
+
+def test_the_request_log_needs_no_close(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    """A response that is read to its end but never closed, as the SDK leaves it, is logged, and once only."""
+    requestlog = sys.modules["requestlog"]
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/x"}
+    body = requestlog.RequestLog(lambda environ, start_response: [b"a", b"b"])(environ, None)
+    with caplog.at_level(logging.INFO, "gallery.requests"):
+        assert list(body) == [b"a", b"b"]
+        assert len(caplog.messages) == 1
+        body.close()
+    assert len(caplog.messages) == 1
+
+
+def test_the_request_log_is_a_valid_middleware(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
+    """By the rules of WSGI on both of its sides, with the time from its clock."""
+    requestlog = sys.modules["requestlog"]
+    times = iter([10.0, 10.25])
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [requestlog.current_request_id().encode()]
+
+    wrapped = validator(requestlog.RequestLog(validator(app), clock=lambda: next(times)))
+    client = importlib.import_module("werkzeug.test").Client(wrapped)
+    with caplog.at_level(logging.INFO, "gallery.requests"):
+        answer = client.get("/x", query_string="a=1", buffered=True)
+    assert answer.data.decode() == answer.headers["X-Request-Id"]
+    assert caplog.messages == [f"{answer.headers['X-Request-Id']} GET /x 200 250 ms"]
+    assert requestlog.current_request_id() == ""
+
+
+@pytest.mark.parametrize(("file", "service"), [("app.yaml", None), ("background.yaml", "background")])
+def test_it_deploys_as_two_services(file: str, service: str | None) -> None:
+    """The SDK's own parser takes both files, and both send tasks to ``background``."""
+    from google.appengine.api import appinfo
+
+    parsed = appinfo.LoadSingleAppInfo((GALLERY / file).read_text())
+    assert (parsed.runtime, parsed.service) == ("python312", service)
+    assert parsed.env_variables["DEFERRED_BACKGROUND_MODULE"] == "background"
+    assert parsed.entrypoint.endswith("main:app")
