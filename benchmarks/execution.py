@@ -1,7 +1,7 @@
 """Measure what it costs to run one task in process: trust, decode, context, call, answer.
 
-Run ``python benchmarks/execution.py``. The bar: not slower than ``google.appengine.ext.deferred.Handler`` of the SDK on the
-same payload, a function with two small arguments.
+Run ``python benchmarks/execution.py``. The bar: not slower than the SDK's ``google.appengine.ext.deferred.Handler`` on
+the same payload, a function with two small arguments.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ def main() -> int:
     medians = {name: statistics.median(times[1:]) for name, times in samples.items()}
     for name, milliseconds in medians.items():
         print(f"  {name:46} {milliseconds:7.1f} ms")
-    print(f"deferred_middleware: {medians['deferred_middleware']:.1f} ms (bar {BAR_MS:.0f}), SDK imported: {imports_sdk}")
-    return 0 if medians["deferred_middleware"] < BAR_MS and not imports_sdk else 1
+    ours = medians["deferred_middleware"]
+    print(f"deferred_middleware: {ours:.1f} ms (bar {BAR_MS:.0f}), SDK imported: {imports_sdk}")
+    return 0 if ours < BAR_MS and not imports_sdk else 1
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 def measure(contenders: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, float]:
     """Return each contender's median time for one call, in microseconds.
 
-    In each of ``rounds`` every contender makes ``calls`` calls, one contender after the other; the order moves on by one
-    from round to round.
+    In each of ``rounds`` every contender makes ``calls`` calls, one contender after the other; the order moves on by
+    one from round to round.
     """
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}

@@ -1,0 +1,11 @@
+"""Sphinx configuration."""
+
+import deferred_middleware
+
+project = "deferred_middleware"
+author = copyright = "the deferred_middleware authors"
+version = release = deferred_middleware.__version__
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+autodoc_member_order = "bysource"
+html_theme = "alabaster"

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Runs the unit tests on every supported Python that is found, but for the one that .venv has: it has run them already.
+set -eu
+cd "$(dirname "$0")/.."
+
+ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ran=""
+for version in 3.10 3.11 3.12 3.13 3.14; do
+    [ "$version" = "$ours" ] && continue
+    found=""
+    # A name on the PATH may be a version manager's stub that starts nothing: only one that runs counts.
+    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+        if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
+            found=$candidate
+            break
+        fi
+    done
+    [ -n "$found" ] || continue
+    venv=.venvs/$version
+    if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ]; then
+        [ -e "$venv/bin/python" ] || "$found" -m venv "$venv"
+        "$venv/bin/python" -m pip install -q -e '.[tests]'
+        touch "$venv/.tests"
+    fi
+    echo "unit tests on Python $version"
+    "$venv/bin/python" -m pytest -q tests/unit
+    ran="$ran $version"
+done
+echo "unit tests ran on Python $ours${ran}"
