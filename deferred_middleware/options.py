@@ -113,12 +113,11 @@ def _rejection(kind: str, option: str, value: object, message: str) -> OptionErr
     return error
 
 
-def check_queue_name(value: object, option: str = "_queue") -> str:
-    """Return ``value`` if it is a legal queue name."""
+def _queue_name(value: object) -> str:
     if not isinstance(value, str) or not protocol.QUEUE_NAME_PATTERN.fullmatch(value):
         raise _rejection(
             "InvalidQueueNameError",
-            option,
+            "_queue",
             value,
             "a queue's name is 1 to 100 of the characters a-z, A-Z, 0-9 and -.",
         )
@@ -127,14 +126,14 @@ def check_queue_name(value: object, option: str = "_queue") -> str:
 
 def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
-        return (check_queue_name(value),)
+        return (_queue_name(value),)
     try:
         names = tuple(value)
     except TypeError:
         raise OptionError("_queue", value, "it takes a queue's name, or a list of names.") from None
     if not names:
         raise OptionError("_queue", value, "there is no queue in the list.")
-    return tuple(check_queue_name(name) for name in names)
+    return tuple(_queue_name(name) for name in names)
 
 
 def _seconds(option: str, value: object) -> float:

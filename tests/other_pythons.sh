@@ -3,13 +3,14 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+managed=$(pyenv root 2>/dev/null || true)
 ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ran=""
 for version in 3.10 3.11 3.12 3.13 3.14; do
     [ "$version" = "$ours" ] && continue
     found=""
     # A name on the PATH may be a version manager's stub that starts nothing: only one that runs counts.
-    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+    for candidate in "python$version" "$managed/versions/$version".*/bin/python; do
         if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
             found=$candidate
             break

@@ -248,8 +248,11 @@ class TaskStore:
 
     def tasks(self, *, queue: str | None = None, state: State | None = None, limit: int = 100) -> list[StoredTask]:
         """Return tasks, those that were added last first."""
-        where = "(?1 IS NULL OR queue = ?1) AND (?2 IS NULL OR state = ?2)"
-        found = self._read(f"{rows.SELECT_TASK} WHERE {where} ORDER BY id DESC LIMIT ?3", (queue, state, limit))
+        where = "(:queue IS NULL OR queue = :queue) AND (:state IS NULL OR state = :state)"
+        found = self._read(
+            f"{rows.SELECT_TASK} WHERE {where} ORDER BY id DESC LIMIT :limit",
+            {"queue": queue, "state": state, "limit": limit},
+        )
         return [StoredTask(**rows.task_fields(row)) for row in found]
 
     def attempts(self, task_id: int) -> list[AttemptRecord]:
@@ -258,7 +261,7 @@ class TaskStore:
         found = self._read(f"SELECT {', '.join(names)} FROM attempts WHERE task_id = ? ORDER BY number", (task_id,))
         return [AttemptRecord(**dict(zip(names, row, strict=True))) for row in found]
 
-    def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+    def _read(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
         with self._reader_lock:
             return self._reader.execute(sql, parameters).fetchall()
 

@@ -13,7 +13,7 @@ from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 ROOT = Path(__file__).parents[2]
 
-# A plain WSGI app: POST /defer/<what>/<argument> defers a function of the module "work".
+# A plain WSGI app: POST /defer/<what>/<argument> defers a function of the module "chores".
 MAIN = (
     TELL
     + """
@@ -21,7 +21,7 @@ import threading
 from google.appengine.api import wrap_wsgi_app
 from google.appengine.ext import ndb
 from deferred_middleware import DeferredMiddleware, defer
-import work
+import chores
 
 class Counting:
     def __init__(self, app):
@@ -35,20 +35,20 @@ def pages(environ, start_response):
     _, verb, what, argument = environ["PATH_INFO"].split("/")
     try:
         if verb == "thread":
-            thread = threading.Thread(target=defer, args=(getattr(work, what), argument))
+            thread = threading.Thread(target=defer, args=(getattr(chores, what), argument))
             thread.start()
             thread.join()
         elif verb == "transaction":
             def transaction():
-                defer(work.look, "transaction", _transactional=True)
+                defer(chores.look, "transaction", _transactional=True)
                 if what == "fail":
                     raise ndb.Rollback
             ndb.transaction(transaction)
         elif verb == "queue":
-            defer(getattr(work, what), argument, _queue="nope")
+            defer(getattr(chores, what), argument, _queue="nope")
         else:
             retry = {"min_backoff_seconds": 0.01, "max_backoff_seconds": 0.05}
-            defer(getattr(work, what), argument, _retry_options=retry)
+            defer(getattr(chores, what), argument, _retry_options=retry)
         status, answer = "200 OK", b"ok"
     except Exception as error:
         status, answer = "500 Oops", f"{type(error).__mro__} {error}".encode()
@@ -59,7 +59,7 @@ app = wrap_wsgi_app(Counting(DeferredMiddleware(pages)))
 """
 )
 
-WORK = (
+CHORES = (
     TELL
     + """
 import asyncio
@@ -133,7 +133,7 @@ def chain(argument):
 def server(serve: Serve) -> Server:
     """The app above as two services, the default one deferring to the background one."""
     return serve(
-        {"main.py": MAIN, "work.py": WORK},
+        {"main.py": MAIN, "chores.py": CHORES},
         services=["default", "background"],
         environ={"DEFERRED_BACKGROUND_MODULE": "background"},
     )
@@ -147,10 +147,10 @@ def test_a_call_runs_in_the_background_inside_the_middlewares(server: Server, re
         "argument": "hello",
         "service": "background",
         "middleware": 1,
-        "label": "work/look",
+        "label": "chores/look",
         "attempt": 1,
         "queue": "default",
-        "path": "/_cb/deferred/work/look",
+        "path": "/_cb/deferred/chores/look",
         "previous": None,
     }
     assert recorder.is_silent(0.5)
@@ -219,35 +219,35 @@ def test_an_unknown_queue_is_the_callers_error(server: Server) -> None:
     connection.close()
 
     assert "taskqueue.UnknownQueueError" in text
-    assert "work/look was not enqueued to queue 'nope': there is no such queue." in text
+    assert "chores/look was not enqueued to queue 'nope': there is no such queue." in text
 
 
 def test_a_call_that_this_version_lacks_waits_for_one_that_has_it(serve: Serve, recorder: Recorder) -> None:
     """A task whose function is not there is retried, and runs once a version that has it is started."""
     added = "\ndef added(argument):\n    look(argument)\n"
     fails = "\ndef added(argument):\n    raise ValueError('not yet')\n"
-    server = serve({"main.py": MAIN, "work.py": WORK + fails})
+    server = serve({"main.py": MAIN, "chores.py": CHORES + fails})
     server.post("/defer/added/hello", None)
     server.wait_for_output("ValueError: not yet")
 
-    deploy(server, WORK)
+    deploy(server, CHORES)
     server.wait_for_output("CallableNotFoundError: this version of the app lacks what the task needs")
     assert recorder.is_silent(0)
-    deploy(server, WORK + added)
+    deploy(server, CHORES + added)
 
     assert recorder.next()["argument"] == "hello"
 
 
-def deploy(server: Server, work: str) -> None:
-    """Start the app anew with another version of its module ``work``."""
+def deploy(server: Server, chores: str) -> None:
+    """Start the app anew with another version of its module ``chores``."""
     server.stop()
-    (server.directory / "work.py").write_text(work)
+    (server.directory / "chores.py").write_text(chores)
     server.start()
 
 
 def test_a_wrong_setting_stops_the_start(make_server: Serve) -> None:
     """A variable with a wrong value is one sentence that names it, without a traceback or a process left."""
-    server = make_server({"main.py": MAIN, "work.py": WORK}, environ={"DEFERRED_LOG_LEVEL": "LOUD"})
+    server = make_server({"main.py": MAIN, "chores.py": CHORES}, environ={"DEFERRED_LOG_LEVEL": "LOUD"})
     server.launch()
 
     assert server.wait() == 1

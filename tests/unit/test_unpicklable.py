@@ -61,11 +61,11 @@ def test_a_socket_deep_inside_is_named() -> None:
 def test_a_file_is_named(tmp_path: Any) -> None:
     """An open file is named with its type."""
     with (tmp_path / "f").open("w") as file:
-        assert found([file]) == (
-            "args[0][0]",
-            ": TextIOWrapper can't be pickled (cannot pickle '_io.TextIOWrapper' object). "
-            "Pass what identifies it (a key, an id, a path) and open or load it in the task.",
-        )
+        path, problem = found([file])
+
+    assert path == "args[0][0]"
+    assert problem.startswith(": TextIOWrapper can't be pickled (cannot pickle '")  # the rest is Python's, by version
+    assert problem.endswith("). Pass what identifies it (a key, an id, a path) and open or load it in the task.")
 
 
 def test_nesting_too_deep_is_said() -> None:
