@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import inspect
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -168,7 +169,11 @@ def test_a_thread_of_a_request_can_defer(server: Server, recorder: Recorder) -> 
     """What a request's own thread defers goes the same way, though ``wrap_wsgi_app`` has replaced ``os.environ``."""
     server.post("/thread/look/hello", None)
 
-    assert recorder.next()["service"] == "background"
+    if sys.version_info < (3, 13):
+        assert recorder.next()["service"] == "background"
+    else:
+        # There the SDK's hook into threading does nothing (runtime/thread_hooks.py); what it costs is said.
+        server.wait_for_output("was not enqueued to queue 'default': its target")
 
 
 def test_a_task_that_defers_stays_in_its_service(server: Server, recorder: Recorder) -> None:
@@ -251,8 +256,9 @@ def test_a_wrong_setting_stops_the_start(make_server: Serve) -> None:
     server.launch()
 
     assert server.wait() == 1
-    (line,) = server.output.splitlines()
-    assert "DEFERRED_LOG_LEVEL='LOUD' can't be used: it takes one of DEBUG, INFO," in line
+    # On Python 3.10 a library of Google's warns of its age before that.
+    assert "DEFERRED_LOG_LEVEL='LOUD' can't be used: it takes one of DEBUG, INFO," in server.output.splitlines()[-1]
+    assert "Traceback" not in server.output
     assert server.processes() == []
 
 
@@ -296,7 +302,6 @@ def test_the_readmes_example_runs(serve: Serve) -> None:
 def test_the_wheel_has_what_the_package_needs(tmp_path: Path) -> None:
     """A built wheel holds every module, the store's schema and the marker for type checkers."""
     import subprocess
-    import sys
 
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, timeout=300)
