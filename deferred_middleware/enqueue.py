@@ -61,7 +61,6 @@ def enqueue(call: Call) -> taskqueue.Task:
     body = payload.dumps(call, settings.pickle_protocol)
 
     from google.appengine.api import taskqueue
-    from google.appengine.runtime import apiproxy_errors
 
     from deferred_middleware import rejections
 
@@ -101,14 +100,15 @@ def enqueue(call: Call) -> taskqueue.Task:
             )
         _check_target(call, queue, task, target)
         task.add(queue, transactional=options.transactional)
-    except (taskqueue.Error, apiproxy_errors.Error) as error:
-        if isinstance(error, rejections.EnqueueError):
-            raise
-        raise rejections.explain(error, label, queue, options.name) from error
+    except rejections.EnqueueError:
+        raise
     except AssertionError as error:
         # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
         reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
         raise rejections.EnqueueError(label, queue, options.name, reason) from error
+    except Exception as error:
+        # Not the SDK's own errors alone: it stumbles over some answers with a TypeError and the like.
+        raise rejections.explain(error, label, queue, options.name) from error
     if not options.transactional and not task.was_enqueued:
         # A result of SKIPPED is no error to the SDK (taskqueue.py, Queue.__AddTasks), but nothing was enqueued.
         raise rejections.EnqueueError(label, queue, options.name, "the queue skipped the task.")

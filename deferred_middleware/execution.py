@@ -92,8 +92,6 @@ def run_task(
     ``url_label`` is what follows the prefix in the URL, decoded; None where the URL is not ours and names no call.
     Whatever the task raises becomes the outcome, except KeyboardInterrupt, which is the developer's at the terminal.
     """
-    from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
-
     context = TaskContext(environ)
     try:
         if not warmup.done:
@@ -109,20 +107,10 @@ def run_task(
     try:
         with context:
             call.run()
-    except SingularTaskFailure as error:
-        _log_retry(context, error)
-        return Outcome.RETRY
-    except PermanentTaskFailure as error:
-        _log_failure(logging.ERROR, "failed for good and is dropped", context, call, error)
-        return Outcome.PERMANENT_FAILURE
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit and its like are failures of the task, not of the worker
-        if context.is_last_attempt:
-            _log_failure(logging.ERROR, "failed in its last attempt", context, call, error)
-        else:
-            _log_failure(settings.retry_log_level, "failed and will be retried", context, call, error)
-        return Outcome.FAILED
+        return _failed(error, call, context, settings)
     if logger.isEnabledFor(settings.log_level):
         logger.log(
             settings.log_level,
@@ -134,6 +122,23 @@ def run_task(
             context.attempt,
         )
     return Outcome.DONE
+
+
+def _failed(error: BaseException, call: Call, context: TaskContext, settings: Settings) -> Outcome:
+    """Log what a call raised, as loudly as it deserves, and return which outcome that is."""
+    from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
+
+    if isinstance(error, SingularTaskFailure):
+        _log_retry(context, error)
+        return Outcome.RETRY
+    if isinstance(error, PermanentTaskFailure):
+        _log_failure(logging.ERROR, "failed for good and is dropped", context, call, error)
+        return Outcome.PERMANENT_FAILURE
+    if context.is_last_attempt:
+        _log_failure(logging.ERROR, "failed in its last attempt", context, call, error)
+    else:
+        _log_failure(settings.retry_log_level, "failed and will be retried", context, call, error)
+    return Outcome.FAILED
 
 
 def _check_label(url_label: str, call: Call) -> None:

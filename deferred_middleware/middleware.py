@@ -101,25 +101,32 @@ class DeferredMiddleware:
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:
     """Return the request's body, or the answer if it can't be had; never read more than a byte over ``limit``."""
-    stream = environ["wsgi.input"]
     announced = environ.get("CONTENT_LENGTH")
-    if announced:
-        if not (announced.isascii() and announced.isdigit()):
-            return _BAD_LENGTH
-        length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
-    else:
+    if not announced:
         # Without a length the end is known only where the server says that the stream ends with the body.
-        length = limit + 1 if environ.get("wsgi.input_terminated") else 0
-    if announced and length > limit:
+        body = _read_up_to(environ, limit + 1) if environ.get("wsgi.input_terminated") else b""
+        return body if len(body) <= limit else _TOO_LARGE
+    if not (announced.isascii() and announced.isdigit()):
+        return _BAD_LENGTH
+    length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
+    if length > limit:
         return _TOO_LARGE
-    parts: list[bytes] = []
-    missing = length
-    while missing:
-        part = stream.read(missing)
-        if not part:
-            break
-        parts.append(part)
-        missing -= len(part)
-    if announced:
-        return _CUT_OFF if missing else b"".join(parts)
-    return b"".join(parts) if missing or not length else _TOO_LARGE
+    body = _read_up_to(environ, length)
+    return body if len(body) == length else _CUT_OFF
+
+
+def _read_up_to(environ: WSGIEnvironment, length: int) -> bytes:
+    """Return ``length`` bytes of the body, or fewer if it ends earlier or breaks off."""
+    stream = environ["wsgi.input"]
+    gathered = bytearray()
+    try:
+        body: bytes = stream.read(length)
+        if len(body) == length:
+            return body
+        # A stream may give less at a time than it has.
+        while body:
+            gathered += body
+            body = stream.read(length - len(gathered)) if len(gathered) < length else b""
+    except OSError:
+        logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
+    return bytes(gathered)

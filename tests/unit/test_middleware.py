@@ -258,6 +258,18 @@ def test_a_length_that_is_no_number_is_refused(length: str, status: str) -> None
     assert responses[0][:3] == status
 
 
+def test_a_connection_that_breaks_off_is_retried() -> None:
+    """An error of the connection in the middle of the body is no success, and no exception for the server."""
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise ConnectionResetError
+
+    environ = task_environ(b"x", **{"wsgi.input": Broken()})
+
+    assert request(DeferredMiddleware(app), environ).status == 500
+
+
 def test_a_body_that_comes_in_pieces_is_put_together() -> None:
     """A server's input may give less than asked for at a time."""
 
