@@ -98,15 +98,16 @@ class Scheduler:
         unstarted = [task for workers in self._workers.values() for task in workers.stop()]
         for workers in self._workers.values():
             workers.join(until)
-        # From here on results are dropped: the tasks are given back, and cutting them off is no attempt's failure.
+        # From here on results are dropped: the tasks are given back, and only then are their attempts cut off, because
+        # that is no failure of theirs.
         self._abandoned = True
         left = unstarted + [task for workers in self._workers.values() for task in workers.running()]
-        self._deliverer.close()
         with self._unstored_lock:
             unstored, self._unstored = self._unstored, []
         if unstored:
             self._store.complete(unstored)
         released = self._store.release(left) if left else 0
+        self._deliverer.close()
         until = time.monotonic() + _CUT_OFF_SECONDS
         for workers in self._workers.values():
             workers.join(until)
