@@ -15,45 +15,18 @@ It answers the requests under ``/_cb/deferred/`` and hands every other one to th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import webob
-
-from deferred_middleware import protocol, trust
+from deferred_middleware import hooks as hooks_module
 from deferred_middleware import settings as settings_module
-from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
+from deferred_middleware.handler import TaskHandler
+from deferred_middleware.hooks import Hooks
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from deferred_middleware.settings import Settings
-
-logger = logging.getLogger("deferred_middleware")
-
-
-def _answer(status: int, text: str, **headers: str) -> webob.Response:
-    response = webob.Response(status=status, text=f"{text}\n", content_type="text/plain")
-    for name, value in headers.items():
-        response.headers[name] = value
-    return response
-
-
-# A webob.Response is a WSGI app that doesn't change while it answers, so that each is made once.
-_ANSWERS = {
-    Outcome.DONE: _answer(200, "done"),
-    Outcome.PERMANENT_FAILURE: _answer(200, "failed for good", **{protocol.OUTCOME_HEADER: protocol.PERMANENT_FAILURE}),
-    # Never 503: it throttles the whole queue (https://cloud.google.com/appengine/docs/standard/services/task-queue).
-    Outcome.RETRY: _answer(408, "another attempt, please"),
-    Outcome.FAILED: _answer(500, "failed"),
-    Outcome.UNREADABLE: _answer(500, "can't be run by this version"),
-}
-_NOT_POST = _answer(405, "tasks are posted", Allow="POST")
-_FORBIDDEN = _answer(403, "forbidden")
-_TOO_LARGE = _answer(413, "its body is too large")
-_BAD_LENGTH = _answer(400, "its Content-Length is no number")
-_CUT_OFF = _answer(500, "its body was cut off")
 
 
 class DeferredMiddleware:
@@ -63,70 +36,27 @@ class DeferredMiddleware:
         app: the WSGI app to wrap.
         settings: the settings, by default those of the environment. What is given here becomes the process's: ``defer``
             uses it from then on, so that tasks are posted where this middleware waits for them.
+        hooks: objects that are told what happens, see :mod:`deferred_middleware.hooks`. They become the process's too.
 
     Raises:
         SettingsError: the warm-up module is not there to import.
+        TypeError: ``app`` can't be called, or a hook has none of the hooks' methods.
     """
 
-    def __init__(self, app: WSGIApplication, *, settings: Settings | None = None) -> None:
+    def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
         if settings is not None:
             settings_module.install_settings(settings)
+        own_hooks = tuple(hooks)
+        if own_hooks:
+            hooks_module.install_hooks(Hooks(own_hooks))
         self._app = app
-        self._settings = settings or settings_module.current_settings()
-        self._prefix = f"{self._settings.url_prefix}/"
-        self._warmup = Warmup(self._settings.warmup_module)
+        self._handler = TaskHandler(settings or settings_module.current_settings(), hooks_module.current_hooks())
+        self._prefix = self._handler.prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task that ``environ`` delivers, or pass the request on."""
         if environ.get("PATH_INFO", "").startswith(self._prefix):
-            return self._answer(environ)(environ, start_response)
+            return self._handler.answer(environ)(environ, start_response)
         return self._app(environ, start_response)
-
-    def _answer(self, environ: WSGIEnvironment) -> webob.Response:
-        if environ["REQUEST_METHOD"] != "POST":
-            return _NOT_POST
-        refusal = trust.refusal(environ)
-        if refusal is not None:
-            logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
-            return _FORBIDDEN
-        body = _read(environ, self._settings.max_payload_bytes)
-        if isinstance(body, webob.Response):
-            logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
-            return body
-        label = label_in(environ["PATH_INFO"], self._prefix)
-        return _ANSWERS[run_task(environ, body, label, self._warmup, self._settings)]
-
-
-def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:
-    """Return the request's body, or the answer if it can't be had; never read more than a byte over ``limit``."""
-    announced = environ.get("CONTENT_LENGTH")
-    if not announced:
-        # Without a length the end is known only where the server says that the stream ends with the body.
-        body = _read_up_to(environ, limit + 1) if environ.get("wsgi.input_terminated") else b""
-        return body if len(body) <= limit else _TOO_LARGE
-    if not (announced.isascii() and announced.isdigit()):
-        return _BAD_LENGTH
-    length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
-    if length > limit:
-        return _TOO_LARGE
-    body = _read_up_to(environ, length)
-    return body if len(body) == length else _CUT_OFF
-
-
-def _read_up_to(environ: WSGIEnvironment, length: int) -> bytes:
-    """Return ``length`` bytes of the body, or fewer if it ends earlier or breaks off."""
-    stream = environ["wsgi.input"]
-    gathered = bytearray()
-    try:
-        body: bytes = stream.read(length)
-        if len(body) == length:
-            return body
-        # A stream may give less at a time than it has.
-        while body:
-            gathered += body
-            body = stream.read(length - len(gathered)) if len(gathered) < length else b""
-    except OSError:
-        logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
-    return bytes(gathered)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import deferred_middleware
-from deferred_middleware.cli import main, pair_services
+from deferred_middleware.cli import main
+from deferred_middleware.commands.serve import pair_services
 from deferred_middleware.errors import ServerError
 
 

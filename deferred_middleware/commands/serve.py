@@ -1,0 +1,133 @@
+"""``deferred-middleware serve``: an app, its task queue and the other App Engine APIs, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deferred_middleware.errors import ServerError
+
+if TYPE_CHECKING:
+    from deferred_middleware.server.supervisor import ServeConfig
+
+DEFAULT_SERVICE = "default"
+
+# https://cloud.google.com/appengine/docs/standard/reference/app-yaml#service
+_SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
+    serve: argparse.ArgumentParser = commands.add_parser(
+        "serve",
+        help="serve an app, with its task queue, on this machine",
+        description="Serve an app on this machine: its services, each in a process of its own, and the task queue "
+        "and the other App Engine APIs that they use.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.add_argument(
+        "apps",
+        nargs="+",
+        metavar="APP",
+        help="the WSGI app, as MODULE:CALLABLE; several are paired with --service, in order",
+    )
+    serve.add_argument(
+        "--service",
+        action="append",
+        dest="services",
+        metavar="NAME",
+        help="serve the app as this service; may be given several times, and the first one gets PORT "
+        f"(default: {DEFAULT_SERVICE})",
+        default=argparse.SUPPRESS,
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="where the services listen")
+    serve.add_argument(
+        "--port", type=_port, default=8080, help="of the first service; the next ones follow it; 0: free ones"
+    )
+    serve.add_argument(
+        "--admin-port", type=_port, default=8000, help="of the process that keeps the queue; 0: a free one"
+    )
+    serve.add_argument("--data-dir", type=Path, default=Path(".deferred"), help="where tasks and data are kept")
+    serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
+    serve.add_argument(
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="written when everything answers: JSON that says where",
+    )
+    return serve
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
+    served = pair_services(arguments.apps, getattr(arguments, "services", None))
+    try:
+        # Imported only now, because the SDK's part of it takes half a second and --help doesn't need it.
+        from deferred_middleware.server.supervisor import ServeConfig, ServedApp, Supervisor
+    except ModuleNotFoundError as error:
+        if error.name != "waitress":
+            raise
+        raise ServerError(
+            "The local server needs what the extra 'server' brings: pip install 'deferred_middleware[server]'."
+        ) from error
+    logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
+    # More calls than threads at a time is load, not something to warn of.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    config: ServeConfig = ServeConfig(
+        apps=[ServedApp(service=service, app=app) for service, app in served],
+        host=arguments.host,
+        port=arguments.port,
+        admin_port=arguments.admin_port,
+        data_dir=arguments.data_dir,
+        threads=arguments.threads,
+        ready_file=getattr(arguments, "ready_file", None),
+    )
+    return Supervisor(config).run()
+
+
+def pair_services(apps: Sequence[str], services: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return which service runs which app, in the order of the services.
+
+    One app serves as every service; several are paired with as many services. Raises :class:`ServerError` when that
+    doesn't come out even, or when a service's name can't be one.
+    """
+    names = list(services or [DEFAULT_SERVICE])
+    for app in apps:
+        if not re.fullmatch(r"[^:\s]+:[^:\s]+", app):
+            raise ServerError(f"APP is given as MODULE:CALLABLE, such as main:app; got {app!r}.")
+    for name in names:
+        if not _SERVICE_NAME.fullmatch(name):
+            raise ServerError(
+                f"--service {name!r} can't be a service's name: "
+                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen."
+            )
+        if names.count(name) > 1:
+            raise ServerError(f"--service {name} is given twice; a service's name is given once.")
+    if len(apps) > 1 and len(apps) != len(names):
+        given = f"{len(services)} are" if services and len(services) > 1 else ("1 is" if services else "none is")
+        raise ServerError(f"{len(apps)} apps need as many --service options, in their order; {given} given.")
+    if DEFAULT_SERVICE not in names:
+        raise ServerError(
+            f"App Engine needs a service called {DEFAULT_SERVICE!r}; "
+            f"name one of them so, with --service {DEFAULT_SERVICE}."
+        )
+    return [(name, apps[index if len(apps) > 1 else 0]) for index, name in enumerate(names)]
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port: it takes 0 to 65535")
+    return port
+
+
+def _thread_count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 500:
+        raise argparse.ArgumentTypeError(f"{count} threads: it takes 1 to 500")
+    return count

@@ -1,0 +1,108 @@
+"""Answer the request that delivers a task: is it the queue's, what is its body, how did it end.
+
+:class:`TaskHandler` is what :class:`~deferred_middleware.DeferredMiddleware` and the frameworks' glue have in common.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import webob
+
+from deferred_middleware import protocol, trust
+from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from deferred_middleware.hooks import Hooks
+    from deferred_middleware.settings import Settings
+
+logger = logging.getLogger("deferred_middleware")
+
+
+def _answer(status: int, text: str, **headers: str) -> webob.Response:
+    response = webob.Response(status=status, text=f"{text}\n", content_type="text/plain")
+    for name, value in headers.items():
+        response.headers[name] = value
+    return response
+
+
+# A webob.Response is a WSGI app that doesn't change while it answers, so that each is made once.
+_ANSWERS = {
+    Outcome.DONE: _answer(200, "done"),
+    Outcome.PERMANENT_FAILURE: _answer(200, "failed for good", **{protocol.OUTCOME_HEADER: protocol.PERMANENT_FAILURE}),
+    # Never 503: it throttles the whole queue (https://cloud.google.com/appengine/docs/standard/services/task-queue).
+    Outcome.RETRY: _answer(408, "another attempt, please"),
+    Outcome.FAILED: _answer(500, "failed"),
+    Outcome.UNREADABLE: _answer(500, "can't be run by this version"),
+}
+_NOT_POST = _answer(405, "tasks are posted", Allow="POST")
+_FORBIDDEN = _answer(403, "forbidden")
+_TOO_LARGE = _answer(413, "its body is too large")
+_BAD_LENGTH = _answer(400, "its Content-Length is no number")
+_CUT_OFF = _answer(500, "its body was cut off")
+
+
+class TaskHandler:
+    """Runs the tasks whose requests it is given.
+
+    Raises :class:`~deferred_middleware.SettingsError` when the warm-up module is not there to import.
+    """
+
+    def __init__(self, settings: Settings, hooks: Hooks) -> None:
+        self._settings = settings
+        self._hooks = hooks
+        self.prefix = f"{settings.url_prefix}/"
+        """What the path of a task's request begins with."""
+        self._warmup = Warmup(settings.warmup_module)
+
+    def answer(self, environ: WSGIEnvironment) -> webob.Response:
+        """Run the task that ``environ`` delivers; return the response, which may be another task's as well."""
+        if environ["REQUEST_METHOD"] != "POST":
+            return _NOT_POST
+        refusal = trust.refusal(environ)
+        if refusal is not None:
+            logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
+            self._hooks.fire("on_refused", environ, refusal)
+            return _FORBIDDEN
+        body = _read(environ, self._settings.max_payload_bytes)
+        if isinstance(body, webob.Response):
+            logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
+            return body
+        label = label_in(environ["PATH_INFO"], self.prefix)
+        return _ANSWERS[run_task(environ, body, label, self._warmup, self._settings)]
+
+
+def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:
+    """Return the request's body, or the answer if it can't be had; never read more than a byte over ``limit``."""
+    announced = environ.get("CONTENT_LENGTH")
+    if not announced:
+        # Without a length the end is known only where the server says that the stream ends with the body.
+        body = _read_up_to(environ, limit + 1) if environ.get("wsgi.input_terminated") else b""
+        return body if len(body) <= limit else _TOO_LARGE
+    if not (announced.isascii() and announced.isdigit()):
+        return _BAD_LENGTH
+    length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
+    if length > limit:
+        return _TOO_LARGE
+    body = _read_up_to(environ, length)
+    return body if len(body) == length else _CUT_OFF
+
+
+def _read_up_to(environ: WSGIEnvironment, length: int) -> bytes:
+    """Return ``length`` bytes of the body, or fewer if it ends earlier or breaks off."""
+    stream = environ["wsgi.input"]
+    gathered = bytearray()
+    try:
+        body: bytes = stream.read(length)
+        if len(body) == length:
+            return body
+        # A stream may give less at a time than it has.
+        while body:
+            gathered += body
+            body = stream.read(length - len(gathered)) if len(gathered) < length else b""
+    except OSError:
+        logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
+    return bytes(gathered)
