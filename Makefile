@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
+# Two at least: most of the tests' time is waiting for processes that they started.
+PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: test check unit pythons demo soak bench docs package clean
@@ -16,13 +18,13 @@ check: $(VENV)/.checks
 	$(BIN)/mypy
 
 unit: $(VENV)/.checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 pythons: $(VENV)/.checks  ## the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
 
 soak: $(VENV)/.checks  ## the same tests with bigger numbers
-	$(BIN)/python -m pytest --hypothesis-profile=soak
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak
 
 demo: $(VENV)/.demo  ## the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)

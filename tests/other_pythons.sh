@@ -24,7 +24,7 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
         touch "$venv/.tests"
     fi
     echo "unit tests on Python $version"
-    "$venv/bin/python" -m pytest -q tests/unit
+    "$venv/bin/python" -m pytest -q -n 2 tests/unit
     ran="$ran $version"
 done
 echo "unit tests ran on Python $ours${ran}"
