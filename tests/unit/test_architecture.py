@@ -19,7 +19,9 @@ LAYERS: list[dict[str, set[str]]] = [
     {"options": {"callables"}},
     {"calls": set(), "trust": set()},
     {"payload": set(), "routing": set()},
-    {"enqueue": set(), "execution": set()},
+    {"preparing": set(), "execution": set()},
+    {"adding": set()},
+    {"enqueue": set()},
     {"handler": set()},
     {"middleware": set()},
 ]
