@@ -7,14 +7,14 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deferred_middleware.errors import ServerError
-
-if TYPE_CHECKING:
-    from deferred_middleware.server.supervisor import ServeConfig
+from deferred_middleware.server.datadir import DataDirectory
 
 DEFAULT_SERVICE = "default"
+
+_logger = logging.getLogger(__name__)
 
 # https://cloud.google.com/appengine/docs/standard/reference/app-yaml#service
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -51,6 +51,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     serve.add_argument(
         "--admin-port", type=_port, default=8000, help="of the process that keeps the queue; 0: a free one"
     )
+    serve.add_argument("--admin-host", default="127.0.0.1", help="where the process that keeps the queue listens")
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        dest="allowed_hosts",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="another name by which the process that keeps the queue may be called; may be given several times",
+    )
     serve.add_argument("--data-dir", type=Path, default=Path(".deferred"), help="where tasks and data are kept")
     serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
     serve.add_argument(
@@ -66,23 +75,33 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
     served = pair_services(arguments.apps, getattr(arguments, "services", None))
+    logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
+    # Before the rest is imported, which takes half a second: who can't have the directory is told at once.
+    with DataDirectory(arguments.data_dir) as data_dir:
+        for note in data_dir.notes:
+            _logger.warning("%s", note)
+        return _serve(arguments, served)
+
+
+def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> int:
     try:
-        # Imported only now, because the SDK's part of it takes half a second and --help doesn't need it.
-        from deferred_middleware.server.supervisor import ServeConfig, ServedApp, Supervisor
+        from deferred_middleware.server.serveconfig import ServeConfig, ServedApp
+        from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
         if error.name != "waitress":
             raise
         raise ServerError(
             "The local server needs what the extra 'server' brings: pip install 'deferred_middleware[server]'."
         ) from error
-    logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
     # More calls than threads at a time is load, not something to warn of.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    config: ServeConfig = ServeConfig(
+    config = ServeConfig(
         apps=[ServedApp(service=service, app=app) for service, app in served],
         host=arguments.host,
         port=arguments.port,
+        admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
+        allowed_hosts=getattr(arguments, "allowed_hosts", ()),
         data_dir=arguments.data_dir,
         threads=arguments.threads,
         ready_file=getattr(arguments, "ready_file", None),

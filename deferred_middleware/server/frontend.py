@@ -21,6 +21,7 @@ from deferred_middleware.protocol import (
     API_TICKET_HEADER,
     DEFAULT_VERSION_HOSTNAME_HEADER,
     HTTPS_HEADER,
+    LOCAL_SERVER_ENVIRON_KEY,
     REQUEST_LOG_ID_HEADER,
     SERVER_TOKEN_HEADER,
     TASK_QUEUE_IP,
@@ -58,6 +59,7 @@ class Frontend:
         token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
         if hmac.compare_digest(token, self._delivery_token):
             environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
+            environ[LOCAL_SERVER_ENVIRON_KEY] = True
         else:
             # Servers differ in which spellings of a header they fold into one key, so compare the folded form.
             for key in [key for key in environ if _is_platform_key(key)]:

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 
 from deferred_middleware.errors import ServerError
 
-_ADMIN_HOST = "127.0.0.1"
 _BACKLOG = 1024
 _MAX_PORT = 65535
 
 
 def bind_all(
-    services: Sequence[str], *, host: str, port: int, admin_port: int, stack: contextlib.ExitStack
+    services: Sequence[str], *, host: str, port: int, admin_host: str, admin_port: int, stack: contextlib.ExitStack
 ) -> list[socket.socket]:
     """Return the listening sockets: the admin server's, then one for each of ``services``, all closed by ``stack``.
 
@@ -36,18 +35,20 @@ def bind_all(
         raise ServerError(
             f"--admin-port {admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
         )
-    listeners = [_bind(_ADMIN_HOST, admin_port, "the admin server", "--admin-port", stack)]
+    listeners = [_bind(admin_host, admin_port, "the admin server", "--admin-host", "--admin-port", stack)]
     for service, service_port in zip(services, ports, strict=True):
-        listeners.append(_bind(host, service_port, f"service {service!r}", "--port", stack))
+        listeners.append(_bind(host, service_port, f"service {service!r}", "--host", "--port", stack))
     return listeners
 
 
-def _bind(host: str, port: int, purpose: str, option: str, stack: contextlib.ExitStack) -> socket.socket:
+def _bind(
+    host: str, port: int, purpose: str, host_option: str, option: str, stack: contextlib.ExitStack
+) -> socket.socket:
     try:
         resolved = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except socket.gaierror as error:
         raise ServerError(
-            f"--host {host} has no IPv4 address ({error.strerror}); give one, such as 127.0.0.1."
+            f"{host_option} {host} has no IPv4 address ({error.strerror}); give one, such as 127.0.0.1."
         ) from error
     listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
     # Without it a port can't be had again for a minute after its last connection.
@@ -62,7 +63,7 @@ def _bind(host: str, port: int, purpose: str, option: str, stack: contextlib.Exi
                 f"stop what uses it, or choose another with {option} (0: a free one)."
             )
         elif error.errno == errno.EADDRNOTAVAIL:
-            message = f"--host {host} is not an address of this machine; 127.0.0.1 always is."
+            message = f"{host_option} {host} is not an address of this machine; 127.0.0.1 always is."
         else:
             message = f"Port {port}, meant for {purpose}, can't be had: {error.strerror}; choose another with {option}."
         raise ServerError(message) from error

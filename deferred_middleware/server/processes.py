@@ -302,38 +302,3 @@ def _describe_end(returncode: int) -> str:
     except ValueError:
         name = ""
     return f"was killed by signal {-returncode}{name}"
-
-
-def app_environ(
-    base: Mapping[str, str],
-    *,
-    service: str,
-    version: str,
-    instance: str,
-    project: str,
-    app_id: str,
-    default_hostname: str,
-    api_address: tuple[str, int],
-    api_ticket: str,
-) -> dict[str, str]:
-    """Return the environment of an app process: ``base``, and what App Engine sets.
-
-    Source: https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables, and for the last
-    four the SDK's ``runtime/default_api_stub.py``.
-    """
-    return {
-        **base,
-        "GAE_ENV": "localdev",
-        "GAE_SERVICE": service,
-        "GAE_VERSION": version,
-        "GAE_INSTANCE": instance,
-        "GAE_RUNTIME": f"python3{sys.version_info.minor}",
-        "GAE_APPLICATION": app_id,
-        "APPLICATION_ID": app_id,
-        "GOOGLE_CLOUD_PROJECT": project,
-        "PYTHONUNBUFFERED": "1",
-        "DEFAULT_VERSION_HOSTNAME": default_hostname,
-        "API_HOST": api_address[0],
-        "API_PORT": str(api_address[1]),
-        "HTTP_X_APPENGINE_API_TICKET": api_ticket,
-    }

@@ -446,13 +446,22 @@ def test_options_that_can_not_be_followed(make_server: Serve, arguments: list[st
 
 
 def test_a_second_server_on_the_same_data(serve: Serve, make_server: Serve, recorder: Recorder) -> None:
-    """The data directory has one server at a time; a second one says who has it, and the first is not disturbed."""
+    """The data directory has one server at a time; a second one says at once who has it, and disturbs nobody."""
     first = serve(APP)
     second = make_server(APP, arguments=[f"--data-dir={first.data_dir}"])
-    second.launch()
-    assert second.wait() == 1
-    assert str(first.pid) in second.output
-    assert second.output.count("\n") == 1, second.output
+    took_seconds: list[float] = []
+    # The machine may be busy with other things once, or twice.
+    while not took_seconds or (min(took_seconds) >= 1.0 and len(took_seconds) < 10):
+        began = time.monotonic()
+        second.launch()
+        assert second.wait() == 1
+        took_seconds.append(time.monotonic() - began)
+    assert min(took_seconds) < 1.0
+    assert re.fullmatch(
+        rf"deferred-middleware: Another server \(process {first.pid}, since [-0-9]+ [:0-9]+[-+][:0-9]+\) is using "
+        rf"{re.escape(str(first.data_dir))}: stop it, or choose another --data-dir\.\n",
+        second.output,
+    )
     first.post("/add", {"url": "/tasks/record"})
     recorder.next()
     assert first.stop() == 0

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 import deferred_middleware
+from deferred_middleware.server.appenviron import app_environ
 from deferred_middleware.server.processes import (
     AppProcess,
     AppProcessConfig,
     ProcessEvent,
     ProcessReady,
     StartFailed,
-    app_environ,
     pause_seconds,
 )
 

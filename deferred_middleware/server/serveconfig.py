@@ -1,0 +1,39 @@
+"""What ``deferred-middleware serve`` is to serve, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deferred_middleware.server.processes import START_TIMEOUT_SECONDS
+
+LOOPBACK = "127.0.0.1"
+VERSION = "local"
+"""The version of every service, as the app sees it."""
+DEFAULT_PROJECT = "local-app"
+DEFAULT_SERVICE = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedApp:
+    """One service and the app, as ``module:callable``, that it runs."""
+
+    service: str
+    app: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The services, where they listen, and where tasks are kept: a directory that is locked already."""
+
+    apps: Sequence[ServedApp]
+    host: str = LOOPBACK
+    port: int = 8080
+    admin_host: str = LOOPBACK
+    admin_port: int = 8000
+    allowed_hosts: Sequence[str] = ()
+    data_dir: Path = Path(".deferred")
+    threads: int = 8
+    ready_file: Path | None = None
+    start_timeout_seconds: float = START_TIMEOUT_SECONDS

@@ -1,0 +1,107 @@
+"""The data directory: who has it, and that others can't read it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.datadir import LOCK_FILE, DataDirectory
+
+
+def mode(path: Path) -> int:
+    """Return a path's permissions."""
+    return path.stat().st_mode & 0o7777
+
+
+def test_a_new_one_is_the_users_alone(tmp_path: Path) -> None:
+    """A directory that is made, with its parents, is closed to everybody else, and no source control takes it."""
+    path = tmp_path / "new" / "data"
+    with DataDirectory(path) as opened:
+        assert opened.notes == []
+        assert mode(path) == 0o700
+        assert mode(path / LOCK_FILE) == 0o600
+        assert (path / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.parametrize("content", ["tasks.sqlite", "secret.key", None])
+@pytest.mark.parametrize("open_mode", [0o755, 0o750, 0o701, 0o777])
+def test_an_open_one_of_ours_is_closed(tmp_path: Path, content: str | None, open_mode: int) -> None:
+    """A directory that a server used before, or that is empty, is closed to other users, and that is said."""
+    tmp_path.chmod(open_mode)
+    if content:
+        (tmp_path / content).touch()
+    with DataDirectory(tmp_path) as opened:
+        assert mode(tmp_path) == 0o700
+        (note,) = opened.notes
+    assert f"(mode {open_mode:04o})" in note
+
+
+def test_an_open_one_with_other_files_is_refused(tmp_path: Path) -> None:
+    """The mode of a directory that holds other things is not changed: the person is told what to do instead."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(ServerError, match=r"open to other users \(mode 0755\) and holds other files; choose"):
+        DataDirectory(tmp_path)
+    assert mode(tmp_path) == 0o755
+    assert os.listdir(tmp_path) == ["holiday.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_another_users_is_refused(tmp_path: Path) -> None:
+    """A directory of another user's is refused, also for root."""
+    path = tmp_path / "theirs"
+    path.mkdir(mode=0o700)
+    os.chown(path, 12345, -1)
+    with pytest.raises(ServerError, match=r"belongs to another user \(ID 12345\)"):
+        DataDirectory(path)
+
+
+def test_the_second_one_is_told_who_has_it(tmp_path: Path) -> None:
+    """The error names the process, since when, and the directory; afterwards the directory is free."""
+    with DataDirectory(tmp_path / "data"), pytest.raises(ServerError) as caught:
+        DataDirectory(tmp_path / "data")
+    assert re.fullmatch(
+        rf"Another server \(process {os.getpid()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d\) is using "
+        rf"{re.escape(str(tmp_path))}/data: stop it, or choose another --data-dir\.",
+        str(caught.value),
+    )
+    DataDirectory(tmp_path / "data").close()
+
+
+def test_one_that_has_not_said_yet_who_it_is(tmp_path: Path) -> None:
+    """Between locking the file and writing into it nobody knows who it is, which is no reason for a traceback."""
+    with DataDirectory(tmp_path / "data"):
+        (tmp_path / "data" / LOCK_FILE).write_text("")
+        with pytest.raises(ServerError, match="process unknown, started just now"):
+            DataDirectory(tmp_path / "data")
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    """Nobody's file is written to through a link."""
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / LOCK_FILE).symlink_to(target)
+    with pytest.raises(ServerError, match="can't be opened"):
+        DataDirectory(data)
+    assert target.read_text() == "kept"
+
+
+def test_it_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
+    """``kill -9`` leaves the lock's file, and not the lock."""
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from deferred_middleware.server.datadir import DataDirectory\n"
+        "DataDirectory(Path(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60)
+    assert done.returncode == -9
+    assert (tmp_path / "data" / LOCK_FILE).exists()
+    DataDirectory(tmp_path / "data").close()
