@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deferred_middleware import payload
 from deferred_middleware.callables import agrees
 from deferred_middleware.context import TaskContext
+from deferred_middleware.delivery import delivery_of
 from deferred_middleware.errors import PayloadError, SettingsError, TaskContentError, WarmupError
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ def run_task(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit and its like are failures of the task, not of the worker
+        delivery = delivery_of(environ)
+        if delivery is not None:
+            delivery.error = error
         return _failed(error, call, context, settings)
     if logger.isEnabledFor(settings.log_level):
         logger.log(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import webob
 
 from deferred_middleware import protocol, trust
+from deferred_middleware.delivery import delivery_of
 from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ class TaskHandler:
             logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
             return body
         label = label_in(environ["PATH_INFO"], self.prefix)
-        return _ANSWERS[run_task(environ, body, label, self._warmup, self._settings)]
+        outcome = run_task(environ, body, label, self._warmup, self._settings)
+        answer = _ANSWERS[outcome]
+        delivery = delivery_of(environ)
+        if delivery is not None:
+            delivery.outcome, delivery.status = outcome, answer.status_int
+        return answer
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:

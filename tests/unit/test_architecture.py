@@ -14,7 +14,7 @@ MODULES = {
 
 # Each row may import the rows before it, and of its own row only what is said.
 LAYERS: list[dict[str, set[str]]] = [
-    {"errors": set(), "protocol": set(), "hooks": set()},
+    {"errors": set(), "protocol": set(), "hooks": set(), "delivery": {"execution"}},
     {"settings": set(), "context": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
     {"options": {"callables"}},
     {"calls": set(), "trust": set()},
@@ -24,6 +24,15 @@ LAYERS: list[dict[str, set[str]]] = [
     {"enqueue": set()},
     {"handler": set()},
     {"middleware": set()},
+    {
+        "testing.records": set(),
+        "testing.stub": set(),
+        "testing.expectations": {"testing.records"},
+        "testing.delivering": {"testing.records", "testing.stub"},
+        "testing.capture": {"testing.records", "testing.stub", "testing.expectations", "testing.delivering"},
+        "testing.__init__": {"testing.records", "testing.capture", "testing.delivering"},
+        "pytest_plugin": {"testing"},
+    },
 ]
 NAMES = [name for layer in LAYERS for name in layer]
 # The local server sees tasks as opaque bytes: nothing of calls and payloads may reach it.

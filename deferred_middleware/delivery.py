@@ -1,0 +1,36 @@
+"""What became of a delivered task, for whoever stands around the request: test tools and frameworks' glue.
+
+Whoever wants to know puts a :class:`Delivery` into the request's ``environ`` under :data:`KEY`; it is filled while the
+task runs. Unlike a response it can't be changed by a layer in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from deferred_middleware.execution import Outcome
+
+KEY: Final = "deferred_middleware.delivery"
+"""The key in ``environ``; no header of a request can set it."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Delivery:
+    """What became of the task of one request: nothing yet, or all of this."""
+
+    status: int | None = None
+    """The status that the task's outcome calls for; None while it has not been decided."""
+    outcome: Outcome | None = None
+    """How the attempt ended; None where the request was refused, or not even reached the task's handler."""
+    error: BaseException | None = None
+    """What the task raised."""
+
+
+def delivery_of(environ: WSGIEnvironment) -> Delivery | None:
+    """Return where somebody waits to hear what becomes of the task, if anybody does."""
+    found = environ.get(KEY)
+    return found if isinstance(found, Delivery) else None

@@ -1,0 +1,154 @@
+"""Deliver a captured task to the app, as the queue would."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import urllib.parse
+from typing import TYPE_CHECKING, Any
+
+from deferred_middleware import protocol
+from deferred_middleware.delivery import KEY, Delivery
+from deferred_middleware.testing.records import EnqueuedTask
+from deferred_middleware.testing.stub import HOSTNAME
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+    from deferred_middleware.execution import Outcome
+
+
+class TaskRunError(AssertionError):
+    """A task did not end well, or tasks did not come to an end. ``run`` is the attempt it is about, if it is one."""
+
+    def __init__(self, message: str, run: TaskRun | None = None) -> None:
+        self.run = run
+        super().__init__(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TaskRun:
+    """One attempt: what the app answered, and what the task raised."""
+
+    task: EnqueuedTask
+    attempt: int
+    """Number of the attempt, from 1."""
+    status: int
+    """Status of the app's response."""
+    body: bytes
+    """The response's body."""
+    outcome: Outcome | None
+    """How the attempt ended; None where the request did not reach the task's handler, or was refused there."""
+    error: BaseException | None
+    """What the task raised."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the queue would be done with the task: the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task ran to its end without an error."""
+        return self.done and self.error is None
+
+    def raise_if_failed(self) -> None:
+        """Raise what the task raised, or :class:`TaskRunError` if it failed without raising."""
+        if self.ok:
+            return
+        what = f"{self.task}: attempt {self.attempt} ended with status {self.status}"
+        if self.error is None:
+            answer = self.body[:500].decode("utf-8", "replace").strip()
+            raise TaskRunError(f"{what}: {answer}", self)
+        if sys.version_info >= (3, 11):
+            self.error.add_note(what)
+        raise self.error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """Which attempt of a task it is, as the queue counts."""
+
+    retry_count: int = 0
+    execution_count: int = 0
+    previous_response: int | None = None
+
+
+def deliver(app: WSGIApplication, task: EnqueuedTask, attempt: Attempt) -> TaskRun:
+    """Make one attempt. What the app itself raises, instead of answering, is raised."""
+    delivery = Delivery()
+    status, body = _request(app, _environ(task, attempt) | {KEY: delivery})
+    return TaskRun(
+        task=task,
+        attempt=attempt.retry_count + 1,
+        status=status,
+        body=body,
+        outcome=delivery.outcome,
+        error=delivery.error,
+    )
+
+
+def _environ(task: EnqueuedTask, attempt: Attempt) -> WSGIEnvironment:
+    host = f"{task.target}.{HOSTNAME}" if task.target else HOSTNAME
+    platform = {
+        "Host": host,
+        "User-Agent": protocol.TASK_QUEUE_USER_AGENT,
+        protocol.DEFAULT_VERSION_HOSTNAME_HEADER: HOSTNAME,
+        protocol.USER_IP_HEADER: protocol.TASK_QUEUE_IP,
+        protocol.QUEUE_NAME_HEADER: task.queue,
+        protocol.TASK_NAME_HEADER: task.name,
+        protocol.RETRY_COUNT_HEADER: str(attempt.retry_count),
+        protocol.EXECUTION_COUNT_HEADER: str(attempt.execution_count),
+        protocol.ETA_HEADER: f"{task.eta.timestamp():.6f}",
+    }
+    if attempt.previous_response is not None:
+        platform[protocol.PREVIOUS_RESPONSE_HEADER] = str(attempt.previous_response)
+        platform[protocol.RETRY_REASON_HEADER] = "App Error"
+    environ: dict[str, Any] = {
+        protocol.environ_key(name): value
+        for name, value in {**task.headers, **platform}.items()
+        if name.lower() not in ("content-type", "content-length")
+    }
+    path, _, query = task.url.partition("?")
+    content_type = next((value for name, value in task.headers.items() if name.lower() == "content-type"), None)
+    return environ | {
+        "REQUEST_METHOD": task.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
+        "QUERY_STRING": query,
+        "SERVER_NAME": HOSTNAME,
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": protocol.TASK_QUEUE_IP,
+        "CONTENT_TYPE": content_type or protocol.CONTENT_TYPE,
+        "CONTENT_LENGTH": str(len(task.body)),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(task.body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+
+def _request(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, bytes]:
+    started: list[str] = []
+    written = bytearray()
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        started.append(status)
+        return written.extend
+
+    iterable = app(environ, start_response)
+    try:
+        for part in iterable:
+            written += part
+    finally:
+        close = getattr(iterable, "close", None)
+        if close is not None:
+            close()
+    if not started:
+        raise TaskRunError(f"the app answered {environ['PATH_INFO']} without calling start_response")
+    return int(started[-1].split(" ", 1)[0]), bytes(written)

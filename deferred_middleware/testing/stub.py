@@ -1,0 +1,96 @@
+"""A task queue that keeps what is added, in place of the engine: the SDK's own stub, and a list beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from google.appengine.api import apiproxy_stub_map, app_identity
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.api.taskqueue import taskqueue_stub
+
+HOSTNAME = "app.test"
+"""The app's default hostname where the test's environment has none; targets are prefixes of it."""
+
+_CLOUD_TASKS = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+_HTTP_HOST = "HTTP_HOST"
+
+
+class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] # the SDK has no types
+    """The SDK's stub, which checks names, queues and limits.
+
+    ``on_add`` is told of each task that was added, ``on_delete`` of the queue of tasks that the app deletes, with their
+    names, or None for all of them.
+    With ``queue_yaml``, the path of a queue.yaml, only its queues exist; without, every queue does.
+    """
+
+    def __init__(
+        self,
+        on_add: Callable[[Any], None],
+        on_delete: Callable[[str, list[str] | None], None],
+        *,
+        queue_yaml: str | None = None,
+    ) -> None:
+        super().__init__(queue_config_path=queue_yaml, _all_queues_valid=queue_yaml is None, auto_task_running=False)
+        self._on_add = on_add
+        self._on_delete = on_delete
+
+    def _Dynamic_BulkAdd(self, request: Any, response: Any, request_id: Any) -> None:
+        super()._Dynamic_BulkAdd(request, response, request_id)
+        adds = request.add_request
+        if adds[0].HasField("transaction") or adds[0].HasField("datastore_transaction"):
+            return  # the datastore adds them when the transaction commits
+        for add, result in zip(adds, response.taskresult, strict=True):
+            if result.result == taskqueue_pb.TaskQueueServiceError.OK:
+                self._on_add(add)
+
+    def _Dynamic_Delete(self, request: Any, response: Any, request_id: Any) -> None:
+        super()._Dynamic_Delete(request, response, request_id)
+        self._on_delete(request.queue_name.decode(), [name.decode() for name in request.task_name])
+
+    def _Dynamic_PurgeQueue(self, request: Any, response: Any, request_id: Any) -> None:
+        super()._Dynamic_PurgeQueue(request, response, request_id)
+        self._on_delete(request.queue_name.decode(), None)
+
+    def forget(self, queue: str, name: str) -> None:
+        """Delete a task that is done; its name stays used."""
+        request = taskqueue_pb.TaskQueueDeleteRequest(queue_name=queue.encode(), task_name=[name.encode()])
+        super()._Dynamic_Delete(request, taskqueue_pb.TaskQueueDeleteResponse(), None)
+
+
+def target_of(host: str) -> str | None:
+    """Return the target in a task's ``Host`` header, which is the app's hostname with the target in front."""
+    suffix = f".{app_identity.get_default_version_hostname()}"
+    return host.removesuffix(suffix) if host.endswith(suffix) else None
+
+
+@contextmanager
+def installed(stub: CapturingStub) -> Iterator[None]:
+    """Let ``stub`` answer the SDK's taskqueue API, and everything else what answered it before."""
+    services = apiproxy_stub_map.apiproxy._APIProxyStubMap__stub_map
+    missing = object()
+    previous = services.get("taskqueue", missing)
+    known = app_identity.get_default_version_hostname
+    # With the variable the SDK would send tasks to Google.
+    cloud_tasks = os.environ.pop(_CLOUD_TASKS, None)
+    # Outside of requests the SDK warns at each task that it doesn't know the host.
+    no_host = _HTTP_HOST not in os.environ
+    if no_host:
+        os.environ[_HTTP_HOST] = HOSTNAME
+    services["taskqueue"] = stub
+    try:
+        # In a test client's request nothing says what the hostname is, and then the SDK drops targets silently.
+        with mock.patch.object(app_identity, "get_default_version_hostname", side_effect=lambda: known() or HOSTNAME):
+            yield
+    finally:
+        if previous is missing:
+            del services["taskqueue"]
+        else:
+            services["taskqueue"] = previous
+        if cloud_tasks is not None:
+            os.environ[_CLOUD_TASKS] = cloud_tasks
+        if no_host:
+            os.environ.pop(_HTTP_HOST, None)

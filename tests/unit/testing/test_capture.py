@@ -1,0 +1,367 @@
+"""Tests of what a user's test suite uses: capturing, asserting, and running through the app."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample
+from google.appengine.api import apiproxy_stub_map, taskqueue
+
+from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, SingularTaskFailure, current_task, defer
+from deferred_middleware.testing import Clock, DeferredTasks, TaskRunError, capture_tasks
+
+
+def not_found(environ: Any, start_response: Any) -> list[bytes]:
+    """Answer whatever is no task."""
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"nothing here\n"]
+
+
+@pytest.fixture
+def tasks() -> Iterator[DeferredTasks]:
+    """The tasks of a test, and an app that runs them."""
+    with capture_tasks(DeferredMiddleware(not_found)) as captured:
+        yield captured
+
+
+def again(times: int) -> None:
+    """Defer itself."""
+    sample.ran.append(times)
+    if times:
+        defer(again, times - 1)
+
+
+def for_ever() -> None:
+    """Defer itself, always."""
+    defer(for_ever)
+
+
+def third_time_lucky() -> None:
+    """Fail twice."""
+    task = current_task()
+    assert task is not None
+    sample.ran.append((task.attempt, task.execution_count, task.previous_response, task.retry_reason))
+    if task.attempt < 3:
+        raise RuntimeError(f"attempt {task.attempt}")
+
+
+def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
+    """A captured task tells its call, where it goes and when."""
+    defer(sample.pair, 1, second=[2], _queue="mail", _name="one", _target="v2.background", _countdown=60)
+
+    (task,) = tasks.enqueued
+    assert (task.func, task.args, task.kwargs) == (sample.pair, (1,), {"second": [2]})
+    assert (task.queue, task.name, task.target, task.url) == (
+        "mail",
+        "one",
+        "v2.background",
+        "/_cb/deferred/sample/pair",
+    )
+    assert abs(task.eta.timestamp() - time.time() - 60) < 30
+    assert str(task.label) == "sample/pair"
+
+
+def test_nothing_is_sent_anywhere_and_nothing_stays(tasks: DeferredTasks) -> None:
+    """Outside the block the engine is the one that was there before: here, none."""
+    with capture_tasks() as inner:
+        defer(sample.note)
+    defer(sample.pair, 1)
+
+    assert [task.func for task in inner.enqueued] == [sample.note]
+    assert [task.func for task in tasks.enqueued] == [sample.pair]
+
+
+def test_what_answered_before_answers_again() -> None:
+    """The SDK's map of stubs is as it was after the block, also when the block raises."""
+    before = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
+
+    with pytest.raises(ZeroDivisionError), capture_tasks():
+        raise ZeroDivisionError
+
+    assert apiproxy_stub_map.apiproxy.GetStub("taskqueue") is before
+
+
+def test_asserting_what_was_enqueued(tasks: DeferredTasks) -> None:
+    """An assertion holds however the arguments were passed, and returns the task."""
+    defer(sample.pair, 1, 2, _queue="mail", _countdown=3600)
+
+    assert tasks.assert_enqueued(sample.pair, 1, second=2) is tasks.enqueued[0]
+    tasks.assert_enqueued(sample.pair, first=1, second=2, _queue="mail", _countdown=3600)
+    tasks.assert_not_enqueued(sample.pair, 1, 3)
+    tasks.assert_not_enqueued(sample.note)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "told"),
+    [
+        ((1, 3), {}, ["second: expected 3, enqueued with 2"]),
+        ((1, 2), {"_queue": "mail"}, ["_queue: expected 'mail', enqueued with 'default'"]),
+        ((1, 2), {"_times": 2}, ["was enqueued 1 times, not 2"]),
+        ((1, 2), {"_countdown": 90}, ["eta: expected "]),
+        ((1, 2), {"_name": "x"}, ["_name: expected 'x'"]),
+        ((1, 2), {"_target": "v1.s"}, ["_target: expected 'v1.s', enqueued with None"]),
+    ],
+)
+def test_what_differs_is_told(tasks: DeferredTasks, args: Any, kwargs: Any, told: list[str]) -> None:
+    """A failed assertion names the argument or option, what was expected and what was enqueued."""
+    defer(sample.pair, 1, 2)
+    defer(sample.note)
+
+    with pytest.raises(AssertionError) as caught:
+        tasks.assert_enqueued(sample.pair, *args, **kwargs)
+
+    for line in told:
+        assert line in str(caught.value)
+    assert "sample/note()" in str(caught.value)
+
+
+def test_nothing_enqueued_is_told_as_such(tasks: DeferredTasks) -> None:
+    """Where nothing was enqueued the message says so, and assert_nothing_enqueued holds."""
+    tasks.assert_nothing_enqueued()
+    with pytest.raises(AssertionError, match="Nothing was enqueued"):
+        tasks.assert_enqueued(sample.note)
+
+    defer(sample.note)
+
+    with pytest.raises(AssertionError, match="sample/note"):
+        tasks.assert_nothing_enqueued()
+    with pytest.raises(AssertionError, match="was enqueued"):
+        tasks.assert_not_enqueued(sample.note)
+
+
+def test_a_method_of_an_object_is_found_by_the_objects_state(tasks: DeferredTasks) -> None:
+    """What travelled by pickle is another object; it is compared by what it holds."""
+    defer(sample.Mailer("ann").send, "hello")
+
+    tasks.assert_enqueued(sample.Mailer("ann").send, "hello")
+    tasks.assert_not_enqueued(sample.Mailer("bob").send, "hello")
+
+
+def test_a_task_runs_through_the_app(tasks: DeferredTasks) -> None:
+    """Running a task sends its request to the app, and then it isn't pending any more."""
+    defer(sample.note, 7)
+
+    run = tasks.run()
+
+    assert sample.ran == [((7,), {})]
+    assert (run.status, run.attempt, run.ok, str(run.outcome)) == (200, 1, True, "Outcome.DONE")
+    assert tasks.pending == []
+    assert len(tasks.enqueued) == 1
+
+
+def test_what_is_later_waits_for_the_clock(tasks: DeferredTasks) -> None:
+    """A task with an ETA runs when the clock has reached it, or when it is asked for."""
+    defer(sample.note, "later", _countdown=3600)
+    defer(sample.note, "now")
+
+    tasks.run_all()
+    assert sample.ran == [(("now",), {})]
+
+    tasks.clock.advance(datetime.timedelta(minutes=59))
+    assert tasks.run_all() == []
+    tasks.clock.advance(70)
+    tasks.run_all()
+    assert sample.ran[1:] == [(("later",), {})]
+
+
+def test_scheduled_tasks_can_be_run_at_once_in_their_order(tasks: DeferredTasks) -> None:
+    """With include_scheduled all tasks run, those that are due first before the others."""
+    defer(sample.note, 2, _countdown=200)
+    defer(sample.note, 1, _countdown=100)
+
+    tasks.run_all(include_scheduled=True)
+
+    assert [args for args, _ in sample.ran] == [(1,), (2,)]
+
+
+def test_a_clock_of_ones_own() -> None:
+    """A test may bring its clock."""
+    now = [1000.0]
+    with capture_tasks(DeferredMiddleware(not_found), clock=Clock(lambda: now[0])) as tasks:
+        defer(sample.note, _countdown=50)
+        assert tasks.run_all() == []
+        now[0] += 51
+        assert len(tasks.run_all()) == 1
+
+
+def test_tasks_that_enqueue_tasks_are_followed(tasks: DeferredTasks) -> None:
+    """run_all goes on until nothing is due."""
+    defer(again, 3)
+
+    assert len(tasks.run_all()) == 4
+    assert sample.ran == [3, 2, 1, 0]
+
+
+def test_tasks_that_never_end_are_stopped(tasks: DeferredTasks) -> None:
+    """A bound ends tasks that enqueue tasks for ever, with an error that names them."""
+    defer(for_ever)
+
+    with pytest.raises(TaskRunError, match=r"after 25 tasks .*\n.*for_ever"):
+        tasks.run_all(limit=25)
+
+
+def test_retries_have_the_counts_that_the_queue_sends(tasks: DeferredTasks) -> None:
+    """Attempts are made until one succeeds, with the headers of a retry."""
+    defer(third_time_lucky)
+
+    run = tasks.run(attempts=5)
+
+    assert run.attempt == 3
+    assert sample.ran == [(1, 0, None, None), (2, 1, 500, "App Error"), (3, 2, 500, "App Error")]
+    assert [r.status for r in tasks.runs] == [500, 500, 200]
+
+
+def test_what_a_task_raises_is_raised(tasks: DeferredTasks) -> None:
+    """A test sees the task's own exception, and the task is still pending."""
+    defer(sample.raises, KeyError("no such user"))
+
+    with pytest.raises(KeyError, match="no such user"):
+        tasks.run()
+
+    assert len(tasks.pending) == 1
+    run = tasks.run(raise_errors=False)
+    assert (run.status, run.attempt, run.done) == (500, 2, False)
+    assert isinstance(run.error, KeyError)
+
+
+def test_a_permanent_failure_is_dropped_and_raised(tasks: DeferredTasks) -> None:
+    """The queue is done with a permanent failure; the test hears of it."""
+    defer(sample.raises_new, PermanentTaskFailure, "never")
+
+    with pytest.raises(PermanentTaskFailure, match="never"):
+        tasks.run()
+
+    assert tasks.pending == []
+    assert (tasks.runs[0].status, tasks.runs[0].done, tasks.runs[0].ok) == (200, True, False)
+
+
+def test_a_quiet_retry(tasks: DeferredTasks) -> None:
+    """A SingularTaskFailure is another attempt, as on the queue."""
+    defer(sample.raises_new, SingularTaskFailure, "later")
+
+    run = tasks.run(raise_errors=False)
+
+    assert run.status == 408
+    assert len(tasks.pending) == 1
+
+
+def test_a_task_can_be_delivered_twice(tasks: DeferredTasks) -> None:
+    """A queue delivers at least once; a test can see what the second time does."""
+    defer(sample.note)
+
+    tasks.run(deliveries=2)
+
+    assert len(sample.ran) == 2
+
+
+def test_a_request_that_never_reaches_the_handler_is_an_error() -> None:
+    """A layer that answers in the middleware's place is told of."""
+    with capture_tasks(not_found) as tasks:
+        defer(sample.note)
+
+        with pytest.raises(TaskRunError, match="status 404: nothing here"):
+            tasks.run()
+
+
+def test_without_an_app_nothing_can_run() -> None:
+    """The error says what to set."""
+    with capture_tasks() as tasks:
+        defer(sample.note)
+
+        with pytest.raises(TaskRunError, match=r"deferred_tasks\.app"):
+            tasks.run()
+
+
+def test_run_wants_to_know_which_task(tasks: DeferredTasks) -> None:
+    """With several that are pending, run() lists them."""
+    defer(sample.note, 1)
+    defer(sample.note, 2)
+
+    with pytest.raises(TaskRunError, match=r"(?s)exactly one.*note\(1\).*note\(2\)"):
+        tasks.run()
+
+    tasks.run(tasks.pending[1])
+    assert sample.ran == [((2,), {})]
+
+
+def test_immediate_mode_runs_at_once() -> None:
+    """In immediate mode a task has run when defer returns."""
+    with capture_tasks(DeferredMiddleware(not_found), immediate=True) as tasks:
+        defer(again, 2)
+        assert sorted(sample.ran) == [0, 1, 2]
+        assert tasks.pending == []
+
+
+def test_what_fails_in_immediate_mode_is_raised_at_the_end() -> None:
+    """defer() itself doesn't raise what the task raises, as it wouldn't on a queue; the block does at its end."""
+    went_on = False
+    with pytest.raises(ValueError, match="bad"):  # noqa: PT012, SIM117 - where it is raised is the point
+        with capture_tasks(DeferredMiddleware(not_found), immediate=True):
+            defer(sample.raises, ValueError("bad"))
+            went_on = True
+    assert went_on
+
+
+def test_names_are_as_on_the_queue(tasks: DeferredTasks) -> None:
+    """A name can't be used twice, not even after its task has run."""
+    defer(sample.note, _name="once")
+    with pytest.raises(taskqueue.TaskAlreadyExistsError):
+        defer(sample.note, _name="once")
+    tasks.run()
+    with pytest.raises(taskqueue.TombstonedTaskError):
+        defer(sample.note, _name="once")
+
+
+def test_a_queue_yaml_says_which_queues_there_are() -> None:
+    """With a queue.yaml another queue's name is the error that it is on App Engine."""
+    with capture_tasks(queue_yaml=Path(__file__).parents[1] / "data" / "queue.yaml") as tasks:
+        defer(sample.note, _queue="quick")
+        with pytest.raises(taskqueue.UnknownQueueError):
+            defer(sample.note, _queue="quik")
+        assert [task.queue for task in tasks.enqueued] == ["quick"]
+
+
+def test_a_task_that_is_no_call_of_ours_is_captured_too(tasks: DeferredTasks) -> None:
+    """What the SDK's own taskqueue.add enqueues is there, without a call."""
+    taskqueue.add(url="/work", payload=b"not a pickle")
+
+    (task,) = tasks.enqueued
+    assert (task.url, task.func, task.call) == ("/work", None, None)
+    assert task.call_error is not None
+
+
+def test_clear_forgets(tasks: DeferredTasks) -> None:
+    """After clear() nothing is enqueued or pending."""
+    defer(sample.note)
+    tasks.clear()
+
+    tasks.assert_nothing_enqueued()
+    assert tasks.run_all() == []
+
+
+def test_cloud_tasks_mode_is_captured_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the variable that sends tasks to Google set, a test still sends nothing."""
+    monkeypatch.setenv("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE", "true")
+
+    with capture_tasks() as tasks:
+        defer(sample.note)
+
+    tasks.assert_enqueued(sample.note)
+
+
+def test_what_the_app_deletes_does_not_run(tasks: DeferredTasks) -> None:
+    """A task that the app deletes from its queue, or a queue that it purges, is not pending any more."""
+    defer(sample.note, 1, _name="gone")
+    defer(sample.note, 2, _queue="other")
+    defer(sample.note, 3)
+
+    taskqueue.Queue("default").delete_tasks_by_name("gone")
+    taskqueue.Queue("other").purge()
+    tasks.run_all()
+
+    assert sample.ran == [((3,), {})]
