@@ -12,8 +12,11 @@ from delivering import Queued
 from google.appengine.ext import testbed
 from hypothesis import settings as hypothesis_settings
 from running import Recorder, Serve, Server
+from storing import Clock
 
 from deferred_middleware import settings as settings_module
+from deferred_middleware.server.retention import Retention
+from deferred_middleware.server.store import TaskStore
 
 # No deadline for an example: how long one takes says more about the machine than about the code.
 hypothesis_settings.register_profile("default", deadline=None)
@@ -96,3 +99,19 @@ def serve(make_server: Serve) -> Serve:
         return make_server(source, **options).start()
 
     return start
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A wall clock that stands still until it is set."""
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Iterator[TaskStore]:
+    """An empty task store, with the retention that the test's mark says."""
+    mark = request.node.get_closest_marker("retention")
+    retention = Retention(**(mark.kwargs if mark else {}))
+    store = TaskStore(tmp_path / "tasks.sqlite", clock=clock, retention=retention)
+    yield store
+    store.close()

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from deferred_middleware.errors import ServerError
 
@@ -25,6 +25,17 @@ T = TypeVar("T")
 
 Tally = Counter[tuple[str, str]]
 """How many rows of each kind a transaction adds (negative: takes away)."""
+
+
+class Counts(Protocol):
+    """What keeps the sum of all tallies."""
+
+    def write(self, connection: sqlite3.Connection, tally: Tally) -> None:
+        """Write what a transaction changes, within it."""
+
+    def committed(self, tally: Tally) -> None:
+        """Take note that the transaction stands."""
+
 
 Operation = Callable[[sqlite3.Connection, Tally], T]
 
@@ -42,14 +53,13 @@ class GroupCommitWriter:
     """Runs operations on ``connection`` in its own thread, and closes it at the end.
 
     An operation is called with the connection, inside a transaction, and with a counter that it adds what it changed
-    to; :meth:`tally` is the sum of these counters over all committed operations, beginning with ``tally``. One that
-    raises is undone by itself; the others of its transaction stand.
+    to; ``counts`` gets the sum of a transaction's counters. An operation that raises is undone by itself; the others of
+    its transaction stand.
     """
 
-    def __init__(self, connection: sqlite3.Connection, tally: Tally) -> None:
+    def __init__(self, connection: sqlite3.Connection, counts: Counts) -> None:
         self._connection = connection
-        self._tally = tally
-        self._tally_lock = threading.Lock()
+        self._counts = counts
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         # Guards what decides whether a caller still gets an answer: being closed, and having died.
         self._lock = threading.Lock()
@@ -76,11 +86,6 @@ class GroupCommitWriter:
                 raise ServerError("The task store is closed.")
             self._queue.put(_Waiting(operation=operation, durable=durable, future=future))
         return future
-
-    def tally(self) -> Tally:
-        """Return the sum of what committed operations have counted."""
-        with self._tally_lock:
-            return Counter(self._tally)
 
     def close(self) -> None:
         """Commit what is waiting, then stop and close the connection."""
@@ -127,6 +132,7 @@ class GroupCommitWriter:
             self._connection.execute("BEGIN IMMEDIATE")
             for waiting in batch:
                 answers.append((waiting.future, *self._run_one(waiting.operation, tally)))
+            self._counts.write(self._connection, tally)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             # Disk full, for example. Nothing of the batch stands; each caller hears why, and the next batch may do.
@@ -136,8 +142,7 @@ class GroupCommitWriter:
             answers = [(waiting.future, None, error) for waiting in batch]
         else:
             self.commits += 1
-            with self._tally_lock:
-                self._tally.update(tally)
+            self._counts.committed(tally)
         for future, result, failure in answers:
             if failure is not None:
                 future.set_exception(failure)

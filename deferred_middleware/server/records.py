@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 
 from deferred_middleware.server.retry import RetryPolicy
 
+PULL = "PULL"
+"""The method of a pull queue's task, as the SDK's ``Task.method`` has it."""
+
 State = Literal["ready", "running", "succeeded", "failed"]
 """``ready``: waits for its ETA or its turn. ``failed``: a dead letter, will not be tried again."""
 
@@ -29,7 +32,8 @@ class NewTask:
     """A task to be added.
 
     ``name`` None lets the store choose one. ``target`` is ``[instance.][version.]service``, empty for the default
-    service. ``retry`` None means the queue's.
+    service. ``retry`` None means the queue's. The ``method`` :data:`PULL` makes a task that is leased, by ``tag`` if
+    it has one, and never delivered.
     """
 
     queue: str
@@ -42,6 +46,7 @@ class NewTask:
     body: bytes = b""
     retry: RetryPolicy | None = None
     dispatch_deadline_usec: int | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +58,12 @@ class AddResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTask:
-    """A task as it stands in the store.
+class TaskSummary:
+    """A task as it stands in the store, without its headers and its body.
 
-    ``retry_count`` counts the attempts made so far, ``execution_count`` those of them that got an HTTP response.
-    ``previous_response`` is the status of the last attempt, 0 when it got none, None before the first.
+    ``retry_count`` counts the attempts made so far, since it was added or a person had it retried; of a pull task, its
+    leases. ``execution_count`` counts those of them that got an HTTP response. ``previous_response`` is the status of
+    the last attempt, 0 when it got none, None before the first. ``eta_usec`` of a leased task is when its lease ends.
     """
 
     id: int
@@ -77,6 +83,13 @@ class StoredTask:
     execution_count: int
     previous_response: int | None
     retry_reason: str | None
+    tag: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTask(TaskSummary):
+    """A task as it stands in the store, whole."""
+
     headers: Headers
     body: bytes
 
@@ -116,3 +129,18 @@ class Completion:
     previous_response: int
     retry_reason: str | None
     attempt: AttemptRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPage:
+    """Some tasks, the newest first. The next page begins before the id ``next_before_id``; None: this is the last.
+
+    A page may have fewer tasks than were asked for, even none, and not be the last.
+    """
+
+    tasks: tuple[TaskSummary, ...]
+    next_before_id: int | None
+
+
+RetryOutcome = Literal["retried", "not failed", "name taken", "unknown"]
+"""What became of a dead letter that was to be tried again; ``name taken``: a later task has its name meanwhile."""

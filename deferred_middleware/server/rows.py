@@ -5,41 +5,50 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from deferred_middleware.server.groupcommit import Tally
-from deferred_middleware.server.records import Completion, Headers, NewTask, StoredTask
+from deferred_middleware.server.records import AttemptRecord, Completion, Headers, NewTask, TaskSummary
 from deferred_middleware.server.retry import RetryPolicy
 
 TASK_COLUMNS = (
     "id, queue, name, state, eta_usec, created_usec, first_attempt_usec, finished_usec, method, url, target, retry,"
-    " dispatch_deadline_usec, retry_count, execution_count, previous_response, retry_reason"
+    " dispatch_deadline_usec, retry_count, execution_count, previous_response, retry_reason, tag"
 )
 SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body FROM tasks JOIN payloads ON task_id = id"
 
-_TASK_FIELDS = [field.name for field in dataclasses.fields(StoredTask)]
-
 _INSERT_TASK = """
-    INSERT INTO tasks (queue, name, user_named, state, eta_usec, created_usec, method, url, target, retry,
-        dispatch_deadline_usec)
-    VALUES (?, ?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (queue, name) DO NOTHING"""
+    INSERT INTO tasks (queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
+        dispatch_deadline_usec, tag)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _COMPLETE = """
     UPDATE tasks SET state = ?, eta_usec = ?, first_attempt_usec = ?, finished_usec = ?, retry_count = ?,
         execution_count = ?, previous_response = ?, retry_reason = ?, claim_token = NULL
-    WHERE id = ? AND state = 'running' AND claim_token = ? RETURNING queue"""
+    WHERE id = ? AND state = 'running' AND claim_token = ?
+    RETURNING queue, name, user_named, attempts_before"""
+_SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
 _INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-def insert(connection: sqlite3.Connection, task: NewTask, name: str, now_usec: int) -> bool:
-    """Write a new task called ``name``; return False, having written nothing, when its queue has one of that name."""
+class CompletedRow(NamedTuple):
+    """Whose result was written."""
+
+    queue: str
+    name: str
+    user_named: int
+    attempts_before: int
+
+
+def insert(connection: sqlite3.Connection, task: NewTask, name: str, now_usec: int, hold: str | None = None) -> int:
+    """Write a new task called ``name``, held by the transaction ``hold`` if that is given; return its id."""
     cursor = connection.execute(
         _INSERT_TASK,
         (
             task.queue,
             name,
             task.name is not None,
+            "ready" if hold is None else "held",
+            hold,
             task.eta_usec,
             now_usec,
             task.method,
@@ -47,16 +56,17 @@ def insert(connection: sqlite3.Connection, task: NewTask, name: str, now_usec: i
             task.target,
             None if task.retry is None else json.dumps(dataclasses.asdict(task.retry)),
             task.dispatch_deadline_usec,
+            task.tag,
         ),
     )
-    if not cursor.rowcount:
-        return False
-    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", (cursor.lastrowid, json.dumps(task.headers), task.body))
-    return True
+    task_id = cursor.lastrowid
+    assert task_id is not None
+    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", (task_id, json.dumps(task.headers), task.body))
+    return task_id
 
 
-def complete(connection: sqlite3.Connection, completion: Completion, tally: Tally) -> bool:
-    """Write the result of an attempt; return whether the claim that it shows still stood."""
+def complete(connection: sqlite3.Connection, completion: Completion) -> CompletedRow | None:
+    """Write the result of an attempt; return whose it was, or None when the claim that it shows no longer stood."""
     found = connection.execute(
         _COMPLETE,
         (
@@ -72,14 +82,16 @@ def complete(connection: sqlite3.Connection, completion: Completion, tally: Tall
             completion.claim_token,
         ),
     ).fetchall()
-    if not found:
-        return False
-    attempt = completion.attempt
+    return CompletedRow(*found[0]) if found else None
+
+
+def insert_attempt(connection: sqlite3.Connection, task_id: int, number: int, attempt: AttemptRecord) -> None:
+    """Write an attempt as the one with this number, whatever number it says itself."""
     connection.execute(
         _INSERT_ATTEMPT,
         (
-            completion.task_id,
-            attempt.number,
+            task_id,
+            number,
             attempt.started_usec,
             attempt.duration_usec,
             attempt.status,
@@ -88,23 +100,23 @@ def complete(connection: sqlite3.Connection, completion: Completion, tally: Tall
             attempt.excerpt,
         ),
     )
-    queue = found[0][0]
-    tally[queue, "running"] -= 1
-    tally[queue, completion.state] += 1
-    return True
 
 
-def count(connection: sqlite3.Connection) -> Tally:
-    """Count the tasks of each queue and state; reads the whole table."""
-    rows = connection.execute("SELECT queue, state, count(*) FROM tasks GROUP BY queue, state").fetchall()
-    return Counter({(queue, state): number for queue, state, number in rows})
+def summary(row: Sequence[Any]) -> TaskSummary:
+    """Return a task from a row of :data:`TASK_COLUMNS`."""
+    return TaskSummary(**_summary_fields(row))
 
 
 def task_fields(row: Sequence[Any]) -> dict[str, Any]:
     """Return the fields of a :class:`StoredTask` from a row of :data:`SELECT_TASK`."""
-    fields = dict(zip(_TASK_FIELDS, row, strict=True))
-    fields["retry"] = None if fields["retry"] is None else RetryPolicy(**json.loads(fields["retry"]))
-    fields["headers"] = _decode_headers(fields["headers"])
+    *columns, headers, body = row
+    return {**_summary_fields(columns), "headers": _decode_headers(headers), "body": body}
+
+
+def _summary_fields(row: Sequence[Any]) -> dict[str, Any]:
+    fields = dict(zip(_SUMMARY_FIELDS, row, strict=True))
+    if fields["retry"] is not None:
+        fields["retry"] = RetryPolicy(**json.loads(fields["retry"]))
     return fields
 
 

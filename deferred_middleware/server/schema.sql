@@ -1,4 +1,4 @@
--- The local server's task store, version 1. Times are microseconds since the epoch, durations microseconds.
+-- The local server's task store, version 2. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
 -- One row for each task that is waiting, running or remembered. It changes at every attempt, so it is kept small:
@@ -8,12 +8,12 @@ CREATE TABLE tasks (
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
     user_named INTEGER NOT NULL,            -- 1: the app chose the name, so it stays blocked afterwards
-    state TEXT NOT NULL CHECK (state IN ('ready', 'running', 'succeeded', 'failed')),
-    eta_usec INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('held', 'ready', 'running', 'succeeded', 'failed')),
+    eta_usec INTEGER NOT NULL,              -- of a leased pull task: when the lease ends
     created_usec INTEGER NOT NULL,
     first_attempt_usec INTEGER,
     finished_usec INTEGER,
-    method TEXT NOT NULL,
+    method TEXT NOT NULL,                   -- 'PULL': waits to be leased, and is never delivered
     url TEXT NOT NULL,
     target TEXT NOT NULL,                   -- [instance.][version.]service; '' is the default service
     retry TEXT,                             -- the task's own retry policy as JSON; NULL: the queue's
@@ -23,14 +23,30 @@ CREATE TABLE tasks (
     previous_response INTEGER,              -- 0: the last attempt got no response
     retry_reason TEXT,
     claim_token INTEGER,                    -- fences the result of an attempt; set while running
-    UNIQUE (queue, name)
+    tag TEXT,                               -- of a pull task
+    attempts_before INTEGER NOT NULL DEFAULT 0, -- attempts made before a person had the dead letter retried
+    forced INTEGER NOT NULL DEFAULT 0,      -- 1: a person wants it run now, whatever its queue's pause and rate say
+    hold TEXT                               -- of a held task: the transaction whose commit lets it go
 );
 
+-- Finished tasks may have the name of a later one, so this is not unique; who adds looks first.
+CREATE INDEX tasks_names ON tasks (queue, name);
+
 -- Claims and "what is due next" read only this one; finished tasks aren't in it.
-CREATE INDEX tasks_ready ON tasks (queue, target, eta_usec, id) WHERE state = 'ready';
+CREATE INDEX tasks_ready ON tasks (queue, target, eta_usec, id) WHERE state = 'ready' AND method <> 'PULL';
+
+-- The same for leases, of any tag and of one.
+CREATE INDEX tasks_leasable ON tasks (queue, eta_usec, id) WHERE state = 'ready' AND method = 'PULL';
+CREATE INDEX tasks_tagged ON tasks (queue, tag, eta_usec, id) WHERE state = 'ready' AND method = 'PULL';
+
+-- What people ask for: the tasks of a queue in one state, the newest first.
+CREATE INDEX tasks_states ON tasks (queue, state, id);
 
 -- History: the oldest finished tasks first.
-CREATE INDEX tasks_finished ON tasks (state, finished_usec) WHERE finished_usec IS NOT NULL;
+CREATE INDEX tasks_finished ON tasks (finished_usec) WHERE state = 'succeeded';
+
+CREATE INDEX tasks_forced ON tasks (id) WHERE forced = 1 AND state = 'ready';
+CREATE INDEX tasks_held ON tasks (hold) WHERE state = 'held';
 
 -- What never changes and may be large.
 CREATE TABLE payloads (
@@ -47,11 +63,11 @@ CREATE TABLE attempts (
     status INTEGER,                         -- NULL: no HTTP response
     reason TEXT,
     service TEXT NOT NULL,
-    excerpt BLOB NOT NULL,                  -- the beginning of the response's body
+    excerpt BLOB NOT NULL,                  -- of the response's body
     PRIMARY KEY (task_id, number)
 ) WITHOUT ROWID;
 
--- Names that the app used for tasks whose row is gone, and that it can't use again yet.
+-- Names that the app used and that it can't use again yet.
 CREATE TABLE tombstones (
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -61,5 +77,18 @@ CREATE TABLE tombstones (
 
 CREATE INDEX tombstones_expiry ON tombstones (expires_usec);
 
-PRAGMA user_version = 1;
+-- How many tasks there are; changed in the same transaction as they are.
+CREATE TABLE counts (
+    queue TEXT NOT NULL,
+    state TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (queue, state)
+) WITHOUT ROWID;
+
+CREATE TABLE paused_queues (
+    queue TEXT PRIMARY KEY,
+    since_usec INTEGER NOT NULL
+) WITHOUT ROWID;
+
+PRAGMA user_version = 2;
 COMMIT;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from importlib import resources
@@ -10,10 +11,14 @@ from pathlib import Path
 
 from deferred_middleware.errors import ServerError
 
-SCHEMA_VERSION = 1
+_log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
 
 _JOURNAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 5000
+# The indexes of a million tasks, and not more: beyond it the system's own cache serves.
+_CACHE_KIB = 64 * 1024
 
 
 class StoreLock:
@@ -61,17 +66,15 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT_BYTES}")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-            connection.executescript(schema)
-        elif version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION or version < 0:
             raise ServerError(
                 f"{path} has schema version {version} and this package knows {SCHEMA_VERSION}: "
                 "use the version that wrote it, or choose another --data-dir."
             )
+        _bring_up_to_date(connection, version)
     except sqlite3.Error as error:
         connection.close()
         raise ServerError(f"{path} can't be used as a task store: {error}.") from error
@@ -79,6 +82,24 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
+    """Make the tables of an empty file, or change those that an earlier version of this package has made.
+
+    Each script is one transaction, so that a file is of one version or of the next whatever happens meanwhile.
+    """
+    # A table that others refer to is replaced by a script; the setting can't change within a transaction.
+    connection.execute("PRAGMA foreign_keys=OFF")
+    scripts = resources.files(__package__)
+    if version == 0:
+        connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
+        version = SCHEMA_VERSION
+    while version < SCHEMA_VERSION:
+        _log.info("Bringing the task store from version %d to version %d.", version, version + 1)
+        connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
+        version += 1
+    connection.execute("PRAGMA foreign_keys=ON")
 
 
 def open_reader(path: Path) -> sqlite3.Connection:

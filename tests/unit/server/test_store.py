@@ -9,80 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server import store as store_module
-from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.records import Lane, NewTask
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.store import TaskStore
-
-LANE = Lane("default", "")
-NOW = 1_700_000_000_000_000
-DAY_USEC = 24 * 3600 * 1_000_000
-
-
-class Clock:
-    """A wall clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.usec = NOW
-
-    def __call__(self) -> float:
-        """Return the seconds since the epoch."""
-        return self.usec / 1e6
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """A clock that stands at ``NOW``."""
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[TaskStore]:
-    """An empty store."""
-    store = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    yield store
-    store.close()
-
-
-def _task(name: str | None = None, *, eta_usec: int = NOW, target: str = "", queue: str = "default") -> NewTask:
-    return NewTask(queue=queue, name=name, url="/work", eta_usec=eta_usec, target=target, body=b"payload")
-
-
-def _completion(
-    task: ClaimedTask, state: str = "succeeded", *, eta_usec: int = 0, finished_usec: int = NOW
-) -> Completion:
-    return Completion(
-        task_id=task.id,
-        claim_token=task.claim_token,
-        state=state,  # type: ignore[arg-type]
-        eta_usec=eta_usec,
-        first_attempt_usec=NOW,
-        finished_usec=None if state == "ready" else finished_usec,
-        retry_count=task.retry_count + 1,
-        execution_count=task.execution_count + 1,
-        previous_response=500,
-        retry_reason="App Error",
-        attempt=AttemptRecord(
-            number=task.retry_count + 1,
-            started_usec=NOW,
-            duration_usec=1200,
-            status=500,
-            reason="status 500",
-            service="default",
-            excerpt=b"oops",
-        ),
-    )
-
-
-def _run_all(store: TaskStore, state: str = "succeeded", *, finished_usec: int = NOW) -> None:
-    claimed = store.claim({LANE: 10_000}, 2 * NOW)
-    assert all(store.complete([_completion(task, state, finished_usec=finished_usec) for task in claimed]))
 
 
 def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
@@ -109,31 +46,31 @@ def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
 
 def test_chosen_names_are_digits_and_unique(store: TaskStore) -> None:
     """Tasks without names get distinct ones of digits, also when the clock stands still."""
-    names = [result.name for result in store.add([_task() for _ in range(500)])]
+    names = [result.name for result in store.add([new_task() for _ in range(500)])]
     assert len(set(names)) == 500
     assert all(name.isdigit() for name in names)
 
 
 def test_a_taken_name_is_told_apart_from_a_tombstone(store: TaskStore) -> None:
     """A name exists while its task is unfinished, and is tombstoned afterwards; the other tasks are added."""
-    assert [result.outcome for result in store.add([_task("a"), _task("a"), _task("b")])] == [
+    assert [result.outcome for result in store.add([new_task("a"), new_task("a"), new_task("b")])] == [
         "added",
         "exists",
         "added",
     ]
-    _run_all(store)
-    assert [result.outcome for result in store.add([_task("a"), _task("c")])] == ["tombstoned", "added"]
+    run_all(store)
+    assert [result.outcome for result in store.add([new_task("a"), new_task("c")])] == ["tombstoned", "added"]
 
 
 def test_a_name_is_unique_per_queue(store: TaskStore) -> None:
     """Two queues may each have a task of the same name."""
-    results = store.add([_task("a"), _task("a", queue="other")])
+    results = store.add([new_task("a"), new_task("a", queue="other")])
     assert [result.outcome for result in results] == ["added", "added"]
 
 
 def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
     """Due tasks come in order of their ETA, no more than the limit, and none before its time."""
-    store.add([_task(f"t{offset}", eta_usec=NOW + offset) for offset in (3, 1, 2, 50)])
+    store.add([new_task(f"t{offset}", eta_usec=NOW + offset) for offset in (3, 1, 2, 50)])
     assert [task.name for task in store.claim({LANE: 2}, NOW + 10)] == ["t1", "t2"]
     assert [task.name for task in store.claim({LANE: 5}, NOW + 10)] == ["t3"]
     assert store.claim({LANE: 5}, NOW + 10) == []
@@ -143,8 +80,8 @@ def test_lanes_tell_the_next_eta_of_each(store: TaskStore) -> None:
     """Each queue and target with waiting tasks is one lane, with its earliest ETA."""
     assert store.lanes() == []
     assert store.next_eta_usec() is None
-    store.add([_task(eta_usec=NOW + 5), _task(eta_usec=NOW + 2), _task(target="local.b", eta_usec=NOW + 1)])
-    store.add([_task(queue="other", eta_usec=NOW + 9)])
+    store.add([new_task(eta_usec=NOW + 5), new_task(eta_usec=NOW + 2), new_task(target="local.b", eta_usec=NOW + 1)])
+    store.add([new_task(queue="other", eta_usec=NOW + 9)])
     assert store.lanes() == [
         (Lane("default", ""), NOW + 2),
         (Lane("default", "local.b"), NOW + 1),
@@ -173,10 +110,10 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
 
 def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
     """A task handed back for a retry is due at its new ETA, knows what happened, and keeps its attempts."""
-    store.add([_task("a")])
+    store.add([new_task("a")])
     for number in (1, 2):
         (claimed,) = store.claim({LANE: 1}, NOW + number)
-        assert store.complete([_completion(claimed, "ready", eta_usec=NOW + number + 1)]) == [True]
+        assert store.complete([completion(claimed, "ready", eta_usec=NOW + number + 1)]) == [True]
     (claimed,) = store.claim({LANE: 1}, NOW + 3)
     assert (claimed.retry_count, claimed.execution_count, claimed.previous_response) == (2, 2, 500)
     assert claimed.retry_reason == "App Error"
@@ -186,21 +123,21 @@ def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
 
 def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
     """A result whose claim no longer stands is refused, and the task is as it was."""
-    store.add([_task("a")])
+    store.add([new_task("a")])
     (first,) = store.claim({LANE: 1}, NOW)
     assert store.release([first]) == 1
     (second,) = store.claim({LANE: 1}, NOW)
-    assert store.complete([_completion(first)]) == [False]
+    assert store.complete([completion(first)]) == [False]
     task = store.get("default", "a")
     assert task is not None
     assert task.state == "running"
     assert store.attempts(task.id) == []
-    assert store.complete([_completion(second), _completion(second)]) == [True, False]
+    assert store.complete([completion(second), completion(second)]) == [True, False]
 
 
 def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> None:
     """A release counts no attempt, and only claims that stand are released."""
-    store.add([_task("a")])
+    store.add([new_task("a")])
     claimed = store.claim({LANE: 1}, NOW)
     assert store.release(claimed) == 1
     assert store.release(claimed) == 0
@@ -210,9 +147,9 @@ def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> No
 
 def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
     """The counts of each state are those of the table, also after a reopening."""
-    store.add([_task(f"t{number}") for number in range(6)])
+    store.add([new_task(f"t{number}") for number in range(6)])
     claimed = store.claim({LANE: 5}, NOW)
-    store.complete([_completion(claimed[0]), _completion(claimed[1], "failed")])
+    store.complete([completion(claimed[0]), completion(claimed[1], "failed")])
     store.release([claimed[2]])
     store.delete("default", ["t3"])
     expected = {"default": {"ready": 2, "running": 1, "succeeded": 1, "failed": 1}}
@@ -225,64 +162,64 @@ def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock)
 
 def test_deleting_blocks_the_name(store: TaskStore) -> None:
     """A deleted task is gone, its late result is dropped, and its name is blocked for nine days."""
-    store.add([_task("a")])
+    store.add([new_task("a")])
     (claimed,) = store.claim({LANE: 1}, NOW)
     assert [result and result.outcome for result in store.delete("default", ["a", "b"])] == ["exists", None]
-    assert store.complete([_completion(claimed)]) == [False]
+    assert store.complete([completion(claimed)]) == [False]
     assert store.get("default", "a") is None
     assert [result and result.outcome for result in store.delete("default", ["a"])] == ["tombstoned"]
-    assert store.add([_task("a")])[0].outcome == "tombstoned"
+    assert store.add([new_task("a")])[0].outcome == "tombstoned"
 
 
 def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> None:
     """A blocked name can be used again nine days later."""
-    store.add([_task("a")])
+    store.add([new_task("a")])
     store.delete("default", ["a"])
     clock.usec += 9 * DAY_USEC - 1_000_000
-    assert store.add([_task("a")])[0].outcome == "tombstoned"
+    assert store.add([new_task("a")])[0].outcome == "tombstoned"
     clock.usec += 2_000_000
-    assert store.add([_task("a")])[0].outcome == "added"
+    assert store.add([new_task("a")])[0].outcome == "added"
 
 
 def test_purging_leaves_the_history_and_other_queues(store: TaskStore) -> None:
     """A purge removes what is not finished, of one queue."""
-    store.add([_task("done")])
-    _run_all(store)
-    store.add([_task("a"), _task("b"), _task("c", queue="other")])
+    store.add([new_task("done")])
+    run_all(store)
+    store.add([new_task("a"), new_task("b"), new_task("c", queue="other")])
     assert store.purge("default") == 2
     assert store.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
 
 
 def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
     """After seven days a succeeded task goes, with its attempts; its name stays blocked; a dead letter stays."""
-    store.add([_task("good")])
-    _run_all(store)
-    store.add([_task("bad")])
-    _run_all(store, "failed")
+    store.add([new_task("good")])
+    run_all(store)
+    store.add([new_task("bad")])
+    run_all(store, "failed")
     clock.usec += 7 * DAY_USEC + 1_000_000
     assert store.prune() == 1
     assert store.counts() == {"default": {"failed": 1}}
-    assert store.add([_task("good")])[0].outcome == "tombstoned"
+    assert store.add([new_task("good")])[0].outcome == "tombstoned"
 
 
-def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.retention(succeeded_tasks=3)
+def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
     """Beyond the number that is kept the oldest succeeded tasks go."""
-    monkeypatch.setattr(store_module, "SUCCEEDED_KEPT", 3)
     for number in range(5):
-        store.add([_task(f"t{number}")])
-        _run_all(store, finished_usec=NOW + number)
+        store.add([new_task(f"t{number}")])
+        run_all(store, finished_usec=NOW + number)
     assert store.prune() == 2
     assert sorted(task.name for task in store.tasks(state="succeeded")) == ["t2", "t3", "t4"]
 
 
+@pytest.mark.retention(succeeded_tasks=0)
 def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy store forgets without being asked."""
-    monkeypatch.setattr(store_module, "SUCCEEDED_KEPT", 0)
     monkeypatch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 4)
     for _ in range(4):
-        store.add([_task()])
-        _run_all(store)
-    store.add([_task()])  # the prune was handed in before this add, so it is done when the add is
+        store.add([new_task()])
+        run_all(store)
+    store.add([new_task()])  # the prune was handed in before this add, so it is done when the add is
     # A prune doesn't see the results that it shares a commit with.
     assert store.counts()["default"].get("succeeded", 0) <= 1
 
@@ -317,11 +254,11 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
         connection.execute("DELETE FROM tasks")
         raise RuntimeError("no")
 
-    store.add([_task("kept")])
+    store.add([new_task("kept")])
     store._writer.submit(hold_up)
     assert entered.wait(10)
     failing = store._writer.submit(fail)
-    adding = threading.Thread(target=store.add, args=([_task("added")],))
+    adding = threading.Thread(target=store.add, args=([new_task("added")],))
     adding.start()
     go_on.set()
     with pytest.raises(RuntimeError, match="no"):
@@ -332,7 +269,7 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
 
 def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
     """When the file can't grow the caller gets the error, what was added stays, and the store goes on once it can."""
-    store.add([_task("before")])
+    store.add([new_task("before")])
     pages = store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA page_count").fetchone()[0]
     ).result()
@@ -359,9 +296,9 @@ def test_nobody_hangs_when_the_writer_dies(
 
     monkeypatch.setattr(store._writer, "_commit", die)
     with pytest.raises(ServerError, match="gone"):
-        store.add([_task()])
+        store.add([new_task()])
     with pytest.raises(ServerError, match="stopped writing"):
-        store.add([_task()])
+        store.add([new_task()])
     assert "writer died" in caplog.text
 
 
@@ -371,11 +308,11 @@ def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
     def level() -> int:
         return {"FULL": 2, "NORMAL": 1}[store._writer._synchronous]
 
-    store.add([_task()])
+    store.add([new_task()])
     assert level() == 2
     claimed = store.claim({LANE: 1}, NOW)
     assert level() == 1
-    store.complete([_completion(task) for task in claimed])
+    store.complete([completion(task) for task in claimed])
     assert level() == 2
 
 
@@ -409,7 +346,7 @@ os._exit(9)
 def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, clock: Clock) -> None:
     """A task that was running when the server ended is due at the next start whatever the clock says then."""
     first = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    first.add([_task("a")])
+    first.add([new_task("a")])
     first.claim({LANE: 1}, NOW)
     first.close()
     clock.usec -= DAY_USEC
@@ -424,7 +361,7 @@ def test_a_second_server_is_told_at_once_who_has_the_store(store: TaskStore, tmp
     with pytest.raises(ServerError, match=f"process {os.getpid()}"):
         TaskStore(tmp_path / "tasks.sqlite")
     assert time.monotonic() - began < 1
-    assert store.add([_task()])[0].outcome == "added"
+    assert store.add([new_task()])[0].outcome == "added"
 
 
 def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> None:
@@ -433,7 +370,7 @@ def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> 
     first.close()
     first.close()
     with pytest.raises(ServerError, match="closed"):
-        first.add([_task()])
+        first.add([new_task()])
     TaskStore(tmp_path / "tasks.sqlite").close()
 
 
