@@ -306,3 +306,6 @@ _CHECKS: Final[Mapping[str, tuple[str, Any]]] = {
     "_url": ("url", _url),
 }
 """Each option: the field of Options that it fills, and the check that makes the field's value."""
+
+OPTION_NAMES: Final = tuple(_CHECKS)
+"""The options' names, each with its leading underscore."""

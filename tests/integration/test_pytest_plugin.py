@@ -1,4 +1,4 @@
-"""The pytest plugin as a user's project has it: found by itself, in processes of its own, with the frameworks' clients."""
+"""The pytest plugin as users' projects have it: found by itself, in its own processes, with the frameworks' clients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-FLASK_APP = '''
+FLASK_APP = """
 from flask import Flask
 from google.appengine.api import wrap_wsgi_app
 from deferred_middleware import DeferredMiddleware, defer
@@ -30,9 +30,9 @@ def send_welcome(user, loud=False):
 def signup(user):
     defer(send_welcome, user, _queue="mail", _countdown=60)
     return "", 202
-'''
+"""
 
-FLASK_TESTS = '''
+FLASK_TESTS = """
 import pytest
 import main
 from main import app, send_welcome
@@ -65,9 +65,9 @@ def test_failure(deferred_tasks):
 def test_wrong_expectation(deferred_tasks):
     app.test_client().post("/signup/ann")
     deferred_tasks.assert_enqueued(send_welcome, "bob", loud=True)
-'''
+"""
 
-WEBTEST_TESTS = '''
+WEBTEST_TESTS = """
 import main
 import webtest
 
@@ -78,9 +78,9 @@ def test_signup(deferred_tasks):
     client.post("/signup/ann", status=202)
     deferred_tasks.run_all(include_scheduled=True)
     assert main.sent == [("ann", False)]
-'''
+"""
 
-DJANGO_APP = '''
+DJANGO_APP = """
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
@@ -102,9 +102,9 @@ def signup(request, user):
 
 urlpatterns = [path("signup/<user>", signup)]
 application = DeferredMiddleware(get_wsgi_application())
-'''
+"""
 
-DJANGO_TESTS = '''
+DJANGO_TESTS = """
 import main
 from django.test import Client
 
@@ -115,9 +115,9 @@ def test_signup(deferred_tasks):
     deferred_tasks.assert_enqueued(main.send_welcome, "ann")
     deferred_tasks.run()
     assert main.sent == ["ann"]
-'''
+"""
 
-UNITTEST = '''
+UNITTEST = """
 import unittest
 import main
 from deferred_middleware.testing import capture_tasks
@@ -133,7 +133,7 @@ class SignupTest(unittest.TestCase):
 
 if __name__ == "__main__":
     unittest.main()
-'''
+"""
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +170,7 @@ def test_a_flask_project_tests_its_tasks(tmp_path: Path, parallel: str) -> None:
 
 @pytest.mark.parametrize(("app", "tests"), [(FLASK_APP, WEBTEST_TESTS), (DJANGO_APP, DJANGO_TESTS)])
 def test_other_clients(tmp_path: Path, app: str, tests: str) -> None:
-    """webtest's and Django's test clients enqueue into the fixture like Flask's."""
+    """Webtest's and Django's test clients enqueue into the fixture like Flask's."""
     where = project(tmp_path, main=app, test_main=tests)
 
     done = run(where, "-m", "pytest", "-q")

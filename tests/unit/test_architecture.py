@@ -22,7 +22,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"preparing": set(), "execution": set()},
     {"adding": set()},
     {"enqueue": set()},
-    {"handler": set()},
+    {"handler": set(), "codecheck": set()},
     {"middleware": set()},
     {
         "testing.records": set(),
