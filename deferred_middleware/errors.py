@@ -81,6 +81,17 @@ class OptionError(DeferredError, ValueError, TypeError):
         super().__init__(f"{option}={value!r}: {message}")
 
 
+class LocationError(DeferredError, RuntimeError):
+    """Cloud Tasks is to be used, and the project or the region of its queues is not known or doubtful.
+
+    ``variable`` is the environment variable that says it.
+    """
+
+    def __init__(self, variable: str, problem: str) -> None:
+        self.variable = variable
+        super().__init__(f"Cloud Tasks can't be used: {problem}. Set {variable} to that of the App Engine app.")
+
+
 class TaskContentError(DeferredError):
     """A delivered task can't be turned into a call on this version of the app.
 
@@ -90,6 +101,18 @@ class TaskContentError(DeferredError):
 
 class PayloadError(TaskContentError):
     """The payload is not a pickled call: truncated, empty, damaged, or written by something else."""
+
+
+class PayloadMissingError(PayloadError):
+    """The payload was too large for the task, and can't be had from the datastore. ``key`` names it there."""
+
+    def __init__(self, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(message)
+
+
+class PayloadFinishedError(PayloadMissingError):
+    """The payload was removed from the datastore because the task is done; the queue delivers it once more."""
 
 
 class CallableNotFoundError(TaskContentError, ImportError):

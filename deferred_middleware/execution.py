@@ -12,11 +12,11 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from deferred_middleware import payload
+from deferred_middleware import namespaces, overflow, payload
 from deferred_middleware.callables import agrees
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
-from deferred_middleware.errors import PayloadError, SettingsError, TaskContentError, WarmupError
+from deferred_middleware.errors import PayloadError, PayloadFinishedError, SettingsError, TaskContentError, WarmupError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -95,15 +95,33 @@ def run_task(
     """
     context = TaskContext(environ)
     try:
-        if not warmup.done:
-            warmup.run()
-        call = payload.loads(body)
-        context.label = str(call.label)
-        if url_label is not None and url_label != context.label:
-            _check_label(url_label, call)
+        reference = overflow.Reference.parse(body, settings.max_payload_bytes)
+        if reference is not None:
+            body = overflow.fetch(reference)
+        # In the task's namespace already when it is read: the keys in it may take the current one.
+        with namespaces.restored(environ):
+            outcome = _run_payload(context, body, url_label, warmup, settings)
+    except PayloadFinishedError as error:
+        logger.log(settings.log_level, "task %s is not run again: %s (queue %s)", context.name, error, context.queue)
+        return Outcome.DONE
     except TaskContentError as error:
         _log_failure(logging.ERROR, "can't be run by this version of the app", context, None, error)
         return Outcome.UNREADABLE
+    if reference is not None and outcome is Outcome.DONE:
+        overflow.finish(reference)
+    return outcome
+
+
+def _run_payload(
+    context: TaskContext, body: bytes, url_label: str | None, warmup: Warmup, settings: Settings
+) -> Outcome:
+    """Run the task whose payload is ``body``; raises :class:`TaskContentError` if that is no call here."""
+    if not warmup.done:
+        warmup.run()
+    call = payload.loads(body)
+    context.label = str(call.label)
+    if url_label is not None and url_label != context.label:
+        _check_label(url_label, call)
     started = time.perf_counter()
     try:
         with context:
@@ -111,7 +129,7 @@ def run_task(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit and its like are failures of the task, not of the worker
-        delivery = delivery_of(environ)
+        delivery = delivery_of(context.environ)
         if delivery is not None:
             delivery.error = error
         return _failed(error, call, context, settings)

@@ -12,7 +12,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deferred_middleware import protocol
 from deferred_middleware.callables import Label
@@ -37,7 +37,8 @@ class Options:
     """When the task may run at the earliest, in seconds since 1970."""
     name: str | None = None
     target: str | None = None
-    transactional: bool = False
+    transactional: bool | Literal["auto"] = False
+    """Whether to enqueue with the surrounding datastore transaction; ``"auto"`` does where there is one."""
     retry_options: taskqueue.TaskRetryOptions | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     deadline_seconds: float | None = None
@@ -68,7 +69,7 @@ class Options:
             value = kwargs.get(name)
             if value is not None:
                 values[field] = check(value)
-        if values.get("transactional") and "name" in values:
+        if values.get("transactional") is True and "name" in values:
             raise OptionError(
                 "_name",
                 values["name"],
@@ -154,7 +155,7 @@ def _countdown(value: object) -> float:
     seconds = _seconds("_countdown", value)
     now = time.time()
     if seconds < 0:
-        _warn(f"_countdown={value!r} is negative; the task runs now.")
+        warn(f"_countdown={value!r} is negative; the task runs now.")
         return now
     return _not_too_late("_countdown", value, now + seconds, now)
 
@@ -163,14 +164,14 @@ def _eta(value: object) -> float:
     if not isinstance(value, datetime.datetime):
         raise _rejection("InvalidEtaError", "_eta", value, "it takes a datetime, best with a time zone.")
     if value.utcoffset() is None:
-        _warn(f"_eta={value!r} has no time zone; it is taken as local time, as the SDK does.")
+        warn(f"_eta={value!r} has no time zone; it is taken as local time, as the SDK does.")
     now = time.time()
     try:
         eta = value.timestamp()
     except (OverflowError, ValueError, OSError):
         eta = math.inf if value.year > 1970 else 0.0
     if eta < now:
-        _warn(f"_eta={value!r} is in the past; the task runs now.")
+        warn(f"_eta={value!r} is in the past; the task runs now.")
         return now
     return _not_too_late("_eta", value, eta, now)
 
@@ -208,9 +209,11 @@ def _target(value: object) -> str:
     return value
 
 
-def _transactional(value: object) -> bool:
+def _transactional(value: object) -> bool | Literal["auto"]:
+    if value == "auto":
+        return "auto"
     if not isinstance(value, bool):
-        raise OptionError("_transactional", value, "it takes True or False.")
+        raise OptionError("_transactional", value, 'it takes True or False, or "auto": True inside a transaction.')
     return value
 
 
@@ -285,7 +288,7 @@ def _url(value: object) -> str:
     return value
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """Warn where the code outside the package stands that called it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("deferred_middleware."):

@@ -7,7 +7,8 @@ Versions therefore mix in both directions: ``google.appengine.ext.deferred.run``
 from __future__ import annotations
 
 import pickle
-from typing import Any
+import zlib
+from typing import Any, Final
 
 from deferred_middleware.callables import explain_unimportable, reference_to
 from deferred_middleware.calls import Call
@@ -16,7 +17,10 @@ from deferred_middleware.errors import (
     PayloadError,
     UnpicklableArgumentError,
 )
+from deferred_middleware.settings import current_settings
 from deferred_middleware.unpicklable import culprit, mentions_main
+
+_ZLIB: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
 
 
 def dumps(call: Call, protocol: int) -> bytes:
@@ -44,6 +48,8 @@ def loads(data: bytes) -> Call:
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: anything else went wrong in reading it.
     """
+    if data.startswith(_ZLIB):
+        data = _decompressed(data, current_settings().max_payload_bytes)
     try:
         content = pickle.loads(data)  # noqa: S301 - the middleware trusts the sender before it calls this
     except (ImportError, AttributeError) as error:
@@ -55,6 +61,22 @@ def loads(data: bytes) -> Call:
         problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
         raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
     return _as_call(content)
+
+
+def _decompressed(data: bytes, limit_bytes: int) -> bytes:
+    """Return what was compressed, if that is whole and not more than ``limit_bytes``."""
+    decompressor = zlib.decompressobj()
+    try:
+        content = decompressor.decompress(data, limit_bytes + 1)
+    except zlib.error as error:
+        raise PayloadError(f"the payload ({len(data):,} bytes) can't be decompressed: {error}") from error
+    if len(content) > limit_bytes:
+        raise PayloadError(
+            f"the payload takes more than {limit_bytes:,} bytes, which DEFERRED_MAX_PAYLOAD_BYTES allows"
+        )
+    if not decompressor.eof or decompressor.unused_data:
+        raise PayloadError(f"the compressed payload ({len(data):,} bytes) is cut off, or something follows it")
+    return content
 
 
 def _as_call(content: object) -> Call:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deferred_middleware import payload, protocol, routing
+from deferred_middleware import cloudtasks, namespaces, overflow, payload, protocol, routing
+from deferred_middleware.options import warn
 from deferred_middleware.settings import current_deployment, current_settings
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.calls import Call
+    from deferred_middleware.rejections import EnqueueError
     from deferred_middleware.settings import Settings
 
 
@@ -27,11 +29,15 @@ class Prepared:
     call: Call
     queue: str
     task: taskqueue.Task
+    transaction: Any | None = None
+    """The datastore connection of the transaction that it is added in, if any; see :mod:`.transactions`."""
+    overflowed: overflow.Overflowed | None = None
+    """Its payload, if that does not fit in the task; to be stored before the task is added."""
 
     @property
     def transactional(self) -> bool:
         """Whether it is added when the surrounding transaction commits."""
-        return self.call.options.transactional
+        return self.transaction is not None
 
 
 def prepare(call: Call) -> Prepared:
@@ -44,26 +50,40 @@ def prepare(call: Call) -> Prepared:
             finds wrong; :class:`NoEngineError` where nothing answers the SDK.
     """
     settings = current_settings()
-    options = call.options
     queue = routing.queue_for(call, settings)
     target = routing.target_for(call, settings, current_deployment())
     url = routing.url_for(call, settings)
     body = _body(call, queue, settings)
-    name = options.name
-
-    from google.appengine.api import taskqueue
-
-    from deferred_middleware import rejections
 
     check_engine(call, queue)
-    headers = _headers(call, queue=queue, name=name, url=url, body=body)
+    transaction = _transaction(call, queue)
+    limit_bytes = _limit_bytes(call)
+    for form in overflow.forms(body):
+        task = _task(call, queue=queue, url=url, target=target, body=form)
+        if task.size <= limit_bytes:
+            overflowed = None
+            break
+    else:
+        overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
+        size, task = task.size, _task(call, queue=queue, url=url, target=target, body=bytes(overflowed.reference))
+        if task.size > limit_bytes or not overflow.is_available():
+            raise _too_large(call, queue, len(form), max(size, task.size), limit_bytes)
+    _check_target(call, queue, task, target)
+    return Prepared(call=call, queue=queue, task=task, transaction=transaction, overflowed=overflowed)
+
+
+def _task(call: Call, *, queue: str, url: str, target: str | None, body: bytes) -> taskqueue.Task:
+    """Return the SDK's task; it may turn out too large."""
+    from google.appengine.api import taskqueue
+
+    options = call.options
     try:
-        task = taskqueue.Task(
+        return taskqueue.Task(
             payload=body,
             method="POST",
             url=url,
-            name=name,
-            headers=headers,
+            name=options.name,
+            headers=_headers(call, queue=queue, name=options.name, url=url, body=body),
             eta=_eta(options.eta_posix),
             target=target,
             retry_options=options.retry_options,
@@ -73,22 +93,43 @@ def prepare(call: Call) -> Prepared:
             _size_check=False,
         )
     except Exception as error:
+        from deferred_middleware import rejections
+
         raise rejections.explain(error, call.label, queue, options.name) from error
-    if task.size > protocol.MAX_PUSH_TASK_BYTES:
-        raise rejections.TaskTooLargeError(
-            call.label,
-            queue,
-            options.name,
-            task.size,
-            protocol.MAX_PUSH_TASK_BYTES,
-            f"the task (its payload alone is {len(body):,} bytes)",
-        )
-    _check_target(call, queue, task, target)
-    return Prepared(call=call, queue=queue, task=task)
+
+
+def _transaction(call: Call, queue: str) -> Any | None:
+    """Return the transaction that the call is to be added in, if any."""
+    if not call.options.transactional:
+        return None
+    from deferred_middleware import transactions
+
+    return transactions.of_call(call, queue)
+
+
+def _limit_bytes(call: Call) -> int:
+    """Return how large a task may be on the engine here; warn of what the engine can't do of what the call asks for."""
+    if not cloudtasks.is_enabled():
+        return protocol.MAX_PUSH_TASK_BYTES
+    cloudtasks.adopt()
+    cloudtasks.check_location()
+    for problem in cloudtasks.unsupported(call.options):
+        warn(problem)
+    return cloudtasks.MAX_TASK_BYTES
+
+
+def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_bytes: int) -> EnqueueError:
+    """Return the error for a task that is too large, and whose payload can't be kept elsewhere."""
+    from deferred_middleware import rejections
+
+    what = f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in)"
+    if overflow.is_available():
+        what = "the task, with its payload in the datastore,"
+    return rejections.TaskTooLargeError(call.label, queue, call.options.name, task_bytes, limit_bytes, what)
 
 
 def _body(call: Call, queue: str, settings: Settings) -> bytes:
-    """Return the bytes that the task carries: the payload, if it fits."""
+    """Return the payload, which may be too large for a task but not for us."""
     body = payload.dumps(call, settings.pickle_protocol)
     if len(body) <= settings.max_payload_bytes:
         return body
@@ -107,7 +148,11 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
 
 def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes) -> dict[str, str]:
     """Return the headers of the task's request; all that a header may have to tell of is given."""
-    headers = {**call.options.headers, "Content-Type": protocol.CONTENT_TYPE}
+    headers = {
+        **call.options.headers,
+        "Content-Type": protocol.CONTENT_TYPE,
+        protocol.NAMESPACE_HEADER: namespaces.header_value(),
+    }
     retry_options = call.options.retry_options
     # With an age limit as well, retries go on while either allows, so that no attempt is known to be the last.
     if retry_options and retry_options.task_retry_limit is not None and retry_options.task_age_limit is None:

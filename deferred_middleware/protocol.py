@@ -25,6 +25,8 @@ EXECUTION_COUNT_HEADER: Final = "X-AppEngine-TaskExecutionCount"
 ETA_HEADER: Final = "X-AppEngine-TaskETA"
 PREVIOUS_RESPONSE_HEADER: Final = "X-AppEngine-TaskPreviousResponse"
 RETRY_REASON_HEADER: Final = "X-AppEngine-TaskRetryReason"
+CURRENT_NAMESPACE_HEADER: Final = "X-AppEngine-Current-Namespace"
+"""The namespace of an SDK's task [sdk: Task.__init__]; Cloud Tasks drops it."""
 USER_IP_HEADER: Final = "X-Appengine-User-IP"
 
 # Headers that the platform sets on every request (SDK: runtime/middlewares.py, runtime/context/gae_headers.py).
@@ -39,6 +41,10 @@ OUTCOME_HEADER: Final = "X-Deferred-Outcome"
 PERMANENT_FAILURE: Final = "permanent-failure"
 RETRY_LIMIT_HEADER: Final = "X-Deferred-Retry-Limit"
 """Request header: the task's own ``task_retry_limit``, which the platform doesn't tell the handler."""
+NAMESPACE_HEADER: Final = "X-Deferred-Namespace"
+"""Request header: the datastore namespace in which the call was deferred, :data:`DEFAULT_NAMESPACE` for the default."""
+DEFAULT_NAMESPACE: Final = "(default)"
+"""Stands for the default namespace, whose name is empty, in a header; no namespace can have this name."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
 """Request header by which the local server's queue process proves itself to an app process, which removes it."""
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
@@ -50,9 +56,14 @@ TASK_QUEUE_IP: Final = "0.1.0.2"
 """What the platform gives as the user's IP in a task's request [push]."""
 TASK_QUEUE_USER_AGENT: Final = "AppEngine-Google; (+http://code.google.com/appengine)"
 
+OVERFLOW_MAGIC: Final = b"\xf0deferred-overflow-1\n"
+"""What a body begins with that refers to a payload in the datastore; a JSON object follows. No pickle begins so."""
+
 MAX_PUSH_TASK_BYTES: Final = 102_400
 """A push task's method, URL, headers and body together [sdk: MAX_PUSH_TASK_SIZE_BYTES]."""
 MAX_TASKS_PER_ADD: Final = 100  # [sdk]
+MAX_TASKS_PER_TRANSACTION: Final = 5
+"""Tasks added in one datastore transaction [quota], and [sdk: cloudtask_transactional.py]."""
 MAX_URL_LENGTH: Final = 2083  # [sdk]
 MAX_ETA_DAYS: Final = 30  # [sdk: _MAX_COUNTDOWN_SECONDS] and [ct]
 MIN_DISPATCH_DEADLINE_SECONDS: Final = 15  # [sdk]
@@ -68,6 +79,8 @@ DEFAULT_MIN_BACKOFF_SECONDS: Final = 0.1
 DEFAULT_MAX_BACKOFF_SECONDS: Final = 3600.0
 DEFAULT_MAX_DOUBLINGS: Final = 16
 
+MAX_TASK_AGE_DAYS: Final = 31
+"""How long a queue keeps a task [ct: https://cloud.google.com/tasks/docs/quotas]."""
 TOMBSTONE_DAYS: Final = 9
 """How long a used task name stays blocked in a queue of queue.yaml [ct]."""
 

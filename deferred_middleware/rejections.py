@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from google.appengine.api import taskqueue
+from google.appengine.api import datastore_errors, taskqueue
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import DeferredError, OptionError
@@ -68,6 +68,18 @@ class TargetError(EnqueueError, taskqueue.InvalidTaskError):  # type: ignore[mis
     """The task can't be sent to its target from here."""
 
 
+class TransactionError(EnqueueError, taskqueue.BadTransactionStateError):  # type: ignore[misc]
+    """The task can't be added in a transaction, because there is none."""
+
+
+class TransactionLimitError(EnqueueError, datastore_errors.BadRequestError, taskqueue.DatastoreError):  # type: ignore[misc]
+    """The transaction around the ``defer()`` has as many tasks as the platform allows."""
+
+
+class CrossGroupError(EnqueueError, datastore_errors.BadRequestError):  # type: ignore[misc]
+    """The transaction around the ``defer()`` is not declared as one over several entity groups (``xg=True``)."""
+
+
 class TaskTooLargeError(EnqueueError, taskqueue.TaskTooLargeError):  # type: ignore[misc]
     """The call's payload is larger than a task, or the setting, allows.
 
@@ -98,7 +110,10 @@ _REASONS: dict[type[BaseException], str] = {
         "'default' always does."
     ),
     taskqueue.InvalidQueueModeError: "it is a pull queue, and deferred calls need a push queue.",
-    taskqueue.TaskAlreadyExistsError: "a task of this name waits in this queue already.",
+    taskqueue.TaskAlreadyExistsError: (
+        "a task of this name waits in this queue already. (On Cloud Tasks it may also have been there before: a used "
+        "name stays blocked for some time.)"
+    ),
     taskqueue.TombstonedTaskError: (
         "a task of this name was in this queue before. A used name stays blocked, for about 9 days "
         "in queues of queue.yaml; add a date or a number to it."
@@ -118,8 +133,33 @@ _REASONS: dict[type[BaseException], str] = {
 }
 
 
+_OPEN: tuple[type[BaseException], ...] = (
+    taskqueue.TransientError,
+    taskqueue.InternalError,
+    apiproxy_errors.RPCFailedError,
+    apiproxy_errors.DeadlineExceededError,
+    apiproxy_errors.CancelledError,
+    apiproxy_errors.InterruptedError,
+    AssertionError,
+    TypeError,
+    OSError,
+)
+
+
+def is_final(error: BaseException) -> bool:
+    """Tell whether the queue is known not to have the task that could not be added because of ``error``.
+
+    After anything else the task may be there: the queue was asked, and its answer did not come or can't be understood.
+    """
+    cause = error.__cause__
+    return isinstance(error, EnqueueError) and not isinstance(error, _OPEN) and not isinstance(cause, _OPEN)
+
+
 def explain(error: BaseException, label: Label, queue: str, name: str | None) -> EnqueueError:
     """Return the :class:`EnqueueError` for what the SDK raised; it is an instance of that type too."""
+    if type(error) is taskqueue.Error and "task size too large" in str(error).lower():
+        # What Cloud Tasks says (https://cloud.google.com/tasks/docs/quotas), and the SDK has no type for.
+        error = taskqueue.TaskTooLargeError(str(error))
     reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), None)
     detail = str(error)
     if reason is None:

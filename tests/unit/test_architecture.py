@@ -16,9 +16,10 @@ MODULES = {
 LAYERS: list[dict[str, set[str]]] = [
     {"errors": set(), "protocol": set(), "hooks": set(), "delivery": {"execution"}},
     {"settings": set(), "context": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
+    {"namespaces": set(), "overflow": set()},
     {"options": {"callables"}},
-    {"calls": set(), "trust": set()},
-    {"payload": set(), "routing": set()},
+    {"calls": set(), "trust": set(), "cloudtasks": set(), "sweeping": set()},
+    {"payload": set(), "routing": set(), "transactions": set()},
     {"preparing": set(), "execution": set()},
     {"adding": set()},
     {"enqueue": set()},

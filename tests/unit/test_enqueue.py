@@ -154,7 +154,7 @@ def test_a_dropped_target_is_an_error(queued: Queued, deployed: None) -> None:
         ((sample.generator,), TypeError),
         ((sample.pair,), ArgumentsError),
         ((sample.note, threading.Lock()), UnpicklableArgumentError),
-        ((sample.note, "x" * 110_000), TaskTooLargeError),
+        ((sample.note, os.urandom(110_000)), TaskTooLargeError),
     ],
 )
 def test_what_is_known_to_fail_is_not_enqueued(queued: Queued, arguments: Any, error: type[Exception]) -> None:
@@ -168,7 +168,7 @@ def test_what_is_known_to_fail_is_not_enqueued(queued: Queued, arguments: Any, e
 def test_too_large_a_task_says_how_large(queued: Queued) -> None:
     """The error gives size and limit, counted as the platform does, and is the SDK's own."""
     with pytest.raises(taskqueue.TaskTooLargeError) as caught:
-        defer(sample.note, "x" * 110_000)
+        defer(sample.note, os.urandom(110_000))
 
     assert isinstance(caught.value, TaskTooLargeError)
     assert caught.value.limit_bytes == 102_400
@@ -183,12 +183,12 @@ def test_the_largest_task_passes(queued: Queued) -> None:
     The stub counts the bytes of its own protocol, some hundred more, so that the limit itself can't be met there.
     """
     with pytest.raises(TaskTooLargeError) as caught:
-        defer(sample.note, b"x" * 102_400)
+        defer(sample.note, os.urandom(102_400))
     spare = 102_400 - (caught.value.size_bytes - 102_400)
 
-    assert defer(sample.note, b"x" * (spare - 300)).size == 102_100
+    assert defer(sample.note, os.urandom(spare - 300)).size == 102_100
     with pytest.raises(TaskTooLargeError, match="takes 102,401 bytes"):
-        defer(sample.note, b"x" * (spare + 1))
+        defer(sample.note, os.urandom(spare + 1))
 
 
 def test_the_setting_limits_the_payload(queued: Queued) -> None:

@@ -1,0 +1,55 @@
+"""The datastore's namespace travels with a task: what was current at ``defer()`` is current when the call runs.
+
+The SDK sends it as ``X-AppEngine-Current-Namespace``, and Cloud Tasks drops every header of that kind (SDK:
+``api/taskqueue/cloudtask.py``, _build_ct_task_payload). Ours is a header of our own, on every engine alike, and set for
+the default namespace too: an app whose middleware chooses a namespace for each request, from its host for one, would
+otherwise run such a task in whatever namespace that finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from deferred_middleware import protocol
+from deferred_middleware.errors import PayloadError
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+_NAMESPACE: Final = protocol.environ_key(protocol.NAMESPACE_HEADER)
+_SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
+
+
+def header_value() -> str:
+    """Return what :data:`~deferred_middleware.protocol.NAMESPACE_HEADER` says of the current namespace."""
+    from google.appengine.api import namespace_manager
+
+    return namespace_manager.get_namespace() or protocol.DEFAULT_NAMESPACE
+
+
+@contextlib.contextmanager
+def restored(environ: WSGIEnvironment) -> Iterator[None]:
+    """Make the namespace in which the task of ``environ`` was deferred the current one.
+
+    A task of the older libraries says it in the SDK's header; where neither is there, nothing changes. Raises
+    :class:`~deferred_middleware.errors.PayloadError` if the header holds no namespace.
+    """
+    named = environ.get(_NAMESPACE)
+    if named is None:
+        named = environ.get(_SDK_NAMESPACE)
+    if named is None:
+        yield
+        return
+    from google.appengine.api import namespace_manager
+
+    before = namespace_manager.get_namespace()
+    try:
+        namespace_manager.set_namespace("" if named == protocol.DEFAULT_NAMESPACE else named)
+    except namespace_manager.BadValueError as error:
+        raise PayloadError(f"the task's namespace can't be one: {error}") from error
+    try:
+        yield
+    finally:
+        namespace_manager.set_namespace(before)
