@@ -1,0 +1,110 @@
+"""A power cut at any moment loses no acknowledged task, which killing processes can't show.
+
+A real store works in a process whose writes and syncs are recorded. From the record a disk is rebuilt as a power cut
+at some point may have left it, and a store is opened on it. ``powerloss/disk.py`` says what a disk may have lost.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from powerloss.disk import SURVIVALS, Disk, read_log
+from powerloss.promises import Promises
+from powerloss.workload import NOTES, STORE
+from running import PACKAGE_PARENT, WAIT_SECONDS
+
+CRASH_POINTS = 5000 if os.environ.get("DEFERRED_SOAK") else 500
+# So many are enough to show that a lower "synchronous" is seen.
+LOWERED_CRASH_POINTS = 50
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording library, compiled."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.fail("The power-loss test needs a C compiler: apt-get install gcc libc6-dev (or the like).")
+    library = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = HERE / "powerloss" / "shim.c"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-lpthread"]
+    compiled = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert compiled.returncode == 0, compiled.stderr
+    return library
+
+
+def record(shim: Path, tmp_path: Path, *arguments: str) -> Path:
+    """Let the workload run in a process of its own; return the log of what it did."""
+    directory = tmp_path / "recorded"
+    directory.mkdir()
+    log = tmp_path / "log"
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, str(HERE)]),
+        "LD_PRELOAD": str(shim),
+        "POWERLOSS_DIRECTORY": str(directory),
+        "POWERLOSS_LOG": str(log),
+    }
+    command = [sys.executable, "-m", "powerloss.workload", str(directory), *arguments]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=4 * WAIT_SECONDS)
+    assert ended.returncode == 0, ended.stderr
+    return log
+
+
+def broken_promises(log: Path, scratch: Path, crash_points: int, seed: int) -> Iterator[str]:
+    """Cut the power at so many points, and yield which promises the stores that were left break."""
+    chance = random.Random(seed)
+    events = list(read_log(log))
+    # Half of the points are right after an acknowledgement, when what it promised is youngest.
+    notes = [index for index, event in enumerate(events) if event.name == NOTES and event.kind == "w"]
+    points = [chance.choice(notes) for _ in range(crash_points // 2)]
+    points += [chance.randrange(len(events)) for _ in range(crash_points - len(points))]
+    points.sort()
+    disk = Disk()
+    promises = Promises()
+    applied = 0
+    for number, point in enumerate(points):
+        for event in events[applied : point + 1]:
+            if event.name != NOTES:
+                disk.apply(event)
+            elif event.kind == "w":
+                promises.note(event.data)
+        applied = point + 1
+        survival = SURVIVALS[number % len(SURVIVALS)]
+        directory = scratch / "found"
+        directory.mkdir()
+        for name, content in disk.after_power_cut(survival, chance).items():
+            (directory / name).write_bytes(content)
+        for sentence in promises.broken(directory / STORE):
+            yield f"seed {seed}, event {point}, {survival} of what was not synced arrived: {sentence}"
+        shutil.rmtree(directory)
+
+
+def test_a_power_cut_loses_nothing_that_was_acknowledged(shim: Path, tmp_path: Path) -> None:
+    """After a power cut at any point every added task is there, and none that had finished runs again."""
+    log = record(shim, tmp_path)
+    # The dangerous moments, when the log is folded into the database, must be among those that are tried.
+    assert sum(event.kind == "s" and event.name == STORE for event in read_log(log)) > 2
+    seed = random.randrange(1 << 30)
+
+    assert list(broken_promises(log, tmp_path, CRASH_POINTS, seed)) == []
+
+
+def test_a_lower_synchronous_is_seen(shim: Path, tmp_path: Path) -> None:
+    """The same test finds lost tasks when the store's commits are not synced, so that it would see such a mistake."""
+    log = record(shim, tmp_path, "--lowered")
+
+    broken = list(broken_promises(log, tmp_path, LOWERED_CRASH_POINTS, seed=1))
+
+    assert any("was added, and is gone" in sentence for sentence in broken)
+    assert any("was finished, and runs again" in sentence for sentence in broken)
