@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from deferred_middleware.calls import Call, call
 from deferred_middleware.context import TaskContext, current_task
-from deferred_middleware.enqueue import defer
+from deferred_middleware.enqueue import defer, defer_async
 from deferred_middleware.errors import (
     ArgumentsError,
     CallError,
@@ -34,6 +34,7 @@ from deferred_middleware.settings import Settings
 if TYPE_CHECKING:
     from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
+    from deferred_middleware.futures import EnqueueFuture
     from deferred_middleware.rejections import EnqueueError, NoEngineError, TaskTooLargeError
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "DeferredMiddleware",
     "DeferredWarning",
     "EnqueueError",
+    "EnqueueFuture",
     "NoEngineError",
     "NotCallableError",
     "NotImportableError",
@@ -61,10 +63,12 @@ __all__ = [
     "call",
     "current_task",
     "defer",
+    "defer_async",
 ]
 
 _NEED_THE_SDK = {
     "EnqueueError": "deferred_middleware.rejections",
+    "EnqueueFuture": "deferred_middleware.futures",
     "NoEngineError": "deferred_middleware.rejections",
     "TaskTooLargeError": "deferred_middleware.rejections",
     "PermanentTaskFailure": "google.appengine.ext.deferred",

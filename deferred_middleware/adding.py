@@ -1,71 +1,169 @@
-"""Add prepared calls to their queue, and find out what became of them."""
+"""Add prepared calls to their queue: attempts, their answers, and what became of each call.
+
+An attempt that failed for now, or of which nobody knows how it ended, is repeated under the same name. That the name is
+taken is then success for a name of our own, because nobody else can have it; a name of the caller's keeps its meaning.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deferred_middleware import answers, rejections, sending, transactions
+from deferred_middleware.attempts import REAL, Attempts, Timing
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.preparing import Prepared
+    from deferred_middleware.rejections import EnqueueError
+    from deferred_middleware.sending import Refusal
 
 
-def add(prepared: Prepared) -> taskqueue.Task:
+class Add:
+    """An add of up to 100 calls to one queue, from its first attempt to its end; not for calls of a transaction.
+
+    :meth:`start` and :meth:`finish` take turns; whoever calls them waits in between.
+    """
+
+    __slots__ = ("_attempts", "_isolating", "_last", "_maybe", "_pending", "_sent", "errors", "prepared")
+
+    def __init__(self, prepared: Sequence[Prepared], timing: Timing = REAL) -> None:
+        self.prepared = prepared
+        self.errors: dict[int, EnqueueError] = {}
+        """What went wrong, by the call's place; the other calls are enqueued when all is done."""
+        self._attempts = Attempts(prepared[0].tried_seconds, timing)
+        self._pending = list(range(len(prepared)))
+        self._sent: list[int] = []
+        self._isolating = False
+        """Whether tasks go one at a time, because it is not known which of them failed the add."""
+        self._maybe: set[int] = set()
+        """Tasks that an earlier attempt may have added."""
+        self._last: dict[int, Refusal] = {}
+
+    def start(self) -> Any:
+        """Send what is still to be added, and return the SDK's RPC object; what raises here comes from finish."""
+        self._sent = self._pending[:1] if self._isolating else list(self._pending)
+        for index in list(self._sent):
+            if self.prepared[index].overflowed is not None:
+                self._store(index)
+        tasks = [self.prepared[index].task for index in self._sent]
+        if not tasks:
+            return None
+        return sending.start(self.prepared[0].queue, tasks, self._attempts.rpc_seconds())
+
+    def _store(self, index: int) -> None:
+        """Put a payload that is too large for its task where the task finds it; without it the task isn't sent."""
+        overflowed = self.prepared[index].overflowed
+        try:
+            if overflowed is not None:
+                overflowed.store()
+        except Exception as error:  # noqa: BLE001 - whatever the datastore raises is why this call is not enqueued
+            self._sent.remove(index)
+            self._pending.remove(index)
+            self._last[index] = sending.Refusal(error, answers.NOT_SENT, True)
+            self._fail(index)
+
+    def finish(self, rpc: Any) -> float | None:
+        """Read the answer, waiting for it; return the seconds until the next start, or None when all is done."""
+        if rpc is None:
+            return 0.0 if self._pending else None
+        tasks = [self.prepared[index].task for index in self._sent]
+        again: list[int] = []
+        decided = isolate = False
+        for index, refusal in zip(self._sent, sending.read(rpc, tasks), strict=True):
+            if refusal is None or (refusal.answer.exists and self.prepared[index].named_by_us):
+                decided = True
+                enqueued(self.prepared[index])
+                continue
+            self._last[index] = refusal
+            if refusal.answer.maybe_enqueued:
+                self._maybe.add(index)
+            if refusal.answer.retried and self.prepared[index].tried_seconds:
+                again.append(index)
+            elif refusal.of_whole_add and len(tasks) > 1 and not (refusal.answer.of_queue or refusal.answer.exists):
+                isolate = True
+                again.append(index)
+            else:
+                decided = True
+                self._fail(index)
+        self._pending = self._pending[len(self._sent) :] + again
+        self._isolating = self._isolating or isolate
+        if not self._pending:
+            return None
+        if decided or isolate:
+            return 0.0  # what is left failed with the others, not by itself
+        delay = self._attempts.delay()
+        if delay is None:
+            for index in self._pending:
+                self._fail(index)
+            self._pending = []
+        return delay
+
+    def fail_all(self, error: Exception) -> None:
+        """Give up what is not decided, because of ``error``."""
+        for index in self._pending:
+            self._last[index] = sending.Refusal(error, answers.UNKNOWN, True)
+            self._maybe.add(index)
+            self._fail(index)
+        self._pending = []
+
+    def _fail(self, index: int) -> None:
+        prepared, refusal = self.prepared[index], self._last[index]
+        notes = []
+        if self._attempts.failed:
+            notes.append(f"It was tried {self._attempts.failed + 1} times.")
+        if index in self._maybe:
+            notes.append("The queue may have the task nevertheless.")
+        call = prepared.call
+        error = rejections.explain(refusal.error, call.label, prepared.queue, call.options.name, notes=" ".join(notes))
+        error.maybe_enqueued = index in self._maybe
+        self.errors[index] = error
+        not_enqueued(prepared, error)
+
+
+def add(prepared: Prepared, timing: Timing = REAL) -> taskqueue.Task:
     """Add one task; when this returns, it is enqueued. Raises :class:`EnqueueError`."""
-    try:
-        task = _attempt(prepared)
-    except BaseException as error:
-        _not_enqueued(prepared, error)
-        raise
-    _enqueued(prepared)
-    return task
+    if prepared.transaction is not None:
+        return _add_in_transaction(prepared)
+    one = Add((prepared,), timing)
+    while (delay := one.finish(one.start())) is not None:
+        timing.sleep(delay)
+    if one.errors:
+        error = one.errors[0]
+        raise error from error.__cause__
+    return prepared.task
 
 
-def _attempt(prepared: Prepared) -> taskqueue.Task:
-    from deferred_middleware import rejections
-
+def _add_in_transaction(prepared: Prepared) -> taskqueue.Task:
+    """Add a task to its transaction, which decides whether it is enqueued; there is one attempt."""
     call, queue, task = prepared.call, prepared.queue, prepared.task
-    name = call.options.name
     try:
-        with _in_its_transaction(prepared):
+        with transactions.joined(prepared.transaction, call, queue):
             if prepared.overflowed is not None:
                 prepared.overflowed.store()
-            task.add(queue, transactional=prepared.transactional)
-    except AssertionError as error:
-        # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
-        reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
-        raise rejections.EnqueueError(call.label, queue, name, reason) from error
-    except rejections.EnqueueError:
+            task.add(queue, transactional=True)
+    except rejections.EnqueueError as error:
+        not_enqueued(prepared, error)
         raise
     except Exception as error:
         # Not the SDK's own errors alone: it stumbles over some answers with a TypeError and the like.
-        raise rejections.explain(error, call.label, queue, name) from error
-    if not prepared.transactional and not task.was_enqueued:
-        # A result of SKIPPED is no error to the SDK (taskqueue.py, Queue.__AddTasks), but nothing was enqueued.
-        raise rejections.EnqueueError(call.label, queue, name, "the queue skipped the task.")
+        failure = rejections.explain(error, call.label, queue, None)
+        failure.maybe_enqueued = answers.for_exception(error).maybe_enqueued
+        not_enqueued(prepared, failure)
+        raise failure from error
+    enqueued(prepared)
     return task
 
 
-def _in_its_transaction(prepared: Prepared) -> contextlib.AbstractContextManager[None]:
-    """Return the context in which the SDK adds to the transaction of ``prepared``, if it has one."""
-    if prepared.transaction is None:
-        return contextlib.nullcontext()
-    from deferred_middleware import transactions
-
-    return transactions.joined(prepared.transaction, prepared.call, prepared.queue)
-
-
-def _enqueued(prepared: Prepared) -> None:
+def enqueued(prepared: Prepared) -> None:
     """Tell whoever wants to know that a call is enqueued; whatever way it took, it comes by here."""
 
 
-def _not_enqueued(prepared: Prepared, error: BaseException) -> None:
-    """Undo what was done for a call that is not enqueued after all; whatever way it took, it comes by here.
+def not_enqueued(prepared: Prepared, error: EnqueueError) -> None:
+    """Undo what was done for a call that is not enqueued; whatever way it took, it comes by here.
 
-    After an error that leaves open whether the task is there, its payload has to stay in the datastore.
+    Where ``error.maybe_enqueued`` is true, the task may come to run, so that its payload has to stay in the datastore.
     """
-    from deferred_middleware import rejections
-
-    if prepared.overflowed is not None and rejections.is_final(error):
+    if prepared.overflowed is not None and not error.maybe_enqueued:
         prepared.overflowed.remove()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware.adding import add
 from deferred_middleware.calls import Call, call
-from deferred_middleware.preparing import prepare
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.callables import AnyCallable
+    from deferred_middleware.futures import EnqueueFuture
 
 
 def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
@@ -49,7 +48,33 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     return enqueue(call(func, *args, **kwargs))
 
 
+def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
+    """Start to enqueue ``func(*args, **kwargs)``, and return an :class:`EnqueueFuture` of the task.
+
+    Takes what :func:`defer` takes, and checks what can be checked before the queue is asked at once. The rest goes on
+    by itself: ``.result(timeout)`` waits for it, a coroutine can ``await`` it, an ndb tasklet can ``yield`` it. It is
+    safe to do none of these: :class:`DeferredMiddleware` waits at the end of the request, and a failure that nobody
+    asked about is logged as an error.
+
+    With ``_transactional`` it waits for the queue and raises what :func:`defer` raises, because a transaction must not
+    commit before its tasks are known to be in it.
+
+    Raises:
+        CallError, UnknownOptionError, OptionError: as :func:`defer`.
+        EnqueueError: it is known already that the queue won't take the task.
+    """
+    return enqueue_async(call(func, *args, **kwargs))
+
+
+def enqueue_async(call: Call) -> EnqueueFuture:
+    """Start to enqueue a call that was made before; see :func:`defer_async`."""
+    from deferred_middleware import futures, preparing  # here, because they import the SDK
+
+    return futures.start(preparing.prepare(call))
+
+
 def enqueue(call: Call) -> taskqueue.Task:
     """Enqueue a call that was made before; see :func:`defer`."""
-    prepared = prepare(call)
-    return add(prepared)
+    from deferred_middleware import adding, preparing  # here, because they import the SDK
+
+    return adding.add(preparing.prepare(call))

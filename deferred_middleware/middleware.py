@@ -6,6 +6,9 @@ It answers the requests under ``/_cb/deferred/`` and hands every other one to th
 
     app.wsgi_app = wrap_wsgi_app(Timing(DeferredMiddleware(app.wsgi_app)))
 
+Only where ``defer_async`` has something under way when the app returns, the iterable is wrapped in one that waits for
+it at its end.
+
 .. caution::
 
     A task's body is a pickle, and whoever gets one run owns the process. The middleware believes the headers by which
@@ -19,6 +22,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deferred_middleware import hooks as hooks_module
+from deferred_middleware import pending
 from deferred_middleware import settings as settings_module
 from deferred_middleware.handler import TaskHandler
 from deferred_middleware.hooks import Hooks
@@ -59,4 +63,12 @@ class DeferredMiddleware:
         """Run the task that ``environ`` delivers, or pass the request on."""
         if environ.get("PATH_INFO", "").startswith(self._prefix):
             return self._handler.answer(environ)(environ, start_response)
-        return self._app(environ, start_response)
+        try:
+            iterable = self._app(environ, start_response)
+        except BaseException:
+            if pending.UNDER_WAY or pending.FAILED:
+                pending.settle_request()
+            raise
+        if pending.UNDER_WAY or pending.FAILED:
+            return pending.wait_after(iterable)
+        return iterable

@@ -1,22 +1,33 @@
 """Turn a call into the SDK's task: the one place where that is done, for every way of enqueueing.
 
 The steps have an order: where it goes, its bytes, its headers, the task, and what of the task can be checked before the
-queue is asked.
+queue is asked. Importing this module imports the SDK.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware import cloudtasks, namespaces, overflow, payload, protocol, routing
+from google.appengine.api import apiproxy_stub_map, taskqueue
+from google.appengine.api.taskqueue import cloudtask
+
+from deferred_middleware import (
+    cloudtasks,
+    namespaces,
+    overflow,
+    payload,
+    protocol,
+    rejections,
+    routing,
+    transactions,
+)
 from deferred_middleware.options import warn
 from deferred_middleware.settings import current_deployment, current_settings
 
 if TYPE_CHECKING:
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.calls import Call
     from deferred_middleware.rejections import EnqueueError
     from deferred_middleware.settings import Settings
@@ -29,6 +40,10 @@ class Prepared:
     call: Call
     queue: str
     task: taskqueue.Task
+    tried_seconds: float
+    """How long the add is tried; 0 is a single attempt."""
+    named_by_us: bool
+    """Whether the task's name was generated here, so that it can't be another task's."""
     transaction: Any | None = None
     """The datastore connection of the transaction that it is added in, if any; see :mod:`.transactions`."""
     overflowed: overflow.Overflowed | None = None
@@ -57,33 +72,47 @@ def prepare(call: Call) -> Prepared:
 
     check_engine(call, queue)
     transaction = _transaction(call, queue)
+    # In a transaction a task can't be named, so that an attempt can't be repeated there.
+    tried_seconds = settings.enqueue_seconds if transaction is None else 0.0
+    named_by_us = call.options.name is None and tried_seconds > 0
+    # 128 random bits, evenly spread, as the platform advises for names.
+    name = os.urandom(16).hex() if named_by_us else call.options.name
     limit_bytes = _limit_bytes(call)
     for form in overflow.forms(body):
-        task = _task(call, queue=queue, url=url, target=target, body=form)
+        task = _task(call, queue=queue, name=name, url=url, target=target, body=form)
         if task.size <= limit_bytes:
             overflowed = None
             break
     else:
         overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-        size, task = task.size, _task(call, queue=queue, url=url, target=target, body=bytes(overflowed.reference))
+        size, task = (
+            task.size,
+            _task(call, queue=queue, name=name, url=url, target=target, body=bytes(overflowed.reference)),
+        )
         if task.size > limit_bytes or not overflow.is_available():
             raise _too_large(call, queue, len(form), max(size, task.size), limit_bytes)
     _check_target(call, queue, task, target)
-    return Prepared(call=call, queue=queue, task=task, transaction=transaction, overflowed=overflowed)
+    return Prepared(
+        call=call,
+        queue=queue,
+        task=task,
+        tried_seconds=tried_seconds,
+        named_by_us=named_by_us,
+        transaction=transaction,
+        overflowed=overflowed,
+    )
 
 
-def _task(call: Call, *, queue: str, url: str, target: str | None, body: bytes) -> taskqueue.Task:
+def _task(call: Call, *, queue: str, name: str | None, url: str, target: str | None, body: bytes) -> taskqueue.Task:
     """Return the SDK's task; it may turn out too large."""
-    from google.appengine.api import taskqueue
-
     options = call.options
     try:
         return taskqueue.Task(
             payload=body,
             method="POST",
             url=url,
-            name=options.name,
-            headers=_headers(call, queue=queue, name=options.name, url=url, body=body),
+            name=name,
+            headers=_headers(call, queue=queue, name=name, url=url, body=body),
             eta=_eta(options.eta_posix),
             target=target,
             retry_options=options.retry_options,
@@ -93,8 +122,6 @@ def _task(call: Call, *, queue: str, url: str, target: str | None, body: bytes) 
             _size_check=False,
         )
     except Exception as error:
-        from deferred_middleware import rejections
-
         raise rejections.explain(error, call.label, queue, options.name) from error
 
 
@@ -102,8 +129,6 @@ def _transaction(call: Call, queue: str) -> Any | None:
     """Return the transaction that the call is to be added in, if any."""
     if not call.options.transactional:
         return None
-    from deferred_middleware import transactions
-
     return transactions.of_call(call, queue)
 
 
@@ -120,8 +145,6 @@ def _limit_bytes(call: Call) -> int:
 
 def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_bytes: int) -> EnqueueError:
     """Return the error for a task that is too large, and whose payload can't be kept elsewhere."""
-    from deferred_middleware import rejections
-
     what = f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in)"
     if overflow.is_available():
         what = "the task, with its payload in the datastore,"
@@ -133,9 +156,6 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
     body = payload.dumps(call, settings.pickle_protocol)
     if len(body) <= settings.max_payload_bytes:
         return body
-
-    from deferred_middleware import rejections
-
     raise rejections.TaskTooLargeError(
         call.label,
         queue,
@@ -168,12 +188,7 @@ def _eta(eta_posix: float | None) -> datetime.datetime | None:
 
 def check_engine(call: Call, queue: str) -> None:
     """Raise :class:`NoEngineError` if nothing answers the SDK's taskqueue API."""
-    from google.appengine.api import apiproxy_stub_map
-    from google.appengine.api.taskqueue import cloudtask
-
     if apiproxy_stub_map.apiproxy.GetStub("taskqueue") is None and not cloudtask.is_cloudtask_push_queue_enabled():
-        from deferred_middleware import rejections
-
         raise rejections.NoEngineError(
             call.label,
             queue,
@@ -192,12 +207,8 @@ def _check_target(call: Call, queue: str, task: taskqueue.Task, target: str | No
     """
     if target is None or "Host" in task.headers:
         return
-    from google.appengine.api.taskqueue import cloudtask
-
     if cloudtask.is_cloudtask_push_queue_enabled():
         return
-    from deferred_middleware import rejections
-
     raise rejections.TargetError(
         call.label,
         queue,

@@ -6,9 +6,12 @@ error and a :class:`deferred_middleware.DeferredError`. Importing this module im
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from google.appengine.api import datastore_errors, taskqueue
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.api.taskqueue.taskqueue import _TranslateError
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import DeferredError, OptionError
@@ -46,16 +49,20 @@ class InvalidDispatchDeadlineError(OptionError, taskqueue.InvalidDispatchDeadlin
 
 
 class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
-    """A call was not enqueued.
+    """A call was not enqueued, or is not known to be.
 
-    ``label`` names the callable, ``queue`` the queue, ``name`` the task if the caller named it. The error that the SDK
-    raised, if it did, is ``__cause__``, and its type is one of this error's.
+    ``label`` names the callable, ``queue`` the queue, ``name`` the task if the caller named it. ``reason`` says why,
+    and ``maybe_enqueued`` whether the queue may have the task nevertheless. The error that the SDK raised, if it did,
+    is ``__cause__``, and its type is one of this error's.
     """
 
-    def __init__(self, label: Label, queue: str, name: str | None, reason: str) -> None:
+    maybe_enqueued = False
+
+    def __init__(self, label: Label | str, queue: str, name: str | None, reason: str) -> None:
         self.label = str(label)
         self.queue = queue
         self.name = name
+        self.reason = reason
         task = f" as task {name!r}" if name else ""
         super().__init__(f"{label} was not enqueued to queue {queue!r}{task}: {reason}")
 
@@ -129,48 +136,57 @@ _REASONS: dict[type[BaseException], str] = {
         "the queue could not be asked. It can be from inside a request of an app that wrap_wsgi_app "
         "wraps, on App Engine or started with `deferred-middleware serve MODULE:CALLABLE`."
     ),
-    apiproxy_errors.DeadlineExceededError: ("the queue did not answer in time. It may have the task nevertheless."),
+    apiproxy_errors.DeadlineExceededError: "the queue did not answer in time.",
 }
 
 
-_OPEN: tuple[type[BaseException], ...] = (
-    taskqueue.TransientError,
-    taskqueue.InternalError,
-    apiproxy_errors.RPCFailedError,
-    apiproxy_errors.DeadlineExceededError,
-    apiproxy_errors.CancelledError,
-    apiproxy_errors.InterruptedError,
-    AssertionError,
-    TypeError,
-    OSError,
-)
+def explain(error: Exception, label: Label, queue: str, name: str | None, *, notes: str = "") -> EnqueueError:
+    """Return the :class:`EnqueueError` for what the SDK raised; it is an instance of that type too.
 
-
-def is_final(error: BaseException) -> bool:
-    """Tell whether the queue is known not to have the task that could not be added because of ``error``.
-
-    After anything else the task may be there: the queue was asked, and its answer did not come or can't be understood.
+    ``notes`` are further sentences.
     """
-    cause = error.__cause__
-    return isinstance(error, EnqueueError) and not isinstance(error, _OPEN) and not isinstance(cause, _OPEN)
-
-
-def explain(error: BaseException, label: Label, queue: str, name: str | None) -> EnqueueError:
-    """Return the :class:`EnqueueError` for what the SDK raised; it is an instance of that type too."""
     if type(error) is taskqueue.Error and "task size too large" in str(error).lower():
         # What Cloud Tasks says (https://cloud.google.com/tasks/docs/quotas), and the SDK has no type for.
         error = taskqueue.TaskTooLargeError(str(error))
     reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), None)
     detail = str(error)
-    if reason is None:
+    if isinstance(error, AssertionError):
+        # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
+        reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
+    elif reason is None:
         reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
         reason = f"{reason} ({detail})"
-    return _joined(type(error))(label, queue, name, reason)
+    joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
+    explained = joined(label, queue, name, f"{reason} {notes}" if notes else reason)
+    explained.__cause__ = error
+    return explained
 
 
+def from_code(code: int, detail: str) -> Exception:
+    """Return the SDK's exception for a ``TaskQueueServiceError``."""
+    if code == taskqueue_pb.TaskQueueServiceError.SKIPPED:
+        return _sdk_error("the queue skipped the task")
+    try:
+        translated: Exception = _TranslateError(code, detail)
+    except TypeError:
+        # The SDK makes the datastore's NeedIndexError without the arguments that it needs.
+        translated = NeedIndexError(detail or "the datastore lacks an index", detail, None, None)
+    return translated
+
+
+def _sdk_error(message: str) -> Exception:
+    error: Exception = taskqueue.Error(message)
+    return error
+
+
+class NeedIndexError(datastore_errors.NeedIndexError, taskqueue.DatastoreError):  # type: ignore[misc]
+    """The datastore lacks an index that the add needs."""
+
+
+@functools.lru_cache(maxsize=64)
 def _joined(kind: type[BaseException]) -> type[EnqueueError]:
     """Return the class that is both an EnqueueError and ``kind``, under the name of ``kind``."""
-    if issubclass(EnqueueError, kind):
+    if issubclass(EnqueueError, kind) or issubclass(kind, AssertionError):
         return EnqueueError
     return type(kind.__name__, (EnqueueError, kind), {"__doc__": kind.__doc__})

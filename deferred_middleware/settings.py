@@ -68,6 +68,15 @@ def _integer(lowest: int, highest: int) -> Callable[[str | int], int]:
     return convert
 
 
+def _seconds(value: str | float) -> float:
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
+        raise ValueError(value)
+    seconds = float(value)
+    if not 0 <= seconds <= 600:
+        raise ValueError(value)
+    return seconds
+
+
 def _log_level(value: str | int) -> int:
     if isinstance(value, str) and value.upper() in _LEVELS:
         return int(getattr(logging, value.upper()))
@@ -149,6 +158,16 @@ TABLE: Final[tuple[Setting, ...]] = (
         ),
     ),
     Setting(
+        field="enqueue_seconds",
+        variable="DEFERRED_ENQUEUE_SECONDS",
+        convert=_seconds,
+        accepts="a number of seconds, 0 to 600",
+        meaning=(
+            "How long an enqueue is tried: transient errors and time-outs are tried again until then, "
+            "under a name that is generated once. 0: a single attempt, and the queue chooses the name."
+        ),
+    ),
+    Setting(
         field="log_level",
         variable="DEFERRED_LOG_LEVEL",
         convert=_log_level,
@@ -182,6 +201,7 @@ class Settings:
     url_prefix: str = protocol.URL_PREFIX
     pickle_protocol: int = 5
     max_payload_bytes: int = 10 * 1024 * 1024
+    enqueue_seconds: float = 30.0
     log_level: int = logging.DEBUG
     retry_log_level: int = logging.ERROR
 

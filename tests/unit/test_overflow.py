@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -242,11 +243,12 @@ def test_a_failed_enqueue_leaves_nothing_unless_the_task_may_be_there(
 ) -> None:
     """The chunks of a task that the queue refused are removed; those of a task that it may have taken are not."""
 
-    def fails(*args: Any, **kwargs: Any) -> Any:
+    def fails(*args: Any) -> Any:
         raise problem
 
-    monkeypatch.setattr(taskqueue.Queue, "add_async", fails)
-    monkeypatch.setattr(taskqueue.Queue, "add", fails)
+    rpc = SimpleNamespace(future=None, get_result=fails, check_success=fails)
+    monkeypatch.setattr(taskqueue.Queue, "add_async", lambda *args, **kwargs: rpc)
+    install_settings(Settings(enqueue_seconds=0))
 
     with pytest.raises(type(problem)):
         defer(sample.note, os.urandom(200_000), _name="n1")

@@ -1,0 +1,154 @@
+"""What a queue can answer to an add, and what we make of it: one table, from which the manual's table is made too.
+
+Sources: ``taskqueue_service.proto`` and ``remote_api.proto`` (SDK: ``api/taskqueue``, ``ext/remote_api``), and how the
+SDK turns them into exceptions (``taskqueue.py``, _ERROR_MAPPING and _TranslateError; ``runtime/default_api_stub.py``,
+_EXCEPTIONS_MAP).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One thing that can come back instead of "added"."""
+
+    what: str
+    """The code's name, or what happened on the connection."""
+    error: str
+    """The SDK's exception that the raised error is an instance of, by the name of its module and its own."""
+    meaning: str
+    retried: bool = False
+    """Whether the add is tried again, under the same name, until ``DEFERRED_ENQUEUE_SECONDS`` are over."""
+    maybe_enqueued: bool = False
+    """Whether the task may be in the queue nevertheless."""
+    of_queue: bool = False
+    """Whether it holds for every task of the queue, not for one."""
+    exists: bool = False
+    """Whether it says that a task of this name is, or was, in the queue."""
+
+
+_ERROR: Final = "taskqueue.Error"
+_DATASTORE: Final = "taskqueue.DatastoreError"
+
+
+def _datastore(what: str, error: str, meaning: str, *, retried: bool = False) -> Answer:
+    return Answer(what, f"datastore_errors.{error}", meaning, retried=retried, maybe_enqueued=retried)
+
+
+BY_CODE: Final[dict[int, Answer]] = {
+    1: Answer("UNKNOWN_QUEUE", "taskqueue.UnknownQueueError", "there is no such queue", of_queue=True),
+    2: Answer(
+        "TRANSIENT_ERROR", "taskqueue.TransientError", "the queue failed for now", retried=True, maybe_enqueued=True
+    ),
+    3: Answer("INTERNAL_ERROR", "taskqueue.InternalError", "the queue failed", retried=True, maybe_enqueued=True),
+    4: Answer("TASK_TOO_LARGE", "taskqueue.TaskTooLargeError", "the task is larger than the queue takes"),
+    5: Answer("INVALID_TASK_NAME", "taskqueue.InvalidTaskNameError", "the name is not legal"),
+    6: Answer("INVALID_QUEUE_NAME", "taskqueue.InvalidQueueNameError", "the queue's name is not legal", of_queue=True),
+    7: Answer("INVALID_URL", "taskqueue.InvalidUrlError", "the URL is not legal"),
+    8: Answer("INVALID_QUEUE_RATE", "taskqueue.InvalidQueueError", "the queue's rate is not legal", of_queue=True),
+    9: Answer("PERMISSION_DENIED", "taskqueue.PermissionDeniedError", "the app may not use the queue", of_queue=True),
+    10: Answer("TASK_ALREADY_EXISTS", "taskqueue.TaskAlreadyExistsError", "the name is taken", exists=True),
+    11: Answer("TOMBSTONED_TASK", "taskqueue.TombstonedTaskError", "the name was used before", exists=True),
+    12: Answer("INVALID_ETA", "taskqueue.InvalidEtaError", "the ETA is not legal"),
+    13: Answer("INVALID_REQUEST", _ERROR, "the add makes no sense to the queue"),
+    14: Answer("UNKNOWN_TASK", _ERROR, "there is no such task"),
+    15: Answer("TOMBSTONED_QUEUE", _ERROR, "the queue was deleted not long ago", of_queue=True),
+    16: Answer("DUPLICATE_TASK_NAME", "taskqueue.DuplicateTaskNameError", "the name is in the same add twice"),
+    17: Answer("SKIPPED", _ERROR, "not added, because another task of the same add was refused", retried=True),
+    18: Answer("TOO_MANY_TASKS", "taskqueue.TooManyTasksError", "the add has too many tasks"),
+    19: Answer("INVALID_PAYLOAD", _ERROR, "the payload is not legal"),
+    20: Answer("INVALID_RETRY_PARAMETERS", _ERROR, "the retry options are not legal"),
+    21: Answer("INVALID_QUEUE_MODE", "taskqueue.InvalidQueueModeError", "it is a pull queue", of_queue=True),
+    22: Answer("ACL_LOOKUP_ERROR", _ERROR, "who may use the queue could not be found out", of_queue=True),
+    23: Answer(
+        "TRANSACTIONAL_REQUEST_TOO_LARGE",
+        "taskqueue.TransactionalRequestTooLargeError",
+        "the transaction's tasks are larger than a transaction takes",
+    ),
+    24: Answer("INCORRECT_CREATOR_NAME", _ERROR, "the creator's name is wrong"),
+    25: Answer("TASK_LEASE_EXPIRED", "taskqueue.TaskLeaseExpiredError", "the task's lease is over"),
+    26: Answer("QUEUE_PAUSED", "taskqueue.QueuePausedError", "the queue is paused", of_queue=True),
+    27: Answer("INVALID_TAG", "taskqueue.InvalidTagError", "the tag is not legal"),
+    28: Answer("INVALID_LOGGING_CONFIG", _ERROR, "the queue's logging is set up wrongly", of_queue=True),
+    29: Answer("INVALID_DISPATCH_DEADLINE", _ERROR, "the dispatch deadline is not legal"),
+    10000: Answer("DATASTORE_ERROR", _DATASTORE, "the datastore failed"),
+    10001: _datastore("DATASTORE_BAD_REQUEST", "BadRequestError", "the datastore does not understand"),
+    10002: _datastore("DATASTORE_CONCURRENT_TRANSACTION", "TransactionFailedError", "another transaction won"),
+    10003: _datastore("DATASTORE_INTERNAL_ERROR", "InternalError", "the datastore failed", retried=True),
+    10004: _datastore("DATASTORE_NEED_INDEX", "NeedIndexError", "the datastore lacks an index"),
+    10005: _datastore("DATASTORE_TIMEOUT", "Timeout", "the datastore took too long", retried=True),
+    10006: Answer("DATASTORE_PERMISSION_DENIED", _DATASTORE, "the app may not use the datastore"),
+    10007: _datastore("DATASTORE_BIGTABLE_ERROR", "Timeout", "the datastore's storage failed", retried=True),
+    10008: _datastore("DATASTORE_COMMITTED_BUT_STILL_APPLYING", "CommittedButStillApplying", "not yet to be seen"),
+    10009: Answer("DATASTORE_CAPABILITY_DISABLED", "apiproxy_errors.CapabilityDisabledError", "switched off for now"),
+    10010: Answer(
+        "DATASTORE_TRY_ALTERNATE_BACKEND", _DATASTORE, "to be had elsewhere", retried=True, maybe_enqueued=True
+    ),
+    10011: Answer("DATASTORE_SAFE_TIME_TOO_OLD", _DATASTORE, "the datastore is behind"),
+    10012: Answer("DATASTORE_RESOURCE_EXHAUSTED", _DATASTORE, "a quota of the datastore is used up"),
+    10013: Answer("DATASTORE_NOT_FOUND", _DATASTORE, "not in the datastore"),
+    10014: Answer("DATASTORE_ALREADY_EXISTS", _DATASTORE, "in the datastore already"),
+    10015: Answer("DATASTORE_FAILED_PRECONDITION", _DATASTORE, "the datastore is not in the state for it"),
+    10016: Answer("DATASTORE_UNAUTHENTICATED", _DATASTORE, "the datastore does not know the app"),
+    10017: Answer("DATASTORE_ABORTED", _DATASTORE, "the datastore broke off", retried=True, maybe_enqueued=True),
+    10018: Answer("DATASTORE_SNAPSHOT_VERSION_TOO_OLD", _DATASTORE, "the transaction is too old"),
+}
+"""By ``TaskQueueServiceError``: what the queue says of one task, or as an application error of the whole add."""
+
+_RPC_FAILED: Final = "apiproxy_errors.RPCFailedError"
+
+
+def _transport(what: str, meaning: str, error: str = _RPC_FAILED) -> Answer:
+    return Answer(what, error, meaning, retried=True, maybe_enqueued=True)
+
+
+BY_RPC_ERROR: Final[dict[int, Answer]] = {
+    0: _transport("UNKNOWN", "the API server failed"),
+    1: Answer("CALL_NOT_FOUND", "apiproxy_errors.CallNotFoundError", "it does not know the call", of_queue=True),
+    2: Answer("PARSE_ERROR", "apiproxy_errors.ArgumentError", "it can't read the add"),
+    3: _transport("SECURITY_VIOLATION", "it does not know the app; the SDK tells it like UNKNOWN"),
+    4: Answer("OVER_QUOTA", "apiproxy_errors.OverQuotaError", "the app's quota is used up", of_queue=True),
+    5: Answer("REQUEST_TOO_LARGE", "apiproxy_errors.RequestTooLargeError", "the add is too large"),
+    6: Answer(
+        "CAPABILITY_DISABLED", "apiproxy_errors.CapabilityDisabledError", "switched off for maintenance", of_queue=True
+    ),
+    7: Answer("FEATURE_DISABLED", "apiproxy_errors.FeatureNotEnabledError", "not switched on", of_queue=True),
+    8: _transport("BAD_REQUEST", "it can't read the call; the SDK tells it like UNKNOWN"),
+    9: _transport("RESPONSE_TOO_LARGE", "its answer is too large", "apiproxy_errors.ResponseTooLargeError"),
+    10: _transport("CANCELLED", "the call was cancelled", "apiproxy_errors.CancelledError"),
+    11: _transport("REPLAY_ERROR", "the SDK tells it like UNKNOWN"),
+    12: _transport("DEADLINE_EXCEEDED", "it took too long", "apiproxy_errors.DeadlineExceededError"),
+}
+"""By the ``ErrorCode`` of an ``rpc_error``: what the API server says of the call."""
+
+CLOSED: Final = _transport("connection closed", "the connection broke off before the answer")
+HTTP_STATUS: Final = _transport("HTTP status", "the API server answered with a status other than 200")
+TIMED_OUT: Final = _transport("no answer", "none came in time", "apiproxy_errors.DeadlineExceededError")
+EMPTY: Final = _transport("empty answer", "it has not one result for each task", _ERROR)
+UNREADABLE: Final = _transport("unreadable answer", "it is not in the API's format", "message.DecodeError")
+OF_CONNECTION: Final = (CLOSED, HTTP_STATUS, TIMED_OUT, EMPTY, UNREADABLE)
+"""What can happen instead of an answer."""
+
+UNKNOWN: Final = Answer("anything else", _ERROR, "an answer that is not in this table", maybe_enqueued=True)
+NOT_SENT: Final = Answer("nothing", _ERROR, "the queue was not asked")
+
+
+def for_exception(error: BaseException) -> Answer:
+    """Return the answer behind an exception of the SDK; imports the SDK."""
+    from google.appengine.api import taskqueue
+    from google.appengine.runtime import apiproxy_errors
+    from google.protobuf import message
+
+    if isinstance(error, AssertionError):
+        return EMPTY  # the SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks)
+    modules = {"taskqueue": taskqueue, "apiproxy_errors": apiproxy_errors, "message": message}
+    for answer in (*BY_CODE.values(), *BY_RPC_ERROR.values(), UNREADABLE):
+        module, _, name = answer.error.partition(".")
+        if name not in ("Error", "DatastoreError") and module in modules:
+            kind = getattr(modules[module], name)
+            if isinstance(error, kind):
+                return answer
+    return UNKNOWN

@@ -1,0 +1,121 @@
+"""One RPC that adds tasks: start it with the SDK, and read its answer, on both of the SDK's engines.
+
+Importing this module imports the SDK.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from google.appengine.api import taskqueue
+from google.appengine.api.taskqueue import cloudtask
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.runtime import apiproxy_errors
+
+from deferred_middleware import answers, rejections
+from deferred_middleware.answers import Answer
+
+_OK = taskqueue_pb.TaskQueueServiceError.OK
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """That a task was not added, or is not known to be, and why."""
+
+    error: Exception
+    answer: Answer
+    of_whole_add: bool
+    """Whether the answer is for all tasks of the RPC, so that it may be another one's."""
+
+
+class _Deadline:
+    """A deadline for the SDK's Cloud Tasks engine, which puts the methods of an RPC on it (SDK: cloudtask.py)."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.deadline = seconds
+        self.callback = None
+
+
+class _NotStarted:
+    """An RPC that could not be started."""
+
+    future = None
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_result(self) -> Any:
+        """Raise why."""
+        raise self.error
+
+
+def start(queue: str, tasks: Sequence[taskqueue.Task], seconds: float | None) -> Any:
+    """Start to add ``tasks``, and return the RPC object; ``seconds`` is how long it may take."""
+    try:
+        rpc: Any
+        if cloudtask.is_cloudtask_push_queue_enabled():
+            rpc = _Deadline(seconds)
+        else:
+            rpc = taskqueue.create_rpc(deadline=seconds)
+        return taskqueue.Queue(queue).add_async(tasks, rpc=rpc)
+    except Exception as error:  # noqa: BLE001 - whatever the SDK stumbles over becomes the calls' error
+        return _NotStarted(error)
+
+
+def future_of(rpc: Any) -> Future[Any] | None:
+    """Return the future that is done when ``rpc`` is; None for one that does its work when it is waited for."""
+    if isinstance(rpc, _Deadline):
+        rpc = rpc.get_result.__self__  # type: ignore[attr-defined] # the SDK's own object, which has the future
+    future: Future[Any] | None = rpc.future
+    return future
+
+
+def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
+    """Return what became of each of ``tasks``: None is added. Waits for the answer if it is not there yet."""
+    failure: Exception | None = None
+    try:
+        rpc.get_result()
+    except Exception as error:  # noqa: BLE001 - the SDK stumbles over some answers with a TypeError and the like
+        failure = error
+    if isinstance(rpc, _NotStarted):
+        # Nothing was sent, so that nothing can have been added, and trying again would change nothing.
+        refusal = Refusal(rpc.error, dataclasses.replace(answers.NOT_SENT, of_queue=_of_all(rpc.error)), True)
+        return [refusal] * len(tasks)
+    found = _codes(rpc, len(tasks))
+    if found is not None:
+        codes, detail, of_whole_add = found
+        return [
+            None
+            if code == _OK
+            else Refusal(rejections.from_code(code, detail), answers.BY_CODE.get(code, answers.UNKNOWN), of_whole_add)
+            for code in codes
+        ]
+    if failure is None:
+        return [None] * len(tasks)
+    answer = answers.for_exception(failure)
+    return [None if task.was_enqueued else Refusal(failure, answer, True) for task in tasks]
+
+
+def _of_all(error: Exception) -> bool:
+    """Tell whether an error in starting an RPC has nothing to do with one of its tasks."""
+    return isinstance(error, (apiproxy_errors.Error, taskqueue.BadTransactionStateError, ImportError))
+
+
+def _codes(rpc: Any, count: int) -> tuple[Sequence[int], str, bool] | None:
+    """Return the queue's code for each task, a detail, and whether it is one code for the whole add.
+
+    None where it gave none: the RPC itself failed, or the engine is Cloud Tasks.
+    """
+    if isinstance(rpc, _Deadline):
+        return None
+    try:
+        rpc.check_success()
+    except apiproxy_errors.ApplicationError as error:
+        return [error.application_error] * count, error.error_detail, True
+    except Exception:  # noqa: BLE001 - get_result raised the same
+        return None
+    codes = [result.result for result in rpc.response.taskresult]
+    return (codes, "", False) if len(codes) == count else None
