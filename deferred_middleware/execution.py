@@ -12,7 +12,7 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from deferred_middleware import namespaces, overflow, payload
+from deferred_middleware import namespaces, overflow, payload, pending
 from deferred_middleware.callables import agrees
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
@@ -126,6 +126,8 @@ def _run_payload(
     try:
         with context:
             call.run()
+            if pending.UNDER_WAY or pending.FAILED:
+                pending.raise_failure()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit and its like are failures of the task, not of the worker

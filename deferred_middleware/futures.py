@@ -100,6 +100,11 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         concurrent.futures.wait([self._outcome])
         return not self._report()
 
+    def raise_failure(self) -> None:
+        """Wait, and raise a failure that nobody asked about."""
+        if not self._asked:
+            self.result()
+
     def _report(self) -> bool:
         if self._asked or not self._outcome.done() or self._outcome.exception() is None:
             return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from deferred_middleware import protocol, trust
+from deferred_middleware import pending, protocol, trust
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
 
@@ -74,6 +74,8 @@ class TaskHandler:
             return body
         label = label_in(environ["PATH_INFO"], self.prefix)
         outcome = run_task(environ, body, label, self._warmup, self._settings)
+        if pending.UNDER_WAY or pending.FAILED:
+            pending.settle_request()
         answer = _ANSWERS[outcome]
         delivery = delivery_of(environ)
         if delivery is not None:

@@ -26,6 +26,9 @@ class Enqueueing(Protocol):
     def settle(self) -> bool:
         """Wait for the end; log a failure that nobody asked about, and return whether there is none."""
 
+    def raise_failure(self) -> None:
+        """Wait for the end, and raise a failure that nobody asked about."""
+
 
 Key = tuple[int, str]
 """Tells a request from others: its thread, and the platform's id of it where there is one."""
@@ -98,6 +101,12 @@ def settle_request(key: Key | None = None) -> bool:
                 FAILED.pop(id(enqueueing), None)
                 UNDER_WAY.discard(enqueueing)
     return fine
+
+
+def raise_failure() -> None:
+    """Wait for what the current request has under way, and raise a failure that nobody asked about, for it is now."""
+    for enqueueing in of_request(key_of_request()):
+        enqueueing.raise_failure()
 
 
 def wait_after(iterable: Iterable[bytes]) -> Iterable[bytes]:
