@@ -31,6 +31,37 @@ class SettingsError(DeferredError, ValueError):
         super().__init__(f"{variable}={value!r} can't be used: it takes {accepted}.")
 
 
+class SecretKeyMissingError(SettingsError):
+    """Signatures are required, and there is no key to check them with."""
+
+    def __init__(self, *, on_app_engine_standard: bool) -> None:
+        super().__init__("DEFERRED_SECRET_KEYS", None, "a random text of at least 32 bytes")
+        why = (
+            "signatures are required (DEFERRED_REQUIRE_SIGNATURE)"
+            if on_app_engine_standard
+            else "this is not App Engine standard (GAE_ENV is not 'standard'), which keeps strangers from tasks' URLs: "
+            "here anybody could have code run"
+        )
+        self.args = (
+            f"DEFERRED_SECRET_KEYS is not set, and {why}. Set it to a random text of at least 32 bytes, the same in "
+            "every process that defers or runs tasks; `python -c 'import secrets; print(secrets.token_urlsafe(48))'` "
+            "makes one. The local server (`deferred-middleware serve`) does all this by itself.",
+        )
+
+
+class UntrustedRequestError(DeferredError):
+    """A request for a task's URL is not believed to be the task queue's.
+
+    ``check`` names the check that failed; the message, which is for the log, holds nothing of the request. ``count`` is
+    how many requests the process has refused, this one included.
+    """
+
+    def __init__(self, check: str, message: str) -> None:
+        self.check = check
+        self.count = 0
+        super().__init__(message)
+
+
 class CallError(DeferredError):
     """A call can't be deferred. ``label`` names the callable, as ``module/qualname`` or its ``repr``."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ import webob
 
 from deferred_middleware import pending, protocol, trust
 from deferred_middleware.delivery import delivery_of
+from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
+from deferred_middleware.settings import current_deployment
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -49,7 +52,8 @@ _CUT_OFF = _answer(500, "its body was cut off")
 class TaskHandler:
     """Runs the tasks whose requests it is given.
 
-    Raises :class:`~deferred_middleware.SettingsError` when the warm-up module is not there to import.
+    Raises :class:`~deferred_middleware.SettingsError` when the warm-up module is not there to import, or when there is
+    no secret key where one is needed.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
@@ -58,20 +62,26 @@ class TaskHandler:
         self.prefix = f"{settings.url_prefix}/"
         """What the path of a task's request begins with."""
         self._warmup = Warmup(settings.warmup_module)
+        self._gate = trust.Gate(settings, current_deployment())
+        self._refused = itertools.count(1)
 
     def answer(self, environ: WSGIEnvironment) -> webob.Response:
         """Run the task that ``environ`` delivers; return the response, which may be another task's as well."""
         if environ["REQUEST_METHOD"] != "POST":
             return _NOT_POST
-        refusal = trust.refusal(environ)
-        if refusal is not None:
+        try:
+            digest = self._gate.admit(environ)
+            body = _read(environ, self._settings.max_payload_bytes)
+            if isinstance(body, webob.Response):
+                logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
+                return body
+            if digest is not None:
+                trust.check_body(body, digest)
+        except UntrustedRequestError as refusal:
+            refusal.count = next(self._refused)
             logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
             self._hooks.fire("on_refused", environ, refusal)
             return _FORBIDDEN
-        body = _read(environ, self._settings.max_payload_bytes)
-        if isinstance(body, webob.Response):
-            logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
-            return body
         label = label_in(environ["PATH_INFO"], self.prefix)
         outcome = run_task(environ, body, label, self._warmup, self._settings)
         if pending.UNDER_WAY or pending.FAILED:

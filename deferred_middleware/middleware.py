@@ -11,9 +11,9 @@ it at its end.
 
 .. caution::
 
-    A task's body is a pickle, and whoever gets one run owns the process. The middleware believes the headers by which
-    App Engine marks a task's request, because App Engine takes them from everybody else's; so does the local server.
-    Other servers don't: there, anybody who reaches the URL can set them. Don't expose the app elsewhere.
+    A task's body is a pickle, and whoever gets one run owns the process. On App Engine standard the middleware believes
+    the headers by which the platform marks a task's request, because it takes them from everybody else's. Other servers
+    don't; there tasks have to be signed, and without ``DEFERRED_SECRET_KEYS`` the middleware refuses to be made.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DeferredMiddleware:
         hooks: objects that are told what happens, see :mod:`deferred_middleware.hooks`. They become the process's too.
 
     Raises:
-        SettingsError: the warm-up module is not there to import.
+        SettingsError: the warm-up module is not there to import, or there is no secret key where one is needed.
         TypeError: ``app`` can't be called, or a hook has none of the hooks' methods.
     """
 

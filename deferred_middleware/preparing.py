@@ -22,6 +22,7 @@ from deferred_middleware import (
     protocol,
     rejections,
     routing,
+    signing,
     transactions,
 )
 from deferred_middleware.options import warn
@@ -63,6 +64,7 @@ def prepare(call: Call) -> Prepared:
         OptionError: an option can't be used here.
         EnqueueError: it is known not to be taken: :class:`TaskTooLargeError`, :class:`TargetError`, or what the SDK
             finds wrong; :class:`NoEngineError` where nothing answers the SDK.
+        SecretKeyMissingError: signatures are required, and there is no key.
     """
     settings = current_settings()
     queue = routing.queue_for(call, settings)
@@ -106,13 +108,14 @@ def prepare(call: Call) -> Prepared:
 def _task(call: Call, *, queue: str, name: str | None, url: str, target: str | None, body: bytes) -> taskqueue.Task:
     """Return the SDK's task; it may turn out too large."""
     options = call.options
+    headers = _headers(call, queue=queue, name=name, url=url, body=body)
     try:
         return taskqueue.Task(
             payload=body,
             method="POST",
             url=url,
             name=name,
-            headers=_headers(call, queue=queue, name=name, url=url, body=body),
+            headers=headers,
             eta=_eta(options.eta_posix),
             target=target,
             retry_options=options.retry_options,
@@ -177,6 +180,8 @@ def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes)
     # With an age limit as well, retries go on while either allows, so that no attempt is known to be the last.
     if retry_options and retry_options.task_retry_limit is not None and retry_options.task_age_limit is None:
         headers[protocol.RETRY_LIMIT_HEADER] = str(retry_options.task_retry_limit)
+    # The last of them, because it signs the others.
+    headers |= signing.signature_header(call.options, queue=queue, name=name, url=url, headers=headers, body=body)
     return headers
 
 

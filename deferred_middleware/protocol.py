@@ -36,6 +36,9 @@ REQUEST_LOG_ID_HEADER: Final = "X-Appengine-Request-Log-Id"
 HTTPS_HEADER: Final = "X-Appengine-Https"
 
 # Our own headers.
+OUR_HEADER_PREFIX: Final = "X-Deferred-"
+SIGNATURE_HEADER: Final = "X-Deferred-Signature"
+"""Request header: see :mod:`deferred_middleware.signing`. It covers all our other request headers."""
 OUTCOME_HEADER: Final = "X-Deferred-Outcome"
 """Response header: says what became of a task where the status can't, such as ``permanent-failure`` with 200."""
 PERMANENT_FAILURE: Final = "permanent-failure"

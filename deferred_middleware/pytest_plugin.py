@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deferred_middleware.settings import make_key_for_tests
+
 if TYPE_CHECKING:
     from deferred_middleware.testing import DeferredTasks
+
+
+make_key_for_tests()
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from deferred_middleware import protocol
+from deferred_middleware import protocol, secretkeys
 from deferred_middleware.errors import DeferredWarning, SettingsError
+from deferred_middleware.secretkeys import SecretKey
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -54,6 +55,16 @@ def _url_prefix(value: str) -> str:
     if not _URL_PREFIX.fullmatch(value):
         raise ValueError(value)
     return value
+
+
+def _boolean(value: str | bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise ValueError(value)
 
 
 def _integer(lowest: int, highest: int) -> Callable[[str | int], int]:
@@ -98,6 +109,12 @@ class Setting:
     accepts: str
     """What it takes, for people."""
     meaning: str
+    secret: bool = False
+    """Whether its value must not be shown."""
+
+    def refuse(self, variable: str, value: object) -> SettingsError:
+        """Return the error that says that ``value`` can't be used."""
+        return SettingsError(variable, SecretKey() if self.secret else value, self.accepts)
 
 
 TABLE: Final[tuple[Setting, ...]] = (
@@ -138,6 +155,24 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=_url_prefix,
         accepts="a path such as /_cb/deferred, with a slash at its start and none at its end",
         meaning="The path under which tasks are delivered.",
+    ),
+    Setting(
+        field="secret_keys",
+        variable="DEFERRED_SECRET_KEYS",
+        convert=secretkeys.parse,
+        accepts=f"random texts of at least {secretkeys.MIN_KEY_BYTES} bytes each, newest first, separated by commas",
+        meaning=(
+            "The keys by which tasks are known to be the app's own: the first one signs, all verify. "
+            "Everywhere but on App Engine standard there must be one."
+        ),
+        secret=True,
+    ),
+    Setting(
+        field="require_signature",
+        variable="DEFERRED_REQUIRE_SIGNATURE",
+        convert=_boolean,
+        accepts="true or false",
+        meaning=("Whether a task without a signature is refused on App Engine standard. Anywhere else it always is."),
     ),
     Setting(
         field="pickle_protocol",
@@ -199,6 +234,8 @@ class Settings:
     background_module: str | None = None
     warmup_module: str | None = None
     url_prefix: str = protocol.URL_PREFIX
+    secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=secretkeys.of_process, repr=False)
+    require_signature: bool = False
     pickle_protocol: int = 5
     max_payload_bytes: int = 10 * 1024 * 1024
     enqueue_seconds: float = 30.0
@@ -211,7 +248,7 @@ class Settings:
             try:
                 converted = setting.convert(value)
             except (ValueError, TypeError, AttributeError):
-                raise SettingsError(setting.variable, value, setting.accepts) from None
+                raise setting.refuse(setting.variable, value) from None
             object.__setattr__(self, setting.field, converted)
 
     @classmethod
@@ -231,7 +268,7 @@ class Settings:
                 try:
                     found[setting.field] = setting.convert(value)
                 except ValueError:
-                    raise SettingsError(str(variable), value, setting.accepts) from None
+                    raise setting.refuse(str(variable), value) from None
                 break
         _warn_of_misspelt(environ)
         return cls(**found)
@@ -251,21 +288,43 @@ def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """Which service and version of the app this process is; None where the platform doesn't say.
+    """Which service and version of the app this process is, and where; None where the platform doesn't say.
 
-    The platform sets ``GAE_SERVICE`` and ``GAE_VERSION``
+    The platform sets ``GAE_SERVICE``, ``GAE_VERSION``, ``GAE_APPLICATION`` and ``GAE_ENV``
     (https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables).
     """
 
     service: str | None = None
     version: str | None = None
+    application: str = ""
+    """The app's ID, the project's, without the region that the platform writes before it; empty if not known."""
+    environment: str | None = None
+    """``standard`` on App Engine standard, ``localdev`` on the local server."""
+
+    @property
+    def on_app_engine_standard(self) -> bool:
+        """Whether the platform keeps strangers from sending the task queue's headers."""
+        return self.environment == "standard"
+
+    @property
+    def on_local_server(self) -> bool:
+        """Whether ``deferred-middleware serve`` runs this process."""
+        return self.environment == "localdev"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Deployment:
         """Read them from ``environ``, by default the process's own."""
         if environ is None:
             environ = os.environ
-        return cls(service=environ.get("GAE_SERVICE") or None, version=environ.get("GAE_VERSION") or None)
+        names = ("GAE_APPLICATION", "APPLICATION_ID", "GOOGLE_CLOUD_PROJECT")
+        application = next((environ[name] for name in names if environ.get(name)), "")
+        return cls(
+            service=environ.get("GAE_SERVICE") or None,
+            version=environ.get("GAE_VERSION") or None,
+            # As in s~project, or e~project in Europe.
+            application=application.rpartition("~")[2],
+            environment=environ.get("GAE_ENV") or None,
+        )
 
 
 def _is_our_command(arguments: Sequence[str]) -> bool:
@@ -285,7 +344,9 @@ def _read() -> Settings | SettingsError:
     needs the settings.
     """
     try:
-        return Settings.from_environ()
+        settings = Settings.from_environ()
+        secretkeys.install(settings.secret_keys)
+        return settings
     except SettingsError as error:
         if _is_our_command(sys.orig_argv):
             return error
@@ -312,3 +373,13 @@ def install_settings(settings: Settings) -> None:
     """Make ``settings`` the process's, so that what is enqueued agrees with what is run."""
     global _settings
     _settings = settings
+
+
+def make_key_for_tests() -> None:
+    """Give the process a random key if it needs one and has none, so that an app can be tested without configuring any.
+
+    It is as safe as any other key: nobody knows it.
+    """
+    if not secretkeys.of_process() and not current_deployment().on_app_engine_standard:
+        secretkeys.install((secretkeys.make(),))
+        install_settings(dataclasses.replace(current_settings(), secret_keys=secretkeys.of_process()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from running import Recorder, Serve, Server
 from storing import Clock
 
+from deferred_middleware import Settings, secretkeys
 from deferred_middleware import settings as settings_module
 from deferred_middleware.server.retention import Retention
 from deferred_middleware.server.store import TaskStore
@@ -26,11 +28,16 @@ hypothesis_settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
-    """Undo what a test installs for the process."""
+    """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
     sample.ran.clear()
-    settings, deployment = settings_module._settings, settings_module._deployment
+    settings, deployment, keys = settings_module._settings, settings_module._deployment, secretkeys.of_process()
+    settings_module._deployment = dataclasses.replace(deployment, environment="standard")
+    # The pytest plugin has made a key.
+    secretkeys.install(())
+    settings_module._settings = Settings()
     yield
     settings_module._settings, settings_module._deployment = settings, deployment
+    secretkeys.install(keys)
 
 
 @pytest.fixture

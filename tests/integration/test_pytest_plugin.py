@@ -119,8 +119,8 @@ def test_signup(deferred_tasks):
 
 UNITTEST = """
 import unittest
-import main
 from deferred_middleware.testing import capture_tasks
+import main
 
 
 class SignupTest(unittest.TestCase):

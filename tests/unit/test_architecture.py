@@ -14,12 +14,12 @@ MODULES = {
 
 # Each row may import the rows before it, and of its own row only what is said.
 LAYERS: list[dict[str, set[str]]] = [
-    {"errors": set(), "protocol": set(), "hooks": set(), "delivery": {"execution"}},
+    {"errors": set(), "protocol": set(), "hooks": set(), "secretkeys": set(), "delivery": {"execution"}},
     {"answers": set(), "attempts": set(), "alarm": set(), "pending": set(), "scope": set()},
     {"settings": set(), "context": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
     {"namespaces": set(), "overflow": set()},
     {"options": {"callables"}},
-    {"calls": set(), "trust": set(), "cloudtasks": set(), "sweeping": set()},
+    {"calls": set(), "signing": set(), "trust": {"signing"}, "cloudtasks": set(), "sweeping": set()},
     {"payload": set(), "routing": set(), "transactions": set()},
     {"preparing": set(), "sending": set(), "execution": set()},
     {"adding": set()},

@@ -28,7 +28,9 @@ def shown(value: object, variable: str) -> str:
         import logging
 
         return logging.getLevelName(int(str(value)))
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (",".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 @pytest.mark.parametrize("setting", TABLE, ids=lambda setting: setting.variable)

@@ -372,7 +372,12 @@ def test_passing_on_needs_no_sdk() -> None:
     )
 
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, env=os.environ
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "GAE_ENV": "standard"},
     )
 
     assert result.stdout.strip() == "[]"
