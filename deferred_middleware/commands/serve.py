@@ -61,6 +61,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="another name by which the process that keeps the queue may be called; may be given several times",
     )
     serve.add_argument("--data-dir", type=Path, default=Path(".deferred"), help="where tasks and data are kept")
+    serve.add_argument(
+        "--queue-yaml",
+        type=Path,
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="what configures the queues; followed when it changes (default: queue.yaml in the current directory)",
+    )
     serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
     serve.add_argument(
         "--ready-file",
@@ -104,6 +111,7 @@ def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> 
         allowed_hosts=getattr(arguments, "allowed_hosts", ()),
         data_dir=arguments.data_dir,
         threads=arguments.threads,
+        queue_yaml=getattr(arguments, "queue_yaml", None),
         ready_file=getattr(arguments, "ready_file", None),
     )
     return Supervisor(config).run()

@@ -11,13 +11,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from deferred_middleware import protocol
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.delivery import AttemptResult, Deliverer
-from deferred_middleware.server.queueconfig import QueueConfig, default_queues
+from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Lane
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.services import Service, ServiceDirectory, UnknownServiceError
@@ -50,13 +50,13 @@ class Scheduler:
         directory: ServiceDirectory,
         deliverer: Deliverer,
         *,
-        queues: Mapping[str, QueueConfig] | None = None,
+        queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
-        self._queues = default_queues() if queues is None else queues
+        self._queues = QueueRegistry() if queues is None else queues
         self._clock = clock
         self._condition = threading.Condition()
         self._woken = False
@@ -188,8 +188,7 @@ class Scheduler:
             self._finish(task, result, started_usec=started_usec, service=service.name)
 
     def _finish(self, task: ClaimedTask, result: AttemptResult, *, started_usec: int, service: str) -> None:
-        queue = self._queues.get(task.queue)
-        policy = task.retry or (queue.retry if queue is not None else RetryPolicy())
+        policy = task.retry or self._queues.config_of(task.queue).retry
         completion = settle(
             task,
             result,

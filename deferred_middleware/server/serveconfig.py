@@ -35,5 +35,6 @@ class ServeConfig:
     allowed_hosts: Sequence[str] = ()
     data_dir: Path = Path(".deferred")
     threads: int = 8
+    queue_yaml: Path | None = None
     ready_file: Path | None = None
     start_timeout_seconds: float = START_TIMEOUT_SECONDS

@@ -20,7 +20,7 @@ from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware import protocol
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.queueconfig import QueueConfig, default_queues
+from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import AddResult, NewTask
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.services import ServiceDirectory
@@ -63,14 +63,14 @@ class TaskQueueService(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the 
         scheduler_wakeup: Callable[[], None],
         *,
         directory: ServiceDirectory,
-        queues: Mapping[str, QueueConfig] | None = None,
+        queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__("taskqueue", max_request_size=_MAX_REQUEST_BYTES)
         self._store = store
         self._wake_scheduler = scheduler_wakeup
         self._directory = directory
-        self._queues = default_queues() if queues is None else queues
+        self._queues = QueueRegistry() if queues is None else queues
         self._clock = clock
 
     def _Dynamic_BulkAdd(self, request: Any, response: Any) -> None:

@@ -21,6 +21,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ from deferred_middleware.server.delivery import Deliverer
 from deferred_middleware.server.guard import Guard, admin_names
 from deferred_middleware.server.listeners import address, bind_all, url
 from deferred_middleware.server.processes import AppProcess, AppProcessConfig, ProcessEvent, ProcessReady, StartFailed
+from deferred_middleware.server.queueregistry import QueueRegistry
+from deferred_middleware.server.queuewatcher import QueueYamlWatcher
+from deferred_middleware.server.queueyaml import find_queue_yaml
 from deferred_middleware.server.rpc import RpcApplication
 from deferred_middleware.server.scheduler import Scheduler
 from deferred_middleware.server.sdk_stubs import make_stub_map
@@ -95,6 +99,7 @@ class Supervisor:
         secret_key = SecretKey(config.data_dir)
         for note in secret_key.notes:
             _logger.warning("%s", note)
+        queues = self._queues(stack)
         store = TaskStore(config.data_dir / STORE_FILE)
         stack.callback(store.close)
         ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
@@ -116,12 +121,12 @@ class Supervisor:
         project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
         app_id = f"dev~{project}"
 
-        scheduler = Scheduler(store, directory, Deliverer(delivery_token=delivery_token))
+        scheduler = Scheduler(store, directory, Deliverer(delivery_token=delivery_token), queues=queues)
         stub_map = make_stub_map(
             app_id=app_id,
             data_dir=config.data_dir,
             directory=directory,
-            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory),
+            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
             callers=tickets,
         )
         stack.callback(stub_map.GetStub("datastore_v3").close)
@@ -174,6 +179,14 @@ class Supervisor:
             stack.callback(ready_file.remove)
             self._announce(running)
             self._wait_for_stop()
+
+    def _queues(self, stack: contextlib.ExitStack) -> QueueRegistry:
+        """Return the queues as queue.yaml has them, now and when it changes."""
+        queues = QueueRegistry()
+        given = self._config.queue_yaml
+        path = given if given is not None else find_queue_yaml([Path.cwd()])
+        stack.enter_context(QueueYamlWatcher(path, queues, required=given is not None))
+        return queues
 
     def _services(self, listeners: Sequence[socket.socket]) -> list[Service]:
         return [

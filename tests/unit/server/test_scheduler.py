@@ -7,7 +7,7 @@ import dataclasses
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from deferred_middleware.server.delivery import AttemptResult, Deliverer
 from deferred_middleware.server.queueconfig import QueueConfig
+from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import ClaimedTask, NewTask, State, StoredTask
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.scheduler import Scheduler, settle
@@ -161,7 +162,7 @@ class World:
         self,
         *,
         concurrency: int = 2,
-        queues: Mapping[str, QueueConfig] | None = None,
+        queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Scheduler:
         """Start a scheduler."""
@@ -264,7 +265,7 @@ def test_a_task_that_is_past_its_limit_is_a_dead_letter(world: World, caplog: py
 def test_the_queues_policy_holds_for_tasks_without_their_own(world: World) -> None:
     """A task that brings no retry options is retried as its queue says."""
     world.app.answer = lambda seen: 500
-    world.start(queues={"default": QueueConfig(name="default", retry=dataclasses.replace(QUICK, retry_limit=1))})
+    world.start(queues=QueueRegistry([QueueConfig(name="default", retry=dataclasses.replace(QUICK, retry_limit=1))]))
     world.add("doomed", retry=None)
     world.store.wait_for("doomed", "failed")
     assert len(world.app.seen) == 2

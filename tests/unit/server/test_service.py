@@ -14,7 +14,8 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.ext import db
 from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.server.queueconfig import QueueConfig, default_queues
+from deferred_middleware.server.queueconfig import QueueConfig
+from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import Lane
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.service import TaskQueueService
@@ -36,7 +37,7 @@ class Api:
     def __init__(self, path: Path) -> None:
         self.wakes = 0
         self.store = TaskStore(path)
-        queues = {**default_queues(), "other": QueueConfig(name="other")}
+        queues = QueueRegistry([QueueConfig(name="other")])
         self.service = TaskQueueService(self.store, self._wake, directory=DIRECTORY, queues=queues)
 
     def _wake(self) -> None:
