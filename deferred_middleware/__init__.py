@@ -29,6 +29,7 @@ from deferred_middleware.errors import (
     UnpicklableArgumentError,
 )
 from deferred_middleware.middleware import DeferredMiddleware
+from deferred_middleware.outcomes import Outcome
 from deferred_middleware.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.futures import EnqueueFuture
     from deferred_middleware.rejections import EnqueueError, NoEngineError, TaskTooLargeError
+    from deferred_middleware.retrying import RetryLater
 
 __version__ = "0.1.0"
 
@@ -52,7 +54,9 @@ __all__ = [
     "NotCallableError",
     "NotImportableError",
     "OptionError",
+    "Outcome",
     "PermanentTaskFailure",
+    "RetryLater",
     "Settings",
     "SettingsError",
     "SingularTaskFailure",
@@ -72,6 +76,7 @@ _NEED_THE_SDK = {
     "NoEngineError": "deferred_middleware.rejections",
     "TaskTooLargeError": "deferred_middleware.rejections",
     "PermanentTaskFailure": "google.appengine.ext.deferred",
+    "RetryLater": "deferred_middleware.retrying",
     "SingularTaskFailure": "google.appengine.ext.deferred",
 }
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from deferred_middleware import answers, rejections, sending, transactions
 from deferred_middleware.attempts import REAL, Attempts, Timing
+from deferred_middleware.hooks import current_hooks
+from deferred_middleware.outcomes import Enqueued
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
@@ -158,6 +160,14 @@ def _add_in_transaction(prepared: Prepared) -> taskqueue.Task:
 
 def enqueued(prepared: Prepared) -> None:
     """Tell whoever wants to know that a call is enqueued; whatever way it took, it comes by here."""
+    hooks = current_hooks()
+    if hooks.listens("on_enqueue"):
+        hooks.fire(
+            "on_enqueue",
+            Enqueued(
+                call=prepared.call, queue=prepared.queue, task=prepared.task, transactional=prepared.transactional
+            ),
+        )
 
 
 def not_enqueued(prepared: Prepared, error: EnqueueError) -> None:

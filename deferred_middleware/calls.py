@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import reprlib
 import types
 from collections.abc import Mapping
 from typing import Any
 
+from deferred_middleware import arguments
 from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main
 from deferred_middleware.errors import ArgumentsError, NeverRanError
 from deferred_middleware.options import NO_OPTIONS, Options
@@ -49,11 +49,13 @@ class Call:
                 break
         return result
 
-    def describe(self) -> str:
-        """Return the call for people: its label and its arguments, shortened."""
-        arguments = [_shortened(value) for value in self.args]
-        arguments += [f"{name}={_shortened(value)}" for name, value in self.kwargs.items()]
-        return f"{self.label}({', '.join(arguments)})"
+    def describe(self, shown: arguments.Shown = "short") -> str:
+        """Return the call for people: its label and its arguments.
+
+        ``shown`` says how much of them: ``"short"``, ``"names"`` or ``"none"``. What the function redacts, with
+        ``@task(redact=…)``, is never shown.
+        """
+        return f"{self.label}({arguments.show(self.func, self.args, self.kwargs, shown)})"
 
 
 def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
@@ -115,10 +117,3 @@ def _refuse_unstarted(func: AnyCallable, result: object) -> None:
             f"{label_of(func)} returned a generator, and none of its body ran. Defer a function "
             "that goes through it, such as one that does `for _ in f(): pass`."
         )
-
-
-def _shortened(value: object) -> str:
-    try:
-        return reprlib.repr(value)
-    except Exception as error:  # noqa: BLE001 - a __repr__ of the user's may raise anything; the log must not
-        return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"

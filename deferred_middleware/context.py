@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextvars
 import datetime
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from deferred_middleware import protocol
+from deferred_middleware.settings import current_deployment
 
 if TYPE_CHECKING:
     import webob
     from _typeshed.wsgi import WSGIEnvironment
+
+    from deferred_middleware.calls import Call
 
 _NAME = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
@@ -21,6 +25,9 @@ _ETA = protocol.environ_key(protocol.ETA_HEADER)
 _PREVIOUS_RESPONSE = protocol.environ_key(protocol.PREVIOUS_RESPONSE_HEADER)
 _RETRY_REASON = protocol.environ_key(protocol.RETRY_REASON_HEADER)
 _RETRY_LIMIT = protocol.environ_key(protocol.RETRY_LIMIT_HEADER)
+_MAX_ATTEMPTS = protocol.environ_key(protocol.MAX_ATTEMPTS_HEADER)
+_EARLIER_ATTEMPTS = protocol.environ_key(protocol.EARLIER_ATTEMPTS_HEADER)
+_DEADLINE = protocol.environ_key(protocol.DEADLINE_HEADER)
 
 
 def _number(text: str | None) -> int | None:
@@ -38,13 +45,18 @@ class TaskContext:
     number is None, or 0 for a count.
     """
 
-    __slots__ = ("_request", "_token", "environ", "label")
+    __slots__ = ("_request", "_started", "_token", "call", "environ", "error", "label")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
         self.environ = environ
         self.label = label
-        """The call's label, ``module/qualname``."""
+        """The call's label, ``module/qualname``; while the payload is being loaded, what the URL says."""
+        self.call: Call | None = None
+        """The call; None while the payload is being loaded, or if it can't be."""
+        self.error: BaseException | None = None
+        """What the attempt raised, for hooks; None while it runs, and if it went well."""
         self._request: webob.Request | None = None
+        self._started = time.monotonic()
 
     @property
     def name(self) -> str:
@@ -68,8 +80,13 @@ class TaskContext:
 
     @property
     def attempt(self) -> int:
-        """This attempt's number, from 1."""
-        return self.retry_count + 1
+        """This attempt's number, from 1; it goes on where a task was enqueued again with ``RetryLater``."""
+        return self.retry_count + 1 + (_number(self.environ.get(_EARLIER_ATTEMPTS)) or 0)
+
+    @property
+    def max_attempts(self) -> int | None:
+        """The cap of attempts that the function's ``@task(max_attempts=…)`` sets; None if there is none."""
+        return _number(self.environ.get(_MAX_ATTEMPTS))
 
     @property
     def retry_limit(self) -> int | None:
@@ -78,7 +95,14 @@ class TaskContext:
 
     @property
     def is_last_attempt(self) -> bool | None:
-        """Whether a failure of this attempt is final; None where the task can't know."""
+        """Whether a failure of this attempt is final; None where the task can't know.
+
+        A queue's own limit is not told to the handler: only ``max_attempts``, and a ``task_retry_limit`` of the task
+        itself, make it known.
+        """
+        cap = self.max_attempts
+        if cap is not None and self.attempt >= cap:
+            return True
         limit = self.retry_limit
         return None if limit is None else self.retry_count >= limit
 
@@ -100,6 +124,48 @@ class TaskContext:
         """Why the task is tried again, in the platform's words; None on the first attempt."""
         reason = self.environ.get(_RETRY_REASON)
         return str(reason) if reason else None
+
+    @property
+    def service(self) -> str | None:
+        """The service that runs the task; None where the platform doesn't say."""
+        return current_deployment().service
+
+    @property
+    def version(self) -> str | None:
+        """The version that runs the task; None where the platform doesn't say."""
+        return current_deployment().version
+
+    @property
+    def deadline_seconds(self) -> float | None:
+        """How long this attempt may take from its start; None where that isn't known.
+
+        It is known where the call was given a ``_deadline``, and on the local server. The platform's own default is 10
+        minutes with automatic scaling and 24 hours otherwise, and a process is not told how it is scaled.
+        """
+        try:
+            return float(self.environ[_DEADLINE])
+        except (KeyError, ValueError):
+            pass
+        return protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS if protocol.LOCAL_SERVER_ENVIRON_KEY in self.environ else None
+
+    @property
+    def deadline(self) -> datetime.datetime | None:
+        """When this attempt is cut off, in UTC; None where that isn't known. See :attr:`deadline_seconds`."""
+        remaining = self.seconds_remaining
+        if remaining is None:
+            return None
+        return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=remaining)
+
+    @property
+    def seconds_remaining(self) -> float | None:
+        """Seconds until this attempt is cut off, negative afterwards; None where that isn't known."""
+        seconds = self.deadline_seconds
+        return None if seconds is None else seconds - self.elapsed_seconds
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds since this attempt reached the handler."""
+        return time.monotonic() - self._started
 
     @property
     def request(self) -> webob.Request:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from deferred_middleware.execution import Outcome
+    from deferred_middleware.outcomes import Outcome
 
 KEY: Final = "deferred_middleware.delivery"
 """The key in ``environ``; no header of a request can set it."""

@@ -32,6 +32,7 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     * ``_retry_options``: ``taskqueue.TaskRetryOptions``, or a dict of its arguments.
     * ``_headers``: a dict of further headers of the task's request.
     * ``_deadline``: the dispatch deadline, 15 to 86,400 seconds or a timedelta.
+    * ``_max_attempts``: how often the call may be tried in all, whatever its queue allows.
     * ``_url``: a path outside the URL prefix, where another handler runs the task.
 
     Returns:

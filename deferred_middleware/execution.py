@@ -1,168 +1,151 @@
-"""Run one delivered task and say how it ended; what that is in HTTP is the middleware's affair."""
+"""Run one delivered task and say how it ended; what that is in HTTP is the handler's affair."""
 
 from __future__ import annotations
 
-import enum
-import importlib
-import importlib.util
-import logging
-import sys
-import threading
-import time
-import urllib.parse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deferred_middleware import namespaces, overflow, payload, pending
+from deferred_middleware import logs, namespaces, overflow, payload, pending
 from deferred_middleware.callables import agrees
-from deferred_middleware.context import TaskContext
-from deferred_middleware.delivery import delivery_of
-from deferred_middleware.errors import PayloadError, PayloadFinishedError, SettingsError, TaskContentError, WarmupError
+from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
+from deferred_middleware.outcomes import DeadLetter, Failure, Outcome
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
     from deferred_middleware.calls import Call
+    from deferred_middleware.context import TaskContext
+    from deferred_middleware.hooks import Hooks
+    from deferred_middleware.retrying import RetryLater
     from deferred_middleware.settings import Settings
+    from deferred_middleware.warmup import Warmup
 
-logger = logging.getLogger("deferred_middleware")
+EnqueueAgain = Callable[["TaskContext", bytes, "RetryLater"], None]
+"""Enqueues the call of a task, given its payload, once more; raises if it is not enqueued."""
 
-
-class Outcome(enum.Enum):
-    """How an attempt ended."""
-
-    DONE = "done"
-    """The call returned."""
-    RETRY = "retry"
-    """The call asked for another attempt with ``SingularTaskFailure``."""
-    PERMANENT_FAILURE = "permanent-failure"
-    """The call raised ``PermanentTaskFailure``: it is not to be tried again."""
-    FAILED = "failed"
-    """The call raised anything else; it is tried again."""
-    UNREADABLE = "unreadable"
-    """The task can't be turned into a call here; it is tried again, for a newer version may be able to."""
+_FINISHED = frozenset({Outcome.DONE, Outcome.POSTPONED})
+"""The outcomes after which a payload in the datastore is of no more use; a dead letter's may be run again."""
 
 
-class Warmup:
-    """Imports a module once, before the first payload is decoded; a failed import is tried again by the next task."""
+class Runner:
+    """Runs the tasks of one handler.
 
-    def __init__(self, module: str | None) -> None:
-        self._module = module
-        self._lock = threading.Lock()
-        self.done = module is None
-        if module is not None and not _exists(module):
-            raise SettingsError("DEFERRED_WARMUP_MODULE", module, "the name of a module that can be imported")
-
-    def run(self) -> None:
-        """Import the module if that is still to be done; raises :class:`WarmupError`."""
-        with self._lock:
-            if self.done or self._module is None:
-                return
-            started = time.perf_counter()
-            try:
-                importlib.import_module(self._module)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                raise WarmupError(
-                    self._module,
-                    f"the warm-up module {self._module} can't be imported: {type(error).__name__}: {error}",
-                ) from error
-            self.done = True
-            logger.debug(
-                "warm-up module %s imported in %.0f ms",
-                self._module,
-                (time.perf_counter() - started) * 1000,
-            )
-
-
-def _exists(module: str) -> bool:
-    """Tell whether ``module`` is there to import, without importing more of it than its parent packages."""
-    if module in sys.modules:
-        return True
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False
-
-
-def run_task(
-    environ: WSGIEnvironment, body: bytes, url_label: str | None, warmup: Warmup, settings: Settings
-) -> Outcome:
-    """Run the task in ``body`` and log how it went.
-
-    ``url_label`` is what follows the prefix in the URL, decoded; None where the URL is not ours and names no call.
-    Whatever the task raises becomes the outcome, except KeyboardInterrupt, which is the developer's at the terminal.
+    ``enqueue_again`` is what a ``RetryLater`` needs; it is given, because this module knows nothing of enqueueing.
     """
-    context = TaskContext(environ)
-    try:
-        reference = overflow.Reference.parse(body, settings.max_payload_bytes)
-        if reference is not None:
-            body = overflow.fetch(reference)
-        # In the task's namespace already when it is read: the keys in it may take the current one.
-        with namespaces.restored(environ):
-            outcome = _run_payload(context, body, url_label, warmup, settings)
-    except PayloadFinishedError as error:
-        logger.log(settings.log_level, "task %s is not run again: %s (queue %s)", context.name, error, context.queue)
-        return Outcome.DONE
-    except TaskContentError as error:
-        _log_failure(logging.ERROR, "can't be run by this version of the app", context, None, error)
-        return Outcome.UNREADABLE
-    if reference is not None and outcome is Outcome.DONE:
-        overflow.finish(reference)
-    return outcome
 
+    def __init__(self, settings: Settings, hooks: Hooks, warmup: Warmup, enqueue_again: EnqueueAgain) -> None:
+        self._settings = settings
+        self._hooks = hooks
+        self._warmup = warmup
+        self._enqueue_again = enqueue_again
 
-def _run_payload(
-    context: TaskContext, body: bytes, url_label: str | None, warmup: Warmup, settings: Settings
-) -> Outcome:
-    """Run the task whose payload is ``body``; raises :class:`TaskContentError` if that is no call here."""
-    if not warmup.done:
-        warmup.run()
-    call = payload.loads(body)
-    context.label = str(call.label)
-    if url_label is not None and url_label != context.label:
-        _check_label(url_label, call)
-    started = time.perf_counter()
-    try:
+    def run(self, context: TaskContext, body: bytes, url_label: str | None) -> Outcome:
+        """Run the task in ``body``, log how it went and tell the hooks; ``context.error`` is what it raised.
+
+        ``url_label`` is what follows the prefix in the URL, decoded; None where the URL is not ours and names no call.
+        Whatever the task raises becomes the outcome, except KeyboardInterrupt, which is the developer's at the
+        terminal.
+        """
         with context:
+            try:
+                reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
+                content = body if reference is None else overflow.fetch(reference)
+                # In the task's namespace already when it is read: the keys in it may take the current one.
+                with namespaces.restored(context.environ):
+                    outcome = self._run(context, body, content, url_label)
+            except PayloadFinishedError as error:
+                logs.repeated(context, error, self._settings)
+                return Outcome.DONE
+            except TaskContentError as error:
+                return self._failed(context, body, error, Outcome.UNREADABLE)
+        if reference is not None and outcome in _FINISHED:
+            overflow.finish(reference)
+        return outcome
+
+    def _run(self, context: TaskContext, body: bytes, content: bytes, url_label: str | None) -> Outcome:
+        """Run the task whose payload is ``content``; raises :class:`TaskContentError` if that is no call here."""
+        hooks = self._hooks
+        call = self._load(context, content, url_label)
+        hooks.fire("before_task", context)
+        try:
             call.run()
             if pending.UNDER_WAY or pending.FAILED:
                 pending.raise_failure()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - SystemExit and its like are failures of the task, not of the worker
-        delivery = delivery_of(context.environ)
-        if delivery is not None:
-            delivery.error = error
-        return _failed(error, call, context, settings)
-    if logger.isEnabledFor(settings.log_level):
-        logger.log(
-            settings.log_level,
-            "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
-            context.label,
-            (time.perf_counter() - started) * 1000,
-            context.queue,
-            context.name,
-            context.attempt,
-        )
-    return Outcome.DONE
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit too fails the task, not the worker
+            outcome = self._raised(context, body, content, error)
+        else:
+            outcome = Outcome.DONE
+            logs.success(context, self._settings)
+        hooks.fire("after_task", context, outcome)
+        return outcome
+
+    def _load(self, context: TaskContext, content: bytes, url_label: str | None) -> Call:
+        """Return the call in ``content``; raises :class:`TaskContentError` if this version can't have it."""
+        if not self._warmup.done:
+            self._warmup.run()
+        call = payload.loads(content)
+        context.label = label = str(call.label)
+        if url_label is not None and url_label != label:
+            _check_label(url_label, call)
+        context.call = call
+        return call
+
+    def _raised(self, context: TaskContext, body: bytes, content: bytes, error: BaseException) -> Outcome:
+        """Return what becomes of a task whose call raised ``error``, after doing what that takes."""
+        from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
+
+        from deferred_middleware.retrying import RetryLater
+
+        if isinstance(error, PermanentTaskFailure):
+            return self._failed(context, body, error, Outcome.PERMANENT_FAILURE)
+        if isinstance(error, RetryLater):
+            if context.attempt < error.cap_for(context):
+                return self._postpone(context, body, content, error)
+            return self._failed(context, body, error, Outcome.ATTEMPTS_EXHAUSTED)
+        if context.max_attempts is not None and context.attempt >= context.max_attempts:
+            return self._failed(context, body, error, Outcome.ATTEMPTS_EXHAUSTED)
+        if isinstance(error, SingularTaskFailure) and not context.is_last_attempt:
+            context.error = error
+            logs.retry(context, error)
+            return Outcome.RETRY
+        return self._failed(context, body, error, Outcome.FAILED)
+
+    def _postpone(self, context: TaskContext, body: bytes, content: bytes, error: RetryLater) -> Outcome:
+        """Enqueue the call again; if that fails, the attempt has failed, and the queue tries it again itself."""
+        try:
+            self._enqueue_again(context, content, error)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the task must not be acknowledged
+            problem.__cause__ = problem.__cause__ or error
+            return self._failed(context, body, problem, Outcome.FAILED)
+        context.error = error
+        logs.postponed(context, error)
+        return Outcome.POSTPONED
+
+    def _failed(self, context: TaskContext, body: bytes, error: BaseException, outcome: Outcome) -> Outcome:
+        """Log a failure and tell the hooks, also if it was the last attempt; return ``outcome``."""
+        context.error = error
+        logs.failure(context, error, outcome, self._settings)
+        hooks = self._hooks
+        if hooks.listens("on_failure"):
+            hooks.fire("on_failure", Failure(context=context, call=context.call, error=error, outcome=outcome))
+        reason = _end_of(context, outcome)
+        if reason is not None:
+            letter = DeadLetter(
+                context=context, call=context.call, error=error, outcome=outcome, reason=reason, body=body
+            )
+            hooks.fire("on_dead_letter", letter)
+        return outcome
 
 
-def _failed(error: BaseException, call: Call, context: TaskContext, settings: Settings) -> Outcome:
-    """Log what a call raised, as loudly as it deserves, and return which outcome that is."""
-    from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
-
-    if isinstance(error, SingularTaskFailure):
-        _log_retry(context, error)
-        return Outcome.RETRY
-    if isinstance(error, PermanentTaskFailure):
-        _log_failure(logging.ERROR, "failed for good and is dropped", context, call, error)
-        return Outcome.PERMANENT_FAILURE
-    if context.is_last_attempt:
-        _log_failure(logging.ERROR, "failed in its last attempt", context, call, error)
-    else:
-        _log_failure(settings.retry_log_level, "failed and will be retried", context, call, error)
-    return Outcome.FAILED
+def _end_of(context: TaskContext, outcome: Outcome) -> str | None:
+    """Return why the task is not tried again, or None if it is, as far as can be known."""
+    if outcome is Outcome.PERMANENT_FAILURE:
+        return "it raised PermanentTaskFailure"
+    if outcome is Outcome.ATTEMPTS_EXHAUSTED:
+        return f"attempt {context.attempt} was the last that its function allows"
+    if context.retry_limit is not None and context.retry_count >= context.retry_limit:
+        return f"attempt {context.attempt} was the last that its retry options allow"
+    return None
 
 
 def _check_label(url_label: str, call: Call) -> None:
@@ -181,27 +164,3 @@ def label_in(path: str, prefix: str) -> str:
     if label.isascii():
         return label
     return label.encode("latin-1", "replace").decode("utf-8", "replace")
-
-
-def _log_retry(context: TaskContext, error: BaseException) -> None:
-    logger.debug(
-        "%s asks for another attempt: %s (queue %s, task %s, attempt %d)",
-        context.label,
-        error,
-        context.queue,
-        context.name,
-        context.attempt,
-    )
-
-
-def _log_failure(level: int, what: str, context: TaskContext, call: Call | None, error: BaseException) -> None:
-    logger.log(
-        level,
-        "task %s %s: %s (queue %s, attempt %d)",
-        context.name,
-        what,
-        urllib.parse.unquote(str(context.environ.get("PATH_INFO"))) if call is None else call.describe(),
-        context.queue,
-        context.attempt,
-        exc_info=error,
-    )

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from deferred_middleware import pending, protocol, trust
+from deferred_middleware import logs, pending, protocol, trust
+from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.errors import UntrustedRequestError
-from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
+from deferred_middleware.execution import Runner, label_in
+from deferred_middleware.outcomes import Outcome, Refusal
 from deferred_middleware.settings import current_deployment
+from deferred_middleware.warmup import Warmup
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from deferred_middleware.hooks import Hooks
+    from deferred_middleware.retrying import RetryLater
     from deferred_middleware.settings import Settings
 
 logger = logging.getLogger("deferred_middleware")
@@ -37,6 +41,8 @@ def _answer(status: int, text: str, **headers: str) -> webob.Response:
 _ANSWERS = {
     Outcome.DONE: _answer(200, "done"),
     Outcome.PERMANENT_FAILURE: _answer(200, "failed for good", **{protocol.OUTCOME_HEADER: protocol.PERMANENT_FAILURE}),
+    Outcome.ATTEMPTS_EXHAUSTED: _answer(200, "given up", **{protocol.OUTCOME_HEADER: protocol.ATTEMPTS_EXHAUSTED}),
+    Outcome.POSTPONED: _answer(200, "enqueued again", **{protocol.OUTCOME_HEADER: protocol.POSTPONED}),
     # Never 503: it throttles the whole queue (https://cloud.google.com/appengine/docs/standard/services/task-queue).
     Outcome.RETRY: _answer(408, "another attempt, please"),
     Outcome.FAILED: _answer(500, "failed"),
@@ -46,7 +52,14 @@ _NOT_POST = _answer(405, "tasks are posted", Allow="POST")
 _FORBIDDEN = _answer(403, "forbidden")
 _TOO_LARGE = _answer(413, "its body is too large")
 _BAD_LENGTH = _answer(400, "its Content-Length is no number")
+_TRACEBACK_CHARACTERS = 4000  # the local server keeps 4,096 bytes
 _CUT_OFF = _answer(500, "its body was cut off")
+
+
+def _enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
+    from deferred_middleware.again import enqueue_again  # here, because enqueueing imports the SDK
+
+    enqueue_again(context, content, retry)
 
 
 class TaskHandler:
@@ -61,7 +74,7 @@ class TaskHandler:
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
         """What the path of a task's request begins with."""
-        self._warmup = Warmup(settings.warmup_module)
+        self._runner = Runner(settings, hooks, Warmup(settings.warmup_module), _enqueue_again)
         self._gate = trust.Gate(settings, current_deployment())
         self._refused = itertools.count(1)
 
@@ -80,17 +93,27 @@ class TaskHandler:
         except UntrustedRequestError as refusal:
             refusal.count = next(self._refused)
             logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
-            self._hooks.fire("on_refused", environ, refusal)
+            self._hooks.fire("on_refused", Refusal(environ=environ, error=refusal))
             return _FORBIDDEN
         label = label_in(environ["PATH_INFO"], self.prefix)
-        outcome = run_task(environ, body, label, self._warmup, self._settings)
+        context = TaskContext(environ, label)
+        outcome = self._runner.run(context, body, label)
         if pending.UNDER_WAY or pending.FAILED:
             pending.settle_request()
         answer = _ANSWERS[outcome]
         delivery = delivery_of(environ)
         if delivery is not None:
-            delivery.outcome, delivery.status = outcome, answer.status_int
+            delivery.outcome, delivery.status, delivery.error = outcome, answer.status_int, context.error
+        if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
+            return _with_traceback(answer, context.error)
         return answer
+
+
+def _with_traceback(answer: webob.Response, error: BaseException) -> webob.Response:
+    """Return ``answer`` with the traceback as its body: for the local server's history of a task, for nobody else."""
+    told = answer.copy()
+    told.text = logs.traceback_text(error, _TRACEBACK_CHARACTERS)
+    return told
 
 
 def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:

@@ -1,6 +1,16 @@
 """Hooks: objects of the user's that are told what happens to tasks.
 
-A hook has any of the methods that :data:`EVENTS` names. What a hook raises is logged, and never changes an outcome.
+A hook has any of the methods that :data:`EVENTS` names::
+
+    before_task(context: TaskContext)
+    after_task(context: TaskContext, outcome: Outcome)
+    on_failure(failure: Failure)
+    on_dead_letter(letter: DeadLetter)
+    on_refused(refusal: Refusal)
+    on_enqueue(enqueued: Enqueued)
+
+The facts are described in :mod:`deferred_middleware.outcomes`. What a hook raises is logged, and never changes an
+outcome.
 """
 
 from __future__ import annotations
@@ -40,7 +50,9 @@ class Hooks:
         for listener in self._listeners[event]:
             try:
                 listener(*facts)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 logger.exception("a hook failed in %s (%r)", event, listener)
 
 

@@ -44,6 +44,10 @@ class Options:
     deadline_seconds: float | None = None
     """Dispatch deadline: how long an attempt may take."""
     url: str | None = None
+    max_attempts: int | None = None
+    """How often the call may be tried in all, whatever its queue allows."""
+    earlier_attempts: int = 0
+    """How often the call was tried already, in tasks that this one follows."""
 
     @classmethod
     def take_from(
@@ -273,6 +277,12 @@ def _deadline(value: object) -> float:
     return seconds
 
 
+def _max_attempts(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError("_max_attempts", value, "it takes a whole number, at least 1.")
+    return value
+
+
 def _url(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("_url", value, "it takes a path, as a string.")
@@ -306,6 +316,7 @@ _CHECKS: Final[Mapping[str, tuple[str, Any]]] = {
     "_retry_options": ("retry_options", _retry_options),
     "_headers": ("headers", _headers),
     "_deadline": ("deadline_seconds", _deadline),
+    "_max_attempts": ("max_attempts", _max_attempts),
     "_url": ("url", _url),
 }
 """Each option: the field of Options that it fills, and the check that makes the field's value."""

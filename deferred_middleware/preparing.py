@@ -15,6 +15,7 @@ from google.appengine.api import apiproxy_stub_map, taskqueue
 from google.appengine.api.taskqueue import cloudtask
 
 from deferred_middleware import (
+    carrying,
     cloudtasks,
     namespaces,
     overflow,
@@ -56,8 +57,10 @@ class Prepared:
         return self.transaction is not None
 
 
-def prepare(call: Call) -> Prepared:
+def prepare(call: Call, content: bytes | None = None) -> Prepared:
     """Return what is to be added for ``call``; nothing is sent yet.
+
+    ``content`` is its payload, where there is one already.
 
     Raises:
         CallError: the callable or an argument can't be pickled.
@@ -70,7 +73,7 @@ def prepare(call: Call) -> Prepared:
     queue = routing.queue_for(call, settings)
     target = routing.target_for(call, settings, current_deployment())
     url = routing.url_for(call, settings)
-    body = _body(call, queue, settings)
+    body = _body(call, queue, settings) if content is None else content
 
     check_engine(call, queue)
     transaction = _transaction(call, queue)
@@ -172,14 +175,10 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
 def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes) -> dict[str, str]:
     """Return the headers of the task's request; all that a header may have to tell of is given."""
     headers = {
-        **call.options.headers,
+        **carrying.headers_of(call.options),
         "Content-Type": protocol.CONTENT_TYPE,
         protocol.NAMESPACE_HEADER: namespaces.header_value(),
     }
-    retry_options = call.options.retry_options
-    # With an age limit as well, retries go on while either allows, so that no attempt is known to be the last.
-    if retry_options and retry_options.task_retry_limit is not None and retry_options.task_age_limit is None:
-        headers[protocol.RETRY_LIMIT_HEADER] = str(retry_options.task_retry_limit)
     # The last of them, because it signs the others.
     headers |= signing.signature_header(call.options, queue=queue, name=name, url=url, headers=headers, body=body)
     return headers

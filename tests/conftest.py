@@ -16,6 +16,7 @@ from running import Recorder, Serve, Server
 from storing import Clock
 
 from deferred_middleware import Settings, secretkeys
+from deferred_middleware import hooks as hooks_module
 from deferred_middleware import settings as settings_module
 from deferred_middleware.server.retention import Retention
 from deferred_middleware.server.store import TaskStore
@@ -31,12 +32,14 @@ def clean_state() -> Iterator[None]:
     """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
     sample.ran.clear()
     settings, deployment, keys = settings_module._settings, settings_module._deployment, secretkeys.of_process()
+    hooks = hooks_module._hooks
     settings_module._deployment = dataclasses.replace(deployment, environment="standard")
     # The pytest plugin has made a key.
     secretkeys.install(())
     settings_module._settings = Settings()
     yield
     settings_module._settings, settings_module._deployment = settings, deployment
+    hooks_module._hooks = hooks
     secretkeys.install(keys)
 
 

@@ -264,7 +264,7 @@ def settle(
     eta_usec = task.eta_usec
     state: str
     if result.status is not None and 200 <= result.status < 300:
-        permanent = result.outcome == protocol.PERMANENT_FAILURE
+        permanent = result.outcome in protocol.DEAD_LETTERS
         state = "failed" if permanent else "succeeded"
         reason = "permanent failure" if permanent else reason
     else:

@@ -16,7 +16,7 @@ from deferred_middleware.testing.stub import HOSTNAME
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-    from deferred_middleware.execution import Outcome
+    from deferred_middleware.outcomes import Outcome
 
 
 class TaskRunError(AssertionError):

@@ -211,3 +211,11 @@ def nested() -> Callable[[], None]:
 
 
 anonymous: Callable[[], None] = lambda: ran.append("lambda")  # noqa: E731 - the lambda is what is tested
+
+
+def changes_then_postpones(values: list[int]) -> None:
+    """Change the argument, and ask for another attempt."""
+    from deferred_middleware import RetryLater
+
+    values.append(2)
+    raise RetryLater(60)

@@ -14,17 +14,21 @@ MODULES = {
 
 # Each row may import the rows before it, and of its own row only what is said.
 LAYERS: list[dict[str, set[str]]] = [
-    {"errors": set(), "protocol": set(), "hooks": set(), "secretkeys": set(), "delivery": {"execution"}},
+    {"errors": set(), "protocol": set(), "hooks": set(), "secretkeys": set()},
     {"answers": set(), "attempts": set(), "alarm": set(), "pending": set(), "scope": set()},
-    {"settings": set(), "context": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
+    {"settings": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
+    {"arguments": set()},
     {"namespaces": set(), "overflow": set()},
     {"options": {"callables"}},
-    {"calls": set(), "signing": set(), "trust": {"signing"}, "cloudtasks": set(), "sweeping": set()},
+    {"calls": set(), "signing": set(), "trust": {"signing"}, "cloudtasks": set(), "sweeping": set(), "carrying": set()},
+    {"context": set(), "warmup": set()},
+    {"outcomes": set(), "retrying": set()},
+    {"logs": set(), "delivery": set()},
     {"payload": set(), "routing": set(), "transactions": set()},
     {"preparing": set(), "sending": set(), "execution": set()},
     {"adding": set()},
     {"futures": set()},
-    {"enqueue": set()},
+    {"enqueue": set(), "again": set()},
     {"handler": set(), "codecheck": set()},
     {"middleware": set()},
     {

@@ -14,8 +14,17 @@ from delivering import task_environ
 from google.appengine.ext import deferred
 
 from deferred_middleware import Settings, call, payload
+from deferred_middleware.context import TaskContext
 from deferred_middleware.errors import WarmupError
-from deferred_middleware.execution import Outcome, Warmup, label_in, run_task
+from deferred_middleware.execution import Runner, label_in
+from deferred_middleware.hooks import Hooks
+from deferred_middleware.outcomes import Outcome
+from deferred_middleware.warmup import Warmup
+
+
+def never_again(*args: object) -> None:
+    """Stand for what enqueues a call again, where nothing is."""
+    raise NotImplementedError
 
 
 def run(
@@ -23,7 +32,8 @@ def run(
 ) -> Outcome:
     """Run a call as a delivered task."""
     body = payload.dumps(call(func, *args), 5)
-    return run_task(task_environ(body, **environ), body, None, warmup or Warmup(None), settings or Settings())
+    runner = Runner(settings or Settings(), Hooks(), warmup or Warmup(None), never_again)
+    return runner.run(TaskContext(task_environ(body, **environ)), body, None)
 
 
 @pytest.mark.parametrize(

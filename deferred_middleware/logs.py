@@ -1,0 +1,154 @@
+"""What is logged of a task: a line when it went well, a record with its traceback when it failed.
+
+Each record also carries its facts as ``json_fields``, which is where google-cloud-logging's handlers look for what to
+put into the entry's ``jsonPayload`` (https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration).
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import urllib.parse
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from deferred_middleware.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from deferred_middleware.context import TaskContext
+    from deferred_middleware.settings import Settings
+
+logger = logging.getLogger("deferred_middleware")
+
+FIELD: Final = "deferred_task"
+"""The key of a task's facts in ``json_fields``."""
+
+_OURS: Final = str(Path(__file__).parent) + "/"
+_OF_LOOPS: Final = tuple(str(Path(logging.__file__).parents[1] / name) for name in ("asyncio/", "concurrent/"))
+
+_WHAT_HAPPENED: Final = {
+    Outcome.FAILED: "failed and will be retried",
+    Outcome.PERMANENT_FAILURE: "failed for good and is dropped",
+    Outcome.ATTEMPTS_EXHAUSTED: "failed in the last attempt that its function allows and is dropped",
+    Outcome.UNREADABLE: "can't be run by this version of the app",
+}
+
+
+def success(context: TaskContext, settings: Settings) -> None:
+    """Log that a task went well."""
+    if logger.isEnabledFor(settings.log_level):
+        milliseconds = context.elapsed_seconds * 1000
+        logger.log(
+            settings.log_level,
+            "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
+            context.label,
+            milliseconds,
+            context.queue,
+            context.name,
+            context.attempt,
+            extra=_fields(context, Outcome.DONE),
+        )
+
+
+def repeated(context: TaskContext, error: BaseException, settings: Settings) -> None:
+    """Log that a task was delivered again after it was done."""
+    logger.log(
+        settings.log_level,
+        "task %s is not run again: %s (queue %s)",
+        context.name,
+        error,
+        context.queue,
+        extra=_fields(context, Outcome.DONE),
+    )
+
+
+def retry(context: TaskContext, error: BaseException) -> None:
+    """Log that a task asks for another attempt."""
+    logger.debug(
+        "%s asks for another attempt: %s (queue %s, task %s, attempt %d)",
+        context.label,
+        error,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.RETRY),
+    )
+
+
+def postponed(context: TaskContext, error: BaseException) -> None:
+    """Log that a task's call is enqueued again."""
+    logger.debug(
+        "%s is enqueued again: %s (queue %s, task %s, attempt %d)",
+        context.label,
+        error,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.POSTPONED),
+    )
+
+
+def failure(context: TaskContext, error: BaseException, outcome: Outcome, settings: Settings) -> None:
+    """Log that a task failed, once and as loudly as it deserves; cut our own frames off the error's traceback."""
+    error.__traceback__ = of_the_user(error.__traceback__)
+    last = outcome is not Outcome.FAILED or context.is_last_attempt
+    level = logging.ERROR if last else settings.retry_log_level
+    if not logger.isEnabledFor(level):
+        return
+    call = context.call
+    what = _WHAT_HAPPENED[outcome]
+    if outcome is Outcome.FAILED and last:
+        what = "failed in its last attempt"
+    description = (
+        urllib.parse.unquote(str(context.environ.get("PATH_INFO"))) if call is None else call.describe("short")
+    )
+    logger.log(
+        level,
+        "task %s %s: %s (queue %s, attempt %d)",
+        context.name,
+        what,
+        description,
+        context.queue,
+        context.attempt,
+        exc_info=error,
+        extra=_fields(context, outcome, call=description, error=type(error).__name__),
+    )
+
+
+def _fields(context: TaskContext, outcome: Outcome, **more: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "function": context.label,
+        "queue": context.queue,
+        "name": context.name,
+        "attempt": context.attempt,
+        "milliseconds": round(context.elapsed_seconds * 1000, 1),
+        "outcome": outcome.value,
+        "service": context.service,
+        "version": context.version,
+        **more,
+    }
+    return {"json_fields": {FIELD: facts}}
+
+
+def of_the_user(found: TracebackType | None) -> TracebackType | None:
+    """Return the traceback without the frames before the user's first one; all of it if there is none of theirs.
+
+    Before it are ours, and those of the event loop that we run a coroutine in.
+    """
+    rest = found
+    while rest is not None:
+        file = rest.tb_frame.f_code.co_filename
+        if not file.startswith((_OURS, *_OF_LOOPS)):
+            return rest
+        rest = rest.tb_next
+    return found
+
+
+def traceback_text(error: BaseException, limit: int) -> str:
+    """Return the traceback as text, of at most ``limit`` characters: the middle of a longer one is left out."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) <= limit:
+        return text
+    head = limit // 4
+    return f"{text[:head]}\n  […]\n{text[-(limit - head - 7) :]}"
