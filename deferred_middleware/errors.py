@@ -62,6 +62,14 @@ class UntrustedRequestError(DeferredError):
         super().__init__(message)
 
 
+class BodyError(DeferredError):
+    """The body of a task's request can't be had. ``status`` is the HTTP status to answer with."""
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
 class CallError(DeferredError):
     """A call can't be deferred. ``label`` names the callable, as ``module/qualname`` or its ``repr``."""
 

@@ -83,7 +83,7 @@ class Runner:
         """Return the call in ``content``; raises :class:`TaskContentError` if this version can't have it."""
         if not self._warmup.done:
             self._warmup.run()
-        call = payload.loads(content)
+        call = payload.loads(content, self._settings)
         context.label = label = str(call.label)
         if url_label is not None and url_label != label:
             _check_label(url_label, call)

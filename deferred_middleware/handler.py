@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import webob
 
 from deferred_middleware import logs, pending, protocol, trust
+from deferred_middleware.body import read
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
-from deferred_middleware.errors import UntrustedRequestError
+from deferred_middleware.errors import BodyError, UntrustedRequestError
 from deferred_middleware.execution import Runner, label_in
 from deferred_middleware.outcomes import Outcome, Refusal
 from deferred_middleware.settings import current_deployment
@@ -50,10 +51,12 @@ _ANSWERS = {
 }
 _NOT_POST = _answer(405, "tasks are posted", Allow="POST")
 _FORBIDDEN = _answer(403, "forbidden")
-_TOO_LARGE = _answer(413, "its body is too large")
-_BAD_LENGTH = _answer(400, "its Content-Length is no number")
 _TRACEBACK_CHARACTERS = 4000  # the local server keeps 4,096 bytes
-_CUT_OFF = _answer(500, "its body was cut off")
+_BODY_PROBLEMS = {
+    400: _answer(400, "its body can't be read"),
+    411: _answer(411, "its body has no Content-Length"),
+    413: _answer(413, "its body is too large"),
+}
 
 
 def _enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
@@ -84,10 +87,7 @@ class TaskHandler:
             return _NOT_POST
         try:
             digest = self._gate.admit(environ)
-            body = _read(environ, self._settings.max_payload_bytes)
-            if isinstance(body, webob.Response):
-                logger.error("a task for %.200r: %s", environ["PATH_INFO"], body.text.strip())
-                return body
+            body = read(environ, self._settings.max_payload_bytes)
             if digest is not None:
                 trust.check_body(body, digest)
         except UntrustedRequestError as refusal:
@@ -95,6 +95,9 @@ class TaskHandler:
             logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
             self._hooks.fire("on_refused", Refusal(environ=environ, error=refusal))
             return _FORBIDDEN
+        except BodyError as problem:
+            logger.error("a task for %.200r: %s", environ["PATH_INFO"], problem)
+            return _BODY_PROBLEMS[problem.status]
         label = label_in(environ["PATH_INFO"], self.prefix)
         context = TaskContext(environ, label)
         outcome = self._runner.run(context, body, label)
@@ -114,36 +117,3 @@ def _with_traceback(answer: webob.Response, error: BaseException) -> webob.Respo
     told = answer.copy()
     told.text = logs.traceback_text(error, _TRACEBACK_CHARACTERS)
     return told
-
-
-def _read(environ: WSGIEnvironment, limit: int) -> bytes | webob.Response:
-    """Return the request's body, or the answer if it can't be had; never read more than a byte over ``limit``."""
-    announced = environ.get("CONTENT_LENGTH")
-    if not announced:
-        # Without a length the end is known only where the server says that the stream ends with the body.
-        body = _read_up_to(environ, limit + 1) if environ.get("wsgi.input_terminated") else b""
-        return body if len(body) <= limit else _TOO_LARGE
-    if not (announced.isascii() and announced.isdigit()):
-        return _BAD_LENGTH
-    length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
-    if length > limit:
-        return _TOO_LARGE
-    body = _read_up_to(environ, length)
-    return body if len(body) == length else _CUT_OFF
-
-
-def _read_up_to(environ: WSGIEnvironment, length: int) -> bytes:
-    """Return ``length`` bytes of the body, or fewer if it ends earlier or breaks off."""
-    stream = environ["wsgi.input"]
-    gathered = bytearray()
-    try:
-        body: bytes = stream.read(length)
-        if len(body) == length:
-            return body
-        # A stream may give less at a time than it has.
-        while body:
-            gathered += body
-            body = stream.read(length - len(gathered)) if len(gathered) < length else b""
-    except OSError:
-        logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
-    return bytes(gathered)

@@ -6,9 +6,10 @@ Versions therefore mix in both directions: ``google.appengine.ext.deferred.run``
 
 from __future__ import annotations
 
+import io
 import pickle
 import zlib
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.callables import explain_unimportable, reference_to
 from deferred_middleware.calls import Call
@@ -20,6 +21,10 @@ from deferred_middleware.errors import (
 from deferred_middleware.settings import current_settings
 from deferred_middleware.unpicklable import culprit, mentions_main
 
+if TYPE_CHECKING:
+    from deferred_middleware.settings import Settings
+
+_FRAMED: Final = (b"\x80\x04", b"\x80\x05")
 _ZLIB: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
 
 
@@ -41,17 +46,22 @@ def dumps(call: Call, protocol: int) -> bytes:
     return data
 
 
-def loads(data: bytes) -> Call:
+def loads(data: bytes, settings: Settings | None = None) -> Call:
     """Return the call in a payload. This runs what the payload says: only for requests that are trusted.
+
+    ``settings`` are those of the process if they are not given.
 
     Raises:
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: anything else went wrong in reading it.
     """
     if data.startswith(_ZLIB):
-        data = _decompressed(data, current_settings().max_payload_bytes)
+        data = _decompressed(data, (settings or current_settings()).max_payload_bytes)
+    stream = io.BytesIO(data)
     try:
-        content = pickle.loads(data)  # noqa: S301 - the middleware trusts the sender before it calls this
+        # Before protocol 4, which has frames, each opcode is a call unless the stream lets it look ahead.
+        source = stream if data[:2] in _FRAMED else io.BufferedReader(stream)
+        content = pickle.Unpickler(source).load()  # noqa: S301 - the sender is trusted before this is called
     except (ImportError, AttributeError) as error:
         raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
     except KeyboardInterrupt:
@@ -60,6 +70,8 @@ def loads(data: bytes) -> Call:
         # Loading runs the arguments' own code (__setstate__ and its like), which may raise anything.
         problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
         raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
+    if source.tell() != len(data):
+        raise PayloadError(f"the payload ({len(data):,} bytes) is followed by {len(data) - source.tell():,} others")
     return _as_call(content)
 
 

@@ -20,6 +20,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"arguments": set()},
     {"namespaces": set(), "overflow": set()},
     {"options": {"callables"}},
+    {"body": set()},
     {"calls": set(), "signing": set(), "trust": {"signing"}, "cloudtasks": set(), "sweeping": set(), "carrying": set()},
     {"context": set(), "warmup": set()},
     {"outcomes": set(), "retrying": set()},

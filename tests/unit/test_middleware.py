@@ -233,14 +233,14 @@ def test_a_missing_length_loses_nothing(length: str | None) -> None:
     """A body whose length nobody knows can't be read, and is no success."""
     body = payload.dumps(call(sample.note), 5)
 
-    assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=length)).status == 500
+    assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=length)).status == 411
 
 
 def test_a_body_that_is_cut_off_is_retried() -> None:
     """Fewer bytes than announced are no payload."""
     body = payload.dumps(call(sample.note), 5)
 
-    assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=str(len(body) + 1))).status == 500
+    assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=str(len(body) + 1))).status == 400
     assert sample.ran == []
 
 
@@ -267,7 +267,7 @@ def test_a_connection_that_breaks_off_is_retried() -> None:
 
     environ = task_environ(b"x", **{"wsgi.input": Broken()})
 
-    assert request(DeferredMiddleware(app), environ).status == 500
+    assert request(DeferredMiddleware(app), environ).status == 400
 
 
 def test_a_body_that_comes_in_pieces_is_put_together() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import threading
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from google.appengine.ext import deferred
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware import NotImportableError, UnpicklableArgumentError, call
+from deferred_middleware import NotImportableError, Settings, UnpicklableArgumentError, call
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 from deferred_middleware.payload import dumps, loads
 
@@ -155,3 +157,52 @@ def test_an_unreadable_payload_is_an_error_of_its_own(data: bytes, words: str) -
     """Truncated, empty, foreign, or failing in an argument's own code: never a success, always our error."""
     with pytest.raises(PayloadError, match=words):
         loads(data)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("garbage", [b".", b"\x00", b"N.", b"garbage"])
+def test_what_follows_the_pickle_is_an_error(protocol: int, garbage: bytes) -> None:
+    """A payload is one pickle and nothing else, whatever follows it."""
+    data = dumps(call(sample.note, 1, two=2), protocol)
+
+    assert loads(data).args == (1,)
+    for wrong in (data + garbage, data + data):
+        with pytest.raises(PayloadError, match="is followed by"):
+            loads(wrong)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_large_payload_is_read_whole(protocol: int) -> None:
+    """Several frames, or none, are read to their end."""
+    value = [b"x" * 70_000, "y" * 70_000, list(range(30_000))]
+    data = dumps(call(sample.note, value), protocol)
+
+    assert loads(data).args == (value,)
+    with pytest.raises(PayloadError, match=r"\(\d[\d,]+ bytes\) is followed by 1 others"):
+        loads(data + b".")
+
+
+def test_the_given_settings_bound_decompression() -> None:
+    """A bomb is not inflated beyond what the settings allow, those of the handler before the process's."""
+    bomb = zlib.compress(dumps(call(sample.note, b"\0" * 20_000_000), 5), 9)
+    assert len(bomb) < 20_100
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="more than 1,000,000 bytes"):
+            loads(bomb, Settings(max_payload_bytes=1_000_000))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+    assert loads(bomb, Settings(max_payload_bytes=20_100_000)).func is sample.note
+
+
+def test_what_follows_compressed_data_is_an_error() -> None:
+    """Bytes after the compressed stream, and after the pickle in it, are refused; so is a stream that is cut off."""
+    data = dumps(call(sample.note), 5)
+    packed = zlib.compress(data)
+
+    assert loads(packed).func is sample.note
+    for wrong in (packed + b".", packed[:-1], packed[:-5], zlib.compress(data + b"."), zlib.compress(packed)):
+        with pytest.raises(PayloadError):
+            loads(wrong)
