@@ -82,9 +82,14 @@ OVERFLOW_MAGIC: Final = b"\xf0deferred-overflow-1\n"
 
 MAX_PUSH_TASK_BYTES: Final = 102_400
 """A push task's method, URL, headers and body together [sdk: MAX_PUSH_TASK_SIZE_BYTES]."""
+MAX_PULL_TASK_BYTES: Final = 1 << 20  # [sdk: MAX_PULL_TASK_SIZE_BYTES]
+MAX_TRANSACTIONAL_REQUEST_BYTES: Final = 1 << 20  # [sdk: MAX_TRANSACTIONAL_REQUEST_SIZE_BYTES]
 MAX_TASKS_PER_ADD: Final = 100  # [sdk]
 MAX_TASKS_PER_TRANSACTION: Final = 5
 """Tasks added in one datastore transaction [quota], and [sdk: cloudtask_transactional.py]."""
+MAX_TASKS_PER_LEASE: Final = 1000  # [sdk]
+MAX_LEASE_SECONDS: Final = 7 * 24 * 3600  # [sdk]
+MAX_TAG_LENGTH: Final = 500  # [sdk]
 MAX_URL_LENGTH: Final = 2083  # [sdk]
 MAX_ETA_DAYS: Final = 30  # [sdk: _MAX_COUNTDOWN_SECONDS] and [ct]
 MIN_DISPATCH_DEADLINE_SECONDS: Final = 15  # [sdk]

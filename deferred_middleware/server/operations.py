@@ -5,35 +5,20 @@ None of it wakes the scheduler; who retries tasks or resumes a queue does that a
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deferred_middleware.server import names, rows
+from deferred_middleware.server import names
 from deferred_middleware.server.groupcommit import Tally
 from deferred_middleware.server.records import (
-    AttemptRecord,
     RetryOutcome,
     State,
-    StoredTask,
-    TaskPage,
-    TaskSummary,
 )
 from deferred_middleware.server.retention import Retention
 from deferred_middleware.server.storecore import BATCH, StoreCore
-
-STATES: tuple[State, ...] = ("ready", "running", "succeeded", "failed")
-
-# How many tasks are looked at for one page when their URLs have to be read.
-_LOOKED_AT = 20_000
-
-_NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
-_NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
-_NO_ID_ABOVE = 2**63 - 1
 
 # What a dead letter forgets when it is tried again; its attempts stay, and later ones are counted on from them.
 _START_ANEW = """
@@ -52,91 +37,6 @@ class StoreOperations(StoreCore):
         super().__init__(path, clock=clock, retention=retention)
         self._pause_lock = threading.Lock()
         self._paused: frozenset[str] | None = None
-
-    def counts(self) -> dict[str, dict[State, int]]:
-        """Return for each queue that has tasks how many are in each state. Nothing is counted for it."""
-        counts: dict[str, dict[State, int]] = {}
-        for (queue, state), number in self._counts.numbers().items():
-            counts.setdefault(queue, {})[state] = number  # type: ignore[index] # the schema checks it
-        return counts
-
-    def find(
-        self,
-        *,
-        queue: str | None = None,
-        state: State | None = None,
-        contains: str | None = None,
-        before_id: int | None = None,
-        limit: int = 100,
-    ) -> TaskPage:
-        """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
-
-        ``contains`` is a part of their URL, such as a function's name. ``before_id`` is the last page's
-        ``next_before_id``. A page costs about the same wherever it is: with ``contains`` it looks at a bounded number
-        of tasks, so that it may find none and still not be the last.
-        """
-        before = _NO_ID_ABOVE if before_id is None else before_id
-        lists: list[tuple[str, tuple[str, ...]]]
-        if queue is None and state is None:
-            lists = [(_NEWEST_OF_ALL, ())]
-        else:
-            # Each list comes from its place in the index in the right order; the newest of all are at their heads.
-            lists = [
-                (_NEWEST, key) for key in self._counts.numbers() if queue in (None, key[0]) and state in (None, key[1])
-            ]
-        if contains is None:
-            return self._page(lists, before, limit)
-        return self._page_that_contains(lists, before, limit, contains)
-
-    def _page(self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int) -> TaskPage:
-        found = [
-            rows.summary(row)
-            for select, key in lists
-            for row in self._read(f"SELECT {rows.TASK_COLUMNS} {select}", (*key, before, limit + 1))
-        ]
-        return _cut(found, limit)
-
-    def _page_that_contains(
-        self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int, contains: str
-    ) -> TaskPage:
-        texts = (contains.lower(), urllib.parse.quote(contains, safe="/~").lower())
-        found = []
-        floor = 0
-        for select, key in lists:
-            looked_at = (*key, before, _LOOKED_AT)
-            ((number, last_id),) = self._read(f"SELECT count(*), min(id) FROM (SELECT id {select})", looked_at)
-            if number == _LOOKED_AT:
-                floor = max(floor, last_id)
-            found += self._read(
-                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select})"
-                " WHERE instr(lower(url), ?) OR instr(lower(url), ?) LIMIT ?",
-                (*looked_at, *texts, limit + 1),
-            )
-        # What is older than the last task that was looked at in every list comes with a later page.
-        page = _cut([rows.summary(row) for row in found if row[0] >= floor], limit)
-        if page.next_before_id is None and floor:
-            return dataclasses.replace(page, next_before_id=floor)
-        return page
-
-    def get(self, queue: str, name: str) -> StoredTask | None:
-        """Return a task, the newest of this name, or None when there is none."""
-        return self._stored("queue = ? AND name = ? AND state <> 'held' ORDER BY id DESC LIMIT 1", (queue, name))
-
-    def get_by_id(self, task_id: int) -> StoredTask | None:
-        """Return a task, or None when there is none with this id."""
-        return self._stored("id = ? AND state <> 'held'", (task_id,))
-
-    def tasks(self, *, queue: str | None = None, state: State | None = None, limit: int = 100) -> list[StoredTask]:
-        """Return tasks with their headers and bodies, those that were added last first."""
-        page = self.find(queue=queue, state=state, limit=limit)
-        found = [self.get_by_id(task.id) for task in page.tasks]
-        return [task for task in found if task is not None]
-
-    def attempts(self, task_id: int) -> list[AttemptRecord]:
-        """Return the attempts of a task that are kept, oldest first."""
-        fields = [field.name for field in dataclasses.fields(AttemptRecord)]
-        found = self._read(f"SELECT {', '.join(fields)} FROM attempts WHERE task_id = ? ORDER BY number", (task_id,))
-        return [AttemptRecord(**dict(zip(fields, row, strict=True))) for row in found]
 
     def retry(self, task_id: int) -> RetryOutcome:
         """Try a dead letter again, now, as if it were new: its counts begin anew, its attempts stay to be seen."""
@@ -236,10 +136,6 @@ class StoreOperations(StoreCore):
         """Let a name that is blocked be used again, or all names of the queue; return how many were blocked."""
         return self._in_batches(lambda connection, _tally: names.forget(connection, queue, name, BATCH))
 
-    def _stored(self, where: str, parameters: tuple[object, ...]) -> StoredTask | None:
-        found = self._read(f"{rows.SELECT_TASK} WHERE {where}", parameters)
-        return StoredTask(**rows.task_fields(found[0])) if found else None
-
     def _newest_id(self) -> int:
         return int(self._read("SELECT coalesce(max(id), 0) FROM tasks")[0][0])
 
@@ -266,9 +162,3 @@ class StoreOperations(StoreCore):
         tally[queue, "failed"] -= 1
         tally[queue, "ready"] += 1
         return "retried"
-
-
-def _cut(found: list[TaskSummary], limit: int) -> TaskPage:
-    found.sort(key=lambda task: task.id, reverse=True)
-    page = tuple(found[:limit])
-    return TaskPage(tasks=page, next_before_id=page[-1].id if page and len(found) > limit else None)

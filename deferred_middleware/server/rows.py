@@ -39,14 +39,22 @@ class CompletedRow(NamedTuple):
     attempts_before: int
 
 
-def insert(connection: sqlite3.Connection, task: NewTask, name: str, now_usec: int, hold: str | None = None) -> int:
+def insert(
+    connection: sqlite3.Connection,
+    task: NewTask,
+    name: str,
+    now_usec: int,
+    *,
+    user_named: bool,
+    hold: str | None = None,
+) -> int:
     """Write a new task called ``name``, held by the transaction ``hold`` if that is given; return its id."""
     cursor = connection.execute(
         _INSERT_TASK,
         (
             task.queue,
             name,
-            task.name is not None,
+            user_named,
             "ready" if hold is None else "held",
             hold,
             task.eta_usec,

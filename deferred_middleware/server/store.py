@@ -19,8 +19,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from deferred_middleware.server import names, rows
+from deferred_middleware.server.browsing import StoreBrowsing
 from deferred_middleware.server.counts import EXECUTED
+from deferred_middleware.server.figures import StoreFigures
 from deferred_middleware.server.groupcommit import Tally
+from deferred_middleware.server.holds import HeldTasks
+from deferred_middleware.server.leases import PullLeases
 from deferred_middleware.server.operations import StoreOperations
 from deferred_middleware.server.records import AddResult, ClaimedTask, Completion, Lane, NewTask
 from deferred_middleware.server.retention import Retention
@@ -45,14 +49,10 @@ _CLAIM_FORCED = f"""
 _FORCE = """
     UPDATE tasks SET forced = 1, eta_usec = min(eta_usec, ?)
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
-_FIRST_OF_LANE = """
-    SELECT queue, target, eta_usec FROM tasks
-    WHERE state = 'ready' AND method <> 'PULL' AND (queue, target) > (?, ?)
-    ORDER BY queue, target, eta_usec LIMIT 1"""
 _EXCESS_ATTEMPTS = "DELETE FROM attempts WHERE task_id = ? AND number > ? AND number <= ?"
 
 
-class TaskStore(StoreOperations):
+class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTasks):
     """The tasks in the SQLite file at ``path``, for the one server that has it open.
 
     ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server died are due again
@@ -188,22 +188,6 @@ class TaskStore(StoreOperations):
         """Forget the oldest succeeded tasks and expired names, a bounded number of them; return how many tasks."""
         return self._writer.submit(self._prune_some, durable=False).result()
 
-    def lanes(self) -> list[tuple[Lane, int]]:
-        """Return each lane that has tasks waiting, with the earliest ETA among them."""
-        lanes: list[tuple[Lane, int]] = []
-        # Jumps from lane to lane in the index: the cost grows with the lanes, not with the tasks in them. Targets may
-        # be empty and queue names can't, so ("", "") comes before all of them.
-        previous = ("", "")
-        while found := self._lanes_reader.read(_FIRST_OF_LANE, previous):
-            queue, target, eta_usec = found[0]
-            previous = (queue, target)
-            lanes.append((Lane(queue, target), eta_usec))
-        return lanes
-
-    def next_eta_usec(self) -> int | None:
-        """Return the earliest ETA of the tasks that wait, None when none does."""
-        return min((eta_usec for _lane, eta_usec in self.lanes()), default=None)
-
     def _add_one(self, connection: sqlite3.Connection, task: NewTask, now_usec: int) -> AddResult:
         if task.name is not None:
             known = names.find(connection, task.queue, task.name, now_usec)
@@ -213,7 +197,7 @@ class TaskStore(StoreOperations):
         while task.name is None and names.find(connection, task.queue, name, now_usec) is not None:
             # The clock has been set back to when that task was added.
             name = self.choose_name()
-        rows.insert(connection, task, name, now_usec)
+        rows.insert(connection, task, name, now_usec, user_named=task.name is not None)
         return AddResult(name=name, outcome="added")
 
     def _complete_one(self, connection: sqlite3.Connection, tally: Tally, completion: Completion) -> bool:

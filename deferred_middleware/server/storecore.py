@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deferred_middleware.server.counts import StoreCounts
 from deferred_middleware.server.groupcommit import GroupCommitWriter, Operation, Tally
@@ -18,6 +18,8 @@ from deferred_middleware.server.retention import Retention
 from deferred_middleware.server.storefile import StoreLock, open_reader, open_writer
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
@@ -36,6 +38,11 @@ class Reader:
         """Return the rows of one statement."""
         with self._lock:
             return self._connection.execute(sql, parameters).fetchall()
+
+    def use(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what an operation finds."""
+        with self._lock:
+            return operation(self._connection)
 
     def close(self) -> None:
         """Close the connection, once nobody reads."""

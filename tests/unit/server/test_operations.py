@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, pull_task, run_all
 
-from deferred_middleware.server import operations, storecore
+from deferred_middleware.server import browsing, operations, storecore
 from deferred_middleware.server.records import Lane, State, TaskPage
 from deferred_middleware.server.store import TaskStore
 
@@ -74,7 +74,7 @@ def test_tasks_are_found_by_a_part_of_their_url(store: TaskStore) -> None:
 
 def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page may be empty and not the last; going on finds all there is, once, in any combination of lists."""
-    monkeypatch.setattr(operations, "_LOOKED_AT", 3)
+    monkeypatch.setattr(browsing, "_LOOKED_AT", 3)
     for number in range(40):
         url = f"/wanted/{number}" if number % 18 == 0 else "/else"
         store.add([new_task(f"t{number}", url=url, queue=("default", "other")[number % 2])])
@@ -94,7 +94,7 @@ def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypat
         assert pages > len(found)
 
 
-@pytest.mark.parametrize("select", [operations._NEWEST, operations._NEWEST_OF_ALL])
+@pytest.mark.parametrize("select", [browsing._NEWEST, browsing._NEWEST_OF_ALL])
 def test_lists_for_people_read_no_more_than_they_show(store: TaskStore, tmp_path: Path, select: str) -> None:
     """A page is read from an index, or from the end of the table, in the order in which it is shown."""
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")

@@ -7,7 +7,7 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,24 @@ class FakeTaskQueue(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK
 
     def __init__(self) -> None:
         super().__init__("taskqueue")
+        self.held: dict[str, list[Any]] = {}
         self.added: list[Any] = []
 
-    def _Dynamic_Add(self, request: Any, response: Any) -> None:
-        self.added.append(request)
+    def hold(self, adds: Sequence[Any], transaction: str) -> None:
+        """Keep tasks apart."""
+        self.held[transaction] = list(adds)
+
+    def drop_held(self, transaction: str) -> None:
+        """Forget them."""
+        del self.held[transaction]
+
+    def let_go(self, transactions: Collection[str]) -> None:
+        """Add them."""
+        for transaction in transactions:
+            self.added += self.held.pop(transaction)
+
+    def settle_held(self, committed: Collection[str]) -> None:
+        """There is nothing to settle: what was held is gone with the process."""
 
 
 class Note(ndb.Model):  # type: ignore[misc] # the SDK has no types
@@ -138,7 +152,7 @@ def test_queries_see_what_was_committed(stubs: Any) -> None:
 
 
 def test_a_transaction_that_commits_adds_its_tasks(stubs: Any) -> None:
-    """The task queue is asked to add what belongs to a transaction when it commits, through this process's stubs."""
+    """The task queue is given what belongs to a transaction when it commits."""
     _run_transaction_with_task(fail=False)
     assert [request.url for request in stubs.GetStub("taskqueue").added] == [b"/work"]
 
@@ -189,11 +203,11 @@ def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyP
     writes: list[int] = []
     began, may_end = threading.Event(), threading.Event()
 
-    def slow_write(entities: list[object]) -> None:
+    def slow_write(entities: list[object], held: list[str]) -> None:
         writes.append(len(entities))
         began.set()
         assert may_end.wait(20)
-        write_file(entities)
+        write_file(entities, held)
 
     monkeypatch.setattr(datastore, "_write_file", slow_write)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -212,7 +226,7 @@ def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch:
     """A put that can't be written fails, instead of being acknowledged."""
     datastore = stubs.GetStub("datastore_v3")
 
-    def fail(_entities: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

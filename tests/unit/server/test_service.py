@@ -8,67 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.appengine.api import api_base_pb2, apiproxy_stub_map, datastore_file_stub, full_app_id
+from google.appengine.api import apiproxy_stub_map, full_app_id
 from google.appengine.api.taskqueue import taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
-from google.appengine.ext import db
 from google.appengine.runtime import apiproxy_errors
+from taskqueueapi import DIRECTORY, Api, Code, add_request
 
-from deferred_middleware.server.queueconfig import QueueConfig
-from deferred_middleware.server.queueregistry import QueueRegistry
+from deferred_middleware.server.datastore import DatastoreStub
 from deferred_middleware.server.records import Lane
 from deferred_middleware.server.retry import RetryPolicy
-from deferred_middleware.server.service import TaskQueueService
-from deferred_middleware.server.services import Service, ServiceDirectory
-from deferred_middleware.server.store import TaskStore
-
-Code = taskqueue_pb.TaskQueueServiceError
-DIRECTORY = ServiceDirectory(
-    [
-        Service(name=name, version="local", host="127.0.0.1", port=port, concurrency=1)
-        for name, port in (("default", 8080), ("background", 8081))
-    ]
-)
-
-
-class Api:
-    """The service under test, its store, and how often it woke the scheduler."""
-
-    def __init__(self, path: Path) -> None:
-        self.wakes = 0
-        self.store = TaskStore(path)
-        queues = QueueRegistry([QueueConfig(name="other")])
-        self.service = TaskQueueService(self.store, self._wake, directory=DIRECTORY, queues=queues)
-
-    def _wake(self) -> None:
-        self.wakes += 1
-
-    def add(self, *adds: dict[str, Any]) -> list[tuple[str, str]]:
-        """Make one BulkAdd; return each result's code and chosen name."""
-        request = taskqueue_pb.TaskQueueBulkAddRequest()
-        for fields in adds:
-            request.add_request.append(_add_request(**fields))
-        response = taskqueue_pb.TaskQueueBulkAddResponse()
-        self.service.MakeSyncCall("taskqueue", "BulkAdd", request, response)
-        return [(Code.ErrorCode.Name(r.result), r.chosen_task_name.decode()) for r in response.taskresult]
-
-    def codes(self, *adds: dict[str, Any]) -> list[str]:
-        """Make one BulkAdd; return each result's code."""
-        return [code for code, _name in self.add(*adds)]
-
-
-def _add_request(**fields: Any) -> Any:
-    headers = fields.pop("headers", {})
-    retry = fields.pop("retry", None)
-    defaults = {"queue_name": b"default", "task_name": b"", "eta_usec": int(time.time() * 1e6), "url": b"/work"}
-    add = taskqueue_pb.TaskQueueAddRequest(**{**defaults, **fields})
-    for key, value in headers.items():
-        add.header.add(key=key, value=value)
-    if retry is not None:
-        add.retry_parameters.SetInParent()
-        for name, value in retry.items():
-            setattr(add.retry_parameters, name, value)
-    return add
 
 
 @pytest.fixture
@@ -80,14 +28,14 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 @pytest.fixture
-def stubs(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
+def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The SDK's own client and datastore stub, on the service under test."""
     full_app_id.put("dev~app")
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
     monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", DIRECTORY.default_hostname)
     stub_map.RegisterStub("taskqueue", api.service)
-    stub_map.RegisterStub("datastore_v3", datastore_file_stub.DatastoreFileStub("dev~app", None, use_atexit=False))
+    stub_map.RegisterStub("datastore_v3", DatastoreStub("dev~app", tmp_path / "datastore.bin", api.service))
     return stub_map
 
 
@@ -175,7 +123,7 @@ def test_taken_names_do_not_keep_out_the_others(api: Api) -> None:
 @pytest.mark.parametrize(
     ("adds", "code", "message"),
     [
-        ([{"queue_name": b"nope"}], Code.UNKNOWN_QUEUE, "no queue 'nope'; there are: default, other"),
+        ([{"queue_name": b"nope"}], Code.UNKNOWN_QUEUE, "no queue 'nope'; there are: default, other, pull"),
         ([{"queue_name": b""}], Code.UNKNOWN_QUEUE, "no queue ''"),
         ([{"mode": taskqueue_pb.TaskQueueMode.PULL}], Code.INVALID_QUEUE_MODE, "'default' is a push queue"),
         ([{}] * 101, Code.TOO_MANY_TASKS, "101 tasks"),
@@ -239,20 +187,15 @@ def test_purge_empties_one_queue(api: Api) -> None:
     assert api.store.counts() == {"other": {"ready": 1}}
 
 
-def test_add_at_commit_takes_a_response_without_fields(api: Api) -> None:
-    """The datastore stub calls Add with a VoidProto, and a taken name is an error that says which."""
-    add = _add_request(task_name=b"one")
-    api.service.MakeSyncCall("taskqueue", "Add", add, api_base_pb2.VoidProto())
-    assert api.store.counts() == {"default": {"ready": 1}}
+def test_add_is_a_bulk_add_of_one(api: Api) -> None:
+    """Add tells the name that it chose, and a taken name is an error that says which."""
+    response = taskqueue_pb.TaskQueueAddResponse()
+    api.service.MakeSyncCall("taskqueue", "Add", add_request(), response)
+    assert [task.name for task in api.store.tasks()] == [response.chosen_task_name.decode()]
+    add = add_request(task_name=b"one")
+    api.service.MakeSyncCall("taskqueue", "Add", add, taskqueue_pb.TaskQueueAddResponse())
     with pytest.raises(apiproxy_errors.ApplicationError, match="task 'one' of queue 'default'"):
-        api.service.MakeSyncCall("taskqueue", "Add", add, api_base_pb2.VoidProto())
-
-
-def test_a_store_that_fails_at_commit_is_heard_of(api: Api) -> None:
-    """At commit the error is none that the datastore stub would swallow."""
-    api.store.close()
-    with pytest.raises(apiproxy_errors.RPCFailedError, match="store failed"):
-        api.service.MakeSyncCall("taskqueue", "Add", _add_request(), api_base_pb2.VoidProto())
+        api.service.MakeSyncCall("taskqueue", "Add", add, taskqueue_pb.TaskQueueAddResponse())
 
 
 def test_the_sdks_client_adds_and_deletes(api: Api, stubs: Any) -> None:
@@ -268,27 +211,3 @@ def test_the_sdks_client_adds_and_deletes(api: Api, stubs: Any) -> None:
         taskqueue.add(url="/work", name="one")
     with pytest.raises(taskqueue.UnknownQueueError):
         taskqueue.add(url="/work", queue_name="nope")
-
-
-def test_a_transactional_add_is_there_after_the_commit_and_not_before(api: Api, stubs: Any) -> None:
-    """Nothing is stored until the transaction commits; then the task has the name that the client was told."""
-
-    def work() -> str:
-        task = taskqueue.add(url="/work", transactional=True)
-        assert api.store.counts() == {}
-        return str(task.name)
-
-    name = db.run_in_transaction(work)
-    assert [task.name for task in api.store.tasks()] == [name]
-    assert api.wakes == 1
-
-
-def test_a_transactional_add_that_is_rolled_back_never_was(api: Api, stubs: Any) -> None:
-    """A transaction that fails enqueues nothing."""
-
-    def work() -> None:
-        taskqueue.add(url="/work", transactional=True)
-        raise db.Rollback
-
-    db.run_in_transaction(work)
-    assert api.store.counts() == {}

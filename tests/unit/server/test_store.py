@@ -16,6 +16,7 @@ import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server import figures
 from deferred_middleware.server import store as store_module
 from deferred_middleware.server.records import Lane, NewTask
 from deferred_middleware.server.retry import RetryPolicy
@@ -98,7 +99,7 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
     try:
         for sql, parameters in (
             (store_module._CLAIM, (1, "", "", 0, 0)),
-            (store_module._FIRST_OF_LANE, ("", "")),
+            (figures.FIRST_OF_LANE, ("", "")),
         ):
             plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
             assert "INDEX tasks_ready" in plan
