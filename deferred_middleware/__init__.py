@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deferred_middleware.batches import defer_batch
 from deferred_middleware.calls import Call, call
 from deferred_middleware.context import TaskContext, current_task
-from deferred_middleware.enqueue import defer, defer_async
+from deferred_middleware.enqueue import defer, defer_async, defer_many
 from deferred_middleware.errors import (
     ArgumentsError,
     CallError,
@@ -30,13 +31,14 @@ from deferred_middleware.errors import (
 )
 from deferred_middleware.middleware import DeferredMiddleware
 from deferred_middleware.outcomes import Outcome
+from deferred_middleware.report import EnqueueReport
 from deferred_middleware.settings import Settings
 
 if TYPE_CHECKING:
     from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
     from deferred_middleware.futures import EnqueueFuture
-    from deferred_middleware.rejections import EnqueueError, NoEngineError, TaskTooLargeError
+    from deferred_middleware.rejections import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
     from deferred_middleware.retrying import RetryLater
 
 __version__ = "0.1.0"
@@ -50,7 +52,9 @@ __all__ = [
     "DeferredWarning",
     "EnqueueError",
     "EnqueueFuture",
+    "EnqueueReport",
     "NoEngineError",
+    "NotAllEnqueuedError",
     "NotCallableError",
     "NotImportableError",
     "OptionError",
@@ -68,12 +72,15 @@ __all__ = [
     "current_task",
     "defer",
     "defer_async",
+    "defer_batch",
+    "defer_many",
 ]
 
 _NEED_THE_SDK = {
     "EnqueueError": "deferred_middleware.rejections",
     "EnqueueFuture": "deferred_middleware.futures",
     "NoEngineError": "deferred_middleware.rejections",
+    "NotAllEnqueuedError": "deferred_middleware.rejections",
     "TaskTooLargeError": "deferred_middleware.rejections",
     "PermanentTaskFailure": "google.appengine.ext.deferred",
     "RetryLater": "deferred_middleware.retrying",

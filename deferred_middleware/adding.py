@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from google.appengine.api.taskqueue import TombstonedTaskError
+
 from deferred_middleware import answers, rejections, sending, transactions
 from deferred_middleware.attempts import REAL, Attempts, Timing
 from deferred_middleware.hooks import current_hooks
@@ -101,6 +103,14 @@ class Add:
                 self._fail(index)
             self._pending = []
         return delay
+
+    def exists(self, index: int) -> bool:
+        """Tell whether the call at ``index`` failed because a task of its name is, or was, in the queue."""
+        return index in self.errors and self._last[index].answer.exists
+
+    def tombstoned(self, index: int) -> bool:
+        """Tell whether that task was there before, and isn't any more."""
+        return isinstance(self._last[index].error, TombstonedTaskError)
 
     def fail_all(self, error: Exception) -> None:
         """Give up what is not decided, because of ``error``."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deferred_middleware import batches
+from deferred_middleware.callables import label_of
 from deferred_middleware.calls import Call, call
+from deferred_middleware.options import Options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from google.appengine.api import taskqueue
 
     from deferred_middleware.callables import AnyCallable
     from deferred_middleware.futures import EnqueueFuture
+    from deferred_middleware.report import EnqueueReport
 
 
 def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
@@ -71,11 +77,63 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     """Start to enqueue a call that was made before; see :func:`defer_async`."""
     from deferred_middleware import futures, preparing  # here, because they import the SDK
 
-    return futures.start(preparing.prepare(call))
+    prepared = preparing.prepare(call)
+    batch = batches.current()
+    if batch is not None and not prepared.transactional:
+        future = futures.EnqueueFuture(prepared, batch)
+        if batch.take(prepared, future):
+            return future
+    return futures.start(prepared)
 
 
 def enqueue(call: Call) -> taskqueue.Task:
     """Enqueue a call that was made before; see :func:`defer`."""
     from deferred_middleware import adding, preparing  # here, because they import the SDK
 
-    return adding.add(preparing.prepare(call))
+    prepared = preparing.prepare(call)
+    batch = batches.current()
+    if batch is not None and batch.takes_plain_calls and not prepared.transactional and batch.take(prepared):
+        return prepared.task
+    return adding.add(prepared)
+
+
+def defer_many(
+    calls: Iterable[Call],
+    *,
+    parallel: int = 10,
+    progress: Callable[[EnqueueReport], object] | None = None,
+    raise_errors: bool = True,
+    **options: Any,
+) -> EnqueueReport:
+    """Enqueue many calls, up to 100 in an RPC and ``parallel`` RPCs at once.
+
+    ::
+
+        report = defer_many((call(resize, key) for key in keys), _queue="images")
+
+    ``calls`` is any iterable of what :func:`call` returns; it is gone through as the queue takes the calls, so that it
+    may be an endless generator. What is wrong with one call does not stop the others.
+
+    Args:
+        calls: the calls.
+        parallel: how many RPCs may be under way at once.
+        progress: is called with the report so far whenever an RPC has ended, in the calling thread.
+        raise_errors: whether to raise at the end if some calls are not enqueued; if not, look at the report.
+        **options: as for :func:`defer`, for the calls that don't have them.
+
+    Returns:
+        The :class:`EnqueueReport`: for each call whether it is enqueued, already there under its name, or failed and
+        why.
+
+    Raises:
+        NotAllEnqueuedError: at the end, if some calls are not enqueued; its ``report`` tells of each.
+        OptionError, UnknownOptionError: an option can't be used.
+    """
+    from deferred_middleware import bulk  # here, because it imports the SDK
+
+    defaults, others = Options.take_from(options, label_of(defer_many), None)
+    if others:
+        raise TypeError(f"defer_many() has no argument {', '.join(others)}")
+    if parallel < 1:
+        raise ValueError(f"parallel={parallel!r}: at least one RPC has to be under way at a time")
+    return bulk.defer_many(calls, parallel=parallel, progress=progress, raise_errors=raise_errors, defaults=defaults)

@@ -6,9 +6,10 @@ Importing this module imports the SDK.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from google.appengine.api import apiproxy_rpc, apiproxy_stub_map
 from google.appengine.ext.ndb import eventloop, tasklets
@@ -16,6 +17,7 @@ from google.appengine.ext.ndb import eventloop, tasklets
 from deferred_middleware import pending, sending
 from deferred_middleware.adding import Add, add
 from deferred_middleware.alarm import ALARM
+from deferred_middleware.grouping import Groups
 from deferred_middleware.scope import Scope
 
 if TYPE_CHECKING:
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deferred_middleware")
 
 
+class Gathering(Protocol):
+    """A batch of calls that have not left."""
+
+    def asked_about(self, future: EnqueueFuture) -> None:
+        """Do what is to be done when somebody waits for one of them."""
+
+
 class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no types
     """The result of :func:`deferred_middleware.defer_async`: the task, or what kept it from being enqueued.
 
@@ -33,7 +42,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
     the SDK's ndb can ``yield`` it, alone or in a list, on each engine.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, batch: Gathering | None = None) -> None:
         # Nothing of the ndb Future's own state is used: its result comes from another thread than its event loop's.
         self.prepared = prepared
         self.key = pending.key_of_request()
@@ -41,7 +50,16 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         self._outcome.set_running_or_notify_cancel()  # so that nobody who waits can cancel it for the others
         self._asked = False
         self._next = None  # ndb keeps its chain of waiting tasklets here
-        pending.started(self)
+        self.batch = batch
+        """The batch that it is in and has not left."""
+        if batch is None:
+            pending.started(self)
+
+    def leave(self) -> None:
+        """Leave the batch, because the RPC is about to start."""
+        if self.batch is not None:
+            self.batch = None
+            pending.started(self)
 
     @classmethod
     def decided(cls, prepared: Prepared) -> EnqueueFuture:
@@ -62,6 +80,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
             EnqueueError: the task is not enqueued, or not known to be.
             TimeoutError: it is not decided yet (``concurrent.futures.TimeoutError`` before Python 3.11).
         """
+        self._ask()
         try:
             return self._outcome.result(timeout)
         finally:
@@ -73,6 +92,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait up to ``timeout`` seconds, and return what :meth:`result` would raise, or None."""
+        self._ask()
         error = self._outcome.exception(timeout)
         self._asked = True
         return error
@@ -92,6 +112,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         """Wait in a coroutine, without blocking its event loop."""
         import asyncio
 
+        self._ask()
         self._asked = True
         return asyncio.wrap_future(self._outcome).__await__()
 
@@ -104,6 +125,15 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         """Wait, and raise a failure that nobody asked about."""
         if not self._asked:
             self.result()
+
+    def _ask(self) -> None:
+        if self.batch is not None:
+            self.batch.asked_about(self)
+
+    def _drop(self, error: Exception) -> None:
+        """Decide that it is not enqueued because it was not to be, which needs no report."""
+        self._asked = True
+        self._outcome.set_exception(error)
 
     def _report(self) -> bool:
         if self._asked or not self._outcome.done() or self._outcome.exception() is None:
@@ -132,6 +162,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
 
     def wait(self) -> None:
         """Wait until it is decided."""
+        self._ask()
         concurrent.futures.wait([self._outcome])
 
     def check_success(self) -> None:
@@ -149,6 +180,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
 
     def add_callback(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Let this thread's ndb event loop call ``callback`` when it is decided."""
+        self._ask()
         if self.done():
             eventloop.queue_call(None, callback, *args, **kwargs)
         else:
@@ -191,8 +223,23 @@ def start(prepared: Prepared) -> EnqueueFuture:
         add(prepared)
         return EnqueueFuture.decided(prepared)
     future = EnqueueFuture(prepared)
-    run(Add((prepared,)), lambda done: future._decide(done.errors.get(0)))
+    run(Add((prepared,)), functools.partial(_decide, [future]))
     return future
+
+
+def start_many(several: Iterable[tuple[Prepared, EnqueueFuture]]) -> None:
+    """Start to add several tasks, in as few RPCs as may be; their futures are told."""
+    groups: Groups[EnqueueFuture] = Groups()
+    full = [group for prepared, future in several for group in groups.add(prepared, future)]
+    for group in [*full, *groups.rest()]:
+        for future in group.tags:
+            future.leave()
+        run(Add(group.prepared), functools.partial(_decide, group.tags))
+
+
+def _decide(futures: Sequence[EnqueueFuture], done: Add) -> None:
+    for place, future in enumerate(futures):
+        future._decide(done.errors.get(place))
 
 
 def run(adding: Add, when_done: Callable[[Add], object]) -> None:

@@ -44,6 +44,8 @@ class Prepared:
     task: taskqueue.Task
     tried_seconds: float
     """How long the add is tried; 0 is a single attempt."""
+    size_bytes: int
+    """What it takes on its way: the task, and its payload if that overflowed."""
     named_by_us: bool
     """Whether the task's name was generated here, so that it can't be another task's."""
     transaction: Any | None = None
@@ -85,23 +87,22 @@ def prepare(call: Call, content: bytes | None = None) -> Prepared:
     limit_bytes = _limit_bytes(call)
     for form in overflow.forms(body):
         task = _task(call, queue=queue, name=name, url=url, target=target, body=form)
-        if task.size <= limit_bytes:
+        size_bytes = task.size
+        if size_bytes <= limit_bytes:
             overflowed = None
             break
     else:
         overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-        size, task = (
-            task.size,
-            _task(call, queue=queue, name=name, url=url, target=target, body=bytes(overflowed.reference)),
-        )
+        task = _task(call, queue=queue, name=name, url=url, target=target, body=bytes(overflowed.reference))
         if task.size > limit_bytes or not overflow.is_available():
-            raise _too_large(call, queue, len(form), max(size, task.size), limit_bytes)
+            raise _too_large(call, queue, len(form), max(size_bytes, task.size), limit_bytes)
     _check_target(call, queue, task, target)
     return Prepared(
         call=call,
         queue=queue,
         task=task,
         tried_seconds=tried_seconds,
+        size_bytes=size_bytes,
         named_by_us=named_by_us,
         transaction=transaction,
         overflowed=overflowed,

@@ -85,6 +85,9 @@ MAX_PUSH_TASK_BYTES: Final = 102_400
 MAX_PULL_TASK_BYTES: Final = 1 << 20  # [sdk: MAX_PULL_TASK_SIZE_BYTES]
 MAX_TRANSACTIONAL_REQUEST_BYTES: Final = 1 << 20  # [sdk: MAX_TRANSACTIONAL_REQUEST_SIZE_BYTES]
 MAX_TASKS_PER_ADD: Final = 100  # [sdk]
+MAX_ADD_BYTES: Final = 3 << 20
+"""The tasks of one add together: below the 32 MB of an API call [quota], and the 4 MiB that a gRPC server takes
+(https://grpc.github.io/grpc/core/group__grpc__arg__keys.html, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH)."""
 MAX_TASKS_PER_TRANSACTION: Final = 5
 """Tasks added in one datastore transaction [quota], and [sdk: cloudtask_transactional.py]."""
 MAX_TASKS_PER_LEASE: Final = 1000  # [sdk]

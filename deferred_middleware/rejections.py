@@ -18,6 +18,7 @@ from deferred_middleware.errors import DeferredError, OptionError
 
 if TYPE_CHECKING:
     from deferred_middleware.callables import Label
+    from deferred_middleware.report import EnqueueReport
 
 
 class InvalidQueueNameError(OptionError, taskqueue.InvalidQueueNameError):  # type: ignore[misc]
@@ -65,6 +66,19 @@ class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
         self.reason = reason
         task = f" as task {name!r}" if name else ""
         super().__init__(f"{label} was not enqueued to queue {queue!r}{task}: {reason}")
+
+
+class NotAllEnqueuedError(DeferredError, taskqueue.Error):  # type: ignore[misc]
+    """Of many calls some are not enqueued. ``report`` tells of each; the first one's error is ``__cause__``."""
+
+    def __init__(self, report: EnqueueReport) -> None:
+        self.report = report
+        message = f"of {len(report):,} calls {report.failed:,} were not enqueued"
+        if report.stopped_by is not None:
+            message += f", and there may be more, because the iterable of calls raised {report.stopped_by!r}"
+        if report.errors:
+            message += f". The first one: {report.errors[0][1]}"
+        super().__init__(message)
 
 
 class NoEngineError(EnqueueError, RuntimeError):

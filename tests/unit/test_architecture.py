@@ -15,7 +15,7 @@ MODULES = {
 # Each row may import the rows before it, and of its own row only what is said.
 LAYERS: list[dict[str, set[str]]] = [
     {"errors": set(), "protocol": set(), "hooks": set(), "secretkeys": set()},
-    {"answers": set(), "attempts": set(), "alarm": set(), "pending": set(), "scope": set()},
+    {"answers": set(), "attempts": set(), "alarm": set(), "pending": set(), "scope": set(), "report": set()},
     {"settings": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
     {"arguments": set()},
     {"namespaces": set(), "overflow": set()},
@@ -28,7 +28,10 @@ LAYERS: list[dict[str, set[str]]] = [
     {"payload": set(), "routing": set(), "transactions": set()},
     {"preparing": set(), "sending": set(), "execution": set()},
     {"adding": set()},
+    {"grouping": set()},
     {"futures": set()},
+    {"bulk": set()},
+    {"batches": set()},
     {"enqueue": set(), "again": set()},
     {"handler": set(), "codecheck": set()},
     {"middleware": set()},

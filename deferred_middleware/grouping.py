@@ -1,0 +1,82 @@
+"""Put prepared calls together that can be added in one RPC: the same queue, not too many, and not too large."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from deferred_middleware import protocol
+
+if TYPE_CHECKING:
+    from deferred_middleware.preparing import Prepared
+
+T = TypeVar("T")
+
+_MAX_WAITING: Final = 1000
+"""How many calls may wait for others of their queue."""
+_MAX_WAITING_BYTES: Final = 4 * protocol.MAX_ADD_BYTES
+
+
+@dataclasses.dataclass(slots=True)
+class Group(Generic[T]):
+    """Calls of one queue for one RPC; ``tags`` tell the caller which they are."""
+
+    prepared: list[Prepared] = dataclasses.field(default_factory=list)
+    tags: list[T] = dataclasses.field(default_factory=list)
+    names: set[str] = dataclasses.field(default_factory=set)
+    size_bytes: int = 0
+
+    def has_room_for(self, prepared: Prepared) -> bool:
+        """Tell whether ``prepared`` can go with the others: a name must not be in an add twice."""
+        return (
+            len(self.prepared) < protocol.MAX_TASKS_PER_ADD
+            and self.size_bytes + prepared.size_bytes <= protocol.MAX_ADD_BYTES
+            and prepared.call.options.name not in self.names
+        )
+
+    def add(self, prepared: Prepared, tag: T) -> None:
+        """Add a call."""
+        self.prepared.append(prepared)
+        self.tags.append(tag)
+        self.size_bytes += prepared.size_bytes
+        name = prepared.call.options.name
+        if name is not None:
+            self.names.add(name)
+
+
+class Groups(Generic[T]):
+    """Groups that are being filled, one for each queue."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Group[T]] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
+
+    def add(self, prepared: Prepared, tag: T) -> Iterator[Group[T]]:
+        """Add a call, and give the groups that are to be sent because of it."""
+        queue = prepared.queue
+        group = self._groups.get(queue)
+        if group is not None and not group.has_room_for(prepared):
+            yield self._take(queue)
+            group = None
+        if group is None:
+            group = self._groups[queue] = Group()
+        group.add(prepared, tag)
+        self._waiting += 1
+        self._waiting_bytes += prepared.size_bytes
+        if len(group.prepared) == protocol.MAX_TASKS_PER_ADD:
+            yield self._take(queue)
+        elif self._waiting > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
+            yield self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes))
+
+    def rest(self) -> Iterator[Group[T]]:
+        """Give what is left."""
+        while self._groups:
+            yield self._take(next(iter(self._groups)))
+
+    def _take(self, queue: str) -> Group[T]:
+        group = self._groups.pop(queue)
+        self._waiting -= len(group.prepared)
+        self._waiting_bytes -= group.size_bytes
+        return group
