@@ -9,6 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
     from deferred_middleware.futures import EnqueueFuture
     from deferred_middleware.preparing import Prepared
     from deferred_middleware.report import EnqueueReport
@@ -67,6 +71,10 @@ class Batch:
         _current.reset(self._token)
         with self._lock:
             self.is_open = False
+        return self._take_all()
+
+    def _take_all(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+        with self._lock:
             gathered, self._gathered = self._gathered, []
         return gathered
 
@@ -74,13 +82,13 @@ class Batch:
         """Forget calls that are not to leave, because of ``error``."""
         if not gathered:
             return
-        logger.warning("%d deferred calls don't leave, because what they were deferred in raised", len(gathered))
+        logger.warning("%d deferred calls don't leave, because what they were deferred in failed", len(gathered))
         from deferred_middleware.rejections import EnqueueError
 
         for prepared, future in gathered:
             if future is not None:
                 call = prepared.call
-                reason = f"what it was deferred in raised {type(error).__name__}."
+                reason = "what it was deferred in failed."
                 dropped = EnqueueError(call.label, prepared.queue, call.options.name, reason)
                 dropped.__cause__ = error
                 future._drop(dropped)
@@ -184,9 +192,11 @@ class RequestBatch(Batch):
 
     def asked_about(self, future: EnqueueFuture) -> None:
         """Let what was gathered leave."""
-        with self._lock:
-            gathered, self._gathered = self._gathered, []
-        self._start(gathered)
+        self._start(self._take_all())
+
+    def drop(self, error: BaseException | None = None) -> None:
+        """Forget what was gathered."""
+        self._drop(self._take_all(), error)
 
     def _start(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
         if not gathered:
@@ -194,3 +204,13 @@ class RequestBatch(Batch):
         from deferred_middleware import futures
 
         futures.start_many([(prepared, future) for prepared, future in gathered if future is not None])
+
+
+def coalescing(app: WSGIApplication) -> WSGIApplication:
+    """Return ``app`` with the ``defer_async`` calls of each request leaving together."""
+
+    def coalesced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with RequestBatch():
+            return app(environ, start_response)
+
+    return coalesced

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from deferred_middleware import logs, pending, protocol, trust
+from deferred_middleware import batches, logs, pending, protocol, trust
 from deferred_middleware.body import read
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
@@ -100,9 +100,16 @@ class TaskHandler:
             return _BODY_PROBLEMS[problem.status]
         label = label_in(environ["PATH_INFO"], self.prefix)
         context = TaskContext(environ, label)
-        outcome = self._runner.run(context, body, label)
-        if pending.UNDER_WAY or pending.FAILED:
-            pending.settle_request()
+        if self._settings.coalesce:
+            with batches.RequestBatch() as batch:
+                outcome = self._runner.run(context, body, label)
+                if outcome is not Outcome.DONE:
+                    batch.drop()
+        else:
+            outcome = self._runner.run(context, body, label)
+        # A task whose enqueues failed, with nobody to notice, has not done its work.
+        if (pending.UNDER_WAY or pending.FAILED) and not pending.settle_request() and outcome is Outcome.DONE:
+            outcome = Outcome.FAILED
         answer = _ANSWERS[outcome]
         delivery = delivery_of(environ)
         if delivery is not None:

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from deferred_middleware import batches, pending
 from deferred_middleware import hooks as hooks_module
-from deferred_middleware import pending
 from deferred_middleware import settings as settings_module
 from deferred_middleware.handler import TaskHandler
 from deferred_middleware.hooks import Hooks
@@ -55,8 +55,9 @@ class DeferredMiddleware:
         own_hooks = tuple(hooks)
         if own_hooks:
             hooks_module.install_hooks(Hooks(own_hooks))
-        self._app = app
-        self._handler = TaskHandler(settings or settings_module.current_settings(), hooks_module.current_hooks())
+        settings = settings or settings_module.current_settings()
+        self._app = batches.coalescing(app) if settings.coalesce else app
+        self._handler = TaskHandler(settings, hooks_module.current_hooks())
         self._prefix = self._handler.prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

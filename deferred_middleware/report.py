@@ -113,7 +113,7 @@ class EnqueueReport:
         reason = _reason(error)
         number = self._numbers.get(reason)
         if number is None:
-            if len(self._reasons) == _MAX_REASONS:
+            if len(self._reasons) >= _MAX_REASONS:
                 reason = f"another reason than the first {_MAX_REASONS:,} ones"
                 number = self._numbers.get(reason)
             if number is None:

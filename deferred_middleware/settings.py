@@ -203,6 +203,16 @@ TABLE: Final[tuple[Setting, ...]] = (
         ),
     ),
     Setting(
+        field="coalesce",
+        variable="DEFERRED_COALESCE",
+        convert=_boolean,
+        accepts="true or false",
+        meaning=(
+            "Whether the defer_async calls of a request leave together when the app has returned its response, "
+            "and none of them if it raises."
+        ),
+    ),
+    Setting(
         field="log_level",
         variable="DEFERRED_LOG_LEVEL",
         convert=_log_level,
@@ -239,6 +249,7 @@ class Settings:
     pickle_protocol: int = 5
     max_payload_bytes: int = 10 * 1024 * 1024
     enqueue_seconds: float = 30.0
+    coalesce: bool = False
     log_level: int = logging.DEBUG
     retry_log_level: int = logging.ERROR
 
