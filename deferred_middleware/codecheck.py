@@ -237,7 +237,7 @@ class _Visitor(ast.NodeVisitor):
             )
             if size > _LARGE_BYTES:
                 message = (
-                    f"this literal takes {size:,} bytes, and a task carries {_LARGE_BYTES:,}; store it, pass its key"
+                    f"this literal takes {size:,} bytes, a task carries {_LARGE_BYTES:,}; store it, pass its key"
                 )
                 self._report(argument, message, "error" if size > _TOO_LARGE_BYTES else "note")
 
