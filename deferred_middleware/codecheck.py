@@ -236,9 +236,7 @@ class _Visitor(ast.NodeVisitor):
                 if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
             )
             if size > _LARGE_BYTES:
-                message = (
-                    f"this literal takes {size:,} bytes, a task carries {_LARGE_BYTES:,}; store it, pass its key"
-                )
+                message = f"this literal takes {size:,} bytes, a task carries {_LARGE_BYTES:,}; store it, pass its key"
                 self._report(argument, message, "error" if size > _TOO_LARGE_BYTES else "note")
 
     def _check_options(self, options: dict[str | None, ast.keyword], older: bool) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    import webob
     from _typeshed.wsgi import WSGIEnvironment
 
     from deferred_middleware.outcomes import Outcome
@@ -22,8 +23,8 @@ KEY: Final = "deferred_middleware.delivery"
 class Delivery:
     """What became of the task of one request: nothing yet, or all of this."""
 
-    status: int | None = None
-    """The status that the task's outcome calls for; None while it has not been decided."""
+    response: webob.Response | None = None
+    """What the task's handler answered, kept by the glue of a framework that may change it on its way."""
     outcome: Outcome | None = None
     """How the attempt ended; None where the request was refused, or not even reached the task's handler."""
     error: BaseException | None = None

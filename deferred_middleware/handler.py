@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import webob
 
 from deferred_middleware import batches, logs, pending, protocol, trust
+from deferred_middleware import hooks as hooks_module
+from deferred_middleware import settings as settings_module
 from deferred_middleware.body import read
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.errors import BodyError, UntrustedRequestError
 from deferred_middleware.execution import Runner, label_in
+from deferred_middleware.hooks import Hooks
 from deferred_middleware.outcomes import Outcome, Refusal
 from deferred_middleware.settings import current_deployment
 from deferred_middleware.warmup import Warmup
@@ -24,7 +28,6 @@ from deferred_middleware.warmup import Warmup
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-    from deferred_middleware.hooks import Hooks
     from deferred_middleware.retrying import RetryLater
     from deferred_middleware.settings import Settings
 
@@ -73,7 +76,7 @@ class TaskHandler:
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
-        self._settings = settings
+        self.settings = settings
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
         """What the path of a task's request begins with."""
@@ -81,13 +84,26 @@ class TaskHandler:
         self._gate = trust.Gate(settings, current_deployment())
         self._refused = itertools.count(1)
 
+    @classmethod
+    def installed(cls, settings: Settings | None, hooks: Iterable[object]) -> TaskHandler:
+        """Return a handler whose settings and hooks, if any are given, become the process's.
+
+        So what is enqueued goes where this handler waits for it.
+        """
+        if settings is not None:
+            settings_module.install_settings(settings)
+        own_hooks = tuple(hooks)
+        if own_hooks:
+            hooks_module.install_hooks(Hooks(own_hooks))
+        return cls(settings or settings_module.current_settings(), hooks_module.current_hooks())
+
     def answer(self, environ: WSGIEnvironment) -> webob.Response:
         """Run the task that ``environ`` delivers; return the response, which may be another task's as well."""
         if environ["REQUEST_METHOD"] != "POST":
             return _NOT_POST
         try:
             digest = self._gate.admit(environ)
-            body = read(environ, self._settings.max_payload_bytes)
+            body = read(environ, self.settings.max_payload_bytes)
             if digest is not None:
                 trust.check_body(body, digest)
         except UntrustedRequestError as refusal:
@@ -100,7 +116,7 @@ class TaskHandler:
             return _BODY_PROBLEMS[problem.status]
         label = label_in(environ["PATH_INFO"], self.prefix)
         context = TaskContext(environ, label)
-        if self._settings.coalesce:
+        if self.settings.coalesce:
             with batches.RequestBatch() as batch:
                 outcome = self._runner.run(context, body, label)
                 if outcome is not Outcome.DONE:
@@ -113,7 +129,7 @@ class TaskHandler:
         answer = _ANSWERS[outcome]
         delivery = delivery_of(environ)
         if delivery is not None:
-            delivery.outcome, delivery.status, delivery.error = outcome, answer.status_int, context.error
+            delivery.outcome, delivery.error = outcome, context.error
         if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
             return _with_traceback(answer, context.error)
         return answer

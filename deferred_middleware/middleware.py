@@ -22,10 +22,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deferred_middleware import batches, pending
-from deferred_middleware import hooks as hooks_module
-from deferred_middleware import settings as settings_module
 from deferred_middleware.handler import TaskHandler
-from deferred_middleware.hooks import Hooks
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,14 +47,11 @@ class DeferredMiddleware:
     def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
-        if settings is not None:
-            settings_module.install_settings(settings)
-        own_hooks = tuple(hooks)
-        if own_hooks:
-            hooks_module.install_hooks(Hooks(own_hooks))
-        settings = settings or settings_module.current_settings()
-        self._app = batches.coalescing(app) if settings.coalesce else app
-        self._handler = TaskHandler(settings, hooks_module.current_hooks())
+        self._around(app, TaskHandler.installed(settings, hooks))
+
+    def _around(self, app: WSGIApplication, handler: TaskHandler) -> None:
+        self._app = batches.coalescing(app) if handler.settings.coalesce else app
+        self._handler = handler
         self._prefix = self._handler.prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

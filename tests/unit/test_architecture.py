@@ -36,6 +36,20 @@ LAYERS: list[dict[str, set[str]]] = [
     {"handler": set(), "codecheck": set()},
     {"middleware": set()},
     {
+        "contrib.__init__": set(),
+        "contrib.mounting": set(),
+        "contrib.flask": {"contrib.mounting"},
+        "contrib.webapp2": set(),
+    },
+    {
+        "contrib.django.__init__": set(),
+        "contrib.django.apps": set(),
+        "contrib.django.views": set(),
+        "contrib.django.urls": {"contrib.django.views"},
+        "contrib.django.middleware": {"contrib.django.views"},
+        "contrib.django.backend": set(),
+    },
+    {
         "testing.records": set(),
         "testing.stub": set(),
         "testing.expectations": {"testing.records"},

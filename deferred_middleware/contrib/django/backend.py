@@ -1,0 +1,118 @@
+"""A backend for ``django.tasks`` (Django 6.0): Django's own ``@task`` enqueues through ``defer``.
+
+    TASKS = {"default": {"BACKEND": "deferred_middleware.contrib.django.backend.DeferredBackend"}}
+
+
+``QUEUES`` lists the names of the app's queues that tasks may use. ``OPTIONS`` may have options of ``defer`` for all
+tasks, without their underscore: ``target``, ``retry_options``, ``deadline`` and ``headers``. A task that fails is tried
+again by the queue; ``task_finished`` is sent when it has succeeded, or when it is known not to be tried again. Results
+are not kept.
+"""
+
+from __future__ import annotations
+
+import traceback
+from datetime import datetime
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.tasks.backends.base import BaseTaskBackend
+from django.tasks.base import DEFAULT_TASK_QUEUE_NAME, Task, TaskContext, TaskError, TaskResult, TaskResultStatus
+from django.tasks.signals import task_enqueued, task_finished, task_started
+from django.utils import timezone
+from django.utils.crypto import get_random_string
+
+from deferred_middleware.context import current_task
+from deferred_middleware.enqueue import defer
+from deferred_middleware.settings import current_deployment
+
+_OPTIONS = ("target", "retry_options", "deadline", "headers")
+
+
+class DeferredBackend(BaseTaskBackend):
+    """Enqueues Django's tasks; the queue's name is the task's, and Django's default one means ours."""
+
+    supports_defer = True
+    supports_async_task = True
+
+    def __init__(self, alias: str, params: dict[str, Any]) -> None:
+        super().__init__(alias, params)
+        unknown = sorted(set(self.options) - set(_OPTIONS))
+        if unknown:
+            raise ImproperlyConfigured(
+                f"TASKS[{alias!r}]: OPTIONS has no {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
+            )
+
+    def enqueue(self, task: Task[Any, Any], args: Any, kwargs: Any) -> TaskResult[Any, Any]:
+        """Enqueue a task. Raises what :func:`deferred_middleware.defer` raises."""
+        self.validate_task(task)
+        result = _result(task, list(args), dict(kwargs), get_random_string(32), timezone.now(), self.alias)
+        options = {f"_{name}": value for name, value in self.options.items()}
+        if task.queue_name != DEFAULT_TASK_QUEUE_NAME:
+            options["_queue"] = task.queue_name
+        if task.run_after is not None:
+            # Without USE_TZ it is naive, and means local time.
+            options["_eta"] = task.run_after.astimezone()
+        defer(run, task, result.args, result.kwargs, result.id, result.enqueued_at, **options)
+        task_enqueued.send(type(self), task_result=result)
+        return result
+
+
+def run(task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id: str, enqueued_at: datetime) -> None:
+    """Run a task of Django's; what is deferred for each of them."""
+    result = _result(task, args, kwargs, result_id, enqueued_at, task.backend)
+    now = timezone.now()
+    _set(result, status=TaskResultStatus.RUNNING, started_at=now, last_attempted_at=now)
+    context = current_task()
+    attempt = 1 if context is None else context.attempt
+    # Django counts attempts by the workers that made them.
+    result.worker_ids.extend([current_deployment().service or "default"] * attempt)
+    sender = type(task.get_backend())
+    task_started.send(sender, task_result=result)
+    try:
+        if task.takes_context:
+            task.call(TaskContext(task_result=result), *result.args, **result.kwargs)
+        else:
+            task.call(*result.args, **result.kwargs)
+    except Exception as error:
+        if _is_final(error):
+            kind = type(error)
+            path = f"{kind.__module__}.{kind.__qualname__}"
+            told = "".join(traceback.format_exception(kind, error, error.__traceback__))
+            result.errors.append(TaskError(exception_class_path=path, traceback=told))
+            _set(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
+            task_finished.send(sender, task_result=result)
+        raise
+    _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=timezone.now())
+    task_finished.send(sender, task_result=result)
+
+
+def _is_final(error: Exception) -> bool:
+    from google.appengine.ext.deferred import PermanentTaskFailure
+
+    context = current_task()
+    return isinstance(error, PermanentTaskFailure) or bool(context is not None and context.is_last_attempt)
+
+
+def _result(
+    task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id: str, enqueued_at: datetime, alias: str
+) -> TaskResult[Any, Any]:
+    return TaskResult(
+        task=task,
+        id=result_id,
+        status=TaskResultStatus.READY,  # type: ignore[arg-type] # the stubs take its members for dots
+        enqueued_at=enqueued_at,
+        started_at=None,
+        finished_at=None,
+        last_attempted_at=None,
+        args=args,
+        kwargs=kwargs,
+        backend=alias,
+        errors=[],
+        worker_ids=[],
+    )
+
+
+def _set(result: TaskResult[Any, Any], **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(result, name, value)  # a TaskResult is frozen, and Django's own backends do so too

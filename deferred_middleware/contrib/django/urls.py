@@ -1,0 +1,14 @@
+"""What a site's ``urls.py`` includes at its root: ``path("", include("deferred_middleware.contrib.django.urls"))``."""
+
+from __future__ import annotations
+
+import re
+
+from django.urls import re_path
+
+from deferred_middleware.contrib.django.views import run_task
+from deferred_middleware.settings import current_settings
+
+app_name = "deferred_middleware"
+
+urlpatterns = [re_path(f"^{re.escape(current_settings().url_prefix.lstrip('/'))}/", run_task, name="task")]

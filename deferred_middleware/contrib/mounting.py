@@ -1,0 +1,104 @@
+"""What the frameworks' glue has in common: the handler as a route of the framework, and a guard around the framework.
+
+A framework's layers may answer in the place of the task's handler (a login page, a maintenance page), or change its
+answer (an error page with status 200). Either would make the queue drop a task that did not run. So the guard answers
+for tasks: with what their outcome calls for, and with an error when there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import webob
+
+from deferred_middleware.delivery import KEY, Delivery, delivery_of
+from deferred_middleware.handler import TaskHandler
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+logger = logging.getLogger("deferred_middleware")
+
+
+def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:
+    """Run the task of a framework's request and return the answer; raise what the task raised.
+
+    Raising lets the framework do with it what it does with any view's exception (roll back, report, clean up). The
+    guard gives the answer all the same.
+    """
+    delivery = await_delivery(environ)
+    response = delivery.response = handler.answer(environ)
+    if isinstance(delivery.error, Exception):
+        raise delivery.error
+    return response
+
+
+def await_delivery(environ: WSGIEnvironment) -> Delivery:
+    """Return where what becomes of the task is noted, for whoever around the request waits to hear it."""
+    delivery = delivery_of(environ)
+    if delivery is None:
+        delivery = environ[KEY] = Delivery()
+    return delivery
+
+
+class TaskGuard:
+    """A WSGI app around a framework's, which answers for the tasks that run inside it.
+
+    ``prefix`` is what their paths begin with. Other requests go to ``app`` untouched.
+    """
+
+    def __init__(self, app: WSGIApplication, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass the request on, and give a task's answer whatever became of it on the way."""
+        if not environ.get("PATH_INFO", "").startswith(self._prefix):
+            return self._app(environ, start_response)
+        delivery = await_delivery(environ)
+        path = environ["PATH_INFO"]
+        try:
+            answer = _collect(self._app, environ)
+        except Exception as error:
+            if delivery.response is None:
+                raise
+            if error is not delivery.error:
+                logger.exception("a layer around %.200r failed; the task's own outcome stands", path)
+            answer = delivery.response
+        return (answer_instead(answer.status_int, delivery, path) or answer)(environ, start_response)
+
+
+def answer_instead(status: int, delivery: Delivery, path: str) -> webob.Response | None:
+    """Return what the queue is to hear in place of the framework's answer, or None if that may stand.
+
+    It may if it has no 2xx ``status``, so that the task is tried again.
+    """
+    if delivery.response is not None:
+        return delivery.response
+    if 200 <= status < 300:
+        logger.error("a layer of the app answered %.200r with %d; the task did not run", path, status)
+        return webob.Response(status=500, text="the task did not run\n", content_type="text/plain")
+    return None
+
+
+def _collect(app: WSGIApplication, environ: WSGIEnvironment) -> webob.Response:
+    """Return what ``app`` answers, once it has answered all of it."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+    written = bytearray()
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        started.append((status, headers))
+        return written.extend
+
+    iterable = app(environ, start_response)
+    try:
+        for part in iterable:
+            written += part
+    finally:
+        close = getattr(iterable, "close", None)
+        if close is not None:
+            close()
+    status, headers = started[-1]
+    return webob.Response(status=status, headerlist=list(headers), body=bytes(written))

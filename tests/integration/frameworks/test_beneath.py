@@ -1,0 +1,288 @@
+"""The middleware beneath other layers and above frameworks that need no glue: the same promises for each."""
+
+from __future__ import annotations
+
+import io
+import wsgiref.util
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+from wsgiref.validate import validator
+
+import bottle
+import falcon
+import pyramid.config
+import pyramid.response
+import pytest
+import webtest
+from google.appengine.ext import ndb, testbed
+
+from deferred_middleware import DeferredMiddleware, defer
+from deferred_middleware.testing import capture_tasks
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+seen: list[Any] = []
+
+
+def note(value: object) -> None:
+    """Note a value."""
+    seen.append(("task", value))
+
+
+def fail() -> None:
+    """Raise."""
+    raise RuntimeError("in a task")
+
+
+class Closing:
+    """An iterable of a response that notes when it is closed."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = iter(parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Go through the parts."""
+        return self._parts
+
+    def close(self) -> None:
+        """Note it."""
+        seen.append("closed")
+
+
+def stream() -> Iterator[bytes]:
+    """Yield a response in parts."""
+    yield b"one "
+    yield b"two"
+
+
+def plain() -> WSGIApplication:
+    """Return an app that needs nothing."""
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path == "/error":
+            raise ZeroDivisionError("in the app")
+        start_response("200 OK", [("Content-Type", "text/plain"), ("X-Method", method)])
+        if path == "/file":
+            wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](io.BytesIO(b"from a file"))
+            return wrapped
+        if path == "/stream":
+            return Closing(stream())
+        return [] if method == "HEAD" else [b"hello"]
+
+    return app
+
+
+def with_bottle() -> WSGIApplication:
+    """Return a Bottle app."""
+    app = bottle.Bottle()
+    app.config["catchall"] = False
+
+    @app.route("/", method=["GET", "OPTIONS"])  # type: ignore[untyped-decorator]
+    def index() -> str:
+        bottle.response.content_type = "text/plain"
+        bottle.response.set_header("X-Method", bottle.request.method)
+        return "hello"
+
+    @app.route("/stream")  # type: ignore[untyped-decorator]
+    def streaming() -> Any:
+        bottle.response.content_type = "text/plain"
+        return Closing(stream())
+
+    @app.route("/file")  # type: ignore[untyped-decorator]
+    def file() -> Any:
+        bottle.response.content_type = "text/plain"
+        return io.BytesIO(b"from a file")
+
+    @app.route("/error")  # type: ignore[untyped-decorator]
+    def error() -> None:
+        raise ZeroDivisionError("in the app")
+
+    return app  # type: ignore[no-any-return]
+
+
+def with_falcon() -> WSGIApplication:
+    """Return a Falcon app."""
+
+    class Everything:
+        def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+            if request.path == "/error":
+                raise ZeroDivisionError("in the app")
+            response.content_type = "text/plain"
+            response.set_header("X-Method", request.method)
+            if request.path == "/stream":
+                response.stream = Closing(stream())
+            elif request.path == "/file":
+                response.stream = io.BytesIO(b"from a file")
+            else:
+                response.text = "hello"
+
+        on_head = on_options = on_get
+
+    app = falcon.App()
+
+    def reraise(request: falcon.Request, response: falcon.Response, error: Exception, params: Any) -> None:
+        raise error
+
+    app.add_error_handler(ZeroDivisionError, reraise)
+    for path in ("/", "/stream", "/file", "/error"):
+        app.add_route(path, Everything())
+    return app  # type: ignore[return-value] # its own type of start_response
+
+
+def with_pyramid() -> WSGIApplication:
+    """Return a Pyramid app."""
+
+    def view(request: Any) -> Any:
+        if request.path == "/error":
+            raise ZeroDivisionError("in the app")
+        response = pyramid.response.Response(content_type="text/plain", headerlist=None)
+        response.headers["X-Method"] = request.method
+        if request.path == "/stream":
+            response.app_iter = Closing(stream())
+        elif request.path == "/file":
+            response.app_iter = request.environ["wsgi.file_wrapper"](io.BytesIO(b"from a file"))
+        elif request.method != "HEAD":
+            response.text = "hello"
+        return response
+
+    with pyramid.config.Configurator() as config:
+        config.add_route("any", "/*path")
+        config.add_view(view, route_name="any")
+        return config.make_wsgi_app()  # type: ignore[no-any-return]
+
+
+class Layer:
+    """A middleware around ours, which notes what goes in and out."""
+
+    def __init__(self, app: WSGIApplication, name: str) -> None:
+        self._app = app
+        self._name = name
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Note the request."""
+        seen.append(f"into {self._name}")
+        result = self._app(environ, start_response)
+        seen.append(f"out of {self._name}")
+        return result
+
+
+FRAMEWORKS = [plain, with_bottle, with_falcon, with_pyramid]
+each_framework = pytest.mark.parametrize("make", FRAMEWORKS, ids=lambda make: make.__name__)
+Make = Callable[[], Any]
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    """Begin with nothing seen."""
+    seen.clear()
+
+
+def client(make: Make) -> webtest.TestApp:
+    """Return a client of an app inside the middleware, which checks both sides of it for PEP 3333."""
+    environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
+    return webtest.TestApp(validator(DeferredMiddleware(make())), extra_environ=environ, lint=False)
+
+
+@each_framework
+def test_layers_run_for_tasks_in_their_order(make: Make) -> None:
+    """What is wrapped around the middleware runs for a task as for a page, and what is inside does not."""
+    app = Layer(Layer(DeferredMiddleware(make()), "inner"), "outer")
+    with capture_tasks(app) as tasks:
+        defer(note, 1)
+        tasks.run()
+
+    assert seen == ["into outer", "into inner", ("task", 1), "out of inner", "out of outer"]
+
+
+@each_framework
+def test_pages_are_untouched(make: Make) -> None:
+    """A page is the app's, with its headers."""
+    response = client(make).get("/")
+
+    assert (response.body, response.headers["X-Method"], response.content_type) == (b"hello", "GET", "text/plain")
+
+
+@each_framework
+def test_a_stream_is_passed_on_and_closed_once(make: Make) -> None:
+    """A streaming response arrives whole, and its close() is called exactly once."""
+    assert client(make).get("/stream").body == b"one two"
+    assert seen.count("closed") == 1
+
+
+@each_framework
+def test_a_file_is_passed_on(make: Make) -> None:
+    """What wsgi.file_wrapper wraps arrives, and the server could still recognise it."""
+    assert client(make).get("/file").body == b"from a file"
+
+
+def test_the_servers_file_wrapper_is_returned_itself() -> None:
+    """A server sends a file by sendfile() only if it gets the very object that its wrapper made."""
+    wrapped = wsgiref.util.FileWrapper(io.BytesIO(b"x"))
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        return wrapped
+
+    result = DeferredMiddleware(app)({"PATH_INFO": "/x"}, lambda *args: None)  # type: ignore[arg-type]
+    assert result is wrapped
+
+
+@each_framework
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_other_methods_are_untouched(make: Make, method: str) -> None:
+    """HEAD and OPTIONS reach the app as they came."""
+    if make is with_bottle and method == "HEAD":
+        response = client(make).head("/")
+        assert response.headers["X-Method"] == "HEAD"
+        return
+    response = client(make).request("/", method=method)
+
+    assert response.headers["X-Method"] == method
+
+
+@each_framework
+def test_what_the_app_raises_is_raised(make: Make) -> None:
+    """An exception of the app reaches the layers around it."""
+    with pytest.raises(ZeroDivisionError, match="in the app"):
+        client(make).get("/error")
+
+
+@each_framework
+def test_what_a_task_raises_is_an_answer(make: Make) -> None:
+    """A task's failure is a 500 for the queue, and no exception for the layers."""
+    with capture_tasks(DeferredMiddleware(make())) as tasks:
+        defer(fail)
+
+        assert tasks.run(raise_errors=False).status == 500
+
+
+class Thing(ndb.Model):  # type: ignore[misc] # the SDK has no types
+    """An entity."""
+
+    value = ndb.IntegerProperty()
+
+
+def put_later() -> None:
+    """Begin to put an entity, and don't wait for it."""
+    Thing(id="one", value=1).put_async()
+
+
+@pytest.fixture
+def datastore() -> Iterator[testbed.Testbed]:
+    """The SDK's datastore stub."""
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.init_datastore_v3_stub()
+    bed.init_memcache_stub()
+    yield bed
+    bed.deactivate()
+
+
+def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:
+    """ndb.toplevel waits at the end of a task's request for what the task began."""
+    with capture_tasks(ndb.toplevel(DeferredMiddleware(plain()))) as tasks:
+        defer(put_later)
+        tasks.run()
+
+    assert Thing.get_by_id("one", use_cache=False, use_memcache=False).value == 1

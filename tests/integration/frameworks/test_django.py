@@ -1,0 +1,252 @@
+"""Django's glue, with the real Django: tasks go through MIDDLEWARE, and their outcome is what the queue hears."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import django
+import django_site
+import pytest
+from django.conf import settings as django_settings
+from django.core import checks, signals
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client, override_settings
+from django_site import seen
+
+from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
+from deferred_middleware.settings import current_settings
+from deferred_middleware.testing import DeferredTasks, capture_tasks
+
+APPLICATION = django_site.application()
+SETTINGS = current_settings()
+
+
+@pytest.fixture
+def tasks() -> Iterator[DeferredTasks]:
+    """The tasks of a test, run by the site."""
+    from deferred_middleware.settings import install_settings
+
+    install_settings(SETTINGS)
+    seen.clear()
+    django_site.answers.clear()
+    with capture_tasks(APPLICATION) as captured:
+        yield captured
+
+
+def things() -> list[str]:
+    """Return what is in the database."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT value FROM things")
+        found = [row[0] for row in cursor.fetchall()]
+        cursor.execute("DELETE FROM things")
+    return found
+
+
+def test_a_task_goes_through_middleware(tasks: DeferredTasks) -> None:
+    """The site's middleware sees the task's request, the CSRF check lets it pass, and the queue hears of it."""
+    defer(django_site.note, 1)
+
+    assert tasks.run().ok
+    assert seen == [("middleware", "/_cb/deferred/django_site/note"), ("ran", 1)]
+
+
+def test_only_the_tasks_view_is_exempt_from_csrf(tasks: DeferredTasks) -> None:
+    """Another view's POST without a token is refused as before."""
+    assert Client(enforce_csrf_checks=True).post("/signup/ann").status_code == 403
+
+
+def test_a_request_that_is_not_the_queues_is_refused(tasks: DeferredTasks) -> None:
+    """Without the queue's headers the answer is 403, and the hook that the settings name hears of it."""
+    assert Client().post("/_cb/deferred/x/y", b"x", "application/octet-stream").status_code == 403
+    assert "refused" in seen
+
+
+def test_a_call_is_enqueued_when_the_transaction_commits(tasks: DeferredTasks) -> None:
+    """defer_on_commit enqueues after the commit, and not at all after a rollback."""
+    assert Client().post("/signup/nobody").status_code == 404
+    tasks.assert_nothing_enqueued()
+
+    assert Client().post("/signup/ann").status_code == 202
+    tasks.assert_enqueued(django_site.note, "ann")
+
+
+def test_a_failing_task_rolls_back(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """ATOMIC_REQUESTS holds for tasks: what a failed one wrote is gone, and the log has one record of it."""
+    defer(django_site.use_database, "good")
+    defer(django_site.use_database, "bad")
+
+    good, bad = tasks.run_all(raise_errors=False)
+
+    assert (good.status, bad.status, str(bad.outcome)) == (200, 500, "Outcome.FAILED")
+    assert things() == ["good"]
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+@pytest.mark.parametrize(("error", "status"), [(PermanentTaskFailure("x"), 200), (SingularTaskFailure("x"), 408)])
+def test_failures_that_speak_to_the_queue(tasks: DeferredTasks, error: Exception, status: int) -> None:
+    """What a task says about its retries is what the queue hears."""
+    defer(django_site.raise_it, error)
+
+    assert tasks.run(raise_errors=False).status == status
+
+
+def test_a_page_in_the_tasks_place_does_not_drop_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """A middleware that answers with 200 keeps the task from running, so the queue has to try again."""
+    django_site.answers["all"] = HttpResponse("maintenance")
+    defer(django_site.note, 1)
+
+    assert tasks.run(raise_errors=False).status == 500
+    assert "the task did not run" in caplog.text
+
+
+def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A middleware that reads request.body leaves it to the task."""
+    monkeypatch.setattr(django_site.Noting, "read_body", True)
+    defer(django_site.note, "x" * 1000)
+
+    assert tasks.run().ok
+    assert seen[-1] == ("ran", "x" * 1000)
+
+
+def test_a_request_ends_as_any_other(tasks: DeferredTasks) -> None:
+    """Django hears that the request has finished, once, and so closes what a request leaves open."""
+    finished: list[Any] = []
+
+    def finish(sender: Any, **kwargs: Any) -> None:
+        finished.append(sender)
+
+    signals.request_finished.connect(finish)
+    try:
+        defer(django_site.note, 1)
+        tasks.run()
+    finally:
+        signals.request_finished.disconnect(finish)
+
+    assert len(finished) == 1
+
+
+def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:
+    """settings.DEFERRED is laid over the environment's settings."""
+    assert SETTINGS.log_level == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"LOGLEVEL": 1}, "is it meant as 'LOG_LEVEL'"),
+        ({"URL_PREFIX": "no/slash"}, "DEFERRED_URL_PREFIX='no/slash' can't be used"),
+    ],
+)
+def test_a_wrong_setting_is_told(tasks: DeferredTasks, given: dict[str, Any], told: str) -> None:
+    """A misspelt key or a wrong value stops the site, with a sentence."""
+    from deferred_middleware.contrib.django.apps import install
+
+    with pytest.raises(ImproperlyConfigured, match=told):
+        install(given)
+
+
+def test_the_check_finds_nothing_wrong(tasks: DeferredTasks) -> None:
+    """A site that is set up as the page says passes Django's system check."""
+    assert [message.id for message in checks.run_checks() if "deferred" in str(message.id)] == []
+
+
+def test_the_check_tells_what_is_missing(tasks: DeferredTasks) -> None:
+    """A site without the middleware or the URLs hears of it from manage.py check."""
+    with override_settings(MIDDLEWARE=list(django_settings.MIDDLEWARE)[1:], ROOT_URLCONF="django_empty"):
+        sys.modules["django_empty"] = type(sys)("django_empty")
+        sys.modules["django_empty"].urlpatterns = []  # type: ignore[attr-defined]
+        found = {message.id for message in checks.run_checks() if "deferred" in str(message.id)}
+
+    assert found == {"deferred_middleware.E001", "deferred_middleware.E002"}
+
+
+if django.VERSION >= (6, 0):
+    from django.tasks import TaskContext, TaskResult, task
+    from django.tasks.exceptions import InvalidTask
+    from django.tasks.signals import task_enqueued, task_finished, task_started
+
+    @task
+    def django_note(value: object) -> None:
+        """Note a value; one of Django's tasks."""
+        seen.append(("django", value))
+
+    @task(takes_context=True, queue_name="mail")
+    async def django_attempt(context: TaskContext[Any, Any]) -> None:
+        """Note which attempt it is, and fail."""
+        seen.append(context.attempt)
+        raise ValueError("no")
+
+    @pytest.fixture
+    def told() -> Iterator[list[str]]:
+        """What Django's signals told."""
+        heard: list[str] = []
+
+        def on(sender: Any, task_result: TaskResult[Any, Any], signal: Any, **kwargs: Any) -> None:
+            heard.append(f"{names[signal]} {task_result.status.name}")
+
+        names = {task_enqueued: "enqueued", task_started: "started", task_finished: "finished"}
+        for signal in names:
+            signal.connect(on)
+        yield heard
+        for signal in names:
+            signal.disconnect(on)
+
+    def test_djangos_own_tasks_enqueue_through_us(tasks: DeferredTasks, told: list[str]) -> None:
+        """A function with Django's @task is enqueued by our defer and run by our handler."""
+        result = django_note.enqueue(7)
+
+        assert tasks.run().ok
+        assert result.status.name == "READY"
+        assert seen[-1] == ("django", 7)
+        assert told == ["enqueued READY", "started RUNNING", "finished SUCCESSFUL"]
+
+    def test_a_django_task_can_be_later_and_elsewhere(tasks: DeferredTasks) -> None:
+        """run_after is the task's ETA, and its queue is the queue."""
+        from datetime import timedelta
+
+        from django.utils import timezone
+
+        django_attempt.using(run_after=timezone.now() + timedelta(hours=1)).enqueue()
+
+        (queued,) = tasks.pending
+        assert queued.queue == "mail"
+        assert 3500 < (queued.eta - queued.enqueued).total_seconds() <= 3600
+        assert tasks.run_all() == []
+
+    def test_a_django_task_knows_its_attempts_and_when_it_has_failed(tasks: DeferredTasks, told: list[str]) -> None:
+        """Attempts are counted for it, and Django hears of a failure when it is final."""
+        django_attempt.enqueue()
+
+        tasks.run(attempts=2, raise_errors=False)
+
+        assert [value for value in seen if isinstance(value, int)] == [1, 2]
+        assert told == ["enqueued READY", "started RUNNING", "started RUNNING", "finished FAILED"]
+
+    def test_what_the_backend_cannot_do_is_told_by_django(tasks: DeferredTasks) -> None:
+        """Priorities, and queues that the settings don't list, are refused when the task is made."""
+        with pytest.raises(InvalidTask):
+            django_note.using(priority=5)
+        with pytest.raises(InvalidTask):
+            django_note.using(queue_name="unknown")
+
+    def test_a_wrong_option_of_the_backend_is_told(tasks: DeferredTasks) -> None:
+        """OPTIONS takes what defer takes."""
+        from deferred_middleware.contrib.django.backend import DeferredBackend
+
+        with pytest.raises(ImproperlyConfigured, match="retires"):
+            DeferredBackend("default", {"OPTIONS": {"retires": 1}})
+
+
+def test_this_is_the_django_that_was_meant() -> None:
+    """Where a version is named in the environment, it is the one under test."""
+    import os
+
+    wanted = os.environ.get("TEST_DJANGO")
+    assert wanted is None or django.get_version().startswith(wanted)
+    assert Path(django.__file__).is_file()

@@ -1,0 +1,183 @@
+"""Flask's glue, with the real Flask: tasks are requests of the app, and their outcome is what the queue hears."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import flask
+import pytest
+from google.appengine.api import wrap_wsgi_app
+
+from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
+from deferred_middleware.contrib.flask import ENDPOINT, Deferred
+from deferred_middleware.testing import DeferredTasks, capture_tasks
+
+seen: list[Any] = []
+
+
+def look_around(value: object) -> None:
+    """Note what Flask has for a task."""
+    seen.append((value, flask.current_app.name, flask.g.user, flask.request.endpoint, flask.request.method))
+
+
+def fail(error: Exception) -> None:
+    """Raise what was given."""
+    raise error
+
+
+class MissingError(Exception):
+    """Has an error handler."""
+
+
+def make_app(**config: Any) -> flask.Flask:
+    """Return an app whose layers note what goes through them."""
+    seen.clear()
+    app = flask.Flask("shop")
+    app.config.update(config)
+    Deferred(app)
+
+    @app.before_request
+    def before() -> Any:
+        flask.g.user = "nobody"
+        if app.config.get("READ_BODY"):
+            seen.append(len(flask.request.get_data()))
+        return app.config.get("ANSWER")
+
+    @app.teardown_request
+    def teardown(error: BaseException | None) -> None:
+        seen.append(("teardown", type(error).__name__))
+
+    @app.errorhandler(MissingError)
+    def missing(error: MissingError) -> tuple[str, int]:
+        seen.append(("handled", str(error)))
+        return "sorry", 200
+
+    @app.get("/")
+    def index() -> str:
+        return "hello"
+
+    app.wsgi_app = wrap_wsgi_app(app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
+def run(app: flask.Flask, tasks: DeferredTasks) -> Any:
+    """Run the one task that is pending."""
+    tasks.app = app.wsgi_app
+    return tasks.run(raise_errors=False)
+
+
+def test_a_task_is_a_request_of_the_app() -> None:
+    """before_request, g, current_app and teardown are there for a task, and the queue hears that it is done."""
+    app = make_app()
+    with capture_tasks() as tasks:
+        defer(look_around, 1)
+        assert run(app, tasks).ok
+
+    assert seen == [(1, "shop", "nobody", ENDPOINT, "POST"), ("teardown", "NoneType")]
+
+
+def test_other_requests_are_as_before() -> None:
+    """The app's own pages are untouched, and the task's URL takes POST only."""
+    client = make_app().test_client()
+
+    assert client.get("/").data == b"hello"
+    assert client.get("/_cb/deferred/x/y").status_code == 405
+    assert client.get("/nowhere").status_code == 404
+
+
+def test_a_request_that_is_not_the_queues_is_refused() -> None:
+    """Without the queue's headers the answer is 403."""
+    assert make_app().test_client().post("/_cb/deferred/x/y", data=b"x").status_code == 403
+
+
+def test_what_a_task_raises_reaches_teardown_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Flask sees the exception, the queue a 500, and the log one record."""
+    app = make_app()
+    with capture_tasks() as tasks:
+        defer(fail, ValueError("no"))
+        answer = run(app, tasks)
+
+    assert (answer.status, str(answer.outcome)) == (500, "Outcome.FAILED")
+    assert seen == [("teardown", "ValueError")]
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+def test_an_error_handler_is_called_and_does_not_hide_the_failure() -> None:
+    """The app's error handler hears of it, and its page with status 200 doesn't make the queue drop the task."""
+    app = make_app()
+    with capture_tasks() as tasks:
+        defer(fail, MissingError("gone"))
+        answer = run(app, tasks)
+
+    assert answer.status == 500
+    assert ("handled", "gone") in seen
+
+
+@pytest.mark.parametrize(("error", "status"), [(PermanentTaskFailure("x"), 200), (SingularTaskFailure("x"), 408)])
+def test_failures_that_speak_to_the_queue(error: Exception, status: int) -> None:
+    """What a task says about its retries is what the queue hears."""
+    app = make_app()
+    with capture_tasks() as tasks:
+        defer(fail, error)
+        assert run(app, tasks).status == status
+
+
+@pytest.mark.parametrize("config", [{"PROPAGATE_EXCEPTIONS": True}, {"TESTING": True}])
+def test_propagated_exceptions_are_answered_all_the_same(config: dict[str, Any]) -> None:
+    """Where Flask lets exceptions through to the server, the queue still gets the outcome."""
+    app = make_app(**config)
+    with capture_tasks() as tasks:
+        defer(fail, ValueError("no"))
+        assert run(app, tasks).status == 500
+
+
+@pytest.mark.parametrize("answer", [("maintenance", 200), ("", 204)])
+def test_a_page_in_the_tasks_place_does_not_drop_it(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A before_request that answers keeps the task from running, so the queue has to try again."""
+    app = make_app(ANSWER=answer)
+    with capture_tasks() as tasks:
+        defer(look_around, 1)
+        assert run(app, tasks).status == 500
+
+    assert "the task did not run" in caplog.text
+
+
+def test_a_redirect_in_the_tasks_place_stands() -> None:
+    """What isn't 2xx makes the queue try again as it is."""
+    app = make_app(ANSWER=("", 302, {"Location": "/login"}))
+    with capture_tasks() as tasks:
+        defer(look_around, 1)
+        assert run(app, tasks).status == 302
+
+
+def test_the_body_may_have_been_read_before() -> None:
+    """A before_request that reads the body leaves it to the task."""
+    app = make_app(READ_BODY=True)
+    with capture_tasks() as tasks:
+        defer(look_around, "x" * 1000)
+        assert run(app, tasks).ok
+
+    assert isinstance(seen[0], int)
+    assert seen[0] > 1000
+    assert seen[1][0] == "x" * 1000
+
+
+def test_init_app_later() -> None:
+    """The extension can be made without an app, as extensions are."""
+    app = flask.Flask("later")
+    extension = Deferred()
+    extension.init_app(app)
+    flask_seen = []
+
+    @app.before_request
+    def before() -> None:
+        flask.g.user = "x"
+        flask_seen.append(flask.request.path)
+
+    with capture_tasks(app.wsgi_app) as tasks:
+        defer(look_around, 1)
+        assert tasks.run().ok
+
+    assert app.extensions[ENDPOINT] is extension
+    assert flask_seen == [f"/_cb/deferred/{__name__}/look_around"]

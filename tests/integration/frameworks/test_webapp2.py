@@ -1,0 +1,74 @@
+"""webapp2's glue, with the real webapp2: its request globals are there for tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import webapp2
+from google.appengine.api import wrap_wsgi_app
+
+from deferred_middleware import PermanentTaskFailure, defer
+from deferred_middleware.contrib.webapp2 import route
+from deferred_middleware.testing import capture_tasks
+
+seen: list[Any] = []
+
+
+def look_around(value: object) -> None:
+    """Note what webapp2 has for a task."""
+    seen.append((value, webapp2.get_request().path, webapp2.get_app().config.get("name")))
+
+
+def fail(error: Exception) -> None:
+    """Raise what was given."""
+    raise error
+
+
+class MainPage(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no types
+    """The app's own page."""
+
+    def get(self) -> None:
+        """Say hello."""
+        self.response.write("hello")
+
+
+def make_app() -> Any:
+    """Return an app with a page and the route of tasks."""
+    seen.clear()
+    app = webapp2.WSGIApplication([route(), ("/", MainPage)], config={"name": "shop"})
+    app.error_handlers[500] = lambda request, response, error: response.set_status(200)
+    return app
+
+
+def test_the_request_is_there_for_a_task() -> None:
+    """webapp2.get_request() and get_app() work in a task, inside wrap_wsgi_app."""
+    with capture_tasks(wrap_wsgi_app(make_app())) as tasks:
+        defer(look_around, 1)
+        assert tasks.run().ok
+
+    assert seen == [(1, f"/_cb/deferred/{__name__}/look_around", "shop")]
+
+
+def test_other_requests_are_as_before() -> None:
+    """The app's own pages are untouched."""
+    assert webapp2.Request.blank("/").get_response(make_app()).body == b"hello"
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError("x"), 500), (PermanentTaskFailure("x"), 200)])
+def test_the_queue_hears_the_outcome(error: Exception, status: int) -> None:
+    """A failure is the outcome's status, whatever the app's error handlers make of errors."""
+    with capture_tasks(make_app()) as tasks:
+        defer(fail, error)
+        run = tasks.run(raise_errors=False)
+
+    assert run.status == status
+    assert run.error is not None
+
+
+def test_a_request_that_is_not_the_queues_is_refused() -> None:
+    """Without the queue's headers the answer is 403, and another method is 405."""
+    app = make_app()
+
+    assert webapp2.Request.blank("/_cb/deferred/x/y", method="POST").get_response(app).status_int == 403
+    assert webapp2.Request.blank("/_cb/deferred/x/y").get_response(app).status_int == 405
