@@ -64,7 +64,7 @@ class Deferred:
         app.add_url_rule(
             f"{prefix}<path:label>", ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False
         )
-        app.wsgi_app = TaskGuard(app.wsgi_app, prefix)  # type: ignore[method-assign]
+        app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
         # Flask logs what a view raises; what a task raised has been logged, with the call.
         app.logger.addFilter(_is_news)
         app.extensions[ENDPOINT] = self

@@ -15,6 +15,7 @@ import webob
 
 from deferred_middleware.delivery import KEY, Delivery, delivery_of
 from deferred_middleware.handler import TaskHandler
+from deferred_middleware.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,20 +44,21 @@ def await_delivery(environ: WSGIEnvironment) -> Delivery:
     return delivery
 
 
-class TaskGuard:
-    """A WSGI app around a framework's, which answers for the tasks that run inside it.
+class TaskGuard(DeferredMiddleware):
+    """A WSGI app around a framework's, which answers for the tasks that ``handler`` runs inside it.
 
-    ``prefix`` is what their paths begin with. Other requests go to ``app`` untouched.
+    Other requests go to ``app`` as through :class:`~deferred_middleware.DeferredMiddleware`.
     """
 
-    def __init__(self, app: WSGIApplication, prefix: str) -> None:
+    def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
         self._app = app
-        self._prefix = prefix
+        self._handler = handler
+        self._prefix = handler.prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, and give a task's answer whatever became of it on the way."""
         if not environ.get("PATH_INFO", "").startswith(self._prefix):
-            return self._app(environ, start_response)
+            return super().__call__(environ, start_response)
         delivery = await_delivery(environ)
         path = environ["PATH_INFO"]
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
+from deferred_middleware import pending
 from deferred_middleware.contrib.django.views import is_news, task_handler
 from deferred_middleware.contrib.mounting import answer_instead, await_delivery
 from deferred_middleware.settings import current_settings
@@ -35,7 +36,12 @@ class TaskMiddleware:
         """Pass the request on, and give a task's answer."""
         environ = getattr(request, "environ", None)
         if environ is None or not environ.get("PATH_INFO", "").startswith(self._prefix):
-            return self._get_response(request)
+            try:
+                return self._get_response(request)
+            finally:
+                # What defer_async started in the request and nobody has waited for.
+                if pending.UNDER_WAY or pending.FAILED:
+                    pending.settle_request()
         delivery = await_delivery(environ)
         response = self._get_response(request)
         answer = answer_instead(response.status_code, delivery, environ["PATH_INFO"])
