@@ -51,9 +51,7 @@ class TaskGuard(DeferredMiddleware):
     """
 
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
-        self._app = app
-        self._handler = handler
-        self._prefix = handler.prefix
+        self._around(app, handler)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, and give a task's answer whatever became of it on the way."""
