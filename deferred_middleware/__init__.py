@@ -29,6 +29,7 @@ from deferred_middleware.errors import (
     UnknownOptionError,
     UnpicklableArgumentError,
 )
+from deferred_middleware.levels import log_as_retried
 from deferred_middleware.middleware import DeferredMiddleware
 from deferred_middleware.outcomes import Outcome
 from deferred_middleware.report import EnqueueReport
@@ -74,6 +75,7 @@ __all__ = [
     "defer_async",
     "defer_batch",
     "defer_many",
+    "log_as_retried",
 ]
 
 _NEED_THE_SDK = {

@@ -82,7 +82,7 @@ class NotCallableError(CallError, TypeError, ValueError):
     """What was given to ``defer()`` can't be called, or calling it would not run its body."""
 
 
-class NotImportableError(CallError, pickle.PicklingError):
+class NotImportableError(CallError, pickle.PicklingError, AttributeError):
     """The callable can't be found again by import, so that the task could not find it either."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deferred_middleware import logs, namespaces, overflow, payload, pending
+from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending
 from deferred_middleware.callables import agrees
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
 from deferred_middleware.outcomes import DeadLetter, Failure, Outcome
@@ -84,9 +84,12 @@ class Runner:
         if not self._warmup.done:
             self._warmup.run()
         call = payload.loads(content, self._settings)
-        context.label = label = str(call.label)
-        if url_label is not None and url_label != label:
-            _check_label(url_label, call)
+        if url_label is None:
+            call, context.label = legacy.resolved(call, self._settings)
+        else:
+            context.label = label = str(call.label)
+            if url_label != label:
+                _check_label(url_label, call)
         context.call = call
         return call
 

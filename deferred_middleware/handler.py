@@ -114,8 +114,10 @@ class TaskHandler:
         except BodyError as problem:
             logger.error("a task for %.200r: %s", environ["PATH_INFO"], problem)
             return _BODY_PROBLEMS[problem.status]
-        label = label_in(environ["PATH_INFO"], self.prefix)
-        context = TaskContext(environ, label)
+        path = environ["PATH_INFO"]
+        # Elsewhere, at a legacy URL or where a Handler of compat.deferred stands, the path names no call.
+        label = label_in(path, self.prefix) if path.startswith(self.prefix) else None
+        context = TaskContext(environ, label or "")
         if self.settings.coalesce:
             with batches.RequestBatch() as batch:
                 outcome = self._runner.run(context, body, label)

@@ -53,10 +53,12 @@ class DeferredMiddleware:
         self._app = batches.coalescing(app) if handler.settings.coalesce else app
         self._handler = handler
         self._prefix = self._handler.prefix
+        self._legacy = frozenset(handler.settings.legacy_urls)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task that ``environ`` delivers, or pass the request on."""
-        if environ.get("PATH_INFO", "").startswith(self._prefix):
+        path = environ.get("PATH_INFO", "")
+        if path.startswith(self._prefix) or path in self._legacy:
             return self._handler.answer(environ)(environ, start_response)
         try:
             iterable = self._app(environ, start_response)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name (RFC 9110, section 5.6.2)
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # a header's value (RFC 9110, section 5.5)
 _TARGET: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?){0,2}")
+# Headers of the platform's that a task may bring: by this one an attempt fails at once where no instance is free.
+_OF_TASKS: Final = ("x-appengine-fail-fast",)
 _MAX_ETA_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 
@@ -252,9 +254,9 @@ def _problem_of_header(name: object, content: object) -> str | None:
     if not _VALUE.fullmatch(content):
         return "a header's value is printable Latin-1 in one line."
     lower = name.lower()
-    if lower.startswith(("x-appengine-", "x-google-")):
+    if lower.startswith(("x-appengine-", "x-google-")) and lower not in _OF_TASKS:
         return "the platform drops headers of this name; choose another one."
-    if lower.startswith("x-deferred-") or lower in ("content-type", "content-length"):
+    if lower.startswith("x-deferred-") or lower == "content-length":
         return "this header is deferred_middleware's own; choose another name."
     if lower == "host":
         return "a task is sent elsewhere with _target, not with a Host header."

@@ -176,8 +176,8 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
 def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes) -> dict[str, str]:
     """Return the headers of the task's request; all that a header may have to tell of is given."""
     headers = {
-        **carrying.headers_of(call.options),
         "Content-Type": protocol.CONTENT_TYPE,
+        **carrying.headers_of(call.options),
         protocol.NAMESPACE_HEADER: namespaces.header_value(),
     }
     # The last of them, because it signs the others.

@@ -13,85 +13,14 @@ import dataclasses
 import logging
 import os
 import pickle
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from deferred_middleware import protocol, secretkeys
+from deferred_middleware import conversions, protocol, secretkeys
 from deferred_middleware.errors import DeferredWarning, SettingsError
 from deferred_middleware.secretkeys import SecretKey
-
-_SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-
-def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    queues = tuple(name.strip() for name in names)
-    if not queues or not all(protocol.QUEUE_NAME_PATTERN.fullmatch(name) for name in queues):
-        raise ValueError(value)
-    if len(set(queues)) < len(queues):
-        raise ValueError(value)
-    return queues
-
-
-def _service(value: str | None) -> str | None:
-    if value is not None and not _SERVICE_NAME.fullmatch(value):
-        raise ValueError(value)
-    return value
-
-
-def _module(value: str | None) -> str | None:
-    if value is not None and not _MODULE_NAME.fullmatch(value):
-        raise ValueError(value)
-    return value
-
-
-def _url_prefix(value: str) -> str:
-    if not _URL_PREFIX.fullmatch(value):
-        raise ValueError(value)
-    return value
-
-
-def _boolean(value: str | bool) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value.lower() in ("true", "1"):
-        return True
-    if value.lower() in ("false", "0"):
-        return False
-    raise ValueError(value)
-
-
-def _integer(lowest: int, highest: int) -> Callable[[str | int], int]:
-    def convert(value: str | int) -> int:
-        if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
-            raise ValueError(value)
-        number = int(value)
-        if not lowest <= number <= highest:
-            raise ValueError(value)
-        return number
-
-    return convert
-
-
-def _seconds(value: str | float) -> float:
-    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
-        raise ValueError(value)
-    seconds = float(value)
-    if not 0 <= seconds <= 600:
-        raise ValueError(value)
-    return seconds
-
-
-def _log_level(value: str | int) -> int:
-    if isinstance(value, str) and value.upper() in _LEVELS:
-        return int(getattr(logging, value.upper()))
-    return _integer(0, 100)(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +51,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="default_queues",
         variable="DEFERRED_DEFAULT_QUEUES",
         alias="DEFAULT_QUEUES",
-        convert=_queues,
+        convert=conversions.queues,
         accepts="queue names ([a-zA-Z0-9-], up to 100 characters each) separated by commas, each once",
         meaning=(
             "The queues for calls without _queue. An unnamed call goes to one of them at random, "
@@ -134,7 +63,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="background_module",
         variable="DEFERRED_BACKGROUND_MODULE",
         alias="BACKGROUND_MODULE",
-        convert=_service,
+        convert=conversions.service,
         accepts="the name of a service: [a-z0-9-], up to 63 characters",
         meaning=(
             "The service that runs the tasks enqueued from the default service, at the same "
@@ -145,16 +74,26 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="warmup_module",
         variable="DEFERRED_WARMUP_MODULE",
         alias="WARMUP_MODULE",
-        convert=_module,
+        convert=conversions.module,
         accepts="the dotted name of a module that can be imported",
         meaning="A module that is imported once, before the first payload is decoded.",
     ),
     Setting(
         field="url_prefix",
         variable="DEFERRED_URL_PREFIX",
-        convert=_url_prefix,
+        convert=conversions.url_prefix,
         accepts="a path such as /_cb/deferred, with a slash at its start and none at its end",
         meaning="The path under which tasks are delivered.",
+    ),
+    Setting(
+        field="legacy_urls",
+        variable="DEFERRED_LEGACY_URLS",
+        convert=conversions.paths,
+        accepts="paths that begin with a slash, separated by commas",
+        meaning=(
+            "Paths at which tasks of google.appengine.ext.deferred are run as well, such as /_ah/queue/deferred: those "
+            "that were enqueued before the app came to this library."
+        ),
     ),
     Setting(
         field="secret_keys",
@@ -170,21 +109,21 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="require_signature",
         variable="DEFERRED_REQUIRE_SIGNATURE",
-        convert=_boolean,
+        convert=conversions.boolean,
         accepts="true or false",
         meaning=("Whether a task without a signature is refused on App Engine standard. Anywhere else it always is."),
     ),
     Setting(
         field="pickle_protocol",
         variable="DEFERRED_PICKLE_PROTOCOL",
-        convert=_integer(0, pickle.HIGHEST_PROTOCOL),
+        convert=conversions.integer(0, pickle.HIGHEST_PROTOCOL),
         accepts=f"a whole number from 0 to {pickle.HIGHEST_PROTOCOL}",
         meaning="The pickle protocol that payloads are written with; any is read.",
     ),
     Setting(
         field="max_payload_bytes",
         variable="DEFERRED_MAX_PAYLOAD_BYTES",
-        convert=_integer(1, 2**31),
+        convert=conversions.integer(1, 2**31),
         accepts="a whole number of bytes, at least 1",
         meaning=(
             "The largest payload: a larger one is an error at defer(), and a larger request body is "
@@ -195,7 +134,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="enqueue_seconds",
         variable="DEFERRED_ENQUEUE_SECONDS",
-        convert=_seconds,
+        convert=conversions.seconds,
         accepts="a number of seconds, 0 to 600",
         meaning=(
             "How long an enqueue is tried: transient errors and time-outs are tried again until then, "
@@ -205,7 +144,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="coalesce",
         variable="DEFERRED_COALESCE",
-        convert=_boolean,
+        convert=conversions.boolean,
         accepts="true or false",
         meaning=(
             "Whether the defer_async calls of a request leave together when the app has returned its response, "
@@ -215,15 +154,15 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="log_level",
         variable="DEFERRED_LOG_LEVEL",
-        convert=_log_level,
-        accepts=f"one of {', '.join(_LEVELS)}, or a number",
+        convert=conversions.log_level,
+        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
         meaning="The level of the log line for a task that went well.",
     ),
     Setting(
         field="retry_log_level",
         variable="DEFERRED_RETRY_LOG_LEVEL",
-        convert=_log_level,
-        accepts=f"one of {', '.join(_LEVELS)}, or a number",
+        convert=conversions.log_level,
+        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
         meaning=(
             "The level of the record for a failed attempt that will be tried again. An attempt "
             "known to be the last (its _retry_options had a task_retry_limit alone) is always an "
@@ -244,6 +183,7 @@ class Settings:
     background_module: str | None = None
     warmup_module: str | None = None
     url_prefix: str = protocol.URL_PREFIX
+    legacy_urls: tuple[str, ...] = ()
     secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=secretkeys.of_process, repr=False)
     require_signature: bool = False
     pickle_protocol: int = 5

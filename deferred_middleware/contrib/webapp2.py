@@ -33,7 +33,16 @@ def route(*, settings: Settings | None = None, hooks: Iterable[object] = ()) -> 
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
     """
     handler = TaskHandler.installed(settings, hooks)
+    # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
+    return webapp2.SimpleRoute(re.escape(handler.prefix) + ".*", _class_of(handler))
 
+
+def handler_class() -> Any:
+    """Return a class of handlers that run tasks, for a route of the app's own; it has the process's settings."""
+    return _class_of(TaskHandler.installed(None, ()))
+
+
+def _class_of(handler: TaskHandler) -> Any:
     class DeferredHandler(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no types
         """Runs the task of the current request."""
 
@@ -47,5 +56,4 @@ def route(*, settings: Settings | None = None, hooks: Iterable[object] = ()) -> 
             self.response.body = answer.body
             return self.response
 
-    # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
-    return webapp2.SimpleRoute(re.escape(handler.prefix) + ".*", DeferredHandler)
+    return DeferredHandler

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware import payload
+from deferred_middleware import overflow, payload
 from deferred_middleware.callables import AnyCallable
 from deferred_middleware.errors import DeferredError
+from deferred_middleware.settings import current_settings
 from deferred_middleware.testing.delivering import Attempt, TaskRun, TaskRunError, deliver
 from deferred_middleware.testing.expectations import Expectation, mismatch
 from deferred_middleware.testing.records import Clock, EnqueuedTask
@@ -227,7 +228,8 @@ def _task_of(add: Any, clock: Clock) -> EnqueuedTask:
     eta = datetime.datetime.fromtimestamp(add.eta_usec / 1e6, datetime.timezone.utc)
     call, error = None, None
     try:
-        call = payload.loads(add.body)
+        reference = overflow.Reference.parse(add.body, current_settings().max_payload_bytes)
+        call = payload.loads(add.body if reference is None else overflow.fetch(reference))
     except DeferredError as problem:
         error = problem
     return EnqueuedTask(

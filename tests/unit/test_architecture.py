@@ -15,7 +15,15 @@ MODULES = {
 # Each row may import the rows before it, and of its own row only what is said.
 LAYERS: list[dict[str, set[str]]] = [
     {"errors": set(), "protocol": set(), "hooks": set(), "secretkeys": set()},
-    {"answers": set(), "attempts": set(), "alarm": set(), "pending": set(), "scope": set(), "report": set()},
+    {
+        "answers": set(),
+        "conversions": set(),
+        "attempts": set(),
+        "alarm": set(),
+        "pending": set(),
+        "scope": set(),
+        "report": set(),
+    },
     {"settings": set(), "callables": set(), "unpicklable": set(), "rejections": {"callables"}},
     {"arguments": set()},
     {"namespaces": set(), "overflow": set()},
@@ -26,6 +34,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"outcomes": set(), "retrying": set()},
     {"logs": set(), "delivery": set()},
     {"payload": set(), "routing": set(), "transactions": set()},
+    {"legacy": set(), "levels": set()},
     {"preparing": set(), "sending": set(), "execution": set()},
     {"adding": set()},
     {"grouping": set()},
@@ -41,6 +50,7 @@ LAYERS: list[dict[str, set[str]]] = [
         "contrib.flask": {"contrib.mounting"},
         "contrib.webapp2": set(),
     },
+    {"compat.__init__": set(), "compat.deferred": set(), "compat.tasks": {"contrib.webapp2"}},
     {
         "contrib.django.__init__": set(),
         "contrib.django.apps": set(),

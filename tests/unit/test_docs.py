@@ -22,7 +22,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.rst")}
 
 def shown(value: object, variable: str) -> str:
     """Return a default as the pages write it."""
-    if value is None:
+    if value is None or value == ():
         return "none"
     if variable.endswith("_LOG_LEVEL"):
         import logging

@@ -67,7 +67,7 @@ def with_options(**options: Any) -> Call:
         ({"_headers": {"x-appengine-taskname": "n"}}, taskqueue.InvalidTaskError, "platform drops"),
         ({"_headers": {"X-Google-Trace": "n"}}, taskqueue.InvalidTaskError, "platform drops"),
         ({"_headers": {"X-Deferred-Outcome": "n"}}, taskqueue.InvalidTaskError, "own"),
-        ({"_headers": {"Content-Type": "text/plain"}}, taskqueue.InvalidTaskError, "own"),
+        ({"_headers": {"X-Deferred-Namespace": "other"}}, taskqueue.InvalidTaskError, "own"),
         ({"_headers": {"Host": "evil.example"}}, taskqueue.InvalidTaskError, "_target"),
         ({"_deadline": 14}, taskqueue.InvalidDispatchDeadlineError, "15 to 86,400"),
         ({"_deadline": 86401}, taskqueue.InvalidDispatchDeadlineError, "15 to 86,400"),

@@ -1,0 +1,122 @@
+"""In place of ``google.appengine.ext.deferred``: the same names and signatures, on top of ours.
+
+    from deferred_middleware.compat import deferred
+
+    deferred.defer(send_welcome, user_id, _countdown=60)
+
+Tasks are signed and have explicit URLs, and nothing is dropped because it can't be unpickled here. What differs is
+listed in ``docs/migrating-from-deferred.rst``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
+from google.appengine.ext.deferred.deferred import Error
+
+from deferred_middleware import payload
+from deferred_middleware import settings as settings_module
+from deferred_middleware.callables import check_kind
+from deferred_middleware.calls import Call, call
+from deferred_middleware.delivery import KEY, Delivery
+from deferred_middleware.enqueue import enqueue
+from deferred_middleware.handler import TaskHandler
+from deferred_middleware.legacy import resolved
+
+if TYPE_CHECKING:
+    import webob
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from google.appengine.api import taskqueue
+
+__all__ = [
+    "Error",
+    "Handler",
+    "PermanentTaskFailure",
+    "SingularTaskFailure",
+    "application",
+    "defer",
+    "run",
+    "serialize",
+    "set_log_level",
+]
+
+_Headers = list[tuple[str, str]]
+
+
+def set_log_level(log_level: int) -> None:
+    """Set the level of the log line for a task that went well, before the handler of tasks is made."""
+    settings = dataclasses.replace(settings_module.current_settings(), log_level=log_level)
+    settings_module.install_settings(settings)
+
+
+def defer(obj: Any, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
+    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has."""
+    return enqueue(call(obj, *args, **kwargs))
+
+
+def serialize(obj: Any, /, *args: Any, **kwargs: Any) -> bytes:
+    """Return the payload of a call; all keyword arguments are the call's own.
+
+    Raises what :func:`defer` raises for a callable or an argument that can't be pickled.
+    """
+    check_kind(obj)
+    prepared = Call(func=obj, args=args, kwargs=kwargs)
+    return payload.dumps(prepared, settings_module.current_settings().pickle_protocol)
+
+
+def run(data: bytes) -> Any:
+    """Run the call in a payload, which must be trusted, and return what it returns.
+
+    Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` for a payload that can't be
+    read here, which is no permanent failure: another version may be able to.
+    """
+    found, _ = resolved(payload.loads(data), settings_module.current_settings())
+    return found.run()
+
+
+class Handler:
+    """Runs tasks at a URL of the app's own: a WSGI app, or what :meth:`post` returns for a framework's view."""
+
+    def __init__(self) -> None:
+        self._made: tuple[settings_module.Settings, TaskHandler] | None = None
+
+    def run_from_request(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
+        """Run the task of a request, and return body, status and headers of the answer; raise what the task raised."""
+        answer, delivery = self._answer(environ)
+        if delivery.error is not None:
+            raise delivery.error
+        return answer
+
+    def post(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
+        """Run the task of a request, and return body, status and headers of the answer.
+
+        What the task raises is raised, but for ``SingularTaskFailure`` and ``PermanentTaskFailure``: they are answers.
+        """
+        answer, delivery = self._answer(environ)
+        if delivery.error is None or isinstance(delivery.error, (SingularTaskFailure, PermanentTaskFailure)):
+            return answer
+        raise delivery.error
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request as a WSGI app: whatever the task raises is an answer."""
+        return self._handler().answer(environ)(environ, start_response)
+
+    def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], Delivery]:
+        delivery = Delivery()
+        response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, KEY: delivery})
+        headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-length"]
+        return (response.text.strip(), http.HTTPStatus(response.status_int), headers), delivery
+
+    def _handler(self) -> TaskHandler:
+        settings = settings_module.current_settings()
+        if self._made is None or self._made[0] is not settings:
+            self._made = settings, TaskHandler.installed(None, ())
+        return self._made[1]
+
+
+application = Handler()
+"""A handler, for routes that name one."""

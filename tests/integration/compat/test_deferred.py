@@ -1,0 +1,278 @@
+"""The module in place of the SDK's, beside the SDK's own: what each enqueues, the other runs."""
+
+from __future__ import annotations
+
+import http
+import operator
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sample
+from google.appengine.api import taskqueue
+from google.appengine.ext import db, testbed
+from google.appengine.ext import deferred as sdk
+
+from deferred_middleware import DeferredMiddleware, Settings
+from deferred_middleware.compat import deferred
+from deferred_middleware.errors import CallableNotFoundError, PayloadError
+from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
+
+LEGACY_URL = "/_ah/queue/deferred"
+
+
+def not_found(environ: Any, start_response: Any) -> list[bytes]:
+    """Answer whatever is no task."""
+    start_response("404 Not Found", [("Content-Type", "text/plain")])
+    return [b"nothing here\n"]
+
+
+@pytest.fixture
+def tasks() -> Iterator[DeferredTasks]:
+    """The tasks of a test, an app that runs ours and the older library's, and the SDK's datastore."""
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.init_datastore_v3_stub()
+    with capture_tasks(DeferredMiddleware(not_found, settings=Settings(legacy_urls=(LEGACY_URL,)))) as captured:
+        yield captured
+    bed.deactivate()
+
+
+def environ_of(task: EnqueuedTask, **more: Any) -> dict[str, Any]:
+    """Return the request of a task, for the SDK's handler."""
+    import io
+
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": task.url,
+        "CONTENT_LENGTH": str(len(task.body)),
+        "HTTP_X_APPENGINE_TASKNAME": task.name,
+        "HTTP_X_APPENGINE_QUEUENAME": task.queue,
+        "SERVER_SOFTWARE": "gunicorn",
+        "REMOTE_ADDR": "0.1.0.2",
+        "wsgi.input": io.BytesIO(task.body),
+    }
+    return {**environ, **more}
+
+
+@pytest.mark.parametrize(
+    ("func", "args", "result"),
+    [
+        (operator.add, (1, 2), 3),
+        (dict, ([(1, 2)],), {1: 2}),
+        ("text".upper, (), "TEXT"),
+        (len, ([1, 2],), 2),
+    ],
+)
+def test_serialize_and_run(func: Any, args: tuple[Any, ...], result: object) -> None:
+    """What is serialized runs, and run() returns what the function returns; the SDK's run() reads it as well."""
+    data = deferred.serialize(func, *args)
+
+    assert deferred.run(data) == result
+    assert sdk.run(data) == result
+    assert deferred.run(sdk.serialize(func, *args)) == result
+
+
+def test_serialize_takes_any_argument() -> None:
+    """Names that the SDK's functions have for themselves are the user's here."""
+    deferred.run(deferred.serialize(sample.note, obj=1, membername=2, _countdown=3))
+
+    assert sample.ran == [((), {"obj": 1, "membername": 2, "_countdown": 3})]
+
+
+@pytest.mark.parametrize("error", [pickle.PicklingError, AttributeError])
+def test_what_import_cannot_find_is_the_error_that_it_was(error: type[Exception]) -> None:
+    """A lambda is an error at serialize(), of the types that pickle raises on one Python or another."""
+    with pytest.raises(error):
+        deferred.serialize(lambda: None)
+    with pytest.raises(ValueError, match="can't be called"):
+        deferred.serialize("no function")
+
+
+def test_run_does_not_take_a_missing_callable_for_a_permanent_failure() -> None:
+    """What this version lacks another may have."""
+    with pytest.raises(CallableNotFoundError):
+        deferred.run(b"csample\nmissing\n.")
+    with pytest.raises(PayloadError):
+        deferred.run(b"")
+
+
+def test_the_exceptions_are_the_sdks() -> None:
+    """Old except clauses work."""
+    assert deferred.PermanentTaskFailure is sdk.PermanentTaskFailure
+    assert deferred.SingularTaskFailure is sdk.SingularTaskFailure
+    assert issubclass(deferred.PermanentTaskFailure, deferred.Error)
+
+
+def test_defer_takes_the_options_of_the_sdk(tasks: DeferredTasks) -> None:
+    """Options and headers arrive as with the SDK's module, and None counts as not given."""
+    task = deferred.defer(
+        sample.pair,
+        1,
+        second=2,
+        _name="foo",
+        _countdown=10,
+        _queue="mail",
+        _headers={"X-AppEngine-Fail-Fast": "true", "Content-Type": "text/plain"},
+        _retry_options=taskqueue.TaskRetryOptions(task_retry_limit=3),
+        _url=None,
+        _transactional=False,
+    )
+
+    assert (task.name, task.headers["X-AppEngine-Fail-Fast"], task.headers["Content-Type"]) == (
+        "foo",
+        "true",
+        "text/plain",
+    )
+    tasks.assert_enqueued(sample.pair, 1, 2, _queue="mail", _name="foo", _countdown=10)
+    tasks.run()
+    assert sample.ran == [(1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (None, http.HTTPStatus.OK),
+        (deferred.SingularTaskFailure("x"), http.HTTPStatus.REQUEST_TIMEOUT),
+        (deferred.PermanentTaskFailure("x"), http.HTTPStatus.OK),
+    ],
+)
+def test_the_handlers_post_answers(tasks: DeferredTasks, error: Exception | None, status: http.HTTPStatus) -> None:
+    """post() returns body, status and headers, as a view of the app expects them."""
+    if error is None:
+        deferred.defer(sample.note, _url="/run")
+    else:
+        deferred.defer(sample.raises, error, _url="/run")
+
+    text, code, headers = deferred.Handler().post(environ_of(tasks.pending[0]))
+
+    assert code is status
+    assert isinstance(text, str)
+    assert ("Content-Type", "text/plain; charset=UTF-8") in headers
+
+
+def test_what_a_task_raises_leaves_post(tasks: DeferredTasks) -> None:
+    """A view that calls post() gets the task's exception, as from the SDK's handler; as an app it is an answer."""
+    deferred.defer(sample.raises, KeyError("mine"), _url="/run")
+
+    with pytest.raises(KeyError, match="mine"):
+        deferred.Handler().post(environ_of(tasks.pending[0]))
+
+    tasks.clear()
+    deferred.defer(sample.raises, deferred.SingularTaskFailure("x"), _url="/run")
+    with pytest.raises(deferred.SingularTaskFailure):
+        deferred.Handler().run_from_request(environ_of(tasks.pending[0]))
+
+
+def test_a_request_that_is_not_the_queues_is_refused(tasks: DeferredTasks) -> None:
+    """A missing header is 403 whatever the server's software and the client's address are called."""
+    deferred.defer(sample.note, _url="/run")
+    environ = environ_of(tasks.pending[0], SERVER_SOFTWARE="Development/1.0")
+    del environ["HTTP_X_APPENGINE_TASKNAME"]
+
+    assert deferred.Handler().post(environ)[1] is http.HTTPStatus.FORBIDDEN
+    assert sample.ran == []
+
+
+def test_the_handler_is_a_wsgi_app(tasks: DeferredTasks) -> None:
+    """Application runs tasks at a URL of the app's own, answers GET, and fails a failing task."""
+    tasks.app = deferred.application
+    deferred.defer(sample.note, 1, _url="/run")
+    deferred.defer(sample.raises, ValueError("x"), _url="/run")
+
+    first, second = tasks.run_all(raise_errors=False)
+
+    assert (first.status, second.status) == (200, 500)
+    started: list[str] = []
+    deferred.application({"REQUEST_METHOD": "GET"}, lambda status, headers: started.append(status))  # type: ignore[arg-type]
+    assert started == ["405 Method Not Allowed"]
+
+
+def test_the_log_level_of_what_went_well(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """set_log_level changes the level of the line for a task that went well."""
+    import logging
+
+    caplog.set_level(logging.DEBUG)
+    deferred.set_log_level(logging.WARNING)
+    tasks.app = deferred.Handler()
+    deferred.defer(sample.note, _url="/run")
+    tasks.run()
+
+    assert [record.levelname for record in caplog.records if "sample/note" in record.getMessage()] == ["WARNING"]
+
+
+class TestTasksInFlight:
+    """What the SDK's module enqueued before the migration."""
+
+    @pytest.mark.parametrize("size", [10, 150_000])
+    def test_it_runs(self, tasks: DeferredTasks, size: int) -> None:
+        """A task at the older URL runs, one whose payload is in the datastore included, which is removed then."""
+        sdk.defer(sample.note, "x" * size, flag=True)
+
+        (task,) = tasks.pending
+        assert task.url == LEGACY_URL
+        assert tasks.run().ok
+        assert sample.ran == [(("x" * size,), {"flag": True})]
+        assert sdk.deferred._DeferredTaskEntity.all().count() == 0
+
+    def test_a_method_runs(self, tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+        """A bound method was stored as a function of the SDK's; it runs, and is told by its own name."""
+        import logging
+
+        caplog.set_level(logging.DEBUG)
+        sdk.defer(sample.Mailer("ann").send, "hello")
+
+        assert tasks.run().ok
+        assert "sample/Mailer.send ran" in caplog.text
+
+    def test_a_payload_that_is_not_there_yet_is_tried_again(self, tasks: DeferredTasks) -> None:
+        """Where the SDK drops the task, ours fails, and the queue tries it again."""
+        sdk.defer(sample.note, "x" * 150_000)
+        (entity,) = sdk.deferred._DeferredTaskEntity.all().fetch(2)
+        db.delete(entity)
+
+        assert tasks.run(raise_errors=False).status == 500
+        entity.put()
+        assert tasks.run().ok
+
+    def test_a_stored_payload_outlives_a_failure(self, tasks: DeferredTasks) -> None:
+        """A task that fails keeps its payload for the next attempt; one that fails for good doesn't."""
+        sdk.defer(sample.raises, ValueError("x" * 150_000))
+        assert tasks.run(raise_errors=False).status == 500
+        assert sdk.deferred._DeferredTaskEntity.all().count() == 1
+
+        tasks.clear()
+        sdk.defer(sample.raises, sdk.PermanentTaskFailure("x" * 150_000))
+        assert tasks.run(raise_errors=False).status == 200
+        assert sdk.deferred._DeferredTaskEntity.all().count() == 1
+
+    def test_without_the_setting_the_url_is_the_apps(self, tasks: DeferredTasks) -> None:
+        """The older URL is nobody's unless DEFERRED_LEGACY_URLS names it."""
+        tasks.app = DeferredMiddleware(not_found, settings=Settings())
+        sdk.defer(sample.note)
+
+        assert tasks.run(raise_errors=False).status == 404
+
+    def test_an_older_task_is_refused_without_the_queues_headers(self, tasks: DeferredTasks) -> None:
+        """The older URL believes nobody more than ours does."""
+        sdk.defer(sample.note)
+        environ = environ_of(tasks.pending[0])
+        del environ["HTTP_X_APPENGINE_QUEUENAME"]
+        started: list[str] = []
+
+        assert tasks.app is not None
+        tasks.app(environ, lambda status, headers: started.append(status))  # type: ignore[arg-type]
+
+        assert started == ["403 Forbidden"]
+
+
+@pytest.mark.parametrize("method", [sample.Mailer("ann").send, sample.note])
+def test_after_a_roll_back_the_sdk_runs_what_ours_enqueued(tasks: DeferredTasks, method: Any) -> None:
+    """A task of ours that is sent to the older URL is one that the SDK's handler runs."""
+    deferred.defer(method, "hello", _url=LEGACY_URL)
+
+    _, status, _ = sdk.Handler().post(environ_of(tasks.pending[0]))
+
+    assert status is http.HTTPStatus.OK
+    assert sample.ran
