@@ -22,6 +22,7 @@ unit: $(VENV)/.checks
 
 pythons: $(VENV)/.checks  ## the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
+	tests/django_versions.sh
 
 soak: $(VENV)/.checks  ## the same tests with bigger numbers
 	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak

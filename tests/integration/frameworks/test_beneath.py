@@ -15,6 +15,8 @@ import pyramid.response
 import pytest
 import webtest
 from google.appengine.ext import ndb, testbed
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import ndb as cloud_ndb
 
 from deferred_middleware import DeferredMiddleware, defer
 from deferred_middleware.testing import capture_tasks
@@ -277,6 +279,37 @@ def datastore() -> Iterator[testbed.Testbed]:
     bed.init_memcache_stub()
     yield bed
     bed.deactivate()
+
+
+@cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
+def in_cloud_ndb(value: object) -> Any:
+    """Run to its end as a tasklet of google-cloud-ndb, in the context of its client."""
+    seen.append(cloud_ndb.get_context().client.project)
+    found = yield half_way(value)
+    seen.append(found)
+
+
+@cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
+def half_way(value: object) -> Any:
+    """Return what was given, as a tasklet."""
+    yield []
+    raise cloud_ndb.Return(value)
+
+
+def test_google_cloud_ndbs_context_around_the_middleware() -> None:
+    """A task runs in the client's context that a layer around the middleware makes, and its tasklets to their end."""
+    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    app = DeferredMiddleware(plain())
+
+    def with_context(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with client.context():
+            return app(environ, start_response)
+
+    with capture_tasks(with_context) as tasks:
+        defer(in_cloud_ndb, 7)
+        assert tasks.run().ok
+
+    assert seen == ["shop", 7]
 
 
 def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:

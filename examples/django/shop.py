@@ -1,0 +1,68 @@
+"""A Django site in one module: an order is confirmed in a task, once its transaction has committed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import include, path
+from google.appengine.api import wrap_wsgi_app
+
+# Before the app is set up, which reads them. In a real site they are in settings.py.
+settings.configure(
+    ROOT_URLCONF=__name__,
+    SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "only-for-trying-it-out"),
+    ALLOWED_HOSTS=["*"],
+    INSTALLED_APPS=["deferred_middleware.contrib.django"],
+    MIDDLEWARE=["deferred_middleware.contrib.django.middleware.TaskMiddleware"],
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": Path(os.environ.get("SHOP_DATABASE", "shop.sqlite")),
+            "ATOMIC_REQUESTS": True,
+        }
+    },
+    DEFERRED={"LOG_LEVEL": "INFO"},
+)
+django.setup()
+
+from deferred_middleware.contrib.django import defer_on_commit  # noqa: E402 - after the set-up, as Django's apps are
+
+with connection.cursor() as cursor:
+    cursor.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT, confirmed INTEGER)")
+
+
+def order(request: HttpRequest, item: str) -> HttpResponse:
+    """Keep an order, and have it confirmed when the transaction has committed."""
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO orders (item, confirmed) VALUES (%s, 0)", [item])
+        defer_on_commit(confirm, cursor.lastrowid)
+    return HttpResponse(status=202)
+
+
+def orders(request: HttpRequest) -> HttpResponse:
+    """Show the orders, and whether they are confirmed."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT item, confirmed FROM orders")
+        return JsonResponse({item: bool(confirmed) for item, confirmed in cursor.fetchall()})
+
+
+def confirm(order_id: int) -> None:
+    """Confirm an order. A second delivery changes nothing more."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("UPDATE orders SET confirmed = 1 WHERE id = %s", [order_id])
+
+
+urlpatterns: list[Any] = [
+    path("", include("deferred_middleware.contrib.django.urls")),
+    path("order/<item>", order),
+    path("", orders),
+]
+
+app = wrap_wsgi_app(get_wsgi_application())

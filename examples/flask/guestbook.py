@@ -1,0 +1,51 @@
+"""A guest book: each entry is read over in a task, as a request of the Flask app."""
+
+from __future__ import annotations
+
+import flask
+from google.appengine.api import wrap_wsgi_app
+from google.appengine.ext import ndb
+
+from deferred_middleware import defer
+from deferred_middleware.contrib.flask import Deferred
+
+app = flask.Flask(__name__)
+Deferred(app)
+
+
+class Entry(ndb.Model):  # type: ignore[misc] # the SDK has no types
+    """What a guest wrote, and once it was read over, by whom it may be seen."""
+
+    text = ndb.TextProperty(required=True)
+    verdict = ndb.StringProperty()
+
+
+@app.before_request
+def open_request() -> None:
+    """Runs for pages and for tasks alike."""
+    flask.g.reviewer = f"{flask.current_app.name}, in {flask.request.endpoint}"
+
+
+@app.post("/sign")
+def sign() -> tuple[str, int]:
+    """Keep an entry, and have it read over later."""
+    key = Entry(text=flask.request.get_data(as_text=True)).put()
+    defer(read_over, key.id())
+    return "", 202
+
+
+@app.get("/")
+def entries() -> dict[str, str | None]:
+    """Show the entries and their verdicts."""
+    return {entry.text: entry.verdict for entry in Entry.query()}
+
+
+def read_over(entry_id: int) -> None:
+    """Read an entry over; run a second time it comes to the same verdict."""
+    entry = Entry.get_by_id(entry_id)
+    verdict = "hidden" if "spam" in entry.text else "shown"
+    entry.verdict = f"{verdict} by {flask.g.reviewer}"
+    entry.put()
+
+
+app.wsgi_app = wrap_wsgi_app(app.wsgi_app)  # type: ignore[method-assign]

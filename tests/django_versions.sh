@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs the tests of Django's glue on the oldest Django that is supported, and on one that has tasks of its own (6.0 and
+# newer, which needs Python 3.12). The one in .venv has been tested with everything else.
+set -eu
+cd "$(dirname "$0")/.."
+
+managed=$(pyenv root 2>/dev/null || true)
+
+test_with() {
+    python=$1 version=$2
+    venv=.venvs/django-$version
+    if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ]; then
+        [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install -q -e '.[tests]' "django==$version.*"
+        touch "$venv/.tests"
+    fi
+    echo "Django $version"
+    TEST_DJANGO=$version "$venv/bin/python" -m pytest -q tests/integration/frameworks/test_django.py
+}
+
+test_with .venv/bin/python 4.2
+for candidate in .venv/bin/python python3.13 python3.12 "$managed"/versions/3.13.*/bin/python "$managed"/versions/3.12.*/bin/python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+        test_with "$candidate" 6.1
+        exit 0
+    fi
+done
+echo "no Python 3.12 or newer was found; Django 6 was not tested" >&2
