@@ -168,7 +168,7 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
         # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
         reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
     elif reason is None:
-        reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
+        reason = f"{detail or 'the queue gave no reason'} ({_name(type(error))})"
     elif detail:
         reason = f"{reason} ({detail})"
     joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
@@ -203,4 +203,10 @@ def _joined(kind: type[BaseException]) -> type[EnqueueError]:
     """Return the class that is both an EnqueueError and ``kind``, under the name of ``kind``."""
     if issubclass(EnqueueError, kind) or issubclass(kind, AssertionError):
         return EnqueueError
-    return type(kind.__name__, (EnqueueError, kind), {"__doc__": kind.__doc__})
+    # Some of the SDK's errors have a text of their own, which would hide ours.
+    return type(_name(kind), (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})
+
+
+def _name(kind: type[BaseException]) -> str:
+    """Return the name of an error's type; the SDK joins a datastore error with its own in one of no useful name."""
+    return kind.__mro__[1].__name__ if kind.__name__ == "JointException" else kind.__name__
