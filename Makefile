@@ -34,6 +34,7 @@ bench: $(VENV)/.checks
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/passthrough.py
 	$(BIN)/python benchmarks/execution.py
+	$(BIN)/python benchmarks/enqueue.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
