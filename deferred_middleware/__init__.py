@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from deferred_middleware.batches import defer_batch
 from deferred_middleware.calls import Call, call
 from deferred_middleware.context import TaskContext, current_task
+from deferred_middleware.decorator import task
 from deferred_middleware.enqueue import defer, defer_async, defer_many
 from deferred_middleware.errors import (
     ArgumentsError,
@@ -76,6 +77,7 @@ __all__ = [
     "defer_batch",
     "defer_many",
     "log_as_retried",
+    "task",
 ]
 
 _NEED_THE_SDK = {

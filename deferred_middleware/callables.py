@@ -14,7 +14,7 @@ import reprlib
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 from urllib.parse import quote
 
 from deferred_middleware.errors import NotCallableError, NotImportableError
@@ -57,6 +57,16 @@ def label_of(func: AnyCallable) -> Label:
         owner = owner_or_module if isinstance(owner_or_module, type) else type(owner_or_module)
         return Label(owner.__module__, f"{owner.__qualname__}.{func.__name__}")
     return Label(type(func).__module__, type(func).__qualname__)
+
+
+METHOD_ATTRIBUTE: Final = "__deferred_method__"
+"""The attribute by which what ``@task`` makes of a bound method tells that method."""
+
+
+def plain_method(func: AnyCallable) -> AnyCallable:
+    """Return the bound method that ``func`` stands for, if it does, and otherwise ``func``."""
+    method: AnyCallable = getattr(func, METHOD_ATTRIBUTE, func)
+    return method
 
 
 class Attribute:
@@ -207,7 +217,8 @@ def _method(method: types.MethodType) -> AnyCallable:
     classes = owner.__mro__ if isinstance(owner, type) else type(owner).__mro__
     for attribute, value in _attributes(classes):
         held = value.__func__ if isinstance(value, classmethod) else value
-        if held is method.__func__ and getattr(owner, attribute, None) == method:
+        # What @task makes of a method wraps it.
+        if method.__func__ in (held, getattr(held, "__wrapped__", None)) and getattr(owner, attribute, None) == method:
             return Attribute(owner, attribute)
     label = label_of(method)
     raise NotImportableError(

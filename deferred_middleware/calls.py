@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from deferred_middleware import arguments
-from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main
+from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main, plain_method
 from deferred_middleware.errors import ArgumentsError, NeverRanError
-from deferred_middleware.options import NO_OPTIONS, Options
+from deferred_middleware.options import NO_OPTIONS, Options, with_declared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +70,10 @@ def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
         UnknownOptionError: an ``_option`` that neither ``defer`` nor ``func`` knows.
         OptionError: an option's value can't be used.
     """
+    func = plain_method(func)
     check_kind(func)
     func = outside_main(func)
+    kwargs = with_declared(func, kwargs)
     signature = _signature(func)
     options = NO_OPTIONS
     if any(name.startswith("_") for name in kwargs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import inspect
 import math
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deferred_middleware import protocol
-from deferred_middleware.callables import Label
+from deferred_middleware.callables import AnyCallable, Label
 from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError
 
 if TYPE_CHECKING:
@@ -85,6 +86,22 @@ class Options:
 
 
 NO_OPTIONS: Final = Options()
+
+DECLARED_ATTRIBUTE: Final = "__deferred_options__"
+"""The attribute of a function that holds its own options, as ``@task`` declares them."""
+
+
+def with_declared(func: AnyCallable, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return ``kwargs`` with the options that ``func`` declares itself, where the call gives none."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    # A bound method hands its function's attributes out as its own.
+    declared = getattr(func, DECLARED_ATTRIBUTE, None)
+    if not declared:
+        return kwargs
+    if kwargs.get("_eta") is not None:
+        declared = {name: value for name, value in declared.items() if name != "_countdown"}
+    return {**declared, **kwargs}
 
 
 def _check_own(name: str, label: Label, signature: inspect.Signature | None) -> None:

@@ -11,7 +11,7 @@ import pickle
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.callables import explain_unimportable, reference_to
+from deferred_middleware.callables import explain_unimportable, plain_method, reference_to
 from deferred_middleware.calls import Call
 from deferred_middleware.errors import (
     CallableNotFoundError,
@@ -95,7 +95,7 @@ def _as_call(content: object) -> Call:
     if isinstance(content, tuple) and len(content) == 3:
         func, args, kwargs = content
         if callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict):
-            return Call(func=func, args=tuple(args), kwargs=kwargs)
+            return Call(func=plain_method(func), args=tuple(args), kwargs=kwargs)
     raise PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
 
 

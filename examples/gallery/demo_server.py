@@ -115,7 +115,7 @@ class LocalServer:
 @contextlib.contextmanager
 def local_server(data_dir: Path, port: int, signals: StopSignals) -> Iterator[LocalServer]:
     """Run the gallery as two services, until the block is left. Its files are in ``data_dir``."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     ready_file, log = data_dir / "ready.json", data_dir / "server.log"
     ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "deferred_middleware", "serve", "main:app"]

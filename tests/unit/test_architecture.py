@@ -42,7 +42,7 @@ LAYERS: list[dict[str, set[str]]] = [
     {"bulk": set()},
     {"batches": set()},
     {"enqueue": set(), "again": set()},
-    {"handler": set(), "codecheck": set()},
+    {"handler": set(), "codecheck": set(), "decorator": set()},
     {"middleware": set()},
     {
         "contrib.__init__": set(),
