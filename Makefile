@@ -35,6 +35,7 @@ bench: $(VENV)/.checks
 	$(BIN)/python benchmarks/passthrough.py
 	$(BIN)/python benchmarks/execution.py
 	$(BIN)/python benchmarks/enqueue.py
+	$(BIN)/python benchmarks/large_store.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

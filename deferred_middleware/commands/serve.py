@@ -68,6 +68,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="what configures the queues; followed when it changes (default: queue.yaml in the current directory)",
     )
+    serve.add_argument(
+        "--tombstone-days", type=_days, default=9.0, help="for how long the name of a task that is over stays taken"
+    )
+    serve.add_argument(
+        "--history-days", type=_days, default=7.0, help="for how long succeeded tasks are kept to be looked at"
+    )
+    serve.add_argument(
+        "--history-tasks", type=_task_count, default=10_000, help="how many succeeded tasks are kept at most"
+    )
     serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
     serve.add_argument(
         "--ready-file",
@@ -111,6 +120,9 @@ def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> 
         allowed_hosts=getattr(arguments, "allowed_hosts", ()),
         data_dir=arguments.data_dir,
         threads=arguments.threads,
+        tombstone_days=arguments.tombstone_days,
+        history_days=arguments.history_days,
+        history_tasks=arguments.history_tasks,
         queue_yaml=getattr(arguments, "queue_yaml", None),
         ready_file=getattr(arguments, "ready_file", None),
     )
@@ -151,6 +163,20 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is no port: it takes 0 to 65535")
     return port
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 <= days <= 36_525:
+        raise argparse.ArgumentTypeError(f"{text} days: it takes 0 to 36525")
+    return days
+
+
+def _task_count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{text} tasks: it takes a number from 0 up")
+    return count
 
 
 def _thread_count(text: str) -> int:

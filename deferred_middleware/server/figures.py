@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from deferred_middleware.server.records import Lane
 from deferred_middleware.server.storecore import StoreCore
 
-FIRST_OF_LANE = """
+# Two statements, because SQLite reads all that has the same queue for "(queue, target) > (?, ?)".
+NEXT_TARGET = """
     SELECT queue, target, eta_usec FROM tasks
-    WHERE state = 'ready' AND method <> 'PULL' AND (queue, target) > (?, ?)
-    ORDER BY queue, target, eta_usec LIMIT 1"""
+    WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target > ? ORDER BY target, eta_usec LIMIT 1"""
+NEXT_QUEUE = """
+    SELECT queue, target, eta_usec FROM tasks
+    WHERE state = 'ready' AND method <> 'PULL' AND queue > ? ORDER BY queue, target, eta_usec LIMIT 1"""
 OLDEST_RUNNING = "SELECT min(eta_usec) FROM tasks WHERE queue = ? AND state = 'running'"
 OLDEST_LEASABLE = """
     SELECT eta_usec FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ? ORDER BY eta_usec, id LIMIT 1"""
@@ -37,13 +40,15 @@ class StoreFigures(StoreCore):
     def lanes(self) -> list[tuple[Lane, int]]:
         """Return each lane that has tasks waiting, with the earliest ETA among them."""
         lanes: list[tuple[Lane, int]] = []
-        # Jumps from lane to lane in the index: the cost grows with the lanes, not with the tasks in them. Targets may
-        # be empty and queue names can't, so ("", "") comes before all of them.
-        previous = ("", "")
-        while found := self._lanes_reader.read(FIRST_OF_LANE, previous):
+        # Jumps from lane to lane in the index: the cost grows with the lanes, not with the tasks in them. The name of a
+        # queue is never empty, so "" comes before all of them.
+        found = self._lanes_reader.read(NEXT_QUEUE, ("",))
+        while found:
             queue, target, eta_usec = found[0]
-            previous = (queue, target)
             lanes.append((Lane(queue, target), eta_usec))
+            found = self._lanes_reader.read(NEXT_TARGET, (queue, target)) or self._lanes_reader.read(
+                NEXT_QUEUE, (queue,)
+            )
         return lanes
 
     def next_eta_usec(self) -> int | None:

@@ -35,6 +35,9 @@ class ServeConfig:
     allowed_hosts: Sequence[str] = ()
     data_dir: Path = Path(".deferred")
     threads: int = 8
+    tombstone_days: float = 9.0
+    history_days: float = 7.0
+    history_tasks: int = 10_000
     queue_yaml: Path | None = None
     ready_file: Path | None = None
     start_timeout_seconds: float = START_TIMEOUT_SECONDS

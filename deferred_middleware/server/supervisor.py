@@ -37,6 +37,7 @@ from deferred_middleware.server.processes import AppProcess, AppProcessConfig, P
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.queuewatcher import QueueYamlWatcher
 from deferred_middleware.server.queueyaml import find_queue_yaml
+from deferred_middleware.server.retention import DAY_SECONDS, Retention
 from deferred_middleware.server.rpc import RpcApplication
 from deferred_middleware.server.scheduler import Scheduler
 from deferred_middleware.server.sdk_stubs import make_stub_map
@@ -100,7 +101,12 @@ class Supervisor:
         for note in secret_key.notes:
             _logger.warning("%s", note)
         queues = self._queues(stack)
-        store = TaskStore(config.data_dir / STORE_FILE)
+        retention = Retention(
+            tombstone_seconds=config.tombstone_days * DAY_SECONDS,
+            succeeded_seconds=config.history_days * DAY_SECONDS,
+            succeeded_tasks=config.history_tasks,
+        )
+        store = TaskStore(config.data_dir / STORE_FILE, retention=retention)
         stack.callback(store.close)
         ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
         about_server = stack.enter_context(server_file(config.data_dir))

@@ -93,13 +93,33 @@ def test_lanes_tell_the_next_eta_of_each(store: TaskStore) -> None:
     assert store.next_eta_usec() == NOW + 2
 
 
+def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> None:
+    """However many tasks wait in a lane, SQLite does the same work to find the next one."""
+    steps = []
+    for number in (10, 5000):
+        store.add([new_task(target=target) for target in ("", "local.b") for _ in range(number)])
+        counted = [0]
+
+        def count(counted: list[int] = counted) -> int:
+            counted[0] += 1
+            return 0
+
+        connection = store._lanes_reader._connection
+        connection.set_progress_handler(count, 10)
+        assert len(store.lanes()) == 2
+        connection.set_progress_handler(None, 10)
+        steps.append(counted[0])
+    assert steps[1] <= steps[0] + 5
+
+
 def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, tmp_path: Path) -> None:
     """Neither a claim nor the search for the next ETA reads the whole table."""
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     try:
         for sql, parameters in (
             (store_module._CLAIM, (1, "", "", 0, 0)),
-            (figures.FIRST_OF_LANE, ("", "")),
+            (figures.NEXT_QUEUE, ("",)),
+            (figures.NEXT_TARGET, ("", "")),
         ):
             plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
             assert "INDEX tasks_ready" in plan

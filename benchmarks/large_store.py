@@ -1,0 +1,107 @@
+"""What adds, claims, counts and lists cost in a store of 1,000,000 tasks, beside one of 1,000.
+
+    python benchmarks/large_store.py [NUMBER OF TASKS]
+
+Both stores are on the same disk and measured in turn. Commits are left out of what is compared by measuring them too,
+as a commit of nothing: what it costs depends on the disk, not on the number of tasks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.store import TaskStore
+
+LANE = Lane("default", "")
+SMALL, ROUNDS = 1_000, 300
+
+
+def fill(path: Path, number: int) -> TaskStore:
+    """Make a store with so many waiting tasks, at the SQLite level, because one by one takes too long."""
+    TaskStore(path).close()
+    now = int(time.time() * 1e6)
+    connection = sqlite3.connect(path)
+    connection.executemany(
+        "INSERT INTO tasks (id, queue, name, user_named, state, eta_usec, created_usec, method, url, target)"
+        " VALUES (?, 'default', ?, 1, 'ready', ?, ?, 'POST', '/_cb/deferred/mail/send', '')",
+        # Names in no order, ETAs spread over the past and the future.
+        (
+            (n + 1, f"{n * 2654435761 % 2**32:08x}-{n}", now + (n * 7919 % number - number // 2) * 1000, now)
+            for n in range(number)
+        ),
+    )
+    connection.execute("INSERT INTO payloads SELECT id, '[]', randomblob(300) FROM tasks")
+    connection.execute("INSERT INTO counts VALUES ('default', 'ready', ?)", (number,))
+    connection.commit()
+    connection.close()
+    return TaskStore(path)
+
+
+def result_of(task: ClaimedTask) -> Completion:
+    """Return a success."""
+    attempt = AttemptRecord(
+        number=1, started_usec=1, duration_usec=1, status=200, reason=None, service="s", excerpt=b""
+    )
+    return Completion(
+        task_id=task.id, claim_token=task.claim_token, state="succeeded", eta_usec=task.eta_usec, first_attempt_usec=1,
+        finished_usec=int(time.time() * 1e6), retry_count=1, execution_count=1, previous_response=200,
+        retry_reason=None, attempt=attempt,
+    )  # fmt: skip
+
+
+def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
+    """Return what is measured."""
+    claimed: list[ClaimedTask] = []
+
+    def add(number: int) -> object:
+        now = int(time.time() * 1e6)
+        return store.add(
+            [NewTask(queue="default", url="/_cb/deferred/mail/send", eta_usec=now, body=b"x" * 300)] * number
+        )
+
+    def claim() -> None:
+        claimed[:] = store.claim({LANE: 10}, int(time.time() * 1e6))
+
+    return {
+        "a commit of nothing": lambda: store._writer.submit(lambda connection, tally: None).result(),
+        "add 1 task": lambda: add(1),
+        "add 100 tasks": lambda: add(100),
+        "claim 10 tasks": claim,
+        "write 10 results": lambda: store.complete([result_of(task) for task in claimed]),
+        "lanes with their ETAs": store.lanes,
+        "counts": store.counts,
+        "figures of a queue": lambda: store.figures("default"),
+        "a page of 100 tasks": lambda: store.find(queue="default", state="ready"),
+    }
+
+
+def main() -> None:
+    """Measure, and print medians in microseconds and their ratios."""
+    large = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    with tempfile.TemporaryDirectory() as directory:
+        stores = [fill(Path(directory) / f"{number}.sqlite", number) for number in (SMALL, large)]
+        tables = [operations(store) for store in stores]
+        times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in tables[0]}
+        for _ in range(ROUNDS):
+            for name in times:
+                for table, measured in zip(tables, times[name], strict=True):
+                    began = time.perf_counter()
+                    table[name]()
+                    measured.append((time.perf_counter() - began) * 1e6)
+        for store in stores:
+            store.close()
+    print(f"{'median, microseconds':24}{SMALL:>12,}{large:>12,}{'ratio':>8}")
+    for name, both in times.items():
+        small_median, large_median = (statistics.median(measured) for measured in both)
+        print(f"{name:24}{small_median:12.0f}{large_median:12.0f}{large_median / small_median:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

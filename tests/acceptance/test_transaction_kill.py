@@ -1,0 +1,103 @@
+"""A server that is killed in the middle of a commit: entity and task are there afterwards, or neither."""
+
+from __future__ import annotations
+
+import http.client
+import os
+
+import pytest
+from running import TELL, Recorder, Serve, Server, await_end
+
+MAIN = (
+    TELL
+    + """
+from google.appengine.api import taskqueue, wrap_wsgi_app
+from google.appengine.ext import db, ndb
+
+class Letter(ndb.Model):
+    _use_cache = False
+    _use_memcache = False
+
+class Card(db.Model):
+    pass
+
+def pages(environ, start_response):
+    _, verb, model, name = environ["PATH_INFO"].split("/")
+    answer = b""
+    if verb == "write":
+        def work():
+            Letter(id=name).put() if model == "ndb" else Card(key_name=name).put()
+            taskqueue.add(url="/told/%s/%s" % (model, name), transactional=True)
+        ndb.transaction(work, retries=0) if model == "ndb" else db.run_in_transaction_custom_retries(0, work)
+    elif verb == "exists":
+        found = Letter.get_by_id(name) if model == "ndb" else Card.get_by_key_name(name)
+        answer = b"yes" if found is not None else b"no"
+    else:
+        tell(told=name)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+app = wrap_wsgi_app(pages)
+"""
+)
+
+# The server's command, which kills itself before or after a step of a commit once the file "armed" is there.
+CRASHING = """
+import os, pathlib, runpy, signal
+from deferred_middleware.server.addmethods import TransactionMethods
+from deferred_middleware.server.datastore import DatastoreStub
+
+when, step = os.environ["KILL_AT"].split()
+owner = {"hold": TransactionMethods, "let_go": TransactionMethods, "replace": pathlib.Path}.get(step, DatastoreStub)
+original = getattr(owner, step)
+
+def crash(self, *args):
+    armed = os.path.exists("armed") and (step != "replace" or self.name == "datastore.bin.new")
+    if armed and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = original(self, *args)
+    if armed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, step, crash)
+runpy.run_module("deferred_middleware", run_name="__main__", alter_sys=True)
+"""
+
+POINTS = [
+    ("after hold", "ndb", False),
+    ("before replace", "db", False),
+    ("after replace", "ndb", True),
+    ("before let_go", "db", True),
+]
+if os.environ.get("DEFERRED_SOAK"):
+    steps = {"before hold": False, "after _commit_in_memory": False, "before _write_file": False, "after let_go": True}
+    POINTS += [(step, model, there) for step, there in steps.items() for model in ("ndb", "db")]
+
+
+@pytest.mark.parametrize(("point", "model", "there"), POINTS)
+def test_a_kill_in_the_middle_of_a_commit(
+    make_server: Serve, recorder: Recorder, point: str, model: str, there: bool
+) -> None:
+    """At the worst moments of a commit ``kill -9`` leaves the entity with its task, which runs once, or neither."""
+    server: Server = make_server({"main.py": MAIN, "crashing.py": CRASHING}, environ={"KILL_AT": point})
+    server._command[1:3] = ["crashing.py"]
+    server.start()
+    server.post(f"/write/{model}/before", None)
+    assert recorder.next() == {"told": "before"}
+    (server.directory / "armed").touch()
+    with pytest.raises((AssertionError, http.client.HTTPException, OSError)):
+        server.post(f"/write/{model}/during", None)
+    server.wait()
+    for pid in server.processes():
+        await_end(pid)
+    server.ready_file.unlink(missing_ok=True)
+    (server.directory / "armed").unlink()
+    server.start()
+    assert server.get(f"/exists/{model}/before") == "yes"
+    assert server.get(f"/exists/{model}/during") == ("yes" if there else "no")
+    server.post(f"/write/{model}/after", None)
+    told = sorted(recorder.next()["told"] for _ in range(2 if there else 1))
+    assert told == (["after", "during"] if there else ["after"])
+    assert server.stop() == 0
+    assert recorder.is_silent(0)
