@@ -15,12 +15,12 @@ import traceback
 from collections.abc import Sequence
 
 from deferred_middleware import __version__
-from deferred_middleware.commands import check, serve
+from deferred_middleware.commands import check, replay, serve
 from deferred_middleware.errors import ServerError
 
 PROGRAM = "deferred-middleware"
 
-_COMMANDS = (serve, check)
+_COMMANDS = (serve, check, replay)
 _INTERRUPTED = 128 + signal.SIGINT  # what a shell gives a command that Ctrl-C ended
 
 

@@ -98,3 +98,14 @@ def log_level(value: str | int) -> int:
     if isinstance(value, str) and value.upper() in LEVELS:
         return int(getattr(logging, value.upper()))
     return integer(0, 100)(value)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return what takes one of ``words``."""
+
+    def convert(value: str) -> str:
+        if value not in words:
+            raise ValueError(value)
+        return value
+
+    return convert

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending
+from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending, tracing
 from deferred_middleware.callables import agrees
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
 from deferred_middleware.outcomes import DeadLetter, Failure, Outcome
@@ -65,8 +65,13 @@ class Runner:
         hooks = self._hooks
         call = self._load(context, content, url_label)
         hooks.fire("before_task", context)
+        logs.headers(context)
         try:
-            call.run()
+            if tracing.is_active():
+                with tracing.consumer_span(context):
+                    call.run()
+            else:
+                call.run()
             if pending.UNDER_WAY or pending.FAILED:
                 pending.raise_failure()
         except KeyboardInterrupt:
@@ -136,6 +141,7 @@ class Runner:
             letter = DeadLetter(
                 context=context, call=context.call, error=error, outcome=outcome, reason=reason, body=body
             )
+            logs.dead_letter(letter, self._settings)
             hooks.fire("on_dead_letter", letter)
         return outcome
 

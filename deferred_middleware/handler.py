@@ -18,7 +18,7 @@ from deferred_middleware import settings as settings_module
 from deferred_middleware.body import read
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
-from deferred_middleware.errors import BodyError, UntrustedRequestError
+from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
 from deferred_middleware.execution import Runner, label_in
 from deferred_middleware.hooks import Hooks
 from deferred_middleware.outcomes import Outcome, Refusal
@@ -80,7 +80,8 @@ class TaskHandler:
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
         """What the path of a task's request begins with."""
-        self._runner = Runner(settings, hooks, Warmup(settings.warmup_module), _enqueue_again)
+        self._warmup = Warmup(settings.warmup_module)
+        self._runner = Runner(settings, hooks, self._warmup, _enqueue_again)
         self._gate = trust.Gate(settings, current_deployment())
         self._refused = itertools.count(1)
 
@@ -96,6 +97,15 @@ class TaskHandler:
         if own_hooks:
             hooks_module.install_hooks(Hooks(own_hooks))
         return cls(settings or settings_module.current_settings(), hooks_module.current_hooks())
+
+    def warm_up(self) -> bool:
+        """Import the warm-up module if that is still to be done; a failure is logged, and the next task tries again."""
+        try:
+            self._warmup.run()
+        except WarmupError as error:
+            logger.error("%s", error, exc_info=error.__cause__)
+            return False
+        return True
 
     def answer(self, environ: WSGIEnvironment) -> webob.Response:
         """Run the task that ``environ`` delivers; return the response, which may be another task's as well."""

@@ -13,19 +13,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware import protocol
 from deferred_middleware.outcomes import Outcome
 
 if TYPE_CHECKING:
     from deferred_middleware.context import TaskContext
+    from deferred_middleware.outcomes import DeadLetter
     from deferred_middleware.settings import Settings
 
 logger = logging.getLogger("deferred_middleware")
+# Apart, so that they can be turned off, or sent elsewhere, by themselves.
+_headers_logger = logging.getLogger("deferred_middleware.headers")
+_dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"
 """The key of a task's facts in ``json_fields``."""
 
 _OURS: Final = str(Path(__file__).parent) + "/"
 _OF_LOOPS: Final = tuple(str(Path(logging.__file__).parents[1] / name) for name in ("asyncio/", "concurrent/"))
+
+_SECRET: Final = frozenset(
+    protocol.environ_key(header)
+    for header in (
+        protocol.API_TICKET_HEADER,
+        protocol.SIGNATURE_HEADER,
+        protocol.SERVER_TOKEN_HEADER,
+        "Authorization",
+        "Proxy-Authorization",
+        "Cookie",
+    )
+)
 
 _WHAT_HAPPENED: Final = {
     Outcome.FAILED: "failed and will be retried",
@@ -101,7 +118,9 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
     if outcome is Outcome.FAILED and last:
         what = "failed in its last attempt"
     description = (
-        urllib.parse.unquote(str(context.environ.get("PATH_INFO"))) if call is None else call.describe("short")
+        urllib.parse.unquote(str(context.environ.get("PATH_INFO")))
+        if call is None
+        else call.describe(settings.log_arguments)
     )
     logger.log(
         level,
@@ -113,6 +132,44 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
         context.attempt,
         exc_info=error,
         extra=_fields(context, outcome, call=description, error=type(error).__name__),
+    )
+
+
+def headers(context: TaskContext) -> None:
+    """Log the headers of a task's request at DEBUG, but for those that are secrets."""
+    if not _headers_logger.isEnabledFor(logging.DEBUG):
+        return
+    shown = ", ".join(
+        f"{key.removeprefix('HTTP_')}={value}"
+        for key, value in context.environ.items()
+        if key.startswith("HTTP_") and key not in _SECRET
+    )
+    _headers_logger.debug("headers of task %s: %s", context.name, shown)
+
+
+def dead_letter(letter: DeadLetter, settings: Settings) -> None:
+    """Log all that it takes to run a dead letter again, unless its arguments are not to be logged."""
+    from deferred_middleware import deadletters
+    from deferred_middleware.arguments import redacted_by
+
+    context, call = letter.context, letter.call
+    if settings.log_arguments != "short" or (call is not None and redacted_by(call.func)):
+        _dead_letters_logger.warning(
+            "task %s of queue %s is not tried again, because %s; its arguments are not to be logged, so that only a "
+            "hook (on_dead_letter) can keep it",
+            context.name,
+            context.queue,
+            letter.reason,
+        )
+        return
+    _dead_letters_logger.warning(
+        "task %s of queue %s is not tried again, because %s; `deferred-middleware replay` runs it again from this "
+        "line: %s%s",
+        context.name,
+        context.queue,
+        letter.reason,
+        deadletters.MARK,
+        deadletters.record(letter),
     )
 
 

@@ -19,9 +19,9 @@ it at its end.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deferred_middleware import batches, pending
+from deferred_middleware import batches, pending, protocol
 from deferred_middleware.handler import TaskHandler
 
 if TYPE_CHECKING:
@@ -54,12 +54,15 @@ class DeferredMiddleware:
         self._handler = handler
         self._prefix = self._handler.prefix
         self._legacy = frozenset(handler.settings.legacy_urls)
+        self._warms_up = handler.settings.warmup_module is not None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task that ``environ`` delivers, or pass the request on."""
         path = environ.get("PATH_INFO", "")
         if path.startswith(self._prefix) or path in self._legacy:
             return self._handler.answer(environ)(environ, start_response)
+        if self._warms_up and path == protocol.WARMUP_PATH:
+            return self._warm_up(environ, start_response)
         try:
             iterable = self._app(environ, start_response)
         except BaseException:
@@ -69,3 +72,26 @@ class DeferredMiddleware:
         if pending.UNDER_WAY or pending.FAILED:
             return pending.wait_after(iterable)
         return iterable
+
+    def _warm_up(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer App Engine's warm-up request: import the warm-up module, and let the app do what it does itself.
+
+        An app that knows nothing of such requests answers 404; then the answer is ours.
+        """
+        self._handler.warm_up()
+        started: list[tuple[Any, ...]] = []
+
+        def start(*args: Any) -> Any:
+            started.append(args)
+            if str(args[0]).startswith("404"):
+                return lambda data: None
+            return start_response(*args)
+
+        iterable = self._app(environ, start)
+        if not (started and str(started[-1][0]).startswith("404")):
+            return iterable
+        close = getattr(iterable, "close", None)
+        if close is not None:
+            close()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+        return []

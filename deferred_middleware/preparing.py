@@ -24,6 +24,7 @@ from deferred_middleware import (
     rejections,
     routing,
     signing,
+    tracing,
     transactions,
 )
 from deferred_middleware.options import warn
@@ -180,6 +181,7 @@ def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes)
         **carrying.headers_of(call.options),
         protocol.NAMESPACE_HEADER: namespaces.header_value(),
     }
+    headers |= tracing.headers()
     # The last of them, because it signs the others.
     headers |= signing.signature_header(call.options, queue=queue, name=name, url=url, headers=headers, body=body)
     return headers

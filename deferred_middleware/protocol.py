@@ -14,6 +14,10 @@ from typing import Final
 URL_PREFIX: Final = "/_cb/deferred"
 """Default path under which tasks are delivered; ``/<module>/<qualname>`` follows."""
 
+WARMUP_PATH: Final = "/_ah/warmup"
+"""Where App Engine sends a new instance its warm-up request
+(https://cloud.google.com/appengine/docs/standard/configuring-warmup-requests)."""
+
 CONTENT_TYPE: Final = "application/octet-stream"
 """Content type of a payload, the older library's too."""
 
@@ -34,6 +38,9 @@ API_TICKET_HEADER: Final = "X-Appengine-Api-Ticket"
 DEFAULT_VERSION_HOSTNAME_HEADER: Final = "X-Appengine-Default-Version-Hostname"
 REQUEST_LOG_ID_HEADER: Final = "X-Appengine-Request-Log-Id"
 HTTPS_HEADER: Final = "X-Appengine-Https"
+
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+"""Request headers of the W3C's trace context, which a task carries from where it was enqueued."""
 
 # Our own headers.
 OUR_HEADER_PREFIX: Final = "X-Deferred-"

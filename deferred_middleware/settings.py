@@ -16,7 +16,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from deferred_middleware import conversions, protocol, secretkeys
 from deferred_middleware.errors import DeferredWarning, SettingsError
@@ -169,6 +169,16 @@ TABLE: Final[tuple[Setting, ...]] = (
             "ERROR."
         ),
     ),
+    Setting(
+        field="log_arguments",
+        variable="DEFERRED_LOG_ARGUMENTS",
+        convert=conversions.one_of("none", "names", "short"),
+        accepts="none, names or short",
+        meaning=(
+            "How much of a call's arguments is logged when it fails: none, their names, or their values, shortened. "
+            "With none and names, a dead letter's payload isn't logged either."
+        ),
+    ),
 )
 
 
@@ -192,6 +202,7 @@ class Settings:
     coalesce: bool = False
     log_level: int = logging.DEBUG
     retry_log_level: int = logging.ERROR
+    log_arguments: Literal["none", "names", "short"] = "short"
 
     def __post_init__(self) -> None:
         for setting in TABLE:

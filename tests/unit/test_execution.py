@@ -69,7 +69,7 @@ def test_success_is_one_quiet_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.note, HTTP_X_APPENGINE_TASKRETRYCOUNT="1", HTTP_X_APPENGINE_API_TICKET="ticket")
 
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "deferred_middleware"]
     assert record.levelno == logging.DEBUG
     text = record.getMessage()
     assert text.startswith("sample/note ran in ")
@@ -82,12 +82,12 @@ def test_the_level_of_success_is_a_setting(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.note, settings=Settings(log_level=logging.INFO))
 
-    assert [record.levelno for record in caplog.records] == [logging.INFO]
+    assert [r.levelno for r in caplog.records if r.name == "deferred_middleware"] == [logging.INFO]
 
 
 def failure(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
     """Return the only record, which must have a traceback."""
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "deferred_middleware"]
     assert record.exc_info is not None
     return record
 
@@ -139,7 +139,7 @@ def test_a_quiet_retry_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.raises_new, deferred.SingularTaskFailure, "not yet")
 
-    (record,) = caplog.records
+    (record,) = [record for record in caplog.records if record.name == "deferred_middleware"]
     assert record.levelno == logging.DEBUG
     assert "asks for another attempt: not yet" in record.getMessage()
 

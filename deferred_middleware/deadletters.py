@@ -1,0 +1,151 @@
+"""Dead letters: what is kept of a task that will not be tried again, and how it is run again by hand.
+
+The log has a line for each with all that takes, unless the arguments are not to be logged. :func:`replay`, and the
+command ``deferred-middleware replay``, enqueue the task anew from that line, if its signature is one of ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import time
+import urllib.parse
+from typing import TYPE_CHECKING, Any, Final
+
+from deferred_middleware import protocol, signing
+from deferred_middleware.errors import DeferredError, UntrustedRequestError
+from deferred_middleware.settings import current_deployment, current_settings
+
+if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
+    from deferred_middleware.outcomes import DeadLetter
+
+MARK: Final = "dead letter: "
+"""What stands before the JSON in the log's line."""
+
+_SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
+_OURS: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
+# They tell of the task that has ended, not of the call.
+_NOT_AGAIN: Final = frozenset(
+    protocol.environ_key(header)
+    for header in (protocol.SIGNATURE_HEADER, protocol.EARLIER_ATTEMPTS_HEADER, protocol.SERVER_TOKEN_HEADER)
+)
+
+
+class ReplayError(DeferredError, ValueError):
+    """A dead letter can't be enqueued again: it is none, or nobody of ours has signed it."""
+
+
+def record(letter: DeadLetter) -> str:
+    """Return all that is needed to run a dead letter again, as one line of JSON."""
+    context = letter.context
+    environ = context.environ
+    own = {key: str(value) for key, value in environ.items() if key.startswith(_OURS)}
+    return json.dumps(
+        {
+            "path": environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""),
+            "queue": context.queue,
+            "name": context.name,
+            "service": context.service,
+            "application": current_deployment().application,
+            "headers": own,
+            "body": base64.b64encode(letter.body).decode(),
+            "reason": letter.reason,
+        }
+    )
+
+
+def replay(line: str, *, queue: str | None = None, target: str | None = None) -> taskqueue.Task:
+    """Enqueue a dead letter again, as a new task with attempts of its own; return it.
+
+    Args:
+        line: the line of the log, or the JSON in it.
+        queue: another queue than it was in.
+        target: where it runs, by default the service that it ran in, at that service's default version.
+
+    Raises:
+        ReplayError: the line holds no dead letter, or its signature doesn't hold. That it has expired is no obstacle.
+    """
+    from google.appengine.api import taskqueue
+
+    found = _parse(line)
+    environ: dict[str, str] = found["headers"]
+    keyring = signing.keyring_for(current_settings().secret_keys, found["application"])
+    body = base64.b64decode(found["body"])
+    path = found["path"].encode("latin-1")
+    _verify(keyring, found, environ, path, body)
+    headers = {_header(key): value for key, value in environ.items() if key not in _NOT_AGAIN}
+    url = urllib.parse.quote(path)
+    queue = queue or found["queue"]
+    name = os.urandom(16).hex()
+    signature = keyring.sign(
+        path=path,
+        queue=queue,
+        name=name,
+        headers=headers,
+        body=body,
+        not_before=0.0,
+        lifetime_seconds=signing.LIFETIME_SECONDS,
+        now=time.time(),
+    )
+    service = found.get("service")
+    task = taskqueue.Task(
+        payload=body,
+        method="POST",
+        url=url,
+        name=name,
+        target=target or (service if service and service != "default" else None),
+        headers={**headers, "Content-Type": protocol.CONTENT_TYPE, protocol.SIGNATURE_HEADER: signature},
+    )
+    return task.add(queue)
+
+
+def _parse(line: str) -> dict[str, Any]:
+    start = line.find(MARK)
+    text = line[start + len(MARK) :] if start >= 0 else line
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[text.index("{") :])
+        base64.b64decode(found["body"], validate=True)
+        valid = (
+            all(isinstance(found[name], str) for name in ("path", "queue", "name", "application"))
+            and found["path"].encode("latin-1") is not None
+            and all(isinstance(text, str) for pair in found["headers"].items() for text in pair)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise ReplayError(f"this is no dead letter's line: {type(error).__name__}: {error}") from error
+    if not valid:
+        raise ReplayError("this is no dead letter's line: its parts are of the wrong types")
+    return dict(found)
+
+
+def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, str], path: bytes, body: bytes) -> None:
+    signature = environ.get(_SIGNATURE)
+    if not keyring or signature is None:
+        raise ReplayError(
+            "only what is signed is run again: the task has no signature"
+            if signature is None
+            else "only what is signed is run again: set DEFERRED_SECRET_KEYS to the app's keys"
+        )
+    try:
+        digest = keyring.verify(
+            signature,
+            method="POST",
+            path=path,
+            query="",
+            queue=found["queue"],
+            name=found["name"],
+            environ=environ,
+            # Long ago, because what has expired may be run again by somebody who has the keys.
+            now=0.0,
+        )
+    except UntrustedRequestError as error:
+        raise ReplayError(f"only what our keys signed is run again: {error}") from error
+    if signing.digest_of(body) != digest:
+        raise ReplayError("only what our keys signed is run again: the body is not the one that was signed")
+
+
+def _header(key: str) -> str:
+    return "-".join(part.capitalize() for part in key.removeprefix("HTTP_").split("_"))
