@@ -9,18 +9,35 @@ What goes wrong is told in one sentence on standard error, with exit status 1 (2
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 from deferred_middleware import __version__
-from deferred_middleware.commands import check, replay, serve
+from deferred_middleware.commands import (
+    check,
+    delete,
+    drain,
+    forget,
+    pause,
+    purge,
+    queues,
+    replay,
+    resume,
+    retry,
+    run,
+    serve,
+    show,
+    tasks,
+)
 from deferred_middleware.errors import ServerError
 
 PROGRAM = "deferred-middleware"
 
-_COMMANDS = (serve, check, replay)
+_COMMANDS = (serve, queues, tasks, show, run, retry, delete, pause, resume, purge, drain, forget, check, replay)
+_PIPE_CLOSED = 128 + signal.SIGPIPE
 _INTERRUPTED = 128 + signal.SIGINT  # what a shell gives a command that Ctrl-C ended
 
 
@@ -34,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             app_traceback = getattr(error, "app_traceback", "")
             sys.stderr.write(app_traceback or traceback.format_exc())
         sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 1
+        return int(getattr(error, "exit_status", 1))
+    except BrokenPipeError:
+        # Whoever read the output (head, say) has had enough. What is left of it would be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except KeyboardInterrupt:
         # Before the supervisor handles signals there is nothing to stop.
         return _INTERRUPTED

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from deferred_middleware import __version__
 from deferred_middleware.errors import ServerError
 
 SERVER_FILE = "server.json"
@@ -88,6 +89,13 @@ def server_file(data_dir: Path) -> AddressFile:
 def content_of(server: RunningServer) -> dict[str, object]:
     """Return what :func:`read_server_file` reads."""
     return asdict(server)
+
+
+def about(server: RunningServer, data_dir: Path) -> dict[str, object]:
+    """Return what may be told of a server to who has its token."""
+    told = content_of(server)
+    del told["token"]
+    return {"version": __version__, **told, "data_dir": str(data_dir.absolute())}
 
 
 def read_server_file(path: Path) -> RunningServer | None:

@@ -18,7 +18,8 @@ from deferred_middleware.server.records import (
     State,
 )
 from deferred_middleware.server.retention import Retention
-from deferred_middleware.server.storecore import BATCH, StoreCore
+from deferred_middleware.server.storecore import BATCH
+from deferred_middleware.server.waiting import WaitingTasks
 
 # What a dead letter forgets when it is tried again; its attempts stay, and later ones are counted on from them.
 _START_ANEW = """
@@ -28,7 +29,7 @@ _START_ANEW = """
     WHERE id = ?"""
 
 
-class StoreOperations(StoreCore):
+class StoreOperations(WaitingTasks):
     """The store's operations for people."""
 
     def __init__(

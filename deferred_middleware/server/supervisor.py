@@ -26,8 +26,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.addressfiles import AddressFile, RunningServer, content_of, server_file
+from deferred_middleware.server.addressfiles import AddressFile, RunningServer, about, content_of, server_file
 from deferred_middleware.server.announcing import say, say_exposure, say_table
+from deferred_middleware.server.api import JsonApi
 from deferred_middleware.server.appenviron import app_environ, base_environ
 from deferred_middleware.server.appserver import AppServer
 from deferred_middleware.server.delivery import Deliverer
@@ -109,7 +110,7 @@ class Supervisor:
         store = TaskStore(config.data_dir / STORE_FILE, retention=retention)
         stack.callback(store.close)
         ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
-        about_server = stack.enter_context(server_file(config.data_dir))
+        server_json = stack.enter_context(server_file(config.data_dir))
         listeners = bind_all(
             [served.service for served in config.apps],
             host=config.host,
@@ -136,7 +137,22 @@ class Supervisor:
             callers=tickets,
         )
         stack.callback(stub_map.GetStub("datastore_v3").close)
-        admin = Guard(RpcApplication(stub_map, tickets), names=admin_names(config.admin_host, config.allowed_hosts))
+        running = RunningServer(
+            pid=os.getpid(),
+            since=_now(),
+            admin=url(listeners[0]),
+            token=secrets.token_urlsafe(32),
+            services={service.name: url(listener) for service, listener in zip(services, listeners[1:], strict=True)},
+        )
+        api = JsonApi(
+            store,
+            queues=lambda: queues,
+            wake=scheduler.wake,
+            about=about(running, config.data_dir),
+            token=running.token,
+        )
+        names = admin_names(config.admin_host, config.allowed_hosts)
+        admin = Guard(RpcApplication(stub_map, tickets, pages=api), names=names)
         stack.enter_context(_admin_server(admin, listeners[0]))
 
         inherited = base_environ(os.environ, secret_key=secret_key.text)
@@ -170,17 +186,9 @@ class Supervisor:
         if self._all_ready():
             stack.callback(_stop_scheduler, scheduler)
             scheduler.start()
-            urls = {service.name: url(listener) for service, listener in zip(services, listeners[1:], strict=True)}
-            running = RunningServer(
-                pid=os.getpid(),
-                since=_now(),
-                admin=url(listeners[0]),
-                token=secrets.token_urlsafe(32),
-                services=urls,
-            )
-            about_server.write(content_of(running))
-            stack.callback(about_server.remove)
-            ready_file.write({"services": urls, "admin": running.admin})
+            server_json.write(content_of(running))
+            stack.callback(server_json.remove)
+            ready_file.write({"services": running.services, "admin": running.admin})
             # Besides the one at the very end: whoever waits for the file must not find it while all this stops.
             stack.callback(ready_file.remove)
             self._announce(running)

@@ -165,6 +165,19 @@ class Server:
         assert response.status == 200, f"{response.status} {text}\n{self.output}"
         return text
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another ``deferred-middleware`` command in the server's directory, as a person does."""
+        return subprocess.run(
+            [sys.executable, "-m", "deferred_middleware", *arguments],
+            cwd=self.directory,
+            env={name: value for name, value in self._environ.items() if name != _MARK},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+
     def send_signal(self, signum: signal.Signals) -> None:
         """Send a signal to the process group, as the terminal does for Ctrl-C."""
         os.killpg(self.pid, signum)

@@ -72,7 +72,7 @@ LAYERS: list[dict[str, set[str]]] = [
 ]
 NAMES = [name for layer in LAYERS for name in layer]
 # The local server sees tasks as opaque bytes: nothing of calls and payloads may reach it.
-OF_THE_SERVER = {"errors", "protocol"}
+OF_THE_SERVER = {"errors", "protocol", "__version__"}
 
 
 def allowed_for(name: str) -> set[str]:

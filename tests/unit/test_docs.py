@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import docutils.core
 import pytest
 
 import deferred_middleware
 from deferred_middleware import Settings, TaskContext
+from deferred_middleware.cli import _COMMANDS
 from deferred_middleware.options import _CHECKS
 from deferred_middleware.settings import TABLE
 
@@ -83,6 +86,18 @@ def test_pages_are_sound_rst(path: Path) -> None:
     docutils.core.publish_string(
         path.read_text(), writer="null", settings_overrides={"halt_level": 2, "report_level": 2}
     )
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
+def test_every_command_is_documented(command: Any) -> None:
+    """Some page has each command, and each of its arguments."""
+    parser = command.add_parser(argparse.ArgumentParser().add_subparsers())
+    name = parser.prog.split()[-1]
+    pages = "".join(PAGES.values())
+
+    assert f"``{name}" in pages or f"deferred-middleware {name}" in pages
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    assert [option for option in options if option != "--help" and option not in pages] == []
 
 
 def readme_example() -> str:

@@ -1,0 +1,32 @@
+"""``deferred-middleware purge``: delete all tasks of a queue that are not finished."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from deferred_middleware.commands.connection import Connection, add_arguments
+from deferred_middleware.commands.tables import count, print_json, say
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "purge",
+        help="delete all waiting tasks of a queue",
+        description="Delete all tasks of a queue that are not finished. Those that are running run to their end; "
+        "those that succeeded or failed stay to be seen.",
+    )
+    parser.add_argument("queue", metavar="QUEUE")
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Purge the queue; return the exit status."""
+    answer = Connection(arguments).post("queues", arguments.queue, "purge")
+    if arguments.json:
+        print_json(answer)
+    else:
+        say(f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
+    return 0

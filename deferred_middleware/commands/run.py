@@ -1,0 +1,27 @@
+"""``deferred-middleware run``: have tasks run now that would run later."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from deferred_middleware.commands.connection import Connection, add_arguments
+from deferred_middleware.commands.named import add_task_arguments, change_named
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        help="run tasks now",
+        description="Have tasks that wait run now, whatever their ETA, back-off, and their queue's rate and pause.",
+    )
+    add_task_arguments(parser, optional=False)
+    add_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Have the tasks run; return the exit status."""
+    connection = Connection(arguments)
+    return change_named(arguments, connection, "run", "runs as soon as its service can take it")

@@ -1,0 +1,381 @@
+"""The commands for a running server, as a person types them, against a real one."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.appengine.ext.remote_api import remote_api_bytes_pb2
+from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+# POST /defer/<function>, with the options of defer() as JSON, defers a function of the module "chores".
+MAIN = """
+import json
+from google.appengine.api import wrap_wsgi_app
+from deferred_middleware import DeferredMiddleware, defer
+import chores
+
+def pages(environ, start_response):
+    options = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])) or "{}")
+    task = defer(getattr(chores, environ["PATH_INFO"].split("/")[2]), "a\\x1b[31mb", **options)
+    answer = task.name.encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+    return [answer]
+
+app = wrap_wsgi_app(DeferredMiddleware(pages))
+"""
+CHORES = (
+    TELL
+    + """
+from deferred_middleware import PermanentTaskFailure, current_task
+
+def work(argument):
+    tell(ran=current_task().name)
+
+def refuse(argument):
+    if not os.path.exists("forgive"):
+        raise PermanentTaskFailure("refused")
+    tell(ran=current_task().name)
+
+def fail_once(argument):
+    if current_task().attempt == 1:
+        raise RuntimeError("not yet")
+    tell(ran=current_task().name)
+
+def chain(argument):
+    from deferred_middleware import defer
+    defer(work, argument, _countdown=3600)
+    tell(ran=current_task().name)
+"""
+)
+LATER = {"_countdown": 3600}
+
+
+@pytest.fixture
+def server(serve: Serve) -> Server:
+    """The app above, running."""
+    return serve({"main.py": MAIN, "chores.py": CHORES})
+
+
+def ok(server: Server, *arguments: str) -> str:
+    """Return what a command prints that succeeds."""
+    done = server.command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def told(server: Server, *arguments: str) -> Any:
+    """Return what a command that succeeds prints as JSON."""
+    return json.loads(ok(server, *arguments, "--json"))
+
+
+def refused(server: Server, status: int, *arguments: str) -> str:
+    """Return the one sentence with which a command fails, with this exit status."""
+    done = server.command(*arguments)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    prefix, _, sentence = line.partition(": ")
+    assert prefix == "deferred-middleware"
+    return sentence
+
+
+def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
+    """A person lists queues and tasks, looks at one, has it run, and sees that it has."""
+    name = server.post("/defer/work", LATER)
+    server.post("/defer/work", LATER)
+
+    queues = ok(server, "queues").splitlines()
+    headings = ["QUEUE", "DUE", "SCHEDULED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED", "NEXT", "STATE"]
+    assert queues[0].split() == headings
+    assert re.fullmatch(r"default +0 +2 +0 +0 +0 +0 +in (60|59) min", queues[1])
+
+    tasks = ok(server, "tasks", "--function", "chores/work").splitlines()
+    assert re.fullmatch(
+        rf"ID +QUEUE .* FUNCTION\n +2 .*\n +1 +default +ready +0 .* {name} +chores/work", "\n".join(tasks)
+    )
+
+    shown = ok(server, "show", f"default/{name}")
+    assert shown.startswith(f"task 1         default/{name}\nstate          ready\n")
+    # An argument can't steer the terminal.
+    assert "\ncall           chores.work('a\\x1b[31mb')\n" in shown
+    assert "header         Content-Type: application/octet-stream\n" in shown
+    assert shown.endswith("It has not been tried yet.\n")
+
+    assert ok(server, "run", "1") == "Task 1 runs as soon as its service can take it.\n"
+    assert recorder.next() == {"ran": name}
+    ok(server, "drain")
+    shown = ok(server, "show", "1")
+    assert "\nstate          succeeded\n" in shown
+    assert re.search(r"\nattempt 1, \d{4}-.*, in service default, [0-9,]+ m?s: status 200\n", shown)
+    assert recorder.is_silent(0.5)
+
+    assert ok(server, "delete", "2") == "Task 2 is deleted.\n"
+    assert refused(server, 4, "show", "2") == "There is no task '2'; it may be forgotten."
+
+
+def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
+    """With ``--json`` every command prints one JSON document, the API's answer."""
+    name = server.post("/defer/work", LATER | {"_name": "mine"})
+    assert told(server, "queues")["queues"][0]["scheduled"] == 1
+    (task,) = told(server, "tasks")["tasks"]
+    assert (task["id"], task["name"], task["function"]) == (1, name, "chores/work")
+    assert told(server, "show", "1")["task"]["payload"]["args"] == ["'a\\x1b[31mb'"]
+    assert told(server, "pause", "default") == {"queue": "default", "changed": True}
+    assert told(server, "resume", "default") == {"queue": "default", "changed": True}
+    assert told(server, "run", "1") == {"tasks": [{"task": 1, "done": "run"}]}
+    recorder.next()
+    drained = told(server, "drain")
+    assert (drained["drained"], drained["failed_meanwhile"], drained["left_alone"]) == (True, 0, [])
+    assert told(server, "retry", "--all") == {"retried": 0}
+    assert told(server, "purge", "default") == {"queue": "default", "deleted": 0}
+    assert told(server, "forget", "default", "mine") == {"queue": "default", "forgotten": 1}
+    assert told(server, "delete", "1") == {"tasks": [{"task": 1, "done": "delete"}]}
+
+
+def test_dead_letters_are_retried_one_or_all(server: Server, recorder: Recorder) -> None:
+    """Tasks that failed for good are found, and run again once a person says so."""
+    names = [server.post("/defer/refuse", {}) for _ in range(3)]
+    failed = server.command("drain")
+    # They may have failed before the command first looked.
+    assert failed.returncode in (0, 5)
+    assert ok(server, "tasks", "--state", "failed").count("chores/refuse") == 3
+    assert "failed for good" in ok(server, "show", "1")
+
+    (server.directory / "forgive").touch()
+    assert ok(server, "retry", "1") == "Task 1 will be tried again.\n"
+    assert recorder.next() == {"ran": names[0]}
+    assert ok(server, "retry", "--all") == "2 failed tasks will be tried again.\n"
+    assert {recorder.next()["ran"], recorder.next()["ran"]} == set(names[1:])
+    ok(server, "drain")
+    assert ok(server, "tasks", "--state", "failed") == "There are no such tasks.\n"
+
+
+def test_drain_waits_for_what_is_due(server: Server, recorder: Recorder) -> None:
+    """It ends when everything due has run, retries included, and says what it left for later."""
+    names = {server.post("/defer/fail_once", {}) for _ in range(5)}
+    server.post("/defer/work", LATER)
+    done = server.command("drain")
+    assert done.returncode == 0
+    assert done.stdout == (
+        "Everything due is done.\n1 task with a later ETA left; --include-scheduled runs those too.\n"
+    )
+    assert {recorder.next()["ran"] for _ in names} == names
+    (queue,) = told(server, "queues")["queues"]
+    assert (queue["succeeded"], queue["scheduled"]) == (5, 1)
+
+
+def test_drain_runs_what_is_scheduled_when_told(server: Server, recorder: Recorder) -> None:
+    """With ``--include-scheduled`` the ETA is not waited for, also of tasks that are added meanwhile."""
+    names = {server.post("/defer/chain", LATER) for _ in range(3)}
+    assert ok(server, "drain", "--include-scheduled") == "Everything due is done.\n"
+    assert {recorder.next()["ran"] for _ in range(6)} > names
+    assert told(server, "queues")["queues"][0]["succeeded"] == 6
+
+
+def test_drain_says_what_failed_meanwhile(server: Server) -> None:
+    """Its status tells a script that tasks have failed for good while it looked."""
+    for _ in range(3):
+        server.post("/defer/refuse", LATER)
+    done = server.command("drain", "--include-scheduled")
+    assert done.returncode == 5
+    assert "3 tasks failed for good meanwhile: deferred-middleware tasks --state failed" in done.stdout
+
+
+def test_drain_gives_up_when_told(server: Server) -> None:
+    """With ``--timeout`` it ends with a status of its own, and says what is left; progress is on standard error."""
+    server.post("/defer/work", {"_target": "local.nowhere"})
+    done = server.command("drain", "--timeout", "1")
+    assert done.returncode == 6
+    assert re.match(r"Still at it after 1 s: \d due, \d running", done.stdout)
+    assert re.match(r"\d due, \d running", done.stderr)
+
+
+def test_names_of_former_tasks_can_be_freed(server: Server, recorder: Recorder) -> None:
+    """A name that was used is blocked until a person has it forgotten."""
+    server.post("/defer/work", {"_name": "mine"})
+    recorder.next()
+    ok(server, "drain")
+    assert ok(server, "forget", "default", "mine") == "1 name of queue default can be used again.\n"
+    server.post("/defer/work", {"_name": "mine"})
+    assert recorder.next() == {"ran": "mine"}
+
+
+def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
+    """All that waits is deleted, and what succeeded stays to be seen."""
+    server.post("/defer/work", {})
+    recorder.next()
+    ok(server, "drain")
+    for _ in range(3):
+        server.post("/defer/work", LATER)
+    assert ok(server, "purge", "default") == "3 tasks of queue default deleted.\n"
+    assert [task["state"] for task in told(server, "tasks")["tasks"]] == ["succeeded"]
+
+
+def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
+    """Each mistake has its sentence and its status, and changes nothing."""
+    server.post("/defer/work", LATER)
+    assert refused(server, 4, "show", "99") == "There is no task '99'; it may be forgotten."
+    assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; there is default."
+    assert refused(server, 4, "drain", "nope") == "There is no queue 'nope'."
+    assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; there is default."
+    assert refused(server, 1, "show", "mine") == "A task is named by its ID, such as 42, or as QUEUE/NAME; got 'mine'."
+    assert refused(server, 1, "retry", "1").startswith("Task 1 has not failed for good, it is ready")
+    assert refused(server, 2, "retry") == "Name the tasks to retry, or say --all."
+    assert refused(server, 2, "retry", "1", "--all") == "Name the tasks to retry, or say --all."
+    assert refused(server, 2, "retry", "1", "--queue", "default") == "--queue goes with --all."
+    assert refused(server, 2, "delete") == "Name the tasks to delete, or say --failed QUEUE."
+    assert told(server, "queues")["queues"][0]["scheduled"] == 1
+
+
+def test_the_server_is_found_or_missed(make_server: Serve) -> None:
+    """A server that isn't running is one sentence, before its first start, after a stop, and after a kill."""
+    server = make_server({"main.py": MAIN, "chores.py": CHORES})
+    assert refused(server, 3, "queues").startswith("No server is running on .deferred; start it with")
+    server.start()
+    found = server.data_dir / "server.json"
+    assert found.stat().st_mode & 0o7777 == 0o600
+    ok(server, "queues")
+    assert server.stop() == 0
+    assert not found.exists()
+    assert refused(server, 3, "queues").startswith("No server is running on .deferred; start it with")
+    server.start()
+    pid = server.pid
+    server.kill()
+    assert found.exists()
+    sentence = refused(server, 3, "queues")
+    assert re.fullmatch(
+        rf"\.deferred/server\.json tells of a server \(process {pid}, since .*\) that doesn't answer any more; "
+        r"start it with 'deferred-middleware serve'\.",
+        sentence,
+    )
+    # The next start finds it out by itself.
+    server.start()
+    ok(server, "queues")
+
+
+def test_a_server_can_be_named_by_its_url(server: Server, tmp_path: Path) -> None:
+    """``--admin`` reaches a server without its data directory, with a copy of its token."""
+    elsewhere = tmp_path / "elsewhere"
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    (tmp_path / "token").write_text(token + "\n")
+    (tmp_path / "copy.json").write_text((server.data_dir / "server.json").read_text())
+    (tmp_path / "wrong").write_text("guess")
+    given = ["queues", f"--data-dir={elsewhere}", f"--admin={server.admin}"]
+    ok(server, *given, f"--token-file={tmp_path}/token")
+    ok(server, *given, f"--token-file={tmp_path}/copy.json")
+    assert "doesn't take the token" in refused(server, 1, *given, f"--token-file={tmp_path}/wrong")
+    assert "give a copy of it as --token-file" in refused(server, 1, *given)
+    assert "can't be read" in refused(server, 1, *given, f"--token-file={tmp_path}/none")
+    assert "is not a server's URL" in refused(server, 1, "queues", "--admin=ftp://x:1")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert refused(server, 3, "queues", f"--admin=127.0.0.1:{port}").startswith(
+        f"No server answers at 127.0.0.1:{port}"
+    )
+    # Another program's page where the server was.
+    assert refused(server, 3, "queues", f"--admin={server.services['default']}").endswith("uses that address now.")
+
+
+def test_output_that_nobody_reads_to_the_end(server: Server) -> None:
+    """A reader that closes the pipe, as ``head`` does, is no error to tell of."""
+    for _ in range(3):
+        server.post("/defer/work", LATER)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "deferred_middleware", "tasks"],
+        cwd=server.directory,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def ask(server: Server, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> tuple[int, bytes]:
+    """Send a request to the queue process with exactly these headers; return status and body."""
+    host, _, port = server.admin.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
+    try:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_the_queue_process_knows_its_visitors(server: Server) -> None:
+    """On real sockets: other sites' pages, other names and whoever has no token are refused, on every path."""
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    host = server.admin.removeprefix("http://")
+    port = host.partition(":")[2]
+    own = {"Host": host, "X-Deferred-Admin-Token": token}
+    server.post("/defer/work", LATER)
+    purge = "/api/v1/queues/default/purge"
+    for path, method in [("/api/v1/queues", "GET"), (purge, "POST"), ("/rpc_http", "POST"), ("/", "GET")]:
+        for wrong in [
+            {"Host": f"evil.example:{port}"},
+            {"Host": f"127.0.0.1.evil.example:{port}"},
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+            {"Origin": server.services["default"]},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site"},
+        ]:
+            status, body = ask(server, method, path, own | wrong)
+            assert (status, body[:9]) == (403, b"Refused: "), (path, wrong)
+    for wrong_token in ("", "guess", token[:-1], token + "x"):
+        assert ask(server, "GET", "/api/v1/queues", own | {"X-Deferred-Admin-Token": wrong_token})[0] == 401
+        assert ask(server, "POST", purge, own | {"X-Deferred-Admin-Token": wrong_token})[0] == 401
+    assert ask(server, "GET", purge, own)[0] == 405
+    assert told(server, "queues")["queues"][0]["scheduled"] == 1
+    page = {"Origin": server.admin, "Sec-Fetch-Site": "same-origin"}
+    assert ask(server, "GET", "/api/v1/queues", own | {"Host": f"localhost:{port}"})[0] == 200
+    assert ask(server, "POST", purge, own | page)[0] == 200
+    assert told(server, "queues")["queues"][0]["scheduled"] == 0
+    assert "Refused POST '/rpc_http' from 127.0.0.1: the Host header names 'evil.example'" in server.output
+    assert token not in server.output
+
+
+def test_an_api_call_needs_its_ticket(server: Server) -> None:
+    """Whoever has no ticket of this run gets an error from ``/rpc_http``, also with the token for people."""
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    headers = {"Host": server.admin.removeprefix("http://"), "X-Deferred-Admin-Token": token}
+    for ticket in ("", "guess", token):
+        call = remote_api_bytes_pb2.Request(
+            service_name="taskqueue", method="PurgeQueue", request=b"", request_id=ticket
+        )
+        status, body = ask(server, "POST", "/rpc_http", headers, call.SerializeToString())
+        answer = remote_api_bytes_pb2.Response.FromString(body)
+        assert status == 200
+        assert answer.rpc_error.code == remote_api_bytes_pb2.RpcError.SECURITY_VIOLATION
+
+
+def test_other_names_and_addresses_are_told_and_allowed(serve: Serve) -> None:
+    """A server that others reach says what that means; a name that was allowed is answered."""
+    server = serve(
+        {"main.py": MAIN, "chores.py": CHORES},
+        arguments=["--host=0.0.0.0", "--admin-host=0.0.0.0", "--allow-host=queue.test"],
+    )
+    for option in ("--host", "--admin-host"):
+        assert (
+            f"{option} 0.0.0.0: whoever reaches any address of this machine over the network reaches" in server.output
+        )
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    for host, status in [("queue.test", 200), ("0.0.0.0", 403), ("evil.example", 403)]:
+        assert ask(server, "GET", "/api/v1/queues", {"Host": host, "X-Deferred-Admin-Token": token})[0] == status
