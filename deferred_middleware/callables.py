@@ -59,6 +59,13 @@ def label_of(func: AnyCallable) -> Label:
     return Label(type(func).__module__, type(func).__qualname__)
 
 
+def label_text(func: AnyCallable) -> str:
+    """Return the label of ``func`` as text; the same as ``str(label_of(func))``, and quicker for a function."""
+    if type(func) is types.FunctionType:
+        return f"{func.__module__}/{func.__qualname__}"
+    return str(label_of(func))
+
+
 METHOD_ATTRIBUTE: Final = "__deferred_method__"
 """The attribute by which what ``@task`` makes of a bound method tells that method."""
 

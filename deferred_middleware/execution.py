@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending, tracing
-from deferred_middleware.callables import agrees
+from deferred_middleware.callables import agrees, label_text
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
 from deferred_middleware.outcomes import DeadLetter, Failure, Outcome
 
@@ -34,6 +34,8 @@ class Runner:
     def __init__(self, settings: Settings, hooks: Hooks, warmup: Warmup, enqueue_again: EnqueueAgain) -> None:
         self._settings = settings
         self._hooks = hooks
+        self._before_task = hooks.listens("before_task")
+        self._after_task = hooks.listens("after_task")
         self._warmup = warmup
         self._enqueue_again = enqueue_again
 
@@ -64,7 +66,8 @@ class Runner:
         """Run the task whose payload is ``content``; raises :class:`TaskContentError` if that is no call here."""
         hooks = self._hooks
         call = self._load(context, content, url_label)
-        hooks.fire("before_task", context)
+        if self._before_task:
+            hooks.fire("before_task", context)
         logs.headers(context)
         try:
             if tracing.is_active():
@@ -81,7 +84,8 @@ class Runner:
         else:
             outcome = Outcome.DONE
             logs.success(context, self._settings)
-        hooks.fire("after_task", context, outcome)
+        if self._after_task:
+            hooks.fire("after_task", context, outcome)
         return outcome
 
     def _load(self, context: TaskContext, content: bytes, url_label: str | None) -> Call:
@@ -92,7 +96,7 @@ class Runner:
         if url_label is None:
             call, context.label = legacy.resolved(call, self._settings)
         else:
-            context.label = label = str(call.label)
+            context.label = label = label_text(call.func)
             if url_label != label:
                 _check_label(url_label, call)
         context.call = call

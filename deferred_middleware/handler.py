@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from deferred_middleware.settings import current_deployment
 from deferred_middleware.warmup import Warmup
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from deferred_middleware.retrying import RetryLater
     from deferred_middleware.settings import Settings
@@ -34,8 +35,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger("deferred_middleware")
 
 
+class _Answer(webob.Response):
+    """A response that is the same each time, and so needs nothing of what webob does to send one.
+
+    That is to look for an empty body after a HEAD, which is answered 405 here, and to complete a Location.
+    """
+
+    @functools.cached_property
+    def _parts(self) -> tuple[str, list[tuple[str, str]], list[bytes]]:
+        return self.status, list(self.headerlist), [self.body]
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        status, headers, body = self._parts
+        start_response(status, headers.copy())  # a layer around may change it
+        return body
+
+
 def _answer(status: int, text: str, **headers: str) -> webob.Response:
-    response = webob.Response(status=status, text=f"{text}\n", content_type="text/plain")
+    response = _Answer(status=status, text=f"{text}\n", content_type="text/plain")
     for name, value in headers.items():
         response.headers[name] = value
     return response
@@ -52,7 +69,7 @@ _ANSWERS = {
     Outcome.FAILED: _answer(500, "failed"),
     Outcome.UNREADABLE: _answer(500, "can't be run by this version"),
 }
-_NOT_POST = _answer(405, "tasks are posted", Allow="POST")
+_NOT_POST = webob.Response(status=405, text="tasks are posted\n", content_type="text/plain", allow="POST")
 _FORBIDDEN = _answer(403, "forbidden")
 _TRACEBACK_CHARACTERS = 4000  # the local server keeps 4,096 bytes
 _BODY_PROBLEMS = {

@@ -8,9 +8,8 @@ otherwise run such a task in whatever namespace that finds.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+import functools
+from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware import protocol
 from deferred_middleware.errors import PayloadError
@@ -29,27 +28,43 @@ def header_value() -> str:
     return namespace_manager.get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
-@contextlib.contextmanager
-def restored(environ: WSGIEnvironment) -> Iterator[None]:
-    """Make the namespace in which the task of ``environ`` was deferred the current one.
+class restored:
+    """Make the namespace in which the task of ``environ`` was deferred the current one, in a ``with`` statement.
 
     A task of the older libraries says it in the SDK's header; where neither is there, nothing changes. Raises
     :class:`~deferred_middleware.errors.PayloadError` if the header holds no namespace.
     """
-    named = environ.get(_NAMESPACE)
-    if named is None:
-        named = environ.get(_SDK_NAMESPACE)
-    if named is None:
-        yield
-        return
+
+    __slots__ = ("_before", "_named")
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        named = environ.get(_NAMESPACE)
+        if named is None:
+            named = environ.get(_SDK_NAMESPACE)
+        self._named = "" if named == protocol.DEFAULT_NAMESPACE else named
+
+    def __enter__(self) -> None:
+        if self._named is None:
+            return
+        manager = _manager()
+        self._before = manager.get_namespace()
+        if self._before != self._named:
+            try:
+                manager.set_namespace(self._named)
+            except manager.BadValueError as error:
+                raise PayloadError(f"the task's namespace can't be one: {error}") from error
+
+    def __exit__(self, *raised: object) -> None:
+        if self._named is None:
+            return
+        manager = _manager()
+        if manager.get_namespace() != self._before:  # the call may have changed it
+            manager.set_namespace(self._before)
+
+
+@functools.cache
+def _manager() -> Any:
+    """Return the SDK's namespace manager, which is not imported before a task needs it."""
     from google.appengine.api import namespace_manager
 
-    before = namespace_manager.get_namespace()
-    try:
-        namespace_manager.set_namespace("" if named == protocol.DEFAULT_NAMESPACE else named)
-    except namespace_manager.BadValueError as error:
-        raise PayloadError(f"the task's namespace can't be one: {error}") from error
-    try:
-        yield
-    finally:
-        namespace_manager.set_namespace(before)
+    return namespace_manager

@@ -26,7 +26,7 @@ _OTHER_KEY = SecretKey("x" * 40)
 
 
 def _changed(**changes: Any) -> str:
-    return Signed(**{"body": BODY, "now": NOW} | changes).with_key(KEY)
+    return Signed(**{"body": BODY, "now": NOW, **changes}).with_key(KEY)
 
 
 # What is signed, and which name and queue it is good for: None is any name.

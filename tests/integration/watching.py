@@ -43,7 +43,8 @@ def watch() -> Iterator[list[tuple[str, str]]]:
     if not _installed:
         sys.addaudithook(_hook)  # for good: there is no way to remove one
         _installed = True
-    _watched.seen = seen = []
+    seen: list[tuple[str, str]] = []
+    _watched.seen = seen
     try:
         yield seen
     finally:
