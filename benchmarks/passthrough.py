@@ -15,7 +15,7 @@ import webob
 import webob.dec
 from interleave import measure, print_table
 
-from deferred_middleware import DeferredMiddleware
+from deferred_middleware import DeferredMiddleware, Settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -87,10 +87,11 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=5000)
     options = parser.parse_args()
 
+    settings = Settings(secret_keys=("not a secret, for a benchmark only",))  # type: ignore[arg-type] # a text will do
     contenders = {
         "bare app": client(bare),
         "prefix comparison": client(PrefixOnly(bare)),
-        "DeferredMiddleware": client(DeferredMiddleware(bare)),
+        "DeferredMiddleware": client(DeferredMiddleware(bare, settings=settings)),
         "webob wsgify": client(wsgified(bare)),
     }
     from google.appengine.api import wrap_wsgi_app
