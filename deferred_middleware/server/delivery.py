@@ -7,8 +7,10 @@ service has closed while it was idle is not used again.
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import logging
+import math
 import select
 import socket
 import threading
@@ -62,7 +64,8 @@ class AttemptResult:
 
     ``status`` is None when there was no complete HTTP response: no connection, cut off at the dispatch deadline, or the
     service went away; ``reason`` then says which, for a person. ``outcome`` is the response's ``X-Deferred-Outcome``,
-    ``excerpt`` the beginning of its body.
+    ``excerpt`` the beginning of its body. ``broken_off`` says that the service ended the connection in the middle,
+    ``late`` that its handler goes on beyond the dispatch deadline.
     """
 
     status: int | None
@@ -70,11 +73,17 @@ class AttemptResult:
     reason: str | None = None
     outcome: str | None = None
     excerpt: bytes = b""
+    broken_off: bool = False
+    late: LateHandler | None = None
 
     @property
     def http_response(self) -> bool:
         """Whether the attempt counts as an execution."""
         return self.status is not None
+
+    def because(self, reason: str) -> AttemptResult:
+        """Return the same result with another reason."""
+        return dataclasses.replace(self, reason=reason)
 
 
 class Deliverer:
@@ -99,6 +108,9 @@ class Deliverer:
         reason: str | None = None
         outcome: str | None = None
         excerpt = b""
+        broken_off = False
+        late: LateHandler | None = None
+        response: http.client.HTTPResponse | None = None
         try:
             connection = self._connection(service)
             connection.deadline = began + deadline_usec / 1e6
@@ -112,21 +124,27 @@ class Deliverer:
                 raise http.client.IncompleteRead(b"", response.length)
             status = response.status
             outcome = response.headers.get(protocol.OUTCOME_HEADER)
-        except TimeoutError:
+        except (TimeoutError, _DeadlinePassed) as error:
             reason = f"cut off: no complete response within its dispatch deadline of {deadline_usec / 1e6:g} s"
+            if connection is not None and isinstance(error, _DeadlinePassed):
+                late = LateHandler(self, connection, response)
         except http.client.RemoteDisconnected:
             reason = "the service closed the connection without a response"
+            broken_off = True
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
+            broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
         finally:
-            if connection is not None:
-                self._put_back(connection, keep=status is not None)
+            if connection is not None and late is None:
+                self.put_back(connection, keep=status is not None)
         return AttemptResult(
             status=status,
             duration_usec=int((time.monotonic() - began) * 1e6),
             reason=reason,
             outcome=outcome,
             excerpt=excerpt,
+            broken_off=broken_off,
+            late=late,
         )
 
     def close(self) -> None:
@@ -162,7 +180,8 @@ class Deliverer:
             connection.busy = True
         return connection
 
-    def _put_back(self, connection: _Connection, *, keep: bool) -> None:
+    def put_back(self, connection: _Connection, *, keep: bool) -> None:
+        """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
         with self._lock:
             connection.busy = False
             connection.idle_since = time.monotonic()
@@ -201,6 +220,39 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
     return headers
 
 
+class LateHandler:
+    """A handler that goes on although its attempt was cut off.
+
+    Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
+    """
+
+    def __init__(
+        self, deliverer: Deliverer, connection: _Connection, response: http.client.HTTPResponse | None
+    ) -> None:
+        self._deliverer = deliverer
+        self._connection = connection
+        self._response = response
+
+    def wait(self) -> int | None:
+        """Return when the handler has ended, its process has, or the deliverer is closed; the status if it gave one."""
+        status: int | None = None
+        try:
+            self._connection.extend(math.inf)
+            response = self._response or self._connection.getresponse()
+            while response.read(_DRAIN_BYTES):
+                pass
+            status = response.status
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            _log.debug("A handler that was cut off ended without a response: %s", error)
+        finally:
+            self._deliverer.put_back(self._connection, keep=False)
+        return status
+
+
+class _DeadlinePassed(OSError):
+    """The deadline came while a response was waited for. No TimeoutError: a file on the socket stays usable then."""
+
+
 class _DeadlineSocket(socket.socket):
     """A socket each of whose operations ends at ``deadline``, by the monotonic clock.
 
@@ -213,11 +265,14 @@ class _DeadlineSocket(socket.socket):
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the deadline has passed")
-        self.settimeout(remaining)
+        self.settimeout(None if remaining == math.inf else remaining)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        self.arm()
-        return super().recv_into(buffer, nbytes, flags)
+        try:
+            self.arm()
+            return super().recv_into(buffer, nbytes, flags)
+        except TimeoutError as error:
+            raise _DeadlinePassed(str(error)) from error
 
 
 class _Connection(http.client.HTTPConnection):
@@ -244,6 +299,12 @@ class _Connection(http.client.HTTPConnection):
             # The timeout of sendall() is one for all of it.
             self._socket.arm()
         super().send(data)  # type: ignore[arg-type] # bytes, as HTTPConnection.endheaders() gives it
+
+    def extend(self, deadline: float) -> None:
+        """Let a response that is waited for come until ``deadline``."""
+        self.deadline = deadline
+        if self._socket is not None:
+            self._socket.deadline = deadline
 
     def usable(self) -> bool:
         """Tell whether it is open, has not been idle for long, and the service has neither closed it nor sent more."""

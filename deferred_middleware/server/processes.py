@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deferred_middleware.server.appserver import STOP_GRACE_SECONDS, AppServerConfig
+from deferred_middleware.server.processends import ProcessEnds
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
@@ -85,9 +86,16 @@ class _Start:
 class AppProcess:
     """Keeps one service of the app running in a process of its own."""
 
-    def __init__(self, config: AppProcessConfig, *, on_event: Callable[[ProcessEvent], None]) -> None:
+    def __init__(
+        self,
+        config: AppProcessConfig,
+        *,
+        on_event: Callable[[ProcessEvent], None],
+        ends: ProcessEnds | None = None,
+    ) -> None:
         self._config = config
         self._on_event = on_event
+        self._ends = ends if ends is not None else ProcessEnds()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -164,6 +172,7 @@ class AppProcess:
                     has_served = True
                     self._on_event(ProcessReady(service=service))
                 end = _describe_end(self._wait_for_end(process))
+                self._ends.note(service, end, intended=self._stopping.is_set())
             else:
                 _kill_group(process)
                 end = start.failure

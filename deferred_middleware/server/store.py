@@ -49,6 +49,13 @@ _CLAIM_FORCED = f"""
 _FORCE = """
     UPDATE tasks SET forced = 1, eta_usec = min(eta_usec, ?)
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
+# A task that is tried again, or leased, waits for the end of a span of time; one whose ETA was reached is due.
+_MOVE_WAITS = """
+    UPDATE tasks SET eta_usec = eta_usec + ?1 WHERE state = 'ready'
+        AND ((retry_count > 0 AND eta_usec > ?3) OR (?1 < 0 AND eta_usec > ?2 AND eta_usec <= max(?3, created_usec)))"""
+_MOVE_FIRST_ATTEMPTS = """
+    UPDATE tasks SET first_attempt_usec = first_attempt_usec + ?
+    WHERE state = 'ready' AND first_attempt_usec IS NOT NULL"""
 _EXCESS_ATTEMPTS = "DELETE FROM attempts WHERE task_id = ? AND number > ? AND number <= ?"
 
 
@@ -163,6 +170,24 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
             return released
 
         return self._writer.submit(operation).result()
+
+    def clock_jumped(self, by_usec: int, before_usec: int, now_usec: int) -> int:
+        """Move what waits along with a wall clock that was set by ``by_usec``, from ``before_usec`` to ``now_usec``.
+
+        Back-offs and leases end as long from now as before, what was due stays due, and the age of a task doesn't
+        change. A task whose ETA is still ahead keeps it. Return how many waits were moved.
+        """
+
+        def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
+            connection.execute(_MOVE_FIRST_ATTEMPTS, (by_usec,))
+            return connection.execute(_MOVE_WAITS, (by_usec, now_usec, before_usec)).rowcount
+
+        return self._writer.submit(operation).result()
+
+    def newest_usec(self) -> int | None:
+        """Return when the last task was added, None when there is no task."""
+        found = self._read("SELECT created_usec FROM tasks ORDER BY id DESC LIMIT 1")
+        return found[0][0] if found else None
 
     def delete(self, queue: str, task_names: Sequence[str]) -> list[AddResult | None]:
         """Delete tasks by name; their names stay blocked.

@@ -34,6 +34,7 @@ from deferred_middleware.server.appserver import AppServer
 from deferred_middleware.server.delivery import Deliverer
 from deferred_middleware.server.guard import Guard, admin_names
 from deferred_middleware.server.listeners import address, bind_all, url
+from deferred_middleware.server.processends import ProcessEnds
 from deferred_middleware.server.processes import AppProcess, AppProcessConfig, ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.queuewatcher import QueueYamlWatcher
@@ -128,7 +129,10 @@ class Supervisor:
         project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
         app_id = f"dev~{project}"
 
-        scheduler = Scheduler(store, directory, Deliverer(delivery_token=delivery_token), queues=queues)
+        process_ends = ProcessEnds(service.name for service in services)
+        scheduler = Scheduler(
+            store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
+        )
         stub_map = make_stub_map(
             app_id=app_id,
             data_dir=config.data_dir,
@@ -179,7 +183,7 @@ class Supervisor:
                 default_hostname=directory.default_hostname,
                 start_timeout_seconds=config.start_timeout_seconds,
             )
-            self._processes.append(AppProcess(app_process, on_event=self._events.put))
+            self._processes.append(AppProcess(app_process, on_event=self._events.put, ends=process_ends))
         stack.callback(self._stop_processes)
         for process in self._processes:
             process.start()

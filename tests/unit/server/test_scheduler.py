@@ -19,8 +19,9 @@ from deferred_middleware.server.queueconfig import QueueConfig
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import ClaimedTask, NewTask, State, StoredTask
 from deferred_middleware.server.retry import RetryPolicy
-from deferred_middleware.server.scheduler import Scheduler, settle
+from deferred_middleware.server.scheduler import Scheduler
 from deferred_middleware.server.services import Service, ServiceDirectory
+from deferred_middleware.server.settling import settle
 from deferred_middleware.server.store import TaskStore
 
 QUICK = RetryPolicy(min_backoff_seconds=0.01, max_backoff_seconds=0.05)
@@ -489,3 +490,185 @@ def test_an_endless_back_off_fits_into_the_store() -> None:
     """A task may ask for any back-off; its ETA stays an integer that SQLite can hold."""
     policy = RetryPolicy(min_backoff_seconds=1e300, max_backoff_seconds=1e300)
     assert _settled(AttemptResult(status=500, duration_usec=1), policy).eta_usec < 2**63
+
+
+def queue(name: str = "default", **fields: Any) -> QueueConfig:
+    """Return the configuration of a queue whose tasks are retried quickly."""
+    return QueueConfig(**{"name": name, "retry": QUICK, **fields})
+
+
+def test_a_queue_begins_no_more_than_its_rate(world: World) -> None:
+    """A bucket's worth begins at once, and the rest at the rate."""
+    world.start(queues=QueueRegistry([queue(rate_per_second=20, bucket_size=2)]), concurrency=8)
+    for number in range(8):
+        world.add(f"task{number}")
+
+    seen = world.app.wait_for(8)
+
+    times = sorted(request.at for request in seen)
+    # Never more than what the bucket held and the rate gave; how much later is the machine's affair.
+    for first in range(8):
+        for last in range(first, 8):
+            assert last - first + 1 <= 2 + 20 * (times[last] - times[first]) + 1
+
+
+def test_a_queue_has_no_more_under_way_than_it_may(world: World) -> None:
+    """max_concurrent_requests holds, however many threads the service has."""
+    world.app.answer = slowly(0.02)
+    world.start(queues=QueueRegistry([queue(max_concurrent_requests=2)]), concurrency=8)
+    for number in range(12):
+        world.add(f"task{number}")
+
+    world.app.wait_for(12)
+
+    assert world.app.most_concurrent == 2
+
+
+def test_a_slow_queue_does_not_have_all_threads(world: World) -> None:
+    """A queue whose tasks never end leaves threads for another queue's."""
+    release = threading.Event()
+
+    def answer(seen: Seen) -> int:
+        if seen.name.startswith("stuck"):
+            release.wait(_PATIENCE_SECONDS)
+        return 200
+
+    world.app.answer = answer
+    world.start(queues=QueueRegistry([queue("slow"), queue("quick")]), concurrency=4)
+    for number in range(20):
+        world.add(f"stuck{number}", queue="slow")
+    world.app.wait_for(2)
+    try:
+        for number in range(5):
+            world.add(f"quick{number}", queue="quick")
+        world.store.wait_for("quick4", "succeeded", queue="quick")
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("how", ["rate", "people"])
+def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
+    """A rate of 0, and a pause by a person, hold a queue's tasks back and lose none; another queue goes on."""
+    registry = QueueRegistry([queue("held", rate_per_second=0 if how == "rate" else None), queue("other")])
+    if how == "people":
+        world.store.pause("held")
+    scheduler = world.start(queues=registry)
+    world.add("waits", queue="held")
+    world.add("runs", queue="other")
+    world.store.wait_for("runs", "succeeded", queue="other")
+    assert [request.name for request in world.app.seen] == ["runs"]
+
+    if how == "rate":
+        registry.replace([queue("held"), queue("other")])
+    else:
+        world.store.resume("held")
+        scheduler.wake()
+
+    world.store.wait_for("waits", "succeeded", queue="held")
+
+
+def test_a_forced_task_runs_in_a_paused_queue(world: World) -> None:
+    """What a person wants run now is run, though its queue is paused."""
+    scheduler = world.start(queues=QueueRegistry([queue("held", rate_per_second=0)]))
+    world.add("forced", queue="held", delay_seconds=3600)
+    task = world.store.get("held", "forced")
+    assert task is not None
+
+    assert world.store.force_run(task.id)
+    scheduler.wake()
+
+    world.store.wait_for("forced", "succeeded", queue="held")
+
+
+def test_a_queues_target_wins(world: World) -> None:
+    """A queue with a target sends its tasks there, whatever the task's own target is."""
+    world.start(queues=QueueRegistry([queue("mail", target="background")]))
+    world.add("task", queue="mail", target="local.default")
+
+    assert [request.service for request in world.app.wait_for(1)] == ["background"]
+
+
+def test_a_503_slows_the_whole_queue_and_a_429_does_not(world: World) -> None:
+    """After a 503 nothing of the queue begins for a while; other queues, and other statuses, are not slowed down."""
+    statuses = {"busy": 503, "many": 429}
+    world.app.answer = lambda seen: statuses.get(seen.name, 200) if seen.retry_count == 0 else 200
+    world.start(queues=QueueRegistry([queue("slowed"), queue("other")]), concurrency=4)
+    world.add("busy", queue="slowed")
+    world.store.wait_for("busy", "ready", queue="slowed")
+    began = world.app.wait_for(1)[0].at
+    world.add("behind", queue="slowed")
+    world.add("many", queue="other")
+    world.store.wait_for("many", "succeeded", queue="other")
+    world.store.wait_for("behind", "succeeded", queue="slowed")
+
+    by_name = {request.name: request for request in world.app.seen if request.name == "behind"}
+    assert by_name["behind"].at - began >= 0.9
+    assert max(request.at for request in world.app.seen if request.name == "many") < by_name["behind"].at
+
+
+def test_a_queue_that_is_removed_keeps_its_tasks(world: World) -> None:
+    """Tasks of a queue that is not configured any more run as it was configured last."""
+    registry = QueueRegistry([queue("gone", rate_per_second=0)])
+    world.start(queues=registry)
+    world.add("kept", queue="gone")
+
+    registry.replace([queue("gone")])
+    registry.replace([])
+
+    world.store.wait_for("kept", "succeeded", queue="gone")
+
+
+@pytest.mark.parametrize("by_seconds", [-3600, 3600, -365 * 24 * 3600, 365 * 24 * 3600])
+def test_a_back_off_lasts_as_long_when_the_clock_is_set(world: World, by_seconds: float) -> None:
+    """A clock that jumps by an hour or a year makes nothing early, and leaves nothing stuck."""
+    ahead = [0.0]
+    failed = threading.Event()
+
+    def answer(seen: Seen) -> int:
+        if seen.retry_count == 0:
+            failed.set()
+            return 500
+        return 200
+
+    world.app.answer = answer
+    scheduler = world.start(clock=lambda: time.time() + ahead[0])
+    world.add("task", retry=RetryPolicy(min_backoff_seconds=1.5, max_backoff_seconds=1.5))
+    assert failed.wait(_PATIENCE_SECONDS)
+    world.store.wait_for("task", "ready")
+    set_at = time.monotonic()
+    ahead[0] = by_seconds
+    scheduler.wake()
+    world.add("now", delay_seconds=by_seconds)
+    scheduler.wake()
+
+    world.store.wait_for("now", "succeeded")
+    world.store.wait_for("task", "succeeded")
+
+    assert time.monotonic() - set_at < _PATIENCE_SECONDS
+    first, second = (request.at for request in world.app.seen if request.name == "task")
+    assert second - first >= 0.5
+
+
+def test_a_handler_that_outlasts_its_deadline_does_not_overlap_with_the_next_attempt(world: World) -> None:
+    """The attempt is cut off and retried, but not while its handler still runs."""
+    running: list[int] = []
+    overlapped = []
+
+    def answer(seen: Seen) -> int:
+        if running:
+            overlapped.append(seen)
+        running.append(1)
+        if seen.retry_count == 0:
+            time.sleep(0.6)
+        running.pop()
+        return 200
+
+    world.app.answer = answer
+    world.start(concurrency=4)
+    world.add("slow", dispatch_deadline_usec=100_000)
+
+    task = world.store.wait_for("slow", "succeeded")
+
+    assert overlapped == []
+    assert (task.retry_count, task.execution_count) == (2, 1)
+    assert [attempt.status for attempt in world.store.attempts(task.id)] == [None, 200]

@@ -1,0 +1,113 @@
+"""The token bucket and the slowing down after a 503, as properties."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deferred_middleware.server.ratelimit import TokenBucket
+from deferred_middleware.server.throttle import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RECOVERED, Throttle
+
+
+class Clock:
+    """A clock that a test sets forward."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@given(
+    rate=st.floats(0.01, 1000),
+    size=st.integers(1, 100),
+    waits=st.lists(st.floats(0, 20), max_size=40),
+)
+def test_no_more_begins_than_the_bucket_and_the_rate_give(rate: float, size: int, waits: list[float]) -> None:
+    """In any span of time at most the bucket's size and what the rate gives in it can be taken."""
+    clock = Clock()
+    bucket = TokenBucket(rate, size, clock=clock)
+    taken: list[tuple[float, int]] = []
+    for wait in [0.0, *waits]:
+        clock.now += wait
+        number = bucket.available()
+        bucket.take(number)
+        taken.append((clock.now, number))
+
+    for first in range(len(taken)):
+        total = 0
+        for at, number in taken[first:]:
+            total += number
+            assert total <= size + rate * (at - taken[first][0]) + 1e-3
+
+
+@given(rate=st.floats(0.01, 1000), size=st.integers(1, 100))
+def test_the_wait_ends_when_there_is_a_token(rate: float, size: int) -> None:
+    """After the wait that an empty bucket asks for there is a token, and not much before."""
+    clock = Clock()
+    bucket = TokenBucket(rate, size, clock=clock)
+    bucket.take(size)
+
+    wait = bucket.wait_seconds()
+
+    assert math.isclose(wait, 1 / rate, rel_tol=1e-6)
+    clock.now += wait * 0.5
+    assert bucket.available() == 0
+    clock.now += wait * 0.5
+    assert bucket.available() >= 1
+    assert bucket.wait_seconds() == 0
+
+
+def test_a_rate_of_nothing_never_has_one_again() -> None:
+    """A bucket that isn't filled is empty for ever."""
+    bucket = TokenBucket(0, 1, clock=Clock())
+    bucket.take(1)
+
+    assert bucket.wait_seconds() == math.inf
+
+
+def test_a_smaller_bucket_spills() -> None:
+    """What was saved up stays when rate and size change, as far as there is room."""
+    clock = Clock()
+    bucket = TokenBucket(5, 10, clock=clock)
+    bucket.change(1, 3)
+
+    assert bucket.available() == 3
+    bucket.take(3)
+    clock.now += 2
+    assert bucket.available() == 2
+
+
+def test_a_503_pauses_and_recovery_doubles() -> None:
+    """Nothing begins during the pause, then one at a time, then twice as many with each good answer."""
+    clock = Clock()
+    throttle = Throttle(clock=clock)
+
+    assert throttle.answered(503, clock.now)
+    assert throttle.wait_seconds() == FIRST_PAUSE_SECONDS
+    clock.now += FIRST_PAUSE_SECONDS
+    limits = []
+    while throttle.limit is not None:
+        limits.append(throttle.limit)
+        assert not throttle.answered(500, clock.now)
+    assert limits == [1, 2, 4, 8, 16, 32, RECOVERED]
+
+
+def test_further_503s_double_the_pause_up_to_a_limit() -> None:
+    """Each 503 after a pause doubles it; those that were under way before say nothing new."""
+    clock = Clock()
+    throttle = Throttle(clock=clock)
+    pauses = []
+    for _ in range(10):
+        began = clock.now
+        throttle.answered(503, began)
+        assert not throttle.answered(503, began)
+        pauses.append(throttle.wait_seconds())
+        clock.now += pauses[-1]
+
+    assert pauses[:3] == [1.0, 2.0, 4.0]
+    assert pauses[-1] == LONGEST_PAUSE_SECONDS
