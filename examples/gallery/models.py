@@ -61,6 +61,7 @@ class Thumbnail(_Entity):
 class Run(_Entity):
     """How a piece was made or why it was not: the latest attempt of its task. The id is the piece."""
 
+    _use_memcache = False  # the page asks for it while it changes, and must see the last state of it
     state = ndb.StringProperty(indexed=False, choices=(DONE, RETRYING, FAILED))
     error = ndb.StringProperty(indexed=False)
     width_px = ndb.IntegerProperty(indexed=False)
