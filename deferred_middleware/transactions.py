@@ -1,9 +1,7 @@
 """Tasks that are enqueued if and when a datastore transaction commits, in the SDK's ndb and in its db.
 
-The SDK adds a transactional task to the transaction of "the current datastore connection" (SDK: ``api/datastore.py``,
-_MaybeSetupTransaction). ndb makes its own connection that one while a transaction's function runs, but not while other
-tasklets run in between, so that the task of one transaction could go into another's. Here ndb's context decides, which
-follows the tasklets.
+Both make the transaction's connection the SDK's current one while the transaction's function runs, and ndb follows its
+tasklets with it (SDK: ``ext/ndb/tasklets.py``, _help_tasklet_along). The SDK adds a transactional task to that.
 """
 
 from __future__ import annotations
@@ -27,16 +25,8 @@ _added: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 def current() -> Any | None:
     """Return the connection of the innermost datastore transaction around the caller, or None outside of any."""
     from google.appengine.api import datastore
-    from google.appengine.datastore import datastore_rpc
-    from google.appengine.ext import ndb
 
-    connection = datastore._GetConnection()
-    transactional = isinstance(connection, datastore_rpc.TransactionalConnection)
-    if transactional and not isinstance(connection.adapter, ndb.model.ModelAdapter):
-        return connection
-    if ndb.in_transaction():
-        return ndb.get_context()._conn
-    return None
+    return datastore._GetConnection() if datastore.IsInTransaction() else None
 
 
 def of_call(call: Call, queue: str) -> Any | None:
@@ -89,14 +79,10 @@ def joined(connection: Any | None, call: Call, queue: str) -> Iterator[None]:
     if connection is None:
         yield
         return
-    from google.appengine.api import datastore, datastore_errors
+    from google.appengine.api import datastore_errors
 
-    before = datastore._GetConnection()
-    if before is not connection:
-        datastore._SetConnection(connection)
     try:
         yield
-        _added[connection] = _added.get(connection, 0) + 1
     except datastore_errors.BadRequestError as error:
         if isinstance(error, EnqueueError) or "cross-group" not in str(error):
             raise
@@ -107,6 +93,4 @@ def joined(connection: Any | None, call: Call, queue: str) -> Iterator[None]:
             "the task is an entity of its own in this transaction, as is one with a large payload, or one on Cloud "
             "Tasks. Declare the transaction with xg=True.",
         ) from error
-    finally:
-        if before is not connection:
-            datastore._SetConnection(before)
+    _added[connection] = _added.get(connection, 0) + 1
