@@ -1,0 +1,297 @@
+"""Google Cloud Tasks in small: a gRPC server with the real messages, which dispatches to an app over HTTP.
+
+It implements what the SDK calls: CreateTask, BatchCreateTasks, BatchDeleteTasks and PurgeQueue of
+google.cloud.tasks.v2, and GetQueue of v2beta3, and refuses what the service refuses:
+
+* unknown queues, used names, tasks over 100 KB, times more than 30 days ahead, deadlines of more than 30 seconds
+  (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2, and the SDK's remark on
+  _DEFAULT_RPC_TIMEOUT_SECONDS);
+* headers: Host, X-Google-* and X-AppEngine-* of the task are dropped, and its own put in
+  (https://cloud.google.com/tasks/docs/creating-appengine-handlers#reading-request-headers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import itertools
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent import futures
+from typing import Any
+
+import grpc
+from google.cloud import tasks_v2, tasks_v2beta3
+from google.longrunning import operations_pb2  # type: ignore[import-untyped]
+from google.protobuf import empty_pb2
+from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
+
+_MAX_TASK_BYTES = 100 * 1024
+_MAX_AHEAD_SECONDS = 30 * 24 * 3600
+_MAX_DEADLINE_SECONDS = 30
+_V2 = "google.cloud.tasks.v2.CloudTasks"
+_V2BETA3 = "google.cloud.tasks.v2beta3.CloudTasks"
+
+
+class _RefusedError(Exception):
+    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
+        self.code = code
+        super().__init__(detail)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Held:
+    """A task in a queue."""
+
+    queue: str
+    task: Any
+    due: float
+    dispatches: int = 0
+    responses: int = 0
+    previous_response: int | None = None
+    first_dispatch: float | None = None
+
+
+class CloudTasks:
+    """The server, and what dispatches its tasks; a context manager.
+
+    ``app_port`` is where the app listens, and ``extra_headers`` what its front end is to believe it by.
+    """
+
+    def __init__(self, parent: str, queues: Collection[str]) -> None:
+        self._parent = parent
+        self._queues = set(queues)
+        self._tasks: dict[str, Held] = {}
+        self._used: set[str] = set()
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._closed = False
+        self.app_port: int | None = None
+        self.extra_headers: dict[str, str] = {}
+        self.calls: list[tuple[str, Any]] = []
+        """Each call's method and request, in their order."""
+        self.fail_next: list[grpc.StatusCode] = []
+        """Codes to answer the next calls with, instead of what they ask for."""
+        self._server = grpc.server(futures.ThreadPoolExecutor(8))
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    _V2,
+                    {
+                        "CreateTask": self._method(tasks_v2.CreateTaskRequest, self._create_task),
+                        "BatchCreateTasks": self._method(tasks_v2.BatchCreateTasksRequest, self._batch_create),
+                        "BatchDeleteTasks": self._method(tasks_v2.BatchDeleteTasksRequest, self._batch_delete),
+                        "PurgeQueue": self._method(tasks_v2.PurgeQueueRequest, self._purge),
+                    },
+                ),
+                grpc.method_handlers_generic_handler(
+                    _V2BETA3, {"GetQueue": self._method(tasks_v2beta3.GetQueueRequest, self._get_queue)}
+                ),
+            )
+        )
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._dispatcher = threading.Thread(target=self._dispatch_all, name="Cloud Tasks", daemon=True)
+
+    def __enter__(self) -> CloudTasks:
+        """Start."""
+        self._server.start()
+        self._dispatcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._dispatcher.join(60)
+        self._server.stop(None).wait(60)
+
+    def held(self, queue: str | None = None) -> list[Held]:
+        """Return the tasks that wait, or those of one queue."""
+        with self._changed:
+            return [held for held in self._tasks.values() if queue in (None, held.queue)]
+
+    def hurry(self) -> None:
+        """Make every task that waits be due."""
+        with self._changed:
+            for held in self._tasks.values():
+                held.due = 0
+            self._changed.notify_all()
+
+    # The calls.
+
+    def _method(self, request_type: Any, answer: Callable[[Any], Any]) -> Any:
+        def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            wrapped = request_type.wrap(request)
+            self.calls.append((answer.__name__.removeprefix("_"), wrapped))
+            try:
+                remaining = context.time_remaining()
+                if remaining is None or remaining > _MAX_DEADLINE_SECONDS:
+                    raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The request deadline is too far ahead.")
+                if self.fail_next:
+                    raise _RefusedError(self.fail_next.pop(0), "injected")
+                with self._changed:
+                    answered = answer(wrapped)
+                    self._changed.notify_all()
+            except _RefusedError as error:
+                context.abort(error.code, str(error))
+            return type(answered).pb(answered) if hasattr(type(answered), "pb") else answered
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=request_type.pb().FromString,
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+
+    def _create_task(self, request: Any) -> Any:
+        return self._create(request)
+
+    def _create(self, request: Any) -> Any:
+        queue = self._queue(request.parent)
+        task: Any = tasks_v2.Task(request.task)
+        if tasks_v2.Task.pb(task).ByteSize() > _MAX_TASK_BYTES:
+            raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "Task size too large")
+        now = time.time()
+        due = task.schedule_time.timestamp() if task.schedule_time else now
+        if due > now + _MAX_AHEAD_SECONDS + 60:
+            raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The time must be within 30 days.")
+        prefix = f"{request.parent}/tasks/"
+        if not task.name:
+            task.name = f"{prefix}{next(self._numbers):020}"
+        elif not task.name.startswith(prefix):
+            raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The task's name is not in its queue.")
+        if task.name in self._used:
+            raise _RefusedError(grpc.StatusCode.ALREADY_EXISTS, "Requested entity already exists")
+        headers = task.app_engine_http_request.headers
+        for name in list(headers):
+            if name.lower() == "host" or name.lower().startswith(("x-google-", "x-appengine-")):
+                del headers[name]
+        self._used.add(task.name)
+        self._tasks[task.name] = Held(queue=queue, task=task, due=due)
+        return task
+
+    def _batch_create(self, request: Any) -> Any:
+        self._queue(request.parent)
+        if len(request.requests) > 100:
+            raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "More than 100 requests.")
+        created, failed = [], {}
+        for index, each in enumerate(request.requests):
+            try:
+                created.append(self._create(each))
+            except _RefusedError as error:
+                failed[index] = _status(error)
+        metadata = tasks_v2.BatchCreateTasksMetadata(failed_requests=failed)
+        return _operation(metadata, tasks_v2.BatchCreateTasksResponse(tasks=created), none_of_them=not created)
+
+    def _batch_delete(self, request: Any) -> Any:
+        self._queue(request.parent)
+        failed = {}
+        for index, name in enumerate(request.names):
+            if self._tasks.pop(name, None) is None:
+                failed[index] = status_pb2.Status(code=code_pb2.NOT_FOUND, message="Requested entity was not found.")
+        metadata = tasks_v2.BatchDeleteTasksMetadata(failed_requests=failed)
+        return _operation(metadata, empty_pb2.Empty(), none_of_them=len(failed) == len(request.names))
+
+    def _purge(self, request: Any) -> Any:
+        queue = self._queue(request.name)
+        self._tasks = {name: held for name, held in self._tasks.items() if held.queue != queue}
+        return tasks_v2.Queue(name=request.name)
+
+    def _get_queue(self, request: Any) -> Any:
+        queue = self._queue(request.name)
+        held = [each for each in self._tasks.values() if each.queue == queue]
+        stats = tasks_v2beta3.QueueStats(tasks_count=len(held))
+        return tasks_v2beta3.Queue(name=request.name, stats=stats)
+
+    def _queue(self, path: str) -> str:
+        parent, _, queue = path.rpartition("/queues/")
+        if parent != self._parent:
+            raise _RefusedError(grpc.StatusCode.PERMISSION_DENIED, f"There is no project or location {parent}.")
+        if queue not in self._queues:
+            raise _RefusedError(grpc.StatusCode.NOT_FOUND, "Queue does not exist. If you just created the queue, wait.")
+        return queue
+
+    # The dispatches.
+
+    def _dispatch_all(self) -> None:
+        while True:
+            with self._changed:
+                now = time.time()
+                due = [held for held in self._tasks.values() if held.due <= now] if self.app_port else []
+                if self._closed:
+                    return
+                if not due:
+                    waiting = [held.due - now for held in self._tasks.values()] if self.app_port else []
+                    self._changed.wait(max(0.0, min(waiting, default=60.0)))
+                    continue
+                held = min(due, key=lambda each: each.due)
+                held.due = float("inf")  # while it is dispatched
+            status = self._dispatch(held)
+            with self._changed:
+                held.dispatches += 1
+                held.responses += 1
+                held.previous_response = status
+                if 200 <= status < 300 or self._is_over(held):
+                    self._tasks.pop(held.task.name, None)
+                else:
+                    held.due = time.time() + _backoff_seconds(held)
+
+    def _dispatch(self, held: Held) -> int:
+        request = held.task.app_engine_http_request
+        held.first_dispatch = held.first_dispatch or time.time()
+        routing = request.app_engine_routing
+        host = "-dot-".join(part for part in (routing.version, routing.service, "engines.ew.r.appspot.com") if part)
+        headers = {
+            "User-Agent": "AppEngine-Google; (+http://code.google.com/appengine)",
+            "Content-Type": "application/octet-stream",
+            **dict(request.headers),
+            "Host": host,
+            "X-AppEngine-QueueName": held.queue,
+            "X-AppEngine-TaskName": held.task.name.rpartition("/")[2],
+            "X-AppEngine-TaskRetryCount": str(held.dispatches),
+            "X-AppEngine-TaskExecutionCount": str(held.responses),
+            "X-AppEngine-TaskETA": f"{held.task.schedule_time.timestamp() if held.task.schedule_time else 0:.6f}",
+            "X-AppEngine-User-IP": "0.1.0.2",
+            **self.extra_headers,
+        }
+        if held.previous_response is not None:
+            headers["X-AppEngine-TaskPreviousResponse"] = str(held.previous_response)
+        assert self.app_port is not None
+        connection = http.client.HTTPConnection("127.0.0.1", self.app_port, timeout=60)
+        try:
+            method = tasks_v2.HttpMethod(request.http_method).name
+            connection.request(method, request.relative_uri, bytes(request.body), headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        except OSError:
+            return 500
+        finally:
+            connection.close()
+
+    def _is_over(self, held: Held) -> bool:
+        retry = held.task.retry_config
+        age = time.time() - (held.first_dispatch or 0)
+        attempts_over: bool = 0 < retry.max_attempts <= held.dispatches
+        too_old: bool = not retry.max_retry_duration or age > retry.max_retry_duration.total_seconds()
+        return attempts_over and too_old
+
+
+def _backoff_seconds(held: Held) -> float:
+    least = held.task.retry_config.min_backoff
+    return min(3600.0, (least.total_seconds() if least else 0.1) * 2.0 ** min(held.dispatches - 1, 16))
+
+
+def _status(error: _RefusedError) -> Any:
+    return status_pb2.Status(code=error.code.value[0], message=str(error))
+
+
+def _operation(metadata: Any, response: Any, *, none_of_them: bool) -> Any:
+    operation = operations_pb2.Operation(name="done", done=True)
+    operation.metadata.Pack(type(metadata).pb(metadata))
+    if none_of_them:
+        operation.error.CopyFrom(status_pb2.Status(code=code_pb2.ABORTED, message="None of the requests succeeded"))
+    else:
+        operation.response.Pack(type(response).pb(response) if hasattr(type(response), "pb") else response)
+    return operation
