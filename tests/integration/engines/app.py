@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from deferred_middleware.enqueue import enqueue
 from deferred_middleware.sweeping import sweep
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def tell(**told: Any) -> None:
@@ -61,7 +62,13 @@ def record(*args: Any, **kwargs: Any) -> None:
         namespace=namespace_manager.get_namespace(),
         host=task.environ.get("HTTP_HOST"),
         headers=headers,
+        at=time.time(),
     )
+
+
+def record_text(text: str, mark: str) -> None:
+    """Tell how much text there is."""
+    tell(args=[len(text), mark])
 
 
 def record_size(content: bytes, mark: str) -> None:
@@ -69,15 +76,19 @@ def record_size(content: bytes, mark: str) -> None:
     tell(args=[len(content), hashlib.sha256(content).hexdigest(), mark], namespace=namespace_manager.get_namespace())
 
 
-def fail_first(mark: str, times: int, error: str) -> None:
+def fail_first(mark: str, times: int) -> None:
     """Tell each attempt, and fail the first ones."""
     task = current_task()
     assert task is not None
     tell(args=[mark, task.retry_count])
-    if error == "permanent":
-        raise PermanentTaskFailure(mark)
     if task.retry_count < times:
         raise ValueError(mark)
+
+
+def fail_for_good(content: bytes, mark: str) -> None:
+    """Tell, and fail."""
+    tell(args=[mark])
+    raise PermanentTaskFailure(mark)
 
 
 def _defer(asked: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +171,7 @@ def _batch(asked: dict[str, Any]) -> dict[str, Any]:
     queue = taskqueue.Queue(asked["queue"])
     tasks = [enqueue(call(record, name, _name=name, _queue=asked["queue"], _countdown=3600)) for name in asked["names"]]
     deleted = queue.delete_tasks_by_name([*asked["names"][:1], "never-was"])
-    counted = queue.fetch_statistics().tasks
+    counted = queue.fetch_statistics().tasks if asked["count"] else None
     queue.purge()
     return {
         "added": [task.name for task in tasks],
@@ -204,6 +215,7 @@ _ROUTES = {
 def plain_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer a request of the test's."""
     answer: dict[str, Any]
+    namespace_manager.set_namespace("")
     try:
         asked = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) or b"{}")
         answer = _ROUTES[environ["PATH_INFO"]](asked)
@@ -215,4 +227,14 @@ def plain_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterab
     return [body]
 
 
-app = wrap_wsgi_app(DeferredMiddleware(plain_app))
+def tenant_of_the_host(app: WSGIApplication) -> WSGIApplication:
+    """Choose a namespace for each request, as apps with many tenants do; it is not a task's."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        namespace_manager.set_namespace("of-the-host")
+        return app(environ, start_response)
+
+    return answer
+
+
+app = wrap_wsgi_app(tenant_of_the_host(DeferredMiddleware(plain_app)))

@@ -77,6 +77,7 @@ def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None =
     """Run the app on ``engine`` while this is entered."""
     recorder = Recorder()
     own = {
+        "DEFERRED_MAX_PAYLOAD_BYTES": "3000000",
         **(environ or {}),
         "RECORDER": recorder.path,
         "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, str(Path(__file__).parents[1])]),

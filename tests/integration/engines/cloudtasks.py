@@ -73,6 +73,8 @@ class CloudTasks:
         """Each call's method and request, in their order."""
         self.fail_next: list[grpc.StatusCode] = []
         """Codes to answer the next calls with, instead of what they ask for."""
+        self.fail_after_next: list[grpc.StatusCode] = []
+        """Codes to answer the next calls with, having done what they ask for."""
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers(
             (
@@ -134,6 +136,8 @@ class CloudTasks:
                 with self._changed:
                     answered = answer(wrapped)
                     self._changed.notify_all()
+                if self.fail_after_next:
+                    raise _RefusedError(self.fail_after_next.pop(0), "injected, too late")
             except _RefusedError as error:
                 context.abort(error.code, str(error))
             return type(answered).pb(answered) if hasattr(type(answered), "pb") else answered

@@ -1,0 +1,329 @@
+"""The same app on three engines, the local server, the SDK's own stub and Cloud Tasks: what defer does is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines.apps import ENGINES, App, running_on
+
+WAIT_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """Run the app on an engine."""
+    with running_on(request.param, tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def mark() -> str:
+    """Tell this test's tasks from others'."""
+    return f"m{uuid.uuid4().hex}"
+
+
+def wait_until_removed(app: App, chunks: int = 0) -> None:
+    """Wait until no more than ``chunks`` are in the datastore, which is when the tasks are done that had them."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while app.ask("/payloads")["chunks"] > chunks:
+        assert time.monotonic() < deadline, app.ask("/payloads")
+
+
+def chunks(app: App) -> int:
+    """Return how many chunks of payloads are in the datastore."""
+    count: int = app.ask("/payloads")["chunks"]
+    return count
+
+
+def test_a_call_runs(app: App, mark: str) -> None:
+    """It runs with its arguments, under the URL that names it, as the task that defer returned."""
+    answer = app.defer("record", mark, 1, [2], {"three": 3})
+
+    told = app.told_of(mark)
+    assert told["args"] == [mark, 1, [2], {"three": 3}]
+    assert told["path"] == "/_cb/deferred/engines.app/record"
+    assert told["queue"] == answer["queue"] == "default"
+    assert told["name"] == answer["name"]
+    assert answer["was_enqueued"]
+    assert answer["warnings"] == []
+
+
+@pytest.mark.parametrize("namespace", ["tenant", ""])
+def test_the_namespace_is_restored(app: App, mark: str, namespace: str) -> None:
+    """The task runs in the namespace that was current at defer, whatever a middleware makes of its request."""
+    app.defer("record", mark, namespace=namespace)
+
+    assert app.told_of(mark)["namespace"] == namespace
+
+
+def test_the_users_headers_come_along(app: App, mark: str) -> None:
+    """Headers of the caller's reach the task's request, and the platform's say who sent it."""
+    app.defer("record", mark, options={"_headers": {"X-Colour": "blue"}, "_name": mark})
+
+    headers = app.told_of(mark)["headers"]
+    assert headers["HTTP_X_COLOUR"] == "blue"
+    assert headers["HTTP_X_APPENGINE_QUEUENAME"] == "default"
+    assert headers["HTTP_X_APPENGINE_TASKNAME"] == mark
+    assert headers["HTTP_X_APPENGINE_TASKRETRYCOUNT"] == "0"
+
+
+@pytest.mark.parametrize("option", ["_countdown", "eta_seconds"])
+def test_nothing_runs_before_its_time(app: App, mark: str, option: str) -> None:
+    """A task with an ETA or a countdown runs then, and is told when it was due."""
+    started = time.time()
+
+    app.defer("record", mark, options={option: 0.7})
+
+    told = app.told_of(mark)
+    assert started + 0.7 - 0.01 <= float(told["headers"]["HTTP_X_APPENGINE_TASKETA"]) <= told["at"] + 0.01
+
+
+def test_a_name_is_used_once(app: App, mark: str) -> None:
+    """A second task of the same name is refused, while the first one waits and when it has run."""
+    app.defer("record", mark, options={"_name": mark, "_countdown": 3600})
+    kinds, message = app.refuses("record", mark, options={"_name": mark})
+    assert {"TaskAlreadyExistsError", "EnqueueError", "DeferredError"} <= set(kinds)
+    assert mark in message
+    assert "'default'" in message
+
+    app.defer("record", mark, options={"_name": f"{mark}-2"})
+    app.told_of(mark)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        kinds, message = app.refuses("record", mark, options={"_name": f"{mark}-2"})
+        if "TombstonedTaskError" in kinds or app.engine == "cloudtasks":
+            break
+        assert "TaskAlreadyExistsError" in kinds  # it has told, and is not done yet
+        assert time.monotonic() < deadline
+    assert {"TombstonedTaskError", "TaskAlreadyExistsError"} & set(kinds)
+
+
+def test_an_unknown_queue_is_an_error(app: App, mark: str) -> None:
+    """The error is the SDK's own for it and names the queue; nothing of the payload is left."""
+    before = chunks(app)
+
+    kinds, message = app.refuses("record_size", mark, random_bytes=200_000, options={"_queue": "nowhere"})
+
+    assert {"UnknownQueueError", "EnqueueError"} <= set(kinds)
+    assert "'nowhere'" in message
+    assert chunks(app) == before
+
+
+def test_too_large_is_an_error(app: App, mark: str) -> None:
+    """Above DEFERRED_MAX_PAYLOAD_BYTES the error is the SDK's own, and says how large and what the limit is."""
+    kinds, message = app.refuses("record_size", mark, random_bytes=3_100_000)
+
+    assert {"TaskTooLargeError", "EnqueueError"} <= set(kinds)
+    assert "3,000,000" in message
+    assert "DEFERRED_MAX_PAYLOAD_BYTES" in message
+
+
+@pytest.mark.parametrize("size", [1_000, 102_000, 200_000, 2_500_000])
+def test_a_payload_of_any_size_runs(app: App, mark: str, size: int) -> None:
+    """It arrives as it was, in the namespace it was deferred in, and when the task is done nothing of it is left."""
+    before = chunks(app)
+
+    answer = app.defer("record_size", mark, random_bytes=size, namespace="tenant")
+
+    told = app.told_of(mark)
+    assert told["args"] == [size, answer["sha256"], mark]
+    assert told["namespace"] == "tenant"
+    wait_until_removed(app, before)
+
+
+def test_what_compresses_is_compressed(app: App, mark: str) -> None:
+    """A large payload that compresses well needs no datastore."""
+    before = app.ask("/payloads")
+
+    app.defer("record_text", "x" * 1_000_000, mark)
+
+    assert app.told_of(mark)["args"] == [1_000_000, mark]
+    assert app.ask("/payloads") == before
+
+
+def test_a_failed_attempt_is_repeated(app: App, mark: str) -> None:
+    """A task that fails is tried again, with its payload, and told how often it was tried."""
+    options = {"_retry_options": {"task_retry_limit": 3, "min_backoff_seconds": 1, "max_backoff_seconds": 1}}
+
+    answer = app.defer("fail_first", mark, 1, options=options)
+
+    assert [app.told_of(mark)["args"][1] for _ in range(2)] == [0, 1]
+    assert answer["warnings"] == []
+
+
+def test_a_payload_of_a_failed_task_stays_until_it_is_swept(app: App, mark: str) -> None:
+    """A task that failed for good can be run again; the sweep removes its payload when its time is over."""
+    app.defer("fail_for_good", mark, random_bytes=200_000)
+    app.told_of(mark)
+
+    assert chunks(app) >= 1
+    assert app.ask("/sweep")["removed"] >= 1
+    assert app.ask("/payloads") == {"chunks": 0, "entities": 0}
+
+
+both = pytest.mark.parametrize("transaction", ["ndb", "db"])
+either = pytest.mark.parametrize("size", [100, 200_000])
+
+
+@both
+@either
+@pytest.mark.parametrize("transactional", [True, "auto"])
+def test_committed_means_enqueued(app: App, mark: str, transaction: str, size: int, transactional: object) -> None:
+    """A transactional task runs once its transaction is committed, with its payload."""
+    options = {"_transactional": transactional}
+
+    answer = app.defer(
+        "record_size", mark, random_bytes=size, transaction=transaction, write=mark, options=options, namespace="tenant"
+    )
+
+    told = app.told_of(mark)
+    assert told["args"] == [size, answer["sha256"], mark]
+    assert told["namespace"] == "tenant"
+
+
+@both
+@either
+def test_rolled_back_means_not_enqueued(app: App, mark: str, transaction: str, size: int) -> None:
+    """Nothing is left of a transaction that is rolled back: no task, no payload, no entity."""
+    before = chunks(app)
+
+    app.ask(
+        "/defer",
+        function="record_size",
+        args=[mark],
+        random_bytes=size,
+        transaction=transaction,
+        write=mark,
+        rollback=True,
+        options={"_transactional": True},
+    )
+
+    assert chunks(app) <= before
+    assert app.ask("/exists", write=mark) == {"exists": False}
+    app.defer("record", f"{mark} after")
+    assert app.told_of(mark)["args"] == [f"{mark} after"]
+
+
+@both
+@either
+def test_a_conflict_enqueues_once(app: App, mark: str, transaction: str, size: int) -> None:
+    """Of a transaction that was tried three times the last attempt's task runs, and nothing of the others is left."""
+    before = chunks(app)
+
+    assert app.ask("/conflict", mark=mark, transaction=transaction, random_bytes=size) == {"attempts": 3}
+
+    assert app.told_of(mark)["args"][2] == f"{mark} 3"
+    wait_until_removed(app, before)
+    app.defer("record", f"{mark} after")
+    assert app.told_of(mark)["args"] == [f"{mark} after"]
+
+
+@both
+def test_a_sixth_task_is_refused(app: App, mark: str, transaction: str) -> None:
+    """A transaction takes five tasks, and one with more is an error that says so."""
+    asked: dict[str, Any] = {"transaction": transaction, "options": {"_transactional": True}}
+    kinds, message = app.refuses("record", mark, times=6, **asked)
+    assert {"TransactionLimitError", "BadRequestError", "EnqueueError"} <= set(kinds)
+    assert "5 tasks" in message
+
+    app.defer("record", f"{mark} five", times=5, **asked)
+    assert [app.told_of(mark)["args"] for _ in range(5)] == [[f"{mark} five"]] * 5
+
+
+@both
+def test_a_missing_xg_is_an_error(app: App, mark: str, transaction: str) -> None:
+    """What makes the task an entity of its own in the transaction is refused with a hint, and what doesn't is taken."""
+    asked: dict[str, Any] = {"transaction": transaction, "write": mark, "xg": False}
+    asked["options"] = {"_transactional": True}
+
+    kinds, message = app.refuses("record_size", mark, random_bytes=200_000, **asked)
+    assert {"CrossGroupError", "BadRequestError", "EnqueueError"} <= set(kinds)
+    assert "xg=True" in message
+
+    if app.engine == "cloudtasks":
+        kinds, message = app.refuses("record", mark, **asked)
+        assert "CrossGroupError" in kinds
+        assert "xg=True" in message
+    else:
+        app.defer("record", f"{mark} small", **asked)
+        assert app.told_of(mark)["args"] == [f"{mark} small"]
+
+
+def test_outside_a_transaction_is_an_error(app: App, mark: str) -> None:
+    """True needs a transaction, and "auto" doesn't."""
+    kinds, message = app.refuses("record", mark, options={"_transactional": True})
+    assert {"BadTransactionStateError", "TransactionError"} <= set(kinds)
+    assert "there is none" in message
+
+    app.defer("record", mark, options={"_transactional": "auto", "_name": mark})
+    assert app.told_of(mark)["name"] == mark
+
+
+def test_a_name_in_a_transaction_is_an_error(app: App, mark: str) -> None:
+    """The error names the option."""
+    for transactional in (True, "auto"):
+        options = {"_transactional": transactional, "_name": mark}
+        kinds, message = app.refuses("record", mark, transaction="ndb", options=options)
+        assert "OptionError" in kinds
+        assert "_name" in message
+
+
+def test_the_sdks_own_calls_work(app: App, mark: str) -> None:
+    """What was deferred can be deleted, counted and purged with the SDK."""
+    names = [f"{mark}-{number}" for number in range(3)]
+
+    local = app.engine == "local"
+    answer = app.ask("/batch", queue="default" if local else "slow", names=names, count=not local)
+
+    assert answer["added"] == names
+    assert answer["deleted"] == [True, False]
+    assert answer["counted"] == (None if local else 2)
+
+
+def test_a_killed_process_leaves_nothing_of_its_transaction(tmp_path: Path, mark: str) -> None:
+    """An app process that is killed between its writes and the commit leaves no entity, no payload and no task."""
+    with running_on("local", tmp_path) as app:
+
+        def ask() -> None:
+            try:
+                app.ask(
+                    "/defer",
+                    function="record_size",
+                    args=[mark],
+                    random_bytes=1_200_000,
+                    transaction="ndb",
+                    write=mark,
+                    kill_me=True,
+                    options={"_transactional": True},
+                )
+            except (OSError, ValueError):
+                return  # the process is gone, and so is the answer
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        os.kill(app.recorder.next()["pid"], signal.SIGKILL)
+        asking.join(WAIT_SECONDS)
+        assert not asking.is_alive()
+
+        assert ask_when_up(app, "/exists", write=mark) == {"exists": False}
+        assert app.ask("/payloads") == {"chunks": 0, "entities": 0}
+        app.defer("record", f"{mark} after")
+        assert app.told_of(mark)["args"] == [f"{mark} after"]
+
+
+def ask_when_up(app: App, path: str, **asked: Any) -> dict[str, Any]:
+    """Ask as soon as the app's process is there again."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return app.ask(path, **asked)
+        except (OSError, ValueError):
+            assert time.monotonic() < deadline
