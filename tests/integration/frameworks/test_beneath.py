@@ -10,13 +10,13 @@ from wsgiref.validate import validator
 
 import bottle
 import falcon
+import google.cloud.ndb as cloud_ndb
 import pyramid.config
 import pyramid.response
 import pytest
 import webtest
 from google.appengine.ext import ndb, testbed
 from google.auth.credentials import AnonymousCredentials
-from google.cloud import ndb as cloud_ndb
 
 from deferred_middleware import DeferredMiddleware, defer
 from deferred_middleware.testing import capture_tasks
