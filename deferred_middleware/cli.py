@@ -30,13 +30,14 @@ from deferred_middleware.commands import (
     run,
     serve,
     show,
+    sweep,
     tasks,
 )
 from deferred_middleware.errors import ServerError
 
 PROGRAM = "deferred-middleware"
 
-_COMMANDS = (serve, queues, tasks, show, run, retry, delete, pause, resume, purge, drain, forget, check, replay)
+_COMMANDS = (serve, queues, tasks, show, run, retry, delete, pause, resume, purge, drain, forget, check, replay, sweep)
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 _INTERRUPTED = 128 + signal.SIGINT  # what a shell gives a command that Ctrl-C ended
 
