@@ -267,7 +267,7 @@ def test_a_write_that_failed_is_made_up_for(machine: Machine, monkeypatch: pytes
 
 def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A committed transaction whose tasks can't be let go at once has them a little later, without an error."""
-    monkeypatch.setattr("deferred_middleware.server.datastore._LET_GO_AGAIN_SECONDS", 0.01)
+    monkeypatch.setitem(DatastoreStub.MakeSyncCall.__globals__, "_LET_GO_AGAIN_SECONDS", 0.01)
     let_go = machine.service.let_go
     calls = []
     done = threading.Event()
