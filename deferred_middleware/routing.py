@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from deferred_middleware.settings import Deployment, Settings
 
 
+class TargetAsGiven(str):
+    """A target that is sent as it is, by the drop-in for the SDK's module where the version isn't known."""
+
+    __slots__ = ()
+
+
 def queue_for(call: Call, settings: Settings) -> str:
     """Return the queue for ``call``: one of its own or of the default ones.
 
@@ -39,7 +45,7 @@ def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | 
     ``cloudtask.py``).
     """
     given = call.options.target
-    if given is not None and "." in given:
+    if given is not None and ("." in given or isinstance(given, TargetAsGiven)):
         return given
     service = given or deployment.service
     if given is None and settings.background_module and deployment.service == "default":

@@ -26,6 +26,7 @@ from deferred_middleware.delivery import KEY, Delivery
 from deferred_middleware.enqueue import enqueue
 from deferred_middleware.handler import TaskHandler
 from deferred_middleware.legacy import resolved
+from deferred_middleware.routing import TargetAsGiven
 
 if TYPE_CHECKING:
     import webob
@@ -54,8 +55,16 @@ def set_log_level(log_level: int) -> None:
 
 
 def defer(obj: Any, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
-    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has."""
-    return enqueue(call(obj, *args, **kwargs))
+    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has.
+
+    Where the version isn't known (``GAE_VERSION``), a ``_target`` of one label is sent as it is, as the SDK's does.
+    """
+    prepared = call(obj, *args, **kwargs)
+    target = prepared.options.target
+    if target is not None and settings_module.current_deployment().version is None:
+        options = dataclasses.replace(prepared.options, target=TargetAsGiven(target))
+        prepared = dataclasses.replace(prepared, options=options)
+    return enqueue(prepared)
 
 
 def serialize(obj: Any, /, *args: Any, **kwargs: Any) -> bytes:

@@ -15,8 +15,10 @@ from google.appengine.ext import db, testbed
 from google.appengine.ext import deferred as sdk
 
 from deferred_middleware import DeferredMiddleware, Settings
+from deferred_middleware import settings as settings_module
 from deferred_middleware.compat import deferred
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
+from deferred_middleware.settings import Deployment
 from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
 
 LEGACY_URL = "/_ah/queue/deferred"
@@ -128,6 +130,19 @@ def test_defer_takes_the_options_of_the_sdk(tasks: DeferredTasks) -> None:
     tasks.assert_enqueued(sample.pair, 1, 2, _queue="mail", _name="foo", _countdown=10)
     tasks.run()
     assert sample.ran == [(1, 2)]
+
+
+@pytest.mark.parametrize(("version", "host"), [(None, "backend."), ("v7", "v7.backend.")])
+def test_a_target_of_one_label(
+    tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, version: str | None, host: str
+) -> None:
+    """A service's name alone is a target: at the version that enqueues, or as it is where that isn't known."""
+    deployment = Deployment(service="default", version=version, environment="standard")
+    monkeypatch.setattr(settings_module, "_deployment", deployment)
+
+    task = deferred.defer(sample.note, _target="backend")
+
+    assert task.headers["Host"].startswith(host)
 
 
 @pytest.mark.parametrize(
