@@ -128,6 +128,8 @@ def _in_a_host(engine: str, environ: Mapping[str, str], token: str) -> Iterator[
     own = {
         **os.environ,
         "GAE_APPLICATION": f"e~{PROJECT}",
+        # The SDK would take it from here before all else, and another test of this process may have left one.
+        "APPLICATION_ID": f"e~{PROJECT}",
         "GAE_SERVICE": "default",
         "GAE_VERSION": "v1",
         "DEFERRED_SECRET_KEYS": SECRET_KEY,
