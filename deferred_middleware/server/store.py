@@ -51,8 +51,9 @@ _FORCE = """
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
 # A task that is tried again, or leased, waits for the end of a span of time; one whose ETA was reached is due.
 _MOVE_WAITS = """
-    UPDATE tasks SET eta_usec = eta_usec + ?1 WHERE state = 'ready'
-        AND ((retry_count > 0 AND eta_usec > ?3) OR (?1 < 0 AND eta_usec > ?2 AND eta_usec <= max(?3, created_usec)))"""
+    UPDATE tasks SET eta_usec = eta_usec + :by WHERE state = 'ready' AND (
+        (retry_count > 0 AND eta_usec > :before)
+        OR (:by < 0 AND eta_usec > :now AND eta_usec <= max(:before, created_usec)))"""
 _MOVE_FIRST_ATTEMPTS = """
     UPDATE tasks SET first_attempt_usec = first_attempt_usec + ?
     WHERE state = 'ready' AND first_attempt_usec IS NOT NULL"""
@@ -180,7 +181,8 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
 
         def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
             connection.execute(_MOVE_FIRST_ATTEMPTS, (by_usec,))
-            return connection.execute(_MOVE_WAITS, (by_usec, now_usec, before_usec)).rowcount
+            moved = {"by": by_usec, "now": now_usec, "before": before_usec}
+            return connection.execute(_MOVE_WAITS, moved).rowcount
 
         return self._writer.submit(operation).result()
 
