@@ -86,7 +86,7 @@ def _queues(connection: Connection, names: list[str]) -> tuple[list[dict[str, An
 
 
 def _stands_still(queue: dict[str, Any]) -> bool:
-    return bool(queue["paused"] or (queue["config"] or {}).get("rate") == 0)
+    return bool(queue["paused"] or (queue["config"] or {}).get("rate_per_second") == 0)
 
 
 def _left(queue: dict[str, Any], *, scheduled: bool) -> bool:

@@ -82,6 +82,17 @@ def test_queue_yaml_is_obeyed_and_followed(serve: Serve) -> None:
     wait_for_note(server, "two held")
 
 
+def test_drain_leaves_a_queue_alone_that_its_rate_pauses(serve: Serve) -> None:
+    """A queue with a rate of 0 runs nothing, so that draining doesn't wait for it, and says that it is left alone."""
+    server = serve({"main.py": APP, "queue.yaml": QUEUES})
+    assert status_of(server, "/note/held/waits") == 200
+
+    drained = server.command("drain", "--timeout", "60", "--json")
+
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    assert json.loads(drained.stdout)["left_alone"] == ["held"]
+
+
 @pytest.mark.parametrize("text", ["queue:\n- name: mail\n  rate: oops\n", "queue: [\n"])
 def test_a_wrong_queue_yaml_stops_the_start(make_server: Serve, text: str) -> None:
     """At the start an error in queue.yaml is one sentence with file and line, and exit status 1."""
