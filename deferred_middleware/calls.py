@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from deferred_middleware import arguments
 from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main, plain_method
 from deferred_middleware.errors import ArgumentsError, NeverRanError
 from deferred_middleware.options import NO_OPTIONS, Options, with_declared
+
+if TYPE_CHECKING:
+    import concurrent.futures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +37,17 @@ class Call:
         """Run the call to its end, and return what it returned.
 
         A coroutine or another awaitable is awaited in an event loop of its own; an ndb Future (of the SDK's ndb or of
-        google-cloud-ndb) and an SDK UserRPC are waited for. Raises :class:`NeverRanError` if what came back is a
-        generator that holds the callable's body and was never started.
+        google-cloud-ndb), an SDK UserRPC and a ``concurrent.futures`` one are waited for. Raises
+        :class:`NeverRanError` if what came back is a generator that holds the callable's body and was never started.
         """
         result = self.func(*self.args, **self.kwargs)
         while result is not None:
             if inspect.isawaitable(result):
-                import asyncio  # here, because it takes longer to import than the whole package
+                from deferred_middleware import awaiting  # here, because asyncio takes longer to import than all of us
 
-                result = asyncio.run(_wait_for(result))
+                result = awaiting.run(result)
+            elif _is_of_an_executor(result):
+                result = result.result()
             elif hasattr(result, "get_result") and hasattr(result, "check_success"):
                 result = result.get_result()
             else:
@@ -102,8 +108,10 @@ def _function_signature(func: types.FunctionType) -> inspect.Signature:
     return inspect.signature(func, follow_wrapped=False)
 
 
-async def _wait_for(awaitable: Any) -> object:
-    return await awaitable
+def _is_of_an_executor(result: Any) -> TypeGuard[concurrent.futures.Future[object]]:
+    # Where nobody has imported the module, nothing can be an instance of its class.
+    module = sys.modules.get("concurrent.futures")
+    return module is not None and isinstance(result, module.Future)
 
 
 def _refuse_unstarted(func: AnyCallable, result: object) -> None:

@@ -19,6 +19,7 @@ LAYERS: list[dict[str, set[str]]] = [
         "answers": set(),
         "conversions": set(),
         "attempts": set(),
+        "awaiting": set(),
         "alarm": set(),
         "pending": set(),
         "scope": set(),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextvars
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import pytest
@@ -135,6 +139,68 @@ def test_a_partial_that_returns_a_coroutine_is_run_to_its_end() -> None:
     call(functools.partial(sample.coroutine, 6)).run()
 
     assert sample.ran == [("awaited", 6)]
+
+
+def test_a_coroutine_is_run_where_an_event_loop_runs_already() -> None:
+    """Under a server that calls the app from its own loop a task has a loop of its own, and the caller's context."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    outer: asyncio.AbstractEventLoop | None = None
+
+    async def tell() -> tuple[str, bool]:
+        await asyncio.sleep(0)
+        return variable.get(), asyncio.get_running_loop() is outer
+
+    async def server() -> object:
+        nonlocal outer
+        outer = asyncio.get_running_loop()
+        variable.set("the server's")
+        return call(tell).run()
+
+    assert asyncio.run(server()) == ("the server's", False)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), SystemExit(3), asyncio.CancelledError()])
+def test_what_a_coroutine_raises_in_its_own_thread_is_the_calls(error: BaseException) -> None:
+    """Also where it runs beside the server's loop, whatever it raises is raised by the call."""
+
+    async def fail() -> None:
+        raise error
+
+    async def server() -> None:
+        with pytest.raises(type(error)):
+            call(fail).run()
+
+    asyncio.run(server())
+
+
+def test_a_future_of_the_loop_that_waits_is_refused() -> None:
+    """Nobody could ever set it: an error, not a task that hangs."""
+
+    async def server() -> None:
+        future = asyncio.get_running_loop().create_future()
+        with pytest.raises(RuntimeError, match="a future of the event loop that runs in this thread"):
+            call(lambda: future).run()
+
+    asyncio.run(server())
+
+
+def test_a_future_of_an_executor_is_waited_for() -> None:
+    """What a call gave to a pool of threads is over, and its failure known, before the call is."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        begun = threading.Event()
+
+        def work() -> str:
+            begun.wait(10)
+            return "worked"
+
+        def submit() -> object:
+            future = pool.submit(work)
+            begun.set()
+            return future
+
+        assert Call(func=submit).run() == "worked"
+        with pytest.raises(ZeroDivisionError):
+            Call(func=lambda: pool.submit(divmod, 1, 0)).run()
 
 
 def test_a_tasklet_is_run_to_its_end(engine: testbed.Testbed) -> None:
