@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import json
 import os
 import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware import protocol, signing
+from deferred_middleware import carrying, protocol, signing
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
+from deferred_middleware.options import Options
 from deferred_middleware.settings import current_deployment, current_settings
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.outcomes import DeadLetter
+    from deferred_middleware.settings import Settings
 
 MARK: Final = "dead letter: "
 """What stands before the JSON in the log's line."""
@@ -30,41 +33,76 @@ _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 _OURS: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
 # They tell of the task that has ended, not of the call.
 _NOT_AGAIN: Final = frozenset(
-    protocol.environ_key(header)
-    for header in (protocol.SIGNATURE_HEADER, protocol.EARLIER_ATTEMPTS_HEADER, protocol.SERVER_TOKEN_HEADER)
+    protocol.environ_key(header) for header in (protocol.SIGNATURE_HEADER, protocol.EARLIER_ATTEMPTS_HEADER)
 )
+_NOT_KEPT: Final = frozenset({protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
 
 
 class ReplayError(DeferredError, ValueError):
     """A dead letter can't be enqueued again: it is none, or nobody of ours has signed it."""
 
 
-def record(letter: DeadLetter) -> str:
-    """Return all that is needed to run a dead letter again, as one line of JSON."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What is kept of a dead letter."""
+
+    text: str
+    """All that is needed to run it again, as one line of JSON."""
+    is_signed: bool
+    """Whether :func:`replay` can verify it."""
+
+
+def record(letter: DeadLetter, settings: Settings) -> Record:
+    """Return what is to be kept of a dead letter.
+
+    A task that was believed without a signature is signed now, if there is a key by now.
+    """
     context = letter.context
     environ = context.environ
-    own = {key: str(value) for key, value in environ.items() if key.startswith(_OURS)}
-    return json.dumps(
+    deployment = current_deployment()
+    headers = {key: str(value) for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_KEPT}
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    keyring = signing.keyring_for(settings.secret_keys, deployment.application)
+    if keyring and _SIGNATURE not in headers:
+        headers[_SIGNATURE] = keyring.sign(
+            path=path.encode("latin-1"),
+            queue=context.queue,
+            name=context.name,
+            headers={_header(key): value for key, value in headers.items()},
+            body=letter.body,
+            not_before=0.0,
+            lifetime_seconds=signing.LIFETIME_SECONDS,
+            now=time.time(),
+        )
+    for name, value in carrying.options_in(environ)["headers"].items():
+        if protocol.environ_key(name) not in protocol.SECRET_ENVIRON_KEYS:
+            headers[protocol.environ_key(name)] = value
+    text = json.dumps(
         {
-            "path": environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""),
+            "path": path,
             "queue": context.queue,
             "name": context.name,
             "service": context.service,
-            "application": current_deployment().application,
-            "headers": own,
+            "application": deployment.application,
+            "headers": headers,
             "body": base64.b64encode(letter.body).decode(),
             "reason": letter.reason,
         }
     )
+    return Record(text=text, is_signed=_SIGNATURE in headers)
 
 
 def replay(line: str, *, queue: str | None = None, target: str | None = None) -> taskqueue.Task:
     """Enqueue a dead letter again, as a new task with attempts of its own; return it.
 
+    It keeps its retry options, its dispatch deadline, its cap of attempts and its caller's own headers, but for
+    cookies and credentials, which no log has.
+
     Args:
         line: the line of the log, or the JSON in it.
         queue: another queue than it was in.
-        target: where it runs, by default the service that it ran in, at that service's default version.
+        target: where it runs. By default in the service that it ran in: at the version that calls this or, where that
+            is not known (``GAE_VERSION``), as outside of an app, at the service's default version.
 
     Raises:
         ReplayError: the line holds no dead letter, or its signature doesn't hold. That it has expired is no obstacle.
@@ -77,10 +115,13 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
     body = base64.b64decode(found["body"])
     path = found["path"].encode("latin-1")
     _verify(keyring, found, environ, path, body)
-    headers = {_header(key): value for key, value in environ.items() if key not in _NOT_AGAIN}
-    url = urllib.parse.quote(path)
+    options = Options(**carrying.options_in(environ))
+    ours = {key: value for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_AGAIN}
+    # The names of the caller's own are signed with the rest; any other that the line has is none of the task's.
+    headers = {_header(key): value for key, value in ours.items()} | dict(options.headers)
     queue = queue or found["queue"]
     name = os.urandom(16).hex()
+    age_limit = options.retry_options.task_age_limit if options.retry_options else None
     signature = keyring.sign(
         path=path,
         queue=queue,
@@ -88,19 +129,31 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
         headers=headers,
         body=body,
         not_before=0.0,
-        lifetime_seconds=signing.LIFETIME_SECONDS,
+        lifetime_seconds=max(signing.LIFETIME_SECONDS, age_limit or 0),
         now=time.time(),
     )
-    service = found.get("service")
     task = taskqueue.Task(
         payload=body,
         method="POST",
-        url=url,
+        url=urllib.parse.quote(path),
         name=name,
-        target=target or (service if service and service != "default" else None),
+        target=target or _target_of(found.get("service")),
         headers={**headers, "Content-Type": protocol.CONTENT_TYPE, protocol.SIGNATURE_HEADER: signature},
+        retry_options=options.retry_options,
+        dispatch_deadline_usec=None if options.deadline_seconds is None else round(options.deadline_seconds * 1e6),
     )
     return task.add(queue)
+
+
+def _target_of(service: str | None) -> str | None:
+    """Return where a task of ``service`` runs again."""
+    if service is None:
+        return None
+    version = current_deployment().version
+    if version is not None:
+        return f"{version}.{service}"
+    # A version can't be left out of two labels, and the one that failed may be gone or as broken as it was.
+    return service if service != "default" else None
 
 
 def _parse(line: str) -> dict[str, Any]:

@@ -32,18 +32,6 @@ FIELD: Final = "deferred_task"
 _OURS: Final = str(Path(__file__).parent) + "/"
 _OF_LOOPS: Final = tuple(str(Path(logging.__file__).parents[1] / name) for name in ("asyncio/", "concurrent/"))
 
-_SECRET: Final = frozenset(
-    protocol.environ_key(header)
-    for header in (
-        protocol.API_TICKET_HEADER,
-        protocol.SIGNATURE_HEADER,
-        protocol.SERVER_TOKEN_HEADER,
-        "Authorization",
-        "Proxy-Authorization",
-        "Cookie",
-    )
-)
-
 _WHAT_HAPPENED: Final = {
     Outcome.FAILED: "failed and will be retried",
     Outcome.PERMANENT_FAILURE: "failed for good and is dropped",
@@ -142,7 +130,7 @@ def headers(context: TaskContext) -> None:
     shown = ", ".join(
         f"{key.removeprefix('HTTP_')}={value}"
         for key, value in context.environ.items()
-        if key.startswith("HTTP_") and key not in _SECRET
+        if key.startswith("HTTP_") and key not in protocol.SECRET_ENVIRON_KEYS
     )
     _headers_logger.debug("headers of task %s: %s", context.name, shown)
 
@@ -150,10 +138,9 @@ def headers(context: TaskContext) -> None:
 def dead_letter(letter: DeadLetter, settings: Settings) -> None:
     """Log all that it takes to run a dead letter again, unless its arguments are not to be logged."""
     from deferred_middleware import deadletters
-    from deferred_middleware.arguments import redacted_by
 
-    context, call = letter.context, letter.call
-    if settings.log_arguments != "short" or (call is not None and redacted_by(call.func)):
+    context = letter.context
+    if settings.log_arguments != "short" or _is_redacted(letter):
         _dead_letters_logger.warning(
             "task %s of queue %s is not tried again, because %s; its arguments are not to be logged, so that only a "
             "hook (on_dead_letter) can keep it",
@@ -162,15 +149,28 @@ def dead_letter(letter: DeadLetter, settings: Settings) -> None:
             letter.reason,
         )
         return
+    record = deadletters.record(letter, settings)
     _dead_letters_logger.warning(
-        "task %s of queue %s is not tried again, because %s; `deferred-middleware replay` runs it again from this "
-        "line: %s%s",
+        "task %s of queue %s is not tried again, because %s; %s: %s%s",
         context.name,
         context.queue,
         letter.reason,
+        "`deferred-middleware replay` runs it again from this line"
+        if record.is_signed
+        else "this is all there is of it, and `deferred-middleware replay` does not run it, because it is not signed "
+        "(DEFERRED_SECRET_KEYS)",
         deadletters.MARK,
-        deadletters.record(letter),
+        record.text,
     )
+
+
+def _is_redacted(letter: DeadLetter) -> bool:
+    """Tell whether the function redacts arguments, which also a version that can't load the payload must know."""
+    from deferred_middleware.arguments import redacted_by
+
+    if protocol.environ_key(protocol.REDACTED_HEADER) in letter.context.environ:
+        return True
+    return letter.call is not None and bool(redacted_by(letter.call.func))
 
 
 def _fields(context: TaskContext, outcome: Outcome, **more: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from google.appengine.api import apiproxy_stub_map, taskqueue
 from google.appengine.api.taskqueue import cloudtask
 
 from deferred_middleware import (
+    arguments,
     carrying,
     cloudtasks,
     namespaces,
@@ -181,6 +182,8 @@ def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes)
         **carrying.headers_of(call.options),
         protocol.NAMESPACE_HEADER: namespaces.header_value(),
     }
+    if arguments.redacted_by(call.func):
+        headers[protocol.REDACTED_HEADER] = "1"
     headers |= tracing.headers()
     # The last of them, because it signs the others.
     headers |= signing.signature_header(call.options, queue=queue, name=name, url=url, headers=headers, body=body)

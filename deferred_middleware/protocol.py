@@ -73,6 +73,9 @@ OWN_HEADERS_HEADER: Final = "X-Deferred-Own-Headers"
 """Request header: the names of the caller's own headers, separated by spaces, for a task that follows this one."""
 ENQUEUED_HEADER: Final = "X-Deferred-Enqueued"
 """Request header: when a task with a name of its caller's was enqueued, which tells it from others of that name."""
+REDACTED_HEADER: Final = "X-Deferred-Redacted"
+"""Request header: ``1`` on a task whose function redacts arguments: its payload is no log's, also where it can't be
+loaded."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
 """Request header by which the local server's queue process proves itself to an app process, which removes it."""
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
@@ -124,3 +127,17 @@ TOMBSTONE_DAYS: Final = 9
 def environ_key(header: str) -> str:
     """Return the WSGI ``environ`` key that carries ``header`` (PEP 3333)."""
     return "HTTP_" + header.upper().replace("-", "_")
+
+
+SECRET_ENVIRON_KEYS: Final = frozenset(
+    environ_key(header)
+    for header in (
+        API_TICKET_HEADER,
+        SIGNATURE_HEADER,
+        SERVER_TOKEN_HEADER,
+        "Authorization",
+        "Proxy-Authorization",
+        "Cookie",
+    )
+)
+"""The headers, as keys of a WSGI ``environ``, whose values are no log's."""

@@ -18,7 +18,7 @@ import sample
 from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, Settings, defer, task
 from deferred_middleware.cli import main
 from deferred_middleware.deadletters import MARK, ReplayError, replay
-from deferred_middleware.settings import current_settings, install_settings
+from deferred_middleware.settings import current_deployment, current_settings, install_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 
@@ -154,6 +154,104 @@ def test_what_must_not_be_logged_is_not(tasks: DeferredTasks, caplog: pytest.Log
     assert "secret-word" not in caplog.text
     assert base64.b64encode(tasks.enqueued[0].body).decode() not in caplog.text
     assert "not to be logged" in caplog.text
+
+
+@pytest.mark.parametrize("redacted", [True, False])
+def test_the_payload_of_a_call_that_is_not_here_is_logged_unless_it_is_redacted(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, redacted: bool
+) -> None:
+    """A version that lacks the function knows from the task that its arguments are no log's."""
+    if redacted:
+        login.options(retry_options={"task_retry_limit": 0}).defer("secret-word")
+    else:
+        defer(fails_unless_mended, "x", _retry_options={"task_retry_limit": 0})
+    monkeypatch.delattr(f"{__name__}.{'login' if redacted else 'fails_unless_mended'}")
+    tasks.run(raise_errors=False)
+
+    told = caplog.text
+    assert "is not tried again, because attempt 1 was the last that its retry options allow" in told
+    assert (base64.b64encode(tasks.enqueued[0].body).decode() in told) is not redacted
+    assert "secret-word" not in told
+
+
+def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """Retry options, dispatch deadline and headers are the old task's; its credentials are in no log."""
+    defer(
+        fails_unless_mended,
+        "x",
+        _retry_options={"task_retry_limit": 7, "min_backoff_seconds": 2.5},
+        _deadline=1800,
+        _headers={"X-Tenant": "a", "Authorization": "secret-word"},
+    )
+    tasks.run(raise_errors=False)
+
+    again = replay(line_in(caplog))
+
+    assert again.retry_options.task_retry_limit == 7
+    assert again.retry_options.min_backoff_seconds == 2.5
+    assert again.dispatch_deadline_usec == 1_800_000_000
+    assert again.headers["X-Tenant"] == "a"
+    assert "secret-word" not in caplog.text
+    sample.ran.append("mended")
+    assert tasks.run().ok
+
+
+def test_a_header_that_the_task_did_not_have_is_left_out(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can write the log can't add a header that, like Host, leads the task elsewhere."""
+    line = dead_letter(tasks, caplog)
+    headers = json.loads(line[line.index(MARK) + len(MARK) :])["headers"]
+
+    again = replay(changed(line, headers={**headers, "HTTP_HOST": "evil.example", "HTTP_X_OTHER": "1"}))
+
+    assert "evil.example" not in again.headers.values()
+    assert "X-Other" not in again.headers
+
+
+@pytest.mark.parametrize(
+    ("version", "service", "target"),
+    [("v2", "background", "v2.background"), ("v2", "default", "v2.default"), (None, "background", "background")],
+)
+def test_it_runs_again_in_its_service(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    service: str,
+    target: str,
+) -> None:
+    """It goes to the version that replays it; where there is none, to the service's default version."""
+    line = changed(dead_letter(tasks, caplog), service=service)
+    deployment = dataclasses.replace(current_deployment(), version=version)
+    monkeypatch.setattr("deferred_middleware.deadletters.current_deployment", lambda: deployment)
+    monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", "app.example")
+
+    assert replay(line).target == target
+
+
+def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no key the line promises no replay; once there is one, an unsigned task's line is signed."""
+    deployment = dataclasses.replace(current_deployment(), environment="standard")
+    monkeypatch.setattr("deferred_middleware.handler.current_deployment", lambda: deployment)
+    with capture_tasks() as tasks:
+        install_settings(Settings(secret_keys=(), require_signature=False))
+        tasks.app = DeferredMiddleware(app)
+        first, second = (defer(fails_unless_mended, "x") and tasks.pending[-1] for _ in range(2))
+        assert "X-Deferred-Signature" not in first.headers
+        tasks.run(first, raise_errors=False)
+        unsigned = line_in(caplog)
+        assert "does not run it, because it is not signed" in unsigned
+        with pytest.raises(ReplayError, match="no signature"):
+            replay(unsigned)
+
+        caplog.clear()
+        install_settings(dataclasses.replace(current_settings(), secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # a text will do
+        tasks.app = DeferredMiddleware(app)
+        tasks.run(second, raise_errors=False)
+        sample.ran.append("mended")
+        replay(line_in(caplog))
+        assert tasks.run().ok
 
 
 @pytest.mark.parametrize(("shown", "told"), [("none", "(…)"), ("names", "(value)"), ("short", "('word')")])
