@@ -2,7 +2,7 @@
 
 Sources: ``taskqueue_service.proto`` and ``remote_api.proto`` (SDK: ``api/taskqueue``, ``ext/remote_api``), and how the
 SDK turns them into exceptions (``taskqueue.py``, _ERROR_MAPPING and _TranslateError; ``runtime/default_api_stub.py``,
-_EXCEPTIONS_MAP).
+_EXCEPTIONS_MAP). On Cloud Tasks it is a gRPC status (SDK: ``api/taskqueue/cloudtask.py``, _to_taskqueue_error).
 """
 
 from __future__ import annotations
@@ -98,6 +98,31 @@ BY_CODE: Final[dict[int, Answer]] = {
 }
 """By ``TaskQueueServiceError``: what the queue says of one task, or as an application error of the whole add."""
 
+_TRANSIENT: Final = "taskqueue.TransientError"
+_REFUSED: Final = Answer("INVALID_ARGUMENT", _ERROR, "the task makes no sense to Cloud Tasks, or is too large")
+
+BY_STATUS: Final[dict[int, Answer]] = {
+    1: Answer("CANCELLED", _ERROR, "the call was cancelled", retried=True, maybe_enqueued=True),
+    2: Answer("UNKNOWN", _ERROR, "Cloud Tasks failed", retried=True, maybe_enqueued=True),
+    3: _REFUSED,
+    4: Answer("DEADLINE_EXCEEDED", _TRANSIENT, "no answer came in time", retried=True, maybe_enqueued=True),
+    5: Answer("NOT_FOUND", "taskqueue.UnknownQueueError", "there is no such queue", of_queue=True),
+    6: Answer(
+        "ALREADY_EXISTS", "taskqueue.TaskAlreadyExistsError", "the name is taken, or was not long ago", exists=True
+    ),
+    7: Answer("PERMISSION_DENIED", "taskqueue.PermissionDeniedError", "the app may not use the queue", of_queue=True),
+    8: Answer("RESOURCE_EXHAUSTED", _TRANSIENT, "a quota is used up for now", retried=True, maybe_enqueued=True),
+    9: Answer("FAILED_PRECONDITION", _ERROR, "the queue is not in the state for it", of_queue=True),
+    10: Answer("ABORTED", _TRANSIENT, "Cloud Tasks broke off", retried=True, maybe_enqueued=True),
+    11: Answer("OUT_OF_RANGE", _ERROR, "a value is out of its range"),
+    12: Answer("UNIMPLEMENTED", _ERROR, "the server does not know the call", of_queue=True),
+    13: Answer("INTERNAL", "taskqueue.InternalError", "Cloud Tasks failed", retried=True, maybe_enqueued=True),
+    14: Answer("UNAVAILABLE", _TRANSIENT, "Cloud Tasks can't be reached", retried=True, maybe_enqueued=True),
+    15: Answer("DATA_LOSS", _ERROR, "Cloud Tasks lost data", maybe_enqueued=True),
+    16: Answer("UNAUTHENTICATED", "taskqueue.PermissionDeniedError", "the app is not known there", of_queue=True),
+}
+"""By gRPC status: what Cloud Tasks answers to an add."""
+
 _RPC_FAILED: Final = "apiproxy_errors.RPCFailedError"
 
 
@@ -134,6 +159,7 @@ OF_CONNECTION: Final = (CLOSED, HTTP_STATUS, TIMED_OUT, EMPTY, UNREADABLE)
 
 UNKNOWN: Final = Answer("anything else", _ERROR, "an answer that is not in this table", maybe_enqueued=True)
 NOT_SENT: Final = Answer("nothing", _ERROR, "the queue was not asked")
+NO_CREDENTIALS: Final = Answer("nothing", _ERROR, "Cloud Tasks was not asked, for want of credentials", of_queue=True)
 
 
 def for_exception(error: BaseException) -> Answer:
@@ -152,3 +178,24 @@ def for_exception(error: BaseException) -> Answer:
             if isinstance(error, kind):
                 return answer
     return UNKNOWN
+
+
+def for_cloud_exception(error: BaseException) -> Answer:
+    """Return the answer behind an exception of the SDK's Cloud Tasks engine; imports the SDK.
+
+    Of most statuses the SDK makes an exception of their own, and of the others a plain ``taskqueue.Error``, from the
+    client's exception where the whole call failed. Where Cloud Tasks refused some of a batch there is nothing behind
+    it, and it is no failure for now: those are ``InternalError`` (SDK: _map_rest_code_to_tq_code).
+    """
+    from google.appengine.api import taskqueue
+    from google.auth.exceptions import DefaultCredentialsError
+
+    answer = for_exception(error)
+    if answer is not UNKNOWN:
+        return answer
+    if isinstance(error, DefaultCredentialsError):
+        return NO_CREDENTIALS
+    status = getattr(error.__cause__, "grpc_status_code", None)
+    if status is not None:
+        return BY_STATUS.get(status.value[0], UNKNOWN)
+    return _REFUSED if type(error) is taskqueue.Error and error.__cause__ is None else UNKNOWN

@@ -95,7 +95,7 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
         ]
     if failure is None:
         return [None] * len(tasks)
-    answer = answers.for_exception(failure)
+    answer = (answers.for_cloud_exception if isinstance(rpc, _Deadline) else answers.for_exception)(failure)
     return [None if task.was_enqueued else Refusal(failure, answer, True) for task in tasks]
 
 

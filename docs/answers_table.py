@@ -48,6 +48,7 @@ def page() -> str:
         + table("Codes of the task queue", answers.BY_CODE.values())
         + table("Errors of the API call", answers.BY_RPC_ERROR.values())
         + table("No answer", answers.OF_CONNECTION)
+        + table("Statuses of Cloud Tasks", answers.BY_STATUS.values())
     )
 
 

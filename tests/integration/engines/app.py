@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,9 +23,10 @@ from google.appengine.api import datastore, namespace_manager, taskqueue, wrap_w
 from google.appengine.ext import db, ndb
 from google.appengine.ext.deferred import PermanentTaskFailure
 
-from deferred_middleware import DeferredMiddleware, call, current_task, defer, overflow
+from deferred_middleware import DeferredMiddleware, RetryLater, call, current_task, defer, overflow
 from deferred_middleware.enqueue import enqueue
 from deferred_middleware.sweeping import sweep
+from engines import ways
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -89,6 +92,32 @@ def fail_for_good(content: bytes, mark: str) -> None:
     """Tell, and fail."""
     tell(args=[mark])
     raise PermanentTaskFailure(mark)
+
+
+def retry_later(content: bytes, mark: str, times: int) -> None:
+    """Tell each attempt, and ask for another one, a number of times."""
+    task = current_task()
+    assert task is not None
+    tell(
+        args=[len(content), hashlib.sha256(content).hexdigest(), mark, task.attempt],
+        name=task.name,
+        namespace=namespace_manager.get_namespace(),
+        colour=task.environ.get("HTTP_X_COLOUR"),
+        is_last_attempt=task.is_last_attempt,
+    )
+    if task.attempt <= times:
+        namespace_manager.set_namespace("of-the-call")
+        raise RetryLater(0.05)
+
+
+class _Telling(logging.Handler):
+    """Tells the test of errors that are logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(args=[record.getMessage()], level=record.levelname)
+
+
+logging.getLogger("deferred_middleware").addHandler(_Telling(logging.ERROR))
 
 
 def _defer(asked: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +237,10 @@ def _post(asked: dict[str, Any]) -> dict[str, Any]:
 
 _ROUTES = {
     f"/{function.__name__.lstrip('_')}": function
-    for function in (_defer, _conflict, _batch, _payloads, _exists, _sweep, _post)
+    for function in (_defer, _conflict, _batch, _payloads, _exists, _sweep, _post, ways.adds)
 }
+for _way in (ways.asynchronously, ways.many, ways.together):
+    _ROUTES[f"/{_way.__name__}"] = functools.partial(_way, record)
 
 
 def plain_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

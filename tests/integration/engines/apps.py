@@ -64,6 +64,16 @@ class App:
         assert "error" in answer, answer
         return [kind.rpartition(".")[2] for kind in answer["error"]], answer["message"]
 
+    def adds(self) -> list[int]:
+        """Return of how many tasks each RPC was that added some, since the last time."""
+        if self._cloud is None:
+            counts: list[int] = self.ask("/adds")["adds"]
+            return counts
+        calls = list(self._cloud.calls)
+        del self._cloud.calls[: len(calls)]
+        creating = [(kind, request) for kind, request in calls if kind in ("batch_create", "create_task")]
+        return [len(request.requests) if kind == "batch_create" else 1 for kind, request in creating]
+
     def told_of(self, mark: str) -> dict[str, Any]:
         """Return what a task tells next whose arguments have ``mark`` in them."""
         while True:

@@ -40,6 +40,16 @@ class _RefusedError(Exception):
         super().__init__(detail)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """How a call fails."""
+
+    code: grpc.StatusCode | None
+    """The status that it is answered with; None is no answer at all."""
+    done: bool = False
+    """Whether it does what it is asked to all the same."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class Held:
     """A task in a queue."""
@@ -71,10 +81,12 @@ class CloudTasks:
         self.extra_headers: dict[str, str] = {}
         self.calls: list[tuple[str, Any]] = []
         """Each call's method and request, in their order."""
-        self.fail_next: list[grpc.StatusCode] = []
-        """Codes to answer the next calls with, instead of what they ask for."""
-        self.fail_after_next: list[grpc.StatusCode] = []
-        """Codes to answer the next calls with, having done what they ask for."""
+        self.faults: list[Fault | None] = []
+        """What the next calls meet; None is none."""
+        self.lasting = False
+        """Whether the last of the faults is met for ever."""
+        self.refuse: Callable[[Any], grpc.StatusCode | None] = lambda task: None
+        """Tells for each task that is to be created with which status to refuse it, if any."""
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers(
             (
@@ -114,6 +126,15 @@ class CloudTasks:
         with self._changed:
             return [held for held in self._tasks.values() if queue in (None, held.queue)]
 
+    def reset(self) -> None:
+        """Forget all tasks, their names, and what was told to fail."""
+        with self._changed:
+            self._tasks.clear()
+            self._used.clear()
+            self.calls.clear()
+            self.faults, self.lasting = [], False
+            self.refuse = lambda task: None
+
     def hurry(self) -> None:
         """Make every task that waits be due."""
         with self._changed:
@@ -131,13 +152,16 @@ class CloudTasks:
                 remaining = context.time_remaining()
                 if remaining is None or remaining > _MAX_DEADLINE_SECONDS:
                     raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The request deadline is too far ahead.")
-                if self.fail_next:
-                    raise _RefusedError(self.fail_next.pop(0), "injected")
                 with self._changed:
-                    answered = answer(wrapped)
-                    self._changed.notify_all()
-                if self.fail_after_next:
-                    raise _RefusedError(self.fail_after_next.pop(0), "injected, too late")
+                    fault = self._next_fault()
+                    if fault is None or fault.done:
+                        answered = self._done(answer, wrapped, fails_anyway=fault is not None)
+                if fault is not None:
+                    if fault.code is not None:
+                        raise _RefusedError(fault.code, "as told")
+                    over = threading.Event()
+                    context.add_callback(over.set)
+                    over.wait(60)
             except _RefusedError as error:
                 context.abort(error.code, str(error))
             return type(answered).pb(answered) if hasattr(type(answered), "pb") else answered
@@ -148,6 +172,21 @@ class CloudTasks:
             response_serializer=lambda message: message.SerializeToString(),
         )
 
+    def _done(self, answer: Callable[[Any], Any], request: Any, *, fails_anyway: bool) -> Any:
+        try:
+            answered = answer(request)
+        except _RefusedError:
+            if fails_anyway:
+                return None
+            raise
+        self._changed.notify_all()
+        return answered
+
+    def _next_fault(self) -> Fault | None:
+        if not self.faults:
+            return None
+        return self.faults[0] if self.lasting and len(self.faults) == 1 else self.faults.pop(0)
+
     def _create_task(self, request: Any) -> Any:
         return self._create(request)
 
@@ -156,6 +195,9 @@ class CloudTasks:
         task: Any = tasks_v2.Task(request.task)
         if tasks_v2.Task.pb(task).ByteSize() > _MAX_TASK_BYTES:
             raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "Task size too large")
+        refused = self.refuse(task)
+        if refused is not None:
+            raise _RefusedError(refused, "as told")
         now = time.time()
         due = task.schedule_time.timestamp() if task.schedule_time else now
         if due > now + _MAX_AHEAD_SECONDS + 60:

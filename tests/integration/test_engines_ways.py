@@ -1,0 +1,183 @@
+"""defer_async, defer_many, batches and RetryLater on three engines: what they do is the same."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from engines.apps import ENGINES, App, running_on
+
+# Of the app, which can't be imported here: it is for a process of its own.
+WAYS = ("result", "get_result", "await", "yield", "callback", "forget")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """Run the app on an engine."""
+    with running_on(request.param, tmp_path_factory.mktemp(request.param)) as running:
+        running.adds()  # it counts from here on
+        yield running
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def coalescing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """Run the app on an engine with DEFERRED_COALESCE."""
+    directory = tmp_path_factory.mktemp(request.param)
+    with running_on(request.param, directory, {"DEFERRED_COALESCE": "true"}) as running:
+        running.adds()
+        yield running
+
+
+@pytest.fixture
+def mark() -> str:
+    """Tell this test's tasks from others'."""
+    return f"m{uuid.uuid4().hex}"
+
+
+def told(app: App, mark: str, count: int) -> list[dict[str, Any]]:
+    """Return what ``count`` tasks tell."""
+    return [app.told_of(mark) for _ in range(count)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_asynchronous_calls_run(app: App, mark: str, way: str) -> None:
+    """However its caller waits for them, each task is enqueued once, and none that nobody waits for is lost."""
+    answer = app.ask("/asynchronously", way=way, mark=mark, count=3)
+
+    ran = told(app, mark, 3)
+    assert sorted(each["args"][1] for each in ran) == [0, 1, 2]
+    names = {each["name"] for each in ran}
+    assert len(names) == 3
+    assert way == "forget" or set(answer["names"]) == names
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "forget"])
+def test_an_asynchronous_failure_is_raised(app: App, mark: str, way: str) -> None:
+    """Whoever waits gets what defer would have raised."""
+    answer = app.ask("/asynchronously", way=way, mark=mark, count=3, options={"_queue": "nowhere"})
+
+    kinds = {kind.rpartition(".")[2] for kind in answer["error"]}
+    assert {"UnknownQueueError", "EnqueueError", "DeferredError"} <= kinds
+    assert "'nowhere'" in answer["message"]
+
+
+def test_a_failure_that_nobody_waits_for_is_logged(app: App, mark: str) -> None:
+    """It is an ERROR with the call's name, at the end of the request."""
+    app.ask("/asynchronously", way="forget", mark=mark, count=1, options={"_queue": f"no-{mark}"})
+
+    logged = app.told_of(mark)
+    assert logged["level"] == "ERROR"
+    assert logged["args"][0].startswith("engines.app/record was not enqueued")
+
+
+def test_many_calls_run(app: App, mark: str) -> None:
+    """A hundred go in an RPC, those of different queues in different ones, and the report is in order."""
+    app.adds()
+
+    answer = app.ask("/many", mark=mark, options=[{"_queue": "quick"}] * 120 + [{}] * 3)
+
+    assert sorted(app.adds()) == [3, 20, 100]
+    assert answer["statuses"] == ["enqueued"] * 123
+    assert answer["progress"][-1] == 123
+    ran = told(app, mark, 123)
+    assert sorted(each["args"][1] for each in ran) == list(range(123))
+    assert {each["queue"] for each in ran if each["args"][1] < 120} == {"quick"}
+
+
+def test_what_is_wrong_with_one_does_not_stop_the_others(app: App, mark: str) -> None:
+    """The report tells of a name that is taken, and of a queue that isn't there; the others run."""
+    app.defer("record", mark, "first", options={"_name": mark, "_countdown": 3600})
+
+    answer = app.ask("/many", mark=mark, options=[{}, {"_name": mark}, {"_queue": "nowhere"}, {}])
+
+    assert answer["statuses"] == ["enqueued", "already there", "failed", "enqueued"]
+    assert "'nowhere'" in answer["reasons"][2]
+    assert sorted(each["args"][1] for each in told(app, mark, 2)) == [0, 3]
+
+
+def test_a_batch_leaves_together(app: App, mark: str) -> None:
+    """What is deferred inside goes in one RPC."""
+    app.adds()
+
+    answer = app.ask("/together", mark=mark)
+
+    assert app.adds() == [2]
+    assert answer["names"] == [each["name"] for each in told(app, mark, 2) if each["args"][1] == 1]
+
+
+def test_a_batch_that_raises_sends_nothing(app: App, mark: str) -> None:
+    """Nothing of it is enqueued."""
+    app.adds()
+
+    answer = app.ask("/together", mark=mark, raises=True)
+
+    assert answer["message"] == mark
+    assert app.adds() == []
+
+
+def test_a_requests_calls_leave_together(coalescing: App, mark: str) -> None:
+    """With DEFERRED_COALESCE what a request deferred asynchronously goes in one RPC at its end."""
+    coalescing.adds()
+
+    coalescing.ask("/asynchronously", way="forget", mark=mark, count=5)
+
+    assert sorted(each["args"][1] for each in told(coalescing, mark, 5)) == [0, 1, 2, 3, 4]
+    assert coalescing.adds() == [5]
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("forget", "callback")])
+def test_who_waits_lets_them_leave(coalescing: App, mark: str, way: str) -> None:
+    """With DEFERRED_COALESCE waiting for one of them lets those leave that there are."""
+    coalescing.adds()
+
+    answer = coalescing.ask("/asynchronously", way=way, mark=mark, count=4)
+
+    assert len(answer["names"]) == 4
+    assert coalescing.adds() == [4]
+    told(coalescing, mark, 4)
+
+
+def test_a_coalesced_failure_is_logged(coalescing: App, mark: str) -> None:
+    """What can't be enqueued at the request's end is an ERROR with the call's name."""
+    coalescing.ask("/asynchronously", way="forget", mark=mark, count=1, options={"_queue": f"no-{mark}"})
+
+    logged = coalescing.told_of(mark)
+    assert logged["level"] == "ERROR"
+    assert logged["args"][0].startswith("engines.app/record was not enqueued")
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+def test_retry_later_tries_again(app: App, mark: str, size: int) -> None:
+    """Each attempt is a task of its own, with the call's payload, namespace and headers, and they are counted on."""
+    answer = app.defer(
+        "retry_later", mark, 2, random_bytes=size, namespace="tenant", options={"_headers": {"X-Colour": "blue"}}
+    )
+
+    ran = told(app, mark, 3)
+    assert [each["args"] for each in ran] == [[size, answer["sha256"], mark, attempt] for attempt in (1, 2, 3)]
+    assert {each["namespace"] for each in ran} == {"tenant"}
+    assert {each["colour"] for each in ran} == {"blue"}
+    assert len({each["name"] for each in ran}) == 3
+
+
+def test_the_last_attempt_is_a_dead_letter(app: App, mark: str) -> None:
+    """A RetryLater of a task that has had its attempts is an ERROR, and no further attempt."""
+    app.defer("retry_later", mark, 9, random_bytes=100, options={"_max_attempts": 2})
+
+    first, second, logged = (*told(app, mark, 2), _logged_of(app, mark))
+    assert [first["args"][3], second["args"][3]] == [1, 2]
+    assert second["is_last_attempt"] is True
+    assert "engines.app/retry_later" in logged["args"][0]
+    app.defer("record", f"{mark} after")
+    assert app.told_of(mark)["args"] == [f"{mark} after"]
+
+
+def _logged_of(app: App, mark: str) -> dict[str, Any]:
+    while True:
+        heard = app.recorder.next()
+        if heard.get("level") == "ERROR":
+            return heard
+        assert mark not in json.dumps(heard), heard
