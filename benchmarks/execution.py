@@ -2,6 +2,11 @@
 
 Run ``python benchmarks/execution.py``. The bar: not slower than the SDK's ``google.appengine.ext.deferred.Handler``,
 which knows no signatures, on the same payload, a function with two small arguments.
+
+Both are measured twice, because the SDK's logs each task's headers at INFO and ours a line at DEBUG: with the root
+logger at WARNING, as Python has it, and at INFO, as ``google.cloud.logging.Client().setup_logging()`` has it by default
+(https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration). What is logged goes to a stream
+that leads nowhere, which is less than any app pays for it.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 BAR = 1.0
+PEER = "google.appengine.ext.deferred"
 
 
 def work(user_id: int, greeting: str) -> None:
@@ -68,13 +75,31 @@ def task_queue(
         "SERVER_SOFTWARE": "gunicorn/23",
         "HTTP_HOST": "localhost:8080",
         "HTTP_USER_AGENT": "AppEngine-Google; (+http://code.google.com/appengine)",
+        "HTTP_ACCEPT_ENCODING": "gzip",
+        # What the platform adds to a task's request: the headers of creating-handlers, and those that its SDK reads
+        # (https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers; SDK:
+        # runtime/context/gae_headers.py).
         "HTTP_X_APPENGINE_QUEUENAME": "default",
         "HTTP_X_APPENGINE_TASKNAME": "8570000000001",
         "HTTP_X_APPENGINE_TASKRETRYCOUNT": "0",
         "HTTP_X_APPENGINE_TASKEXECUTIONCOUNT": "0",
         "HTTP_X_APPENGINE_TASKETA": "1700000000.000000",
         "HTTP_X_APPENGINE_CURRENT_NAMESPACE": "",
+        "HTTP_X_APPENGINE_DEFAULT_NAMESPACE": "",
         "HTTP_X_APPENGINE_USER_IP": "0.1.0.2",
+        "HTTP_X_APPENGINE_HTTPS": "off",
+        "HTTP_X_APPENGINE_API_TICKET": "a" * 40,
+        "HTTP_X_APPENGINE_REQUEST_LOG_ID": "b" * 80,
+        "HTTP_X_APPENGINE_REQUEST_ID_HASH": "c" * 8,
+        "HTTP_X_APPENGINE_DEFAULT_VERSION_HOSTNAME": "app.appspot.com",
+        "HTTP_X_CLOUD_TRACE_CONTEXT": f"{'d' * 32}/1;o=0",
+        "HTTP_TRACEPARENT": f"00-{'d' * 32}-{'e' * 16}-00",
+        # What gunicorn adds (gunicorn: http/wsgi.py).
+        "RAW_URI": path,
+        "REMOTE_PORT": "12345",
+        "gunicorn.socket": None,
+        "wsgi.file_wrapper": None,
+        "wsgi.input_terminated": True,
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.errors": sys.stderr,
@@ -104,8 +129,6 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=2000)
     options = parser.parse_args()
 
-    # Both log a task's success below WARNING, so that neither formats a line.
-    logging.basicConfig(level=logging.WARNING)
     # The function must be found by import in both, which __main__ is not.
     import execution
 
@@ -118,18 +141,22 @@ def main() -> int:
     headers = {**signed.headers, "X-AppEngine-TaskName": signed.name}
     hooked = DeferredMiddleware(nowhere, settings=settings, hooks=[Hook()])
     contenders = {
-        "google.appengine.ext.deferred": task_queue(deferred.Handler(), "/_ah/queue/deferred", body),
+        PEER: task_queue(deferred.Handler(), "/_ah/queue/deferred", body),
         "DeferredMiddleware": task_queue(middleware, signed.url, signed.body, headers),
         "DeferredMiddleware, with a hook": task_queue(hooked, signed.url, signed.body, headers),
     }
-    medians = measure(contenders, rounds=options.rounds, calls=options.calls)
-    print_table("Run one task in process", medians, "google.appengine.ext.deferred")
-    ratios = [
-        medians[name] / medians["google.appengine.ext.deferred"] for name in contenders if name.startswith("Deferred")
-    ]
-    for name, ratio in zip(("a signed task", "and with a hook"), ratios, strict=True):
-        print(f"DeferredMiddleware, {name}: {ratio:.2f} times google.appengine.ext.deferred.Handler (bar {BAR})")
-    return 0 if max(ratios) <= BAR else 1
+    met = True
+    for level in ("WARNING", "INFO"):
+        with open(os.devnull, "w") as stream:
+            logging.basicConfig(level=level, stream=stream, force=True)
+            medians = measure(contenders, rounds=options.rounds, calls=options.calls)
+        print_table(f"Run one task in process, logging at {level}", medians, PEER)
+        for name in contenders:
+            ratio = medians[name] / medians[PEER]
+            met = met and ratio <= BAR
+            if name != PEER:
+                print(f"{name}, at {level}: {ratio:.2f} times {PEER} (bar {BAR})")
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

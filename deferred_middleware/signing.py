@@ -5,9 +5,11 @@ The header is detached from the payload, so that versions with and without signa
     X-Deferred-Signature: v1;k=<key id>;i=<issued>;e=<expires>;n=<nonce>;t=<named>;b=<SHA-256 of the body>;s=<MAC>
 
 Times are seconds since 1970; ``t`` is 1 where the task was named before it was added, and its name is signed. The MAC
-is HMAC-SHA256 over the header itself up to ``;s=`` and over method, application, path, query, queue, that name and all
-other ``X-Deferred-*`` request headers. Each of these fields is told apart by its length, so that no two requests have
-the same bytes to sign. Hashes are lower-case hexadecimal, which leaves no second spelling of a signature.
+is HMAC-SHA256 over method, application, path, query, queue and all other ``X-Deferred-*`` request headers, and over the
+header itself up to ``;s=`` and that name. Each of these fields is told apart by its length, so that no two requests
+have the same bytes to sign. Hashes are lower-case hexadecimal, which leaves no second spelling of a signature.
+
+What many tasks have in common comes first, so that a keyring keeps the state of the MAC after it.
 
 From each key subkeys are derived, one for each use, as HKDF does it (RFC 5869). The key's identifier is the hash of a
 subkey that nothing else uses, and tells nothing about the key. A version other than ``v1`` is refused: a later one
@@ -46,6 +48,19 @@ _SIGNING: Final = b"deferred_middleware v1: sign tasks"
 _IDENTIFYING: Final = b"deferred_middleware v1: identify the key"
 
 
+_FORMAT: Final = re.compile(
+    r"v1;k=[0-9a-f]{16};i=[0-9]+;e=[0-9]+;n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}", re.ASCII
+)
+_OWN: Final = struct.Struct(">3Q")
+_BEGUN: Final = 128
+"""How many states of a MAC a keyring keeps. A server that bounds the headers it takes bounds their size."""
+
+_OUR_PREFIX: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
+_UNSIGNED: Final = frozenset(
+    protocol.environ_key(header) for header in (protocol.SIGNATURE_HEADER, protocol.SERVER_TOKEN_HEADER)
+)
+
+
 def derive(key: SecretKey, purpose: bytes) -> bytes:
     """Return the 32-byte subkey of ``key`` for one purpose (RFC 5869, for output of one block)."""
     extracted = hmac.digest(_SALT, key.to_bytes(), "sha256")
@@ -75,7 +90,9 @@ class Keyring:
         for key in keys:
             key_id = hashlib.sha256(derive(key, _IDENTIFYING)).hexdigest()[:16]
             self._subkeys[key_id] = derive(key, _SIGNING)
+        self._newest = next(iter(self._subkeys), "")
         self._application = application.encode()
+        self._begun = functools.lru_cache(maxsize=_BEGUN)(self._begin)
 
     def __bool__(self) -> bool:
         return bool(self._subkeys)
@@ -102,16 +119,16 @@ class Keyring:
         ``name`` is the task's, if it is known yet; ``not_before`` the time, in seconds since 1970, from which on
         it may run. Of ``headers`` only ours are signed.
         """
-        key_id = next(iter(self._subkeys))
+        key_id = self._newest
         expires = int(max(now, not_before) + lifetime_seconds)
         claims = (
             f"{VERSION};k={key_id};i={int(now)};e={expires};n={secrets.token_hex(12)}"
             f";t={0 if name is None else 1};b={digest_of(body)}"
         )
-        ours = {protocol.environ_key(header): value for header, value in headers.items()}
-        signed = _encode_headers({key: value.encode() for key, value in ours.items() if _is_signed(key)})
-        mac = self._mac(self._subkeys[key_id], claims, "POST", path, "", queue, name or "", signed)
-        return f"{claims};s={mac}"
+        # As the request's environ will have them.
+        ours = {protocol.environ_key(header): value.encode().decode("latin-1") for header, value in headers.items()}
+        signed = _signed_headers(ours, [key for key in ours if key.startswith(_OUR_PREFIX)])
+        return f"{claims};s={self._mac(key_id, 'POST', path, '', queue, signed, claims, name or '')}"
 
     def verify(
         self,
@@ -122,7 +139,7 @@ class Keyring:
         query: str,
         queue: str,
         name: str,
-        environ: Mapping[str, object],
+        environ: Mapping[str, str],
         now: float,
     ) -> str:
         """Return the hash that the body has to have, for which see :func:`digest_of`.
@@ -130,45 +147,51 @@ class Keyring:
         ``name`` is the task's, whoever chose it; our other headers are taken from the WSGI ``environ``. Raises
         :class:`UntrustedRequestError`.
         """
-        claims, _, mac = signature.rpartition(";s=")
-        parts = claims.split(";")
-        if len(parts) != 7 or parts[0] != VERSION or not signature.isascii():
-            if re.match(r"v[0-9]+;", signature) and not signature.startswith(f"{VERSION};"):
-                raise UntrustedRequestError("signature-version", f"its signature is not of the version {VERSION}")
-            raise UntrustedRequestError("signature-format", "its signature is malformed")
-        subkey = self._subkeys.get(parts[1][2:])
-        if subkey is None:
-            raise UntrustedRequestError("signature-key", "its signature was made with a key that is not known here")
-        named = parts[5] == "t=1"
-        keys = [key for key in environ if key.startswith(_OUR_PREFIX) and _is_signed(key)]
-        signed = _encode_headers({key: str(environ[key]).encode("latin-1") for key in keys}) if keys else b""
+        key_id, claims, mac = signature[5:21], signature[:-67], signature[-64:]
+        # Whether it is well-formed is looked at only if it does not fit: what fits, we have written.
+        if key_id not in self._subkeys or not signature.isascii() or signature[-67:-64] != ";s=":
+            raise _explain(signature, "signature-key", "its signature was made with a key that is not known here")
+        signed = _signed_headers(environ, [key for key in environ if _OUR_PREFIX in key])
         try:
-            expected = self._mac(subkey, claims, method, path, query, queue, name if named else "", signed)
-        except UnicodeEncodeError:
-            raise UntrustedRequestError("signature", "what its signature signs is not what it holds") from None
+            named = name if claims[-68] == "1" else ""
+            expected = self._mac(key_id, method, path, query, queue, signed, claims, named)
+        except (UnicodeEncodeError, IndexError):
+            raise _explain(signature, "signature", "what its signature signs is not what it holds") from None
         if not hmac.compare_digest(mac, expected):
-            raise UntrustedRequestError("signature", "its signature does not fit")
-        # From here on the claims are ours, and as we write them.
-        if int(parts[3][2:]) < now:
+            raise _explain(signature, "signature", "its signature does not fit")
+        if int(claims.split(";", 4)[3][2:]) < now:
             raise UntrustedRequestError("signature-expired", "its signature has expired")
-        return parts[6][2:]
+        return claims[-64:]
 
     def _mac(
-        self, subkey: bytes, claims: str, method: str, path: bytes, query: str, queue: str, name: str, headers: bytes
+        self,
+        key_id: str,
+        method: str,
+        path: bytes,
+        query: str,
+        queue: str,
+        headers: tuple[str, ...],
+        claims: str,
+        name: str,
     ) -> str:
-        message = encode(
-            (
-                claims.encode("ascii"),
-                method.encode("ascii"),
-                self._application,
-                path,
-                query.encode("latin-1"),
-                queue.encode("ascii"),
-                name.encode("ascii"),
-                headers,
-            )
-        )
-        return hmac.digest(subkey, message, "sha256").hex()
+        mac = self._begun(key_id, method, path, query, queue, headers).copy()
+        own = (claims + name).encode("ascii")
+        mac.update(_OWN.pack(2, len(claims), len(name)) + own)  # what encode() makes of the two
+        return mac.hexdigest()
+
+    def _begin(
+        self, key_id: str, method: str, path: bytes, query: str, queue: str, headers: tuple[str, ...]
+    ) -> hmac.HMAC:
+        """Return the MAC's state after what tasks with one URL, in one queue, have in common."""
+        fields = [
+            method.encode("ascii"),
+            self._application,
+            path,
+            query.encode("latin-1"),
+            queue.encode("ascii"),
+            *(text.encode("latin-1") for text in headers),
+        ]
+        return hmac.new(self._subkeys[key_id], encode(fields), "sha256")
 
 
 @functools.lru_cache(maxsize=8)
@@ -206,22 +229,22 @@ def signature_header(
     return {protocol.SIGNATURE_HEADER: signature}
 
 
-_OUR_PREFIX: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
-_UNSIGNED: Final = frozenset(
-    protocol.environ_key(header) for header in (protocol.SIGNATURE_HEADER, protocol.SERVER_TOKEN_HEADER)
-)
+def _signed_headers(environ: Mapping[str, str], keys: list[str]) -> tuple[str, ...]:
+    """Return the names and values of the headers that are signed, in the order in which they are, of these ``keys``."""
+    if len(keys) > 1:
+        keys.sort()
+    found: list[str] = []
+    for key in keys:
+        if key not in _UNSIGNED and key.startswith(_OUR_PREFIX):
+            # The server strips a value's surrounding blanks.
+            found += (key, environ[key].strip(" \t"))
+    return tuple(found)
 
 
-def _is_signed(key: str) -> bool:
-    """Tell whether a header is signed, by its key in a WSGI ``environ``."""
-    return key.startswith(_OUR_PREFIX) and key not in _UNSIGNED
-
-
-def _encode_headers(headers: Mapping[str, bytes]) -> bytes:
-    if not headers:
-        return b""
-    fields: list[bytes] = []
-    for key in sorted(headers):
-        # The server strips a value's surrounding blanks.
-        fields += (key.encode("latin-1"), headers[key].strip(b" \t"))
-    return encode(fields)
+def _explain(signature: str, check: str, problem: str) -> UntrustedRequestError:
+    """Return the error for a signature that does not hold, which may be so because it is none."""
+    if re.match(r"v[0-9]+;", signature) and not signature.startswith(f"{VERSION};"):
+        return UntrustedRequestError("signature-version", f"its signature is not of the version {VERSION}")
+    if _FORMAT.fullmatch(signature) is None:
+        return UntrustedRequestError("signature-format", "its signature is malformed")
+    return UntrustedRequestError(check, problem)

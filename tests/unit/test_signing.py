@@ -112,6 +112,30 @@ def test_a_clock_that_is_slow_refuses_nothing() -> None:
     assert verify(RING, sign(RING), now=NOW - 3600)
 
 
+def test_the_mac_is_the_documented_one() -> None:
+    """Computed here from the module's description alone, it is the same: versions have to agree on it."""
+
+    def block(*fields: bytes) -> bytes:
+        return b"".join(number.to_bytes(8, "big") for number in (len(fields), *map(len, fields))) + b"".join(fields)
+
+    headers = {"X-Deferred-Namespace": " ä ", "X-Deferred-Deadline": "30", "X-Other": "no"}
+    signature = sign(RING, name="mine", headers=headers)
+    claims, mac = signature.split(";s=")
+    ours = (b"HTTP_X_DEFERRED_DEADLINE", b"30", b"HTTP_X_DEFERRED_NAMESPACE", "ä".encode())
+    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + block(claims.encode(), b"mine")
+    subkey = derive(NEW, b"deferred_middleware v1: sign tasks")
+
+    assert mac == hmac.new(subkey, message, hashlib.sha256).hexdigest()
+
+
+@given(*[st.lists(st.binary(max_size=10), max_size=4)] * 4)
+def test_one_encoding_after_another_is_told_apart(
+    one: list[bytes], two: list[bytes], three: list[bytes], four: list[bytes]
+) -> None:
+    """What follows the part that many tasks have in common can't be taken for a part of it."""
+    assert (encode(one) + encode(two) == encode(three) + encode(four)) == ((one, two) == (three, four))
+
+
 @pytest.mark.parametrize(
     ("signature", "check"),
     [
@@ -120,7 +144,8 @@ def test_a_clock_that_is_slow_refuses_nothing() -> None:
         ("nonsense", "signature-format"),
         ("v1;;;;;;;;s=", "signature-format"),
         ("v;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
-        ("v1;k=;i=;e=;n=;t=;b=;s=", "signature-key"),
+        ("v1;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
+        (f"v1;k={16 * 'f'};i=1;e=2;n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-key"),
         ("v2;whatever", "signature-version"),
         ("v10;k=;i=;e=;n=;t=;b=;s=", "signature-version"),
         ("v1;k=é;i=;e=;n=;t=;b=;s=", "signature-format"),
