@@ -30,12 +30,13 @@ soak: $(VENV)/.checks  ## the same tests with bigger numbers
 demo: $(VENV)/.demo  ## the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)
 
-bench: $(VENV)/.checks
+bench: $(VENV)/.bench  ## tables of speed, other queues beside us; apt-get install redis-server for two of them
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/passthrough.py
 	$(BIN)/python benchmarks/execution.py
 	$(BIN)/python benchmarks/enqueue.py
 	$(BIN)/python benchmarks/large_store.py
+	$(BIN)/python benchmarks/local_queue.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
@@ -53,6 +54,10 @@ $(BIN)/python:
 $(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[checks]'
 	$(BIN)/python -m pip install -q --no-deps -r examples/gallery/requirements-demo.txt
+	touch $@
+
+$(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[benchmarks]'
 	touch $@
 
 $(VENV)/.docs: setup.cfg pyproject.toml | $(BIN)/python

@@ -1,0 +1,160 @@
+"""Enqueue and run 5,000 tasks that do nothing, on the real local server and on other durable queues beside it.
+
+Run ``python benchmarks/local_queue.py``; ``pip install deferred_middleware[benchmarks]`` brings the other queues, and
+those that need a Redis server are run where there is one. The order changes from round to round, and each contender
+begins anew in each, with its own processes. Every one of them is durable: what was enqueued is synced to the disk.
+
+* enqueued: by one thread of another process, one at a time and 100 at a time, while nothing is run;
+* executed: from the beginning of the first task to that of the last, with as many threads for all (RQ has one);
+* latency: from the call that enqueues to the beginning of the task, of one task when nothing else is to be done;
+* idle: what all processes of the queue take of one CPU while there is nothing to do.
+
+The ceiling is what the local server's own HTTP client gets from a bare app in the same app process, by as many threads.
+The goals: at least 0.7 of the ceiling executed, more than the fastest of the others, half of the single tasks begun
+within 10 ms, and less than 1 % of a CPU when idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local_queue_contenders import Contender, Ours, found
+
+_WAIT_SECONDS = 60.0
+_IDLE_SECONDS = 10.0
+
+
+@dataclass
+class Figures:
+    """What one contender has reached, in each round."""
+
+    single: list[float] = field(default_factory=list)
+    hundred: list[float] = field(default_factory=list)
+    executed: list[float] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
+    ceiling: list[float] = field(default_factory=list)
+
+
+class Reports:
+    """The socket that tasks tell numbers to."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        self._socket.settimeout(_WAIT_SECONDS)
+
+    def next(self) -> float:
+        """Wait for the next number."""
+        return float(json.loads(self._socket.recv(1000)))
+
+
+def measure(contender: Contender, figures: Figures, reports: Reports, *, tasks: int, pings: int) -> None:
+    """Let a contender enqueue and run its tasks, and note what it reaches."""
+    contender.start()
+    half = tasks // 2
+    figures.single.append(half / timed(lambda: contender.add(half)))
+    began = time.perf_counter()
+    if contender.add_many(tasks - half):
+        figures.hundred.append((tasks - half) / (time.perf_counter() - began))
+    else:
+        contender.add(tasks - half)
+    contender.run()
+    figures.executed.append((tasks - 1) / reports.next())
+    if isinstance(contender, Ours):
+        figures.ceiling.append(contender.bare(tasks))
+    for _ in range(pings):
+        contender.ping()
+        figures.latencies.append(reports.next() * 1000)
+    before = contender.cpu_seconds()
+    time.sleep(_IDLE_SECONDS)
+    figures.idle.append((contender.cpu_seconds() - before) / _IDLE_SECONDS * 100)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Return how many seconds a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    """Print the table, and return 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pings", type=int, default=200)
+    options = parser.parse_args()
+    kinds = found()
+    results = {kind: Figures() for kind in kinds}
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["LOCAL_QUEUE_REPORT"] = f"{directory}/reports"
+        reports = Reports(f"{directory}/reports")
+        for round_number in range(options.rounds):
+            shift = round_number % len(kinds)
+            for kind in kinds[shift:] + kinds[:shift]:
+                place = Path(directory) / f"{kind.__name__}-{round_number}"
+                place.mkdir()
+                contender = kind(place, options.tasks)
+                try:
+                    measure(contender, results[kind], reports, tasks=options.tasks, pings=options.pings)
+                except Exception:
+                    print(contender.output())
+                    raise
+                finally:
+                    contender.stop()
+    print_results(results)
+    return print_goals(results)
+
+
+def print_results(results: dict[type[Contender], Figures]) -> None:
+    """Print all figures: medians over the rounds, and percentiles of the latencies of all rounds."""
+    print(f"{'':36} {'one at a time':>14} {'100 at a time':>14} {'executed':>12} {'p50':>8} {'p99':>8} {'idle':>7}")
+    for kind, figures in results.items():
+        hundred = f"{statistics.median(figures.hundred):,.0f}/s" if figures.hundred else "-"
+        print(
+            f"{kind.name:36} {statistics.median(figures.single):12,.0f}/s {hundred:>14}"
+            f" {statistics.median(figures.executed):10,.0f}/s {percentile(figures.latencies, 50):5.1f} ms"
+            f" {percentile(figures.latencies, 99):5.1f} ms {statistics.median(figures.idle):5.2f} %"
+        )
+    ceiling = statistics.median(results[Ours].ceiling)
+    print(f"{'ceiling: the bare app':36} {'':14} {'':14} {ceiling:10,.0f}/s")
+
+
+def print_goals(results: dict[type[Contender], Figures]) -> int:
+    """Print which goals are met; return 1 if one is missed."""
+    ours = results[Ours]
+    executed = statistics.median(ours.executed)
+    share = statistics.median(mine / most for mine, most in zip(ours.executed, ours.ceiling, strict=True))
+    others = [statistics.median(figures.executed) for kind, figures in results.items() if kind is not Ours]
+    latency, idle = percentile(ours.latencies, 50), statistics.median(ours.idle)
+    goals = [
+        (f"executed: {share:.2f} of the ceiling, goal 0.7", share >= 0.7),
+        (f"half of the single tasks begun after {latency:.1f} ms, goal 10 ms", latency < 10),
+        (f"idle: {idle:.2f} % of a CPU, goal 1 %", idle < 1),
+    ]
+    if others:
+        goals.insert(
+            1, (f"executed: {executed / max(others):.2f} times the fastest other, goal 1", executed > max(others))
+        )
+    for goal, met in goals:
+        print(f"  {goal}: {'met' if met else 'missed'}")
+    return 0 if all(met for _goal, met in goals) else 1
+
+
+def percentile(values: Sequence[float], number: int) -> float:
+    """Return a percentile."""
+    return statistics.quantiles(values, n=100, method="inclusive")[number - 1]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
