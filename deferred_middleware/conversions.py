@@ -14,6 +14,7 @@ from deferred_middleware import protocol
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
 _URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -41,6 +42,14 @@ def module(value: str | None) -> str | None:
     if value is not None and not _MODULE_NAME.fullmatch(value):
         raise ValueError(value)
     return value
+
+
+def callables(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of callables in a list, as module:qualname, or module:* for a module's own functions."""
+    names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
+    if not all(_CALLABLE_NAME.fullmatch(name) for name in names):
+        raise ValueError(value)
+    return names
 
 
 def paths(value: str | Sequence[str]) -> tuple[str, ...]:

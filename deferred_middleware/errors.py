@@ -98,6 +98,20 @@ class UnpicklableArgumentError(CallError, pickle.PicklingError, TypeError):
         super().__init__(label, message)
 
 
+class TaskContentError(DeferredError):
+    """A delivered task can't be turned into a call on this version of the app.
+
+    It is retried: a newer version may be able to.
+    """
+
+
+class NotAllowedError(CallError, TaskContentError):
+    """The callable is not in ``DEFERRED_ALLOWED_CALLABLES``.
+
+    ``defer()`` raises it, and a task that another version enqueued is retried: a newer one may allow it.
+    """
+
+
 class UnknownOptionError(DeferredError, TypeError):
     """An ``_option`` that neither ``defer()`` nor the function knows.
 
@@ -129,13 +143,6 @@ class LocationError(DeferredError, RuntimeError):
     def __init__(self, variable: str, problem: str) -> None:
         self.variable = variable
         super().__init__(f"Cloud Tasks can't be used: {problem}. Set {variable} to that of the App Engine app.")
-
-
-class TaskContentError(DeferredError):
-    """A delivered task can't be turned into a call on this version of the app.
-
-    It is retried: a newer version may be able to.
-    """
 
 
 class PayloadError(TaskContentError):

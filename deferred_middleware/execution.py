@@ -92,7 +92,7 @@ class Runner:
         """Return the call in ``content``; raises :class:`TaskContentError` if this version can't have it."""
         if not self._warmup.done:
             self._warmup.run()
-        call = payload.loads(content, self._settings)
+        call = payload.loads(content, self._settings, legacy=url_label is None)
         if url_label is None:
             call, context.label = legacy.resolved(call, self._settings)
         else:

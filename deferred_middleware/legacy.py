@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware import payload
+from deferred_middleware import allowing, payload
 from deferred_middleware.calls import Call
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 
@@ -29,9 +29,9 @@ def resolved(call: Call, settings: Settings) -> tuple[Call, str]:
     name = _name(call)
     if name == "run_from_datastore":
         key = call.args[0]
-        stored, label = _unbound(payload.loads(_stored(key), settings))
+        stored, label = _unbound(payload.loads(_stored(key), settings, legacy=True), settings)
         return dataclasses.replace(stored, func=_Kept(stored, key), args=(), kwargs={}), label
-    return _unbound(call)
+    return _unbound(call, settings)
 
 
 def _name(call: Call) -> str | None:
@@ -39,7 +39,7 @@ def _name(call: Call) -> str | None:
     return getattr(func, "__name__", None) if getattr(func, "__module__", None) == _MODULE else None
 
 
-def _unbound(call: Call) -> tuple[Call, str]:
+def _unbound(call: Call, settings: Settings) -> tuple[Call, str]:
     if _name(call) == "invoke_member":
         owner, member, *args = call.args
         try:
@@ -47,6 +47,8 @@ def _unbound(call: Call) -> tuple[Call, str]:
         except AttributeError as error:
             raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
         call = dataclasses.replace(call, func=method, args=tuple(args))
+        if settings.allowed_callables:
+            allowing.check_callable(method, settings.allowed_callables)
     return call, str(call.label)
 
 

@@ -11,6 +11,7 @@ import pickle
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware import allowing
 from deferred_middleware.callables import explain_unimportable, plain_method, reference_to
 from deferred_middleware.calls import Call
 from deferred_middleware.errors import (
@@ -46,17 +47,22 @@ def dumps(call: Call, protocol: int) -> bytes:
     return data
 
 
-def loads(data: bytes, settings: Settings | None = None) -> Call:
+def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
     """Return the call in a payload. This runs what the payload says: only for requests that are trusted.
 
-    ``settings`` are those of the process if they are not given.
+    ``settings`` are those of the process if they are not given. ``legacy`` says that the call is given to
+    :func:`deferred_middleware.legacy.resolved`.
 
     Raises:
+        NotAllowedError: the callable is not in ``DEFERRED_ALLOWED_CALLABLES``; nothing of it was imported.
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: anything else went wrong in reading it.
     """
+    settings = settings or current_settings()
     if data.startswith(_ZLIB):
-        data = _decompressed(data, (settings or current_settings()).max_payload_bytes)
+        data = _decompressed(data, settings.max_payload_bytes)
+    if settings.allowed_callables:
+        allowing.check_payload(data, settings.allowed_callables, legacy=legacy)
     stream = io.BytesIO(data)
     try:
         # Before protocol 4, which has frames, each opcode is a call unless the stream lets it look ahead.
@@ -72,7 +78,10 @@ def loads(data: bytes, settings: Settings | None = None) -> Call:
         raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
     if source.tell() != len(data):
         raise PayloadError(f"the payload ({len(data):,} bytes) is followed by {len(data) - source.tell():,} others")
-    return _as_call(content)
+    call = _as_call(content)
+    if settings.allowed_callables and not (legacy and allowing.is_legacy_wrapper(call.func)):
+        allowing.check_callable(call.func, settings.allowed_callables)
+    return call
 
 
 def _decompressed(data: bytes, limit_bytes: int) -> bytes:

@@ -15,6 +15,7 @@ from google.appengine.api import apiproxy_stub_map, taskqueue
 from google.appengine.api.taskqueue import cloudtask
 
 from deferred_middleware import (
+    allowing,
     arguments,
     carrying,
     cloudtasks,
@@ -163,6 +164,10 @@ def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_b
 def _body(call: Call, queue: str, settings: Settings) -> bytes:
     """Return the payload, which may be too large for a task but not for us."""
     body = payload.dumps(call, settings.pickle_protocol)
+    if settings.allowed_callables:
+        # The very checks that the task has to pass.
+        allowing.check_payload(body, settings.allowed_callables, legacy=False)
+        allowing.check_callable(call.func, settings.allowed_callables)
     if len(body) <= settings.max_payload_bytes:
         return body
     raise rejections.TaskTooLargeError(

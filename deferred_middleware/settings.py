@@ -114,6 +114,17 @@ TABLE: Final[tuple[Setting, ...]] = (
         meaning=("Whether a task without a signature is refused on App Engine standard. Anywhere else it always is."),
     ),
     Setting(
+        field="allowed_callables",
+        variable="DEFERRED_ALLOWED_CALLABLES",
+        convert=conversions.callables,
+        accepts="names such as shop.mail:send, shop.orders:Order.close or shop.jobs:*, separated by commas",
+        meaning=(
+            "The callables that a task may call: nothing else is deferred or run, and of a task's payload nothing is "
+            "imported before its callable is found in the list. module:* stands for the functions that a module "
+            "defines itself, without its classes and their methods. Without a list, a task may call anything."
+        ),
+    ),
+    Setting(
         field="pickle_protocol",
         variable="DEFERRED_PICKLE_PROTOCOL",
         convert=conversions.integer(0, pickle.HIGHEST_PROTOCOL),
@@ -196,6 +207,7 @@ class Settings:
     legacy_urls: tuple[str, ...] = ()
     secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=secretkeys.of_process, repr=False)
     require_signature: bool = False
+    allowed_callables: tuple[str, ...] = ()
     pickle_protocol: int = 5
     max_payload_bytes: int = 10 * 1024 * 1024
     enqueue_seconds: float = 30.0

@@ -1,6 +1,6 @@
 """A task's body as a person can read it.
 
-Nothing is ever unpickled: see :mod:`~deferred_middleware.server.picklesketch`.
+Nothing is ever unpickled: see :mod:`~deferred_middleware.picklesketch`.
 
     view = view_of(body)
     view.text           # "mail.send_welcome(42, subject='hello')"
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deferred_middleware import protocol
-from deferred_middleware.server.picklesketch import Group, Made, Name, Node, Sketch, Value, sketch
+from deferred_middleware.picklesketch import Group, Made, Name, Node, Sketch, Value, sketch
 from deferred_middleware.server.rendering import MAX_CHARACTERS, keyword_pairs, literal, render
 
 MAX_BODY_BYTES = 10 * 1024 * 1024

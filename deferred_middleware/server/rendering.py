@@ -9,7 +9,7 @@ import datetime
 import keyword
 from collections.abc import Sequence
 
-from deferred_middleware.server.picklesketch import Group, Made, Name, Node, Unknown, Value
+from deferred_middleware.picklesketch import Group, Made, Name, Node, Unknown, Value
 
 MAX_CHARACTERS = 10_000
 """A text is cut off after about so many."""
@@ -118,7 +118,7 @@ def name_text(name: Name) -> str:
     """Return the dotted name, without ``builtins``; one that is none is shown as what it is."""
     if not all(part.isidentifier() or part == "<locals>" for part in f"{name.module}.{name.qualname}".split(".")):
         return f"<name {literal(name.qualname)} of {literal(name.module)}>"
-    return name.qualname if name.module in ("builtins", "__builtin__") else str(name)
+    return name.qualname if name.module == "builtins" else str(name)
 
 
 def literal(value: object) -> str:
@@ -151,7 +151,7 @@ def _simplified(made: Made) -> tuple[Node, list[Node], list[tuple[str, Node]], N
     arguments = made.arguments.items if isinstance(made.arguments, Group) else [made.arguments]
     keywords = keyword_pairs(made.keywords) or []
     if isinstance(maker, Name):
-        if str(maker) in ("copyreg._reconstructor", "copy_reg._reconstructor") and arguments:
+        if str(maker) == "copyreg._reconstructor" and arguments:
             # What a plain object was written as before protocol 2.
             maker, arguments = arguments[0], []
         elif str(maker) == "functools.partial" and isinstance(state, Group) and len(state.items) == 4:

@@ -18,8 +18,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deferred_middleware import protocol
+from deferred_middleware.picklesketch import MAX_OPCODES, sketch
 from deferred_middleware.server.payloadview import MAX_BODY_BYTES, PayloadView, view_of
-from deferred_middleware.server.picklesketch import MAX_OPCODES, sketch
 from deferred_middleware.server.rendering import MAX_CHARACTERS, render
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -4,30 +4,32 @@
 
 Nothing is imported and nothing of the pickle is run; each object is a node that only remembers how it would be made.
 However damaged or hostile the bytes are, the answer is a :class:`Sketch`, after a bounded number of opcodes.
-Source: the standard library's ``pickletools``, which says what each opcode does.
+Source: the standard library's ``pickletools``, which says what each opcode does. Where it reads something otherwise
+than the unpickler does, which is so with the names after GLOBAL and INST, it is the unpickler that is followed.
 """
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 MAX_OPCODES = 100_000
-"""More than these are not looked at."""
+"""More than these are not looked at, unless it is said otherwise."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Value:
     """Something that the pickle holds itself: a number, a text, bytes, None, True or False."""
 
     value: Any
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Name:
-    """A module's attribute, which loading would import."""
+    """A module's attribute, which loading would import, under the name that it has in Python 3."""
 
     module: str
     qualname: str
@@ -36,7 +38,7 @@ class Name:
         return f"{self.module}.{self.qualname}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Group:
     """A container; a dictionary has its keys and values in turn in ``items``."""
 
@@ -44,22 +46,24 @@ class Group:
     items: list[Node] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Made:
     """What calling ``maker`` with ``arguments`` would return, with ``items`` put in and ``state`` set afterwards.
 
-    With ``in_pairs`` the items are keys and values in turn.
+    With ``in_pairs`` the items are keys and values in turn; with ``by_new`` it is not ``maker`` that is called but its
+    ``__new__``.
     """
 
     maker: Node
     arguments: Node
     keywords: Node | None = None
+    by_new: bool = False
     items: list[Node] = field(default_factory=list)
     in_pairs: bool = False
     state: Node | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Unknown:
     """Something that only the loading process could know; ``what`` says what."""
 
@@ -95,6 +99,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.protocol = 0
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -128,7 +133,7 @@ class _Machine:
         container = self.top()
         if isinstance(container, Made):
             container.in_pairs = in_pairs
-        if isinstance(container, (Group, Made)):
+        if isinstance(container, Made) or (isinstance(container, Group) and container.kind in ("list", "dict", "set")):
             container.items.extend(items)
         elif not isinstance(container, Unknown):
             raise _MalformedError("it puts something into what holds nothing")
@@ -148,10 +153,10 @@ class _Machine:
         except KeyError:
             raise _MalformedError("it recalls what it never remembered") from None
 
-    def make(self, *, with_keywords: bool = False) -> None:
+    def make(self, *, by_new: bool = False, with_keywords: bool = False) -> None:
         keywords = self.pop() if with_keywords else None
         arguments = self.pop()
-        self.stack.append(Made(self.pop(), arguments, keywords))
+        self.stack.append(Made(self.pop(), arguments, keywords, by_new))
 
     def make_from_mark(self, name: Name | None) -> None:
         items = self.pop_to_mark()
@@ -165,6 +170,8 @@ class _Machine:
     def build(self) -> None:
         state = self.pop()
         made = self.top()
+        if isinstance(made, Name) or (isinstance(made, Made) and made.state is not None):
+            raise _MalformedError("it changes what it didn't make, or what is made already")
         if isinstance(made, Made):
             made.state = state
 
@@ -176,12 +183,29 @@ class _Machine:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, Value) and isinstance(module, Value)):
             raise _MalformedError("it names something by what is no text")
-        self.stack.append(Name(str(module.value), str(name.value)))
+        if not (isinstance(name.value, str) and isinstance(module.value, str)):
+            raise _MalformedError("it names something by what is no text")
+        self.stack.append(self.name(module.value, name.value))
 
+    def name(self, module: str, qualname: str) -> Name:
+        """Return what the unpickler looks up for a name, which before protocol 3 is one of Python 2."""
+        if self.protocol < 3:
+            if (module, qualname) in _compat_pickle.NAME_MAPPING:
+                return Name(*_compat_pickle.NAME_MAPPING[module, qualname])
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        return Name(module, qualname)
 
-def _global(argument: str) -> Name:
-    module, _, name = argument.partition(" ")
-    return Name(module, name)
+    def name_at(self, data: bytes, position: int) -> Name:
+        """Return the name after the opcode at ``position``, module and attribute on a line each.
+
+        pickletools undoes escapes in them, which the unpickler doesn't, and joins them by a blank, which may be in one.
+        """
+        middle = data.index(b"\n", position)
+        end = data.index(b"\n", middle + 1)
+        return self.name(data[position + 1 : middle].decode(), data[middle + 1 : end].decode())
+
+    def begin(self, protocol: Any) -> None:
+        self.protocol = protocol
 
 
 _LITERALS = (
@@ -211,7 +235,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "NONE": lambda machine, _: machine.literal(None),
     "NEWTRUE": lambda machine, _: machine.literal(True),
     "NEWFALSE": lambda machine, _: machine.literal(False),
-    "PROTO": lambda _machine, _: None,
+    "PROTO": lambda machine, argument: machine.begin(argument),
     "FRAME": lambda _machine, _: None,
     "READONLY_BUFFER": lambda _machine, _: None,
     "NEXT_BUFFER": lambda machine, _: machine.stack.append(Unknown("a buffer kept elsewhere")),
@@ -242,12 +266,12 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "GET": lambda machine, argument: machine.recall(argument),
     "BINGET": lambda machine, argument: machine.recall(argument),
     "LONG_BINGET": lambda machine, argument: machine.recall(argument),
-    "GLOBAL": lambda machine, argument: machine.stack.append(_global(argument)),
+    "GLOBAL": lambda machine, name: machine.stack.append(name),
     "STACK_GLOBAL": lambda machine, _: machine.stack_global(),
     "REDUCE": lambda machine, _: machine.make(),
-    "NEWOBJ": lambda machine, _: machine.make(),
-    "NEWOBJ_EX": lambda machine, _: machine.make(with_keywords=True),
-    "INST": lambda machine, argument: machine.make_from_mark(_global(argument)),
+    "NEWOBJ": lambda machine, _: machine.make(by_new=True),
+    "NEWOBJ_EX": lambda machine, _: machine.make(by_new=True, with_keywords=True),
+    "INST": lambda machine, name: machine.make_from_mark(name),
     "OBJ": lambda machine, _: machine.make_from_mark(None),
     "BUILD": lambda machine, _: machine.build(),
     "EXT1": lambda machine, argument: machine.stack.append(Unknown(f"extension {argument} of copyreg")),
@@ -258,8 +282,8 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
 }
 
 
-def sketch(data: bytes) -> Sketch:
-    """Return what the pickle at the beginning of ``data`` would make."""
+def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
+    """Return what the pickle at the beginning of ``data`` would make, if that takes no more than ``max_opcodes``."""
     machine = _Machine()
     problem = "it has no end"
     try:
@@ -267,12 +291,15 @@ def sketch(data: bytes) -> Sketch:
             if opcode.name == "STOP":
                 node = machine.pop()
                 return Sketch(node=node, trailing_bytes=len(data) - (position or 0) - 1)
-            if number >= MAX_OPCODES:
-                problem = f"it has more than {MAX_OPCODES:,} opcodes"
+            if number >= max_opcodes:
+                problem = f"it has more than {max_opcodes:,} opcodes"
                 break
+            if opcode.name in ("GLOBAL", "INST"):
+                argument = machine.name_at(data, position or 0)
             _OPCODES[opcode.name](machine, argument)
     except _MalformedError as error:
         problem = str(error)
-    except (ValueError, UnicodeError, IndexError, OverflowError) as error:
+    except (ValueError, UnicodeError, IndexError, OverflowError, Warning) as error:
+        # pickletools warns of an escape that is none, and a process may have warnings raised.
         problem = f"it is damaged ({str(error)[:100]})"
     return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not _MARK))
