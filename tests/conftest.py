@@ -89,6 +89,7 @@ def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
         directory = tmp_path / f"server{len(made)}"
         directory.mkdir()
         for name, text in ({"main.py": source} if isinstance(source, str) else source).items():
+            (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(text)
         given = [*apps, *(f"--service={name}" for name in services), "--port=0", "--admin-port=0"]
         given += ["--ready-file=ready.json", *arguments]

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.datadir import DataDirectory
-
-DEFAULT_SERVICE = "default"
+from deferred_middleware.server.served import DEFAULT_SERVICE, ServedApp, served_apps
 
 _logger = logging.getLogger(__name__)
-
-# https://cloud.google.com/appengine/docs/standard/reference/app-yaml#service
-_SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -33,14 +28,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "apps",
         nargs="+",
         metavar="APP",
-        help="the WSGI app, as MODULE:CALLABLE; several are paired with --service, in order",
+        help="the WSGI app, as MODULE:CALLABLE, or an app.yaml, which names its service itself; several of the former "
+        "are paired with --service, in order",
     )
     serve.add_argument(
         "--service",
         action="append",
         dest="services",
         metavar="NAME",
-        help="serve the app as this service; may be given several times, and the first one gets PORT "
+        help="serve the app, given as MODULE:CALLABLE, as this service; may be given several times "
         f"(default: {DEFAULT_SERVICE})",
         default=argparse.SUPPRESS,
     )
@@ -66,7 +62,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         default=argparse.SUPPRESS,
-        help="what configures the queues; followed when it changes (default: queue.yaml in the current directory)",
+        help="what configures the queues; followed when it changes (default: queue.yaml beside the app.yaml of the "
+        "default service, or in the current directory)",
     )
     serve.add_argument(
         "--tombstone-days", type=_days, default=9.0, help="for how long the name of a task that is over stays taken"
@@ -90,7 +87,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
-    served = pair_services(arguments.apps, getattr(arguments, "services", None))
+    served = served_apps(arguments.apps, getattr(arguments, "services", ()))
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
     # Before the rest is imported, which takes half a second: who can't have the directory is told at once.
     with DataDirectory(arguments.data_dir) as data_dir:
@@ -99,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _serve(arguments, served)
 
 
-def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> int:
+def _serve(arguments: argparse.Namespace, apps: Sequence[ServedApp]) -> int:
     try:
-        from deferred_middleware.server.serveconfig import ServeConfig, ServedApp
+        from deferred_middleware.server.serveconfig import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
         if error.name != "waitress":
@@ -112,7 +109,7 @@ def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> 
     # More calls than threads at a time is load, not something to warn of.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     config = ServeConfig(
-        apps=[ServedApp(service=service, app=app) for service, app in served],
+        apps=apps,
         host=arguments.host,
         port=arguments.port,
         admin_host=arguments.admin_host,
@@ -127,35 +124,6 @@ def _serve(arguments: argparse.Namespace, served: Sequence[tuple[str, str]]) -> 
         ready_file=getattr(arguments, "ready_file", None),
     )
     return Supervisor(config).run()
-
-
-def pair_services(apps: Sequence[str], services: Sequence[str] | None) -> list[tuple[str, str]]:
-    """Return which service runs which app, in the order of the services.
-
-    One app serves as every service; several are paired with as many services. Raises :class:`ServerError` when that
-    doesn't come out even, or when a service's name can't be one.
-    """
-    names = list(services or [DEFAULT_SERVICE])
-    for app in apps:
-        if not re.fullmatch(r"[^:\s]+:[^:\s]+", app):
-            raise ServerError(f"APP is given as MODULE:CALLABLE, such as main:app; got {app!r}.")
-    for name in names:
-        if not _SERVICE_NAME.fullmatch(name):
-            raise ServerError(
-                f"--service {name!r} can't be a service's name: "
-                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen."
-            )
-        if names.count(name) > 1:
-            raise ServerError(f"--service {name} is given twice; a service's name is given once.")
-    if len(apps) > 1 and len(apps) != len(names):
-        given = f"{len(services)} are" if services and len(services) > 1 else ("1 is" if services else "none is")
-        raise ServerError(f"{len(apps)} apps need as many --service options, in their order; {given} given.")
-    if DEFAULT_SERVICE not in names:
-        raise ServerError(
-            f"App Engine needs a service called {DEFAULT_SERVICE!r}; "
-            f"name one of them so, with --service {DEFAULT_SERVICE}."
-        )
-    return [(name, apps[index if len(apps) > 1 else 0]) for index, name in enumerate(names)]
 
 
 def _port(text: str) -> int:

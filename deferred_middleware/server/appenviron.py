@@ -40,14 +40,16 @@ def app_environ(
     default_hostname: str,
     api_address: tuple[str, int],
     api_ticket: str,
+    env_variables: Mapping[str, str] | None = None,
+    source: object = None,
 ) -> dict[str, str]:
-    """Return the environment of an app process: ``base``, and what App Engine sets.
+    """Return the environment of an app process: ``base``, ``env_variables``, and what App Engine sets.
 
+    Of the same name the latter wins, and where ``env_variables`` had something else it is said that ``source`` did.
     Source: https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables, and for the last
     four the SDK's ``runtime/default_api_stub.py``.
     """
-    return {
-        **base,
+    platform = {
         "GAE_ENV": "localdev",
         "GAE_SERVICE": service,
         "GAE_VERSION": version,
@@ -62,3 +64,16 @@ def app_environ(
         "API_PORT": str(api_address[1]),
         "HTTP_X_APPENGINE_API_TICKET": api_ticket,
     }
+    own = dict(env_variables or {})
+    if not own.get(SECRET_KEYS_VARIABLE, "").strip():
+        own.pop(SECRET_KEYS_VARIABLE, None)
+    if own.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
+        _logger.warning(
+            "%s sets %s, which is not passed on: with it, tasks would go to Google instead of here.",
+            source,
+            _CLOUD_TASKS_VARIABLE,
+        )
+    for name in sorted(platform.keys() & own.keys()):
+        if own[name] != platform[name]:
+            _logger.warning("%s sets %s, which the local server sets itself, to %r.", source, name, platform[name])
+    return {**base, **own, **platform}

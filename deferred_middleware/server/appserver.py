@@ -23,6 +23,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ _SERVER_SOFTWARE = "deferred-middleware"
 class AppServerConfig:
     """What an app process is told on its standard input.
 
-    ``app`` is ``module:callable``; ``socket_fd`` and ``status_fd`` are inherited file descriptors.
+    ``app`` is ``module:callable``, found in ``directory``, or where the process was started; ``socket_fd`` and
+    ``status_fd`` are inherited file descriptors.
     """
 
     app: str
@@ -57,6 +59,7 @@ class AppServerConfig:
     delivery_token: str
     api_ticket: str
     default_hostname: str
+    directory: str = ""
 
     def to_line(self) -> bytes:
         """Return the line of JSON that :meth:`from_line` reads."""
@@ -143,9 +146,7 @@ def main() -> int:
 
 def run(config: AppServerConfig) -> int:
     """Load the app, say what became of it on the status pipe, and serve it until SIGTERM; return the exit status."""
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
+    _enter(config.directory)
     with os.fdopen(config.status_fd, "wb") as status:
         try:
             app = load_application(config.app)
@@ -181,6 +182,19 @@ def run(config: AppServerConfig) -> int:
     # A thread that still runs would hold up the interpreter's own exit.
     logging.shutdown()
     os._exit(0)
+
+
+def _enter(directory: str) -> None:
+    """Change to ``directory``, if there is one, and have the app's modules found there."""
+    here = os.getcwd()
+    if directory:
+        os.chdir(directory)
+        # "python -m" has put there where the command was started, which is none of this app's business.
+        if sys.path[0] in ("", here) and not Path(__file__).is_relative_to(here):
+            del sys.path[0]
+        here = directory
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _read_line(descriptor: int) -> bytes:

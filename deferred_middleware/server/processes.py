@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from deferred_middleware.server.appserver import STOP_GRACE_SECONDS, AppServerConfig
 from deferred_middleware.server.processends import ProcessEnds
@@ -72,6 +73,7 @@ class AppProcessConfig:
     delivery_token: str
     api_ticket: str
     default_hostname: str
+    directory: Path | None = None
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
@@ -215,6 +217,7 @@ class AppProcess:
             self._signal(signal.SIGTERM, group=False)
         told = AppServerConfig(
             app=config.app,
+            directory=str(config.directory) if config.directory is not None else "",
             service=config.service,
             threads=config.threads,
             socket_fd=listener_fd,

@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from google.appengine.api import queueinfo, yaml_errors
-from ruamel import yaml as ruamel_yaml
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from deferred_middleware import protocol
-from deferred_middleware.errors import ServerError
 from deferred_middleware.server.queueconfig import PLATFORM_BUCKET_SIZE, PLATFORM_RATE_PER_SECOND, QueueConfig
 from deferred_middleware.server.retry import RetryPolicy
+from deferred_middleware.server.yamlfiles import (
+    YamlFileError,
+    compose,
+    is_mapping,
+    is_sequence,
+    line_of,
+    problem_of,
+    read_text,
+    value_of,
+    wrong_value,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +38,6 @@ FILE_NAMES = ("queue.yaml", "queue.yml")
 """What the file may be called, in the order in which it is looked for."""
 
 _PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")
-_UNASSIGNED = re.compile(r"Unable to assign value '(?P<value>.*)' to attribute '(?P<field>\w+)'")
 # What each field takes, for whoever wrote something else.
 _TAKES = {
     "name": "letters, digits and hyphens, up to 100 of them",
@@ -49,23 +55,13 @@ _TAKES = {
 }
 
 
-class QueueYamlError(ServerError):
-    """``queue.yaml`` can't be used. ``path`` is the file, ``line`` the line, counted from 1, or None."""
-
-    def __init__(self, path: str, line: int | None, problem: str) -> None:
-        self.path = path
-        self.line = line
-        super().__init__(f"{path}, line {line}: {problem}" if line is not None else f"{path}: {problem}")
+class QueueYamlError(YamlFileError):
+    """``queue.yaml`` can't be used."""
 
 
 def read_queue_yaml(path: Path) -> list[QueueConfig]:
     """Return the queues of the file at ``path``. Raises :class:`QueueYamlError` when it can't be read or is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise QueueYamlError(str(path), None, f"it can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise QueueYamlError(str(path), None, "it is no text in UTF-8.") from error
+    text = read_text(path, QueueYamlError)
     return parse_queue_yaml(text, path=str(path))
 
 
@@ -97,14 +93,10 @@ def _parse(text: str, path: str) -> Any:
     try:
         return queueinfo.LoadSingleQueue(text)
     except yaml_errors.EventError as error:
-        line = error.event.start_mark.line + 1
-        problem = "".join(str(error.cause).splitlines()[:1])
-        unassigned = _UNASSIGNED.match(problem)
-        if unassigned and unassigned["field"] in _TAKES:
-            raise _wrong(path, line, unassigned["field"], unassigned["value"]) from error
+        problem = problem_of(error, _TAKES)
         if isinstance(error.cause, yaml_errors.UnexpectedAttribute):
             problem = f"{problem.partition(' for object')[0]}; the fields of a queue are {', '.join(_TAKES)}"
-        raise QueueYamlError(path, line, f"{problem.rstrip(':.') or 'this is not what belongs here'}.") from error
+        raise QueueYamlError(path, line_of(error.event), f"{problem}.") from error
     except (yaml_errors.Error, queueinfo.MalformedQueueConfiguration) as error:
         raise QueueYamlError(path, None, f"{error}") from error
 
@@ -159,51 +151,36 @@ def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
 
 
 def _wrong(path: str, line: int | None, name: str, value: object) -> QueueYamlError:
-    return QueueYamlError(path, line, f"{name} is {value!r}: it takes {_TAKES[name]}.")
+    return QueueYamlError(path, line, f"{wrong_value(name, value, _TAKES)}.")
 
 
 class _Places:
     """Where in a text the fields of its queues are. Raises :class:`QueueYamlError` when it is no list of queues."""
 
     def __init__(self, text: str, path: str) -> None:
-        try:
-            self._root = ruamel_yaml.YAML().compose(text)
-        except MarkedYAMLError as error:
-            mark = error.problem_mark
-            problem = " ".join(filter(None, (error.context, error.problem)))
-            raise QueueYamlError(path, mark.line + 1 if mark else None, f"it is no YAML: {problem}.") from error
-        except YAMLError as error:
-            raise QueueYamlError(path, None, f"it is no YAML: {error}") from error
+        self._root = compose(text, path, QueueYamlError)
         if self._root is None:
             raise QueueYamlError(path, None, "it is empty; it has to say 'queue:' at least.")
-        if not isinstance(self._root, ruamel_yaml.MappingNode):
+        if not is_mapping(self._root):
             raise self._misshapen(path, self._root)
-        queues = _value(self._root, "queue")
-        if isinstance(queues, ruamel_yaml.SequenceNode):
+        queues = value_of(self._root, "queue")
+        if is_sequence(queues):
             for node in queues.value:
-                if not isinstance(node, ruamel_yaml.MappingNode):
+                if not is_mapping(node):
                     raise self._misshapen(path, node)
         elif queues is not None and queues.value != "":
             raise self._misshapen(path, queues)
 
     @staticmethod
     def _misshapen(path: str, node: Any) -> QueueYamlError:
-        return QueueYamlError(path, node.start_mark.line + 1, "it takes 'queue:', and under it a list of '- name: …'.")
+        return QueueYamlError(path, line_of(node), "it takes 'queue:', and under it a list of '- name: …'.")
 
     def line(self, index: int, *names: str) -> int | None:
         """Return the line of a field of the queue that is listed as number ``index``."""
-        node = _value(self._root, "queue")
-        if not isinstance(node, ruamel_yaml.SequenceNode):
+        node = value_of(self._root, "queue")
+        if not is_sequence(node):
             return None
         node = node.value[index]
         for name in names:
-            node = _value(node, name) or node
-        return int(node.start_mark.line) + 1
-
-
-def _value(node: Any, name: str) -> Any:
-    if isinstance(node, ruamel_yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == name:
-                return value
-    return None
+            node = value_of(node, name) or node
+        return line_of(node)

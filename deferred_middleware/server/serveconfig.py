@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deferred_middleware.server.processes import START_TIMEOUT_SECONDS
+from deferred_middleware.server.served import ServedApp
 
 LOOPBACK = "127.0.0.1"
 VERSION = "local"
 """The version of every service, as the app sees it."""
 DEFAULT_PROJECT = "local-app"
-DEFAULT_SERVICE = "default"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedApp:
-    """One service and the app, as ``module:callable``, that it runs."""
-
-    service: str
-    app: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,8 @@ from deferred_middleware.server.rpc import RpcApplication
 from deferred_middleware.server.scheduler import Scheduler
 from deferred_middleware.server.sdk_stubs import make_stub_map
 from deferred_middleware.server.secretkey import SecretKey
-from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, DEFAULT_SERVICE, VERSION, ServeConfig
+from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, VERSION, ServeConfig
+from deferred_middleware.server.served import DEFAULT_SERVICE
 from deferred_middleware.server.service import TaskQueueService
 from deferred_middleware.server.services import Service, ServiceDirectory
 from deferred_middleware.server.store import TaskStore
@@ -99,6 +100,9 @@ class Supervisor:
     def _serve(self, stack: contextlib.ExitStack) -> None:
         """Start everything, putting onto ``stack`` how to stop it, and wait until a signal asks for the end."""
         config = self._config
+        for served in config.apps:
+            for note in served.notes:
+                _logger.warning("%s: %s", served.app_yaml, note)
         secret_key = SecretKey(config.data_dir)
         for note in secret_key.notes:
             _logger.warning("%s", note)
@@ -163,6 +167,8 @@ class Supervisor:
         for served, (api_ticket, service), listener in zip(config.apps, tickets.items(), listeners[1:], strict=True):
             environ = app_environ(
                 inherited,
+                env_variables=served.env_variables,
+                source=served.app_yaml,
                 service=service.name,
                 version=service.version,
                 instance=f"{service.name}-0",
@@ -174,6 +180,7 @@ class Supervisor:
             )
             app_process = AppProcessConfig(
                 app=served.app,
+                directory=served.directory,
                 service=service.name,
                 threads=config.threads,
                 listener=listener,
@@ -202,7 +209,10 @@ class Supervisor:
         """Return the queues as queue.yaml has them, now and when it changes."""
         queues = QueueRegistry()
         given = self._config.queue_yaml
-        path = given if given is not None else find_queue_yaml([Path.cwd()])
+        files = [one.app_yaml for one in self._config.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
+        path = (
+            given if given is not None else find_queue_yaml([*(file.absolute().parent for file in files), Path.cwd()])
+        )
         stack.enter_context(QueueYamlWatcher(path, queues, required=given is not None))
         return queues
 
@@ -277,7 +287,7 @@ class Supervisor:
 
     def _announce(self, running: RunningServer) -> None:
         config = self._config
-        rows = [(served.service, running.services[served.service], served.app) for served in config.apps]
+        rows = [(served.service, running.services[served.service], served.described) for served in config.apps]
         say_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
         say_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
         say_exposure(

@@ -12,8 +12,6 @@ import pytest
 
 import deferred_middleware
 from deferred_middleware.cli import main
-from deferred_middleware.commands.serve import pair_services
-from deferred_middleware.errors import ServerError
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -49,51 +47,6 @@ def test_help_does_not_load_the_server(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": package}, check=True, timeout=60
     )
-
-
-def test_one_app_serves_every_service() -> None:
-    """A single app is what each service runs."""
-    assert pair_services(["main:app"], ["default", "background"]) == [
-        ("default", "main:app"),
-        ("background", "main:app"),
-    ]
-
-
-def test_without_a_service_it_is_the_default_one() -> None:
-    """Nobody has to name the only service."""
-    assert pair_services(["main:app"], None) == [("default", "main:app")]
-
-
-def test_several_apps_are_paired_in_order() -> None:
-    """Several apps go with as many services, in the order in which they are given."""
-    assert pair_services(["web:app", "work:app"], ["default", "background"]) == [
-        ("default", "web:app"),
-        ("background", "work:app"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("apps", "services", "expected"),
-    [
-        (["a:app", "b:app"], None, "2 apps need as many --service options, in their order; none is given"),
-        (["a:app", "b:app"], ["default"], "1 is given"),
-        (["a:app", "b:app"], ["default", "x", "y"], "3 are given"),
-        (["a:app"], ["background"], "needs a service called 'default'"),
-        (["a:app"], ["default", "default"], "--service default is given twice"),
-        (["a:app"], ["default", "Back_ground"], "'Back_ground' can't be a service's name"),
-        (["a:app"], ["default", "x-"], "'x-' can't be"),
-        (["a:app"], ["default", "x\n"], "can't be a service's name"),
-        (["a:app"], ["default", ""], "'' can't be"),
-        (["a:app"], ["default", "x" * 64], "can't be"),
-        (["main"], None, "MODULE:CALLABLE"),
-        (["main:"], None, "MODULE:CALLABLE"),
-    ],
-)
-def test_what_does_not_pair_is_told(apps: list[str], services: list[str] | None, expected: str) -> None:
-    """Each mistake is named with its value."""
-    with pytest.raises(ServerError) as caught:
-        pair_services(apps, services)
-    assert expected in str(caught.value)
 
 
 def test_an_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,107 @@
+"""Which service runs which app, by the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.served import served_apps
+
+
+def pairs(apps: list[str], services: list[str]) -> list[tuple[str, str]]:
+    """Return services and apps, in their order."""
+    return [(one.service, one.app) for one in served_apps(apps, services)]
+
+
+def test_one_app_serves_every_service() -> None:
+    """A single app is what each service runs."""
+    assert pairs(["main:app"], ["default", "background"]) == [
+        ("default", "main:app"),
+        ("background", "main:app"),
+    ]
+
+
+def test_without_a_service_it_is_the_default_one() -> None:
+    """Nobody has to name the only service."""
+    assert pairs(["main:app"], []) == [("default", "main:app")]
+
+
+def test_several_apps_are_paired_in_order() -> None:
+    """Several apps go with as many services, in the order in which they are given."""
+    assert pairs(["web:app", "work:app"], ["default", "background"]) == [
+        ("default", "web:app"),
+        ("background", "work:app"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("apps", "services", "expected"),
+    [
+        (["a:app", "b:app"], [], "2 apps need as many --service options, in their order; none is given"),
+        (["a:app", "b:app"], ["default"], "1 is given"),
+        (["a:app", "b:app"], ["default", "x", "y"], "3 are given"),
+        (["a:app"], ["background"], "needs a service called 'default'"),
+        (["a:app"], ["default", "default"], "--service default is given twice"),
+        (["a:app"], ["default", "Back_ground"], "'Back_ground' can't be a service's name"),
+        (["a:app"], ["default", "x-"], "'x-' can't be"),
+        (["a:app"], ["default", "x\n"], "can't be a service's name"),
+        (["a:app"], ["default", ""], "'' can't be"),
+        (["a:app"], ["default", "x" * 64], "can't be"),
+        (["main"], [], "MODULE:CALLABLE"),
+        (["main:"], [], "MODULE:CALLABLE"),
+    ],
+)
+def test_what_does_not_pair_is_told(apps: list[str], services: list[str], expected: str) -> None:
+    """Each mistake is named with its value."""
+    with pytest.raises(ServerError) as caught:
+        served_apps(apps, services)
+    assert expected in str(caught.value)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Two app.yaml files, of the services ``default`` and ``background``."""
+    (tmp_path / "app.yaml").write_text("runtime: python312\n")
+    (tmp_path / "background.yml").write_text("runtime: python312\nservice: background\nentrypoint: gunicorn work:app\n")
+    return str(tmp_path / "app.yaml"), str(tmp_path / "background.yml")
+
+
+def test_files_name_their_services(files: tuple[str, str]) -> None:
+    """An app.yaml says which service it is, and which app it runs in which folder."""
+    default, background = served_apps(files, [])
+    assert (default.service, default.app) == ("default", "main:app")
+    assert (background.service, background.app) == ("background", "work:app")
+    assert background.directory == Path(files[1]).parent
+    assert background.described == f"work:app ({files[1]})"
+
+
+def test_files_stand_beside_apps(files: tuple[str, str]) -> None:
+    """An app.yaml may be given beside apps, which the --service options are for; the order is the command line's."""
+    assert pairs(["web:app", files[1]], []) == [("default", "web:app"), ("background", "work:app")]
+    assert pairs([files[0], "web:app", "admin:app"], ["web", "admin"]) == [
+        ("default", "main:app"),
+        ("web", "web:app"),
+        ("admin", "admin:app"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("apps", "services", "expected"),
+    [
+        (["app.yaml", "app.yaml"], [], "Service 'default' is there twice: main:app (app.yaml) and main:app (app.yaml)"),
+        (["main:app", "app.yaml"], [], "Service 'default' is there twice: main:app and main:app (app.yaml)"),
+        (["background.yml"], [], "needs a service called 'default'"),
+        (["app.yaml"], ["background"], "--service background goes with an app that is given as MODULE:CALLABLE"),
+        (["nothing.yaml"], [], "nothing.yaml: it can't be read: No such file or directory."),
+    ],
+)
+def test_what_does_not_go_with_files_is_told(
+    apps: list[str], services: list[str], expected: str, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that is there twice or not at all, and an option that a file leaves no room for, are errors."""
+    monkeypatch.chdir(Path(files[0]).parent)
+    with pytest.raises(ServerError) as caught:
+        served_apps(apps, services)
+    assert expected in str(caught.value)
