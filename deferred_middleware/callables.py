@@ -40,7 +40,8 @@ class Label(NamedTuple):
 def label_of(func: AnyCallable) -> Label:
     """Return the label of ``func``.
 
-    A partial has its function's, a bound method its object's class and its own name, a callable instance its class.
+    A partial has its function's, a bound method its object's class and its own name, a callable instance its class, or
+    the function's that it wraps.
     """
     while isinstance(func, functools.partial):
         func = func.func
@@ -56,7 +57,22 @@ def label_of(func: AnyCallable) -> Label:
             return Label(func.__module__ or "builtins", func.__qualname__)
         owner = owner_or_module if isinstance(owner_or_module, type) else type(owner_or_module)
         return Label(owner.__module__, f"{owner.__qualname__}.{func.__name__}")
+    if isinstance(func, _METHODS_OF_BUILTIN_CLASSES):
+        return Label(func.__objclass__.__module__, func.__qualname__)
+    # What functools.update_wrapper made of an instance, such as that of functools.lru_cache, has its function's name.
+    own = getattr(func, "__dict__", {})
+    module, qualname = own.get("__module__"), own.get("__qualname__")
+    if isinstance(module, str) and isinstance(qualname, str):
+        return Label(module, qualname)
     return Label(type(func).__module__, type(func).__qualname__)
+
+
+_METHODS_OF_BUILTIN_CLASSES: Final = (
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+)
 
 
 def label_text(func: AnyCallable) -> str:

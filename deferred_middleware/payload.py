@@ -115,6 +115,6 @@ def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentErro
     arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
     found = culprit(arguments, main_is_wrong=error is None)
     if found is None:
-        found = "the call", f"can't be pickled ({error})"
+        found = "the call", f" can't be pickled ({error})"
     path, problem = found
     return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")

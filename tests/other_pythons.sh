@@ -1,11 +1,13 @@
 #!/bin/sh
 # Runs the unit tests on every supported Python that is found, but for the one that .venv has: it has run them already.
+# Then each of them, that one too, reads the payloads that the others have written.
 set -eu
 cd "$(dirname "$0")/.."
 
 managed=$(pyenv root 2>/dev/null || true)
 ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ran=""
+pythons=.venv/bin/python
 for version in 3.10 3.11 3.12 3.13 3.14; do
     [ "$version" = "$ours" ] && continue
     found=""
@@ -26,5 +28,15 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
     echo "unit tests on Python $version"
     "$venv/bin/python" -m pytest -q -n 2 tests/unit
     ran="$ran $version"
+    pythons="$pythons $venv/bin/python"
 done
 echo "unit tests ran on Python $ours${ran}"
+
+payloads=$(mktemp -d)
+trap 'rm -r "$payloads"' EXIT
+for python in $pythons; do
+    "$python" tests/unit/payloads.py write "$payloads/by-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').json"
+done
+for python in $pythons; do
+    "$python" tests/unit/payloads.py read "$payloads"/*.json
+done

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sample
+import zoo
 from google.appengine.ext import deferred
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +111,14 @@ def test_an_unpicklable_argument_is_named(args: tuple[Any, ...], kwargs: dict[st
     assert isinstance(caught.value, pickle.PicklingError)
     assert str(caught.value).startswith(f"sample/note can't be deferred: {path}: lock can't be pickled")
     assert caught.value.__cause__ is not None
+
+
+def test_a_callable_that_does_not_pickle_itself_is_told() -> None:
+    """Where it is no argument's fault, it is the call that can't be pickled, and pickle's own reason is given."""
+    with pytest.raises(
+        UnpicklableArgumentError, match=r"zoo/Slotted can't be deferred: the call can't be pickled .*__s"
+    ):
+        dumps(call(zoo.Slotted("")), 0)
 
 
 def test_an_argument_of_the_main_script_is_refused() -> None:
