@@ -219,3 +219,18 @@ def changes_then_postpones(values: list[int]) -> None:
 
     values.append(2)
     raise RetryLater(60)
+
+
+async def notes_its_task(label: str) -> None:
+    """Note the label of the current task here, in a task of the event loop's, and in a thread of its pool."""
+    import asyncio
+
+    from deferred_middleware import current_task
+
+    async def inner() -> Any:
+        await asyncio.sleep(0)
+        return current_task()
+
+    seen = [current_task(), *await asyncio.gather(inner(), asyncio.create_task(inner()))]
+    seen.append(await asyncio.to_thread(current_task))
+    ran.append((label, [context and context.name for context in seen]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import os
@@ -341,6 +342,49 @@ def test_the_task_knows_itself() -> None:
     (context,) = seen
     assert (context.label, context.name, context.attempt) == ("sample/look", "task1", 3)
     assert current_task() is None
+
+
+@pytest.mark.parametrize("loop_runs", [False, True])
+def test_an_asynchronous_task_knows_itself(loop_runs: bool) -> None:
+    """In its coroutine, in what that starts, and in the pool's threads, the current task is the one that runs."""
+
+    async def server() -> None:
+        assert deliver(sample.notes_its_task, "first", HTTP_X_APPENGINE_TASKNAME="one").status == 200
+
+    if loop_runs:
+        asyncio.run(server())
+    else:
+        assert deliver(sample.notes_its_task, "first", HTTP_X_APPENGINE_TASKNAME="one").status == 200
+
+    assert sample.ran == [("first", ["one"] * 4)]
+    assert current_task() is None
+
+
+def test_a_task_that_runs_another_inline_has_its_own_context_again() -> None:
+    """Within the inner task the context is the inner one's; after it the outer one's."""
+    seen: list[str] = []
+
+    def outer() -> None:
+        for inner in (True, False):
+            if inner:
+                assert deliver(sample.look, HTTP_X_APPENGINE_TASKNAME="inner").status == 200  # type: ignore[attr-defined]
+            look()
+
+    def look() -> None:
+        context = current_task()
+        assert context is not None
+        seen.append(context.name)
+
+    for func in (outer, look):
+        func.__module__, func.__qualname__ = "sample", func.__name__
+        setattr(sample, func.__name__, func)
+    try:
+        assert deliver(outer, HTTP_X_APPENGINE_TASKNAME="outer").status == 200
+    finally:
+        for func in (outer, look):
+            delattr(sample, func.__name__)
+
+    assert seen == ["inner", "outer", "outer"]
 
 
 def test_given_settings_hold_for_both_sides(queued: Queued) -> None:
