@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.datadir import DataDirectory
-from deferred_middleware.server.served import DEFAULT_SERVICE, ServedApp, served_apps
+from deferred_middleware.server.served import DEFAULT_SERVICE, Served, what_is_served
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "apps",
-        nargs="+",
+        nargs="*",
         metavar="APP",
         help="the WSGI app, as MODULE:CALLABLE, or an app.yaml, which names its service itself; several of the former "
         "are paired with --service, in order",
@@ -35,10 +34,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--service",
         action="append",
         dest="services",
-        metavar="NAME",
-        help="serve the app, given as MODULE:CALLABLE, as this service; may be given several times "
-        f"(default: {DEFAULT_SERVICE})",
+        metavar="NAME[=URL]",
+        help="serve the app, given as MODULE:CALLABLE, as this service, or the app that answers at URL, such as "
+        f"http://127.0.0.1:9000; may be given several times (default: {DEFAULT_SERVICE})",
         default=argparse.SUPPRESS,
+    )
+    serve.add_argument(
+        "--remote-services", action="store_true", help="let the URL of a --service be another machine's, unencrypted"
     )
     serve.add_argument("--host", default="127.0.0.1", help="where the services listen")
     serve.add_argument(
@@ -87,7 +89,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
-    served = served_apps(arguments.apps, getattr(arguments, "services", ()))
+    served = what_is_served(arguments.apps, getattr(arguments, "services", ()), remote=arguments.remote_services)
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
     # Before the rest is imported, which takes half a second: who can't have the directory is told at once.
     with DataDirectory(arguments.data_dir) as data_dir:
@@ -96,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _serve(arguments, served)
 
 
-def _serve(arguments: argparse.Namespace, apps: Sequence[ServedApp]) -> int:
+def _serve(arguments: argparse.Namespace, served: Served) -> int:
     try:
         from deferred_middleware.server.serveconfig import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
@@ -109,7 +111,7 @@ def _serve(arguments: argparse.Namespace, apps: Sequence[ServedApp]) -> int:
     # More calls than threads at a time is load, not something to warn of.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     config = ServeConfig(
-        apps=apps,
+        served=served,
         host=arguments.host,
         port=arguments.port,
         admin_host=arguments.admin_host,

@@ -63,12 +63,8 @@ class AddressFile:
         """Write the file as JSON."""
         if self._path is None:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode), "w") as stream:
-                stream.write(json.dumps(content) + "\n")
-            temporary.replace(self._path)
+            write_whole(self._path, json.dumps(content) + "\n", mode=self._mode)
         except OSError as error:
             raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
 
@@ -79,6 +75,15 @@ class AddressFile:
                 self._path.unlink(missing_ok=True)
             except OSError as error:
                 raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
+
+
+def write_whole(path: Path, text: str, *, mode: int) -> None:
+    """Write a file so that whoever reads it finds all of it, or what it was before. Raises :class:`OSError`."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+        stream.write(text)
+    temporary.replace(path)
 
 
 def server_file(data_dir: Path) -> AddressFile:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from deferred_middleware.server.addressfiles import RunningServer
+from deferred_middleware.server.serveconfig import ServeConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -37,3 +42,30 @@ def say_exposure(host: str, option: str, what: str) -> None:
     if not ipaddress.ip_address(address).is_loopback:
         where = "any address of this machine" if address == "0.0.0.0" else address
         say(f"{option} {host}: whoever reaches {where} over the network reaches {what}. Nothing here is encrypted.")
+
+
+def announce(config: ServeConfig, running: RunningServer) -> None:
+    """Tell what is served where, and who can reach it."""
+    served = config.served
+    rows = [(app.service, running.services[app.service], app.described) for app in served.apps]
+    rows += [(app.service, running.services[app.service], "runs elsewhere") for app in served.external]
+    say_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
+    say_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
+    say_exposure(
+        config.admin_host, "--admin-host", "the App Engine APIs (to who has an app's ticket) and the task queue's"
+    )
+    for app in served.external:
+        if app.is_remote:
+            say(f"Tasks of service {app.service!r} go to {app.url} unencrypted: whoever is on the way can read them.")
+    if served.external and (not config.admin_port or (served.apps and not config.port)):
+        say("With port 0 the ports change at each start, and what runs elsewhere has to be told; give fixed ones.")
+
+
+def say_environ(service: str, exports: str, file: Path) -> None:
+    """Tell what an app that runs elsewhere needs in its environment.
+
+    The line to paste has secrets in it. It is for who sits at the terminal, not for a log; the file has it in any case.
+    """
+    say(f"What the app of service {service!r} needs in its environment is set by:  . {shlex.quote(str(file))}")
+    if sys.stdout.isatty():
+        say(exports)

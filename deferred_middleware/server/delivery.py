@@ -31,9 +31,10 @@ EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
 
 _DRAIN_BYTES = 64 * 1024
-# Servers close idle connections, waitress after 120 s. Long before that ours is given up, so that a request is never on
-# its way while the service closes.
+# Servers close idle connections, waitress after 120 s, gunicorn after 2 s. Long before that ours is given up, so that a
+# request is never on its way while the service closes.
 _IDLE_SECONDS = 30.0
+_EXTERNAL_IDLE_SECONDS = 0.5
 
 # What the app may not set: it is the platform's, or belongs to the connection.
 _PLATFORM_PREFIX = "x-appengine-"
@@ -89,7 +90,8 @@ class AttemptResult:
 class Deliverer:
     """Sends tasks to services, over connections that are kept open, one to each service for each thread.
 
-    ``delivery_token`` goes with every request, and is how a service knows that the task queue sent it.
+    ``delivery_token`` goes with every request, and is how a service knows that the task queue sent it. Only one that
+    runs elsewhere doesn't get it: whoever is there could pose as the queue then.
     """
 
     def __init__(self, *, delivery_token: str) -> None:
@@ -114,7 +116,7 @@ class Deliverer:
         try:
             connection = self._connection(service)
             connection.deadline = began + deadline_usec / 1e6
-            self._send(connection, task, host)
+            self._send(connection, task, service, host)
             response = connection.getresponse()
             excerpt = response.read(EXCERPT_BYTES)
             # To the end: an app may do its work while it is being read, and the connection is to be used again.
@@ -133,6 +135,8 @@ class Deliverer:
             broken_off = True
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
+            if service.external and isinstance(error, ConnectionRefusedError):
+                reason = f"nothing answers at {service.url}; is the app running there?"
             broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
         finally:
             if connection is not None and late is None:
@@ -157,11 +161,12 @@ class Deliverer:
                 else:
                     connection.close()
 
-    def _send(self, connection: _Connection, task: ClaimedTask, host: str) -> None:
+    def _send(self, connection: _Connection, task: ClaimedTask, service: Service, host: str) -> None:
         connection.putrequest(task.method, task.url, skip_host=True, skip_accept_encoding=True)
         for name, value in request_headers(task, host):
             connection.putheader(name, value.encode("latin-1"))
-        connection.putheader(protocol.SERVER_TOKEN_HEADER, self._delivery_token)
+        if not service.external:
+            connection.putheader(protocol.SERVER_TOKEN_HEADER, self._delivery_token)
         connection.endheaders(task.body or None)
 
     def _connection(self, service: Service) -> _Connection:
@@ -171,11 +176,12 @@ class Deliverer:
         with self._lock:
             if self._closed:
                 raise ConnectionAbortedError("the server is stopping")
-            if connection is None or not connection.usable():
+            idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
+            if connection is None or not connection.usable(idle_seconds):
                 if connection is not None:
                     self._connections.discard(connection)
                     connection.close()
-                connection = mine[service.address] = _Connection(service.host, service.port)
+                connection = mine[service.address] = _Connection(service.host.strip("[]"), service.port)
                 self._connections.add(connection)
             connection.busy = True
         return connection
@@ -306,9 +312,9 @@ class _Connection(http.client.HTTPConnection):
         if self._socket is not None:
             self._socket.deadline = deadline
 
-    def usable(self) -> bool:
+    def usable(self, idle_seconds: float) -> bool:
         """Tell whether it is open, has not been idle for long, and the service has neither closed it nor sent more."""
-        if self.sock is None or time.monotonic() - self.idle_since > _IDLE_SECONDS:
+        if self.sock is None or time.monotonic() - self.idle_since > idle_seconds:
             return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)

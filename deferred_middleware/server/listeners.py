@@ -26,7 +26,7 @@ def bind_all(
     :class:`~deferred_middleware.errors.ServerError` when one can't be had.
     """
     ports = [port + index if port else 0 for index in range(len(services))]
-    if ports[-1] > _MAX_PORT:
+    if ports and ports[-1] > _MAX_PORT:
         raise ServerError(
             f"--port {port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deferred_middleware.server.processes import START_TIMEOUT_SECONDS
-from deferred_middleware.server.served import ServedApp
+from deferred_middleware.server.served import Served
 
 LOOPBACK = "127.0.0.1"
 VERSION = "local"
@@ -19,7 +19,7 @@ DEFAULT_PROJECT = "local-app"
 class ServeConfig:
     """The services, where they listen, and where tasks are kept: a directory that is locked already."""
 
-    apps: Sequence[ServedApp]
+    served: Served
     host: str = LOOPBACK
     port: int = 8080
     admin_host: str = LOOPBACK

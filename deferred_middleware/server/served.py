@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.externalapps import ExternalApp, external_app
 
 DEFAULT_SERVICE = "default"
 
@@ -41,13 +42,36 @@ class ServedApp:
         return self.app if self.app_yaml is None else f"{self.app} ({self.app_yaml})"
 
 
-def served_apps(apps: Sequence[str], services: Sequence[str]) -> list[ServedApp]:
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Which services there are: ``apps`` run in processes of this server, ``external`` ones elsewhere."""
+
+    apps: Sequence[ServedApp]
+    external: Sequence[ExternalApp] = ()
+
+
+def what_is_served(apps: Sequence[str], services: Sequence[str], *, remote: bool = False) -> Served:
     """Return which service runs which app, in the order in which they were given.
 
-    An ``app.yaml`` names its service itself. One ``module:callable`` serves as each of ``services``; several are paired
-    with as many services. Raises :class:`ServerError` when that doesn't come out even, when a service's name can't be
-    one, or when a file is wrong.
+    An ``app.yaml`` names its service itself, and a service that is ``NAME=URL`` has its app elsewhere, on another
+    machine only if ``remote`` allows it. Of the other services each runs the ``module:callable``; several of those are
+    paired with as many services. Raises :class:`ServerError` when that doesn't come out even, when a service's name
+    can't be one, or when a file is wrong.
     """
+    external = [external_app(option) for option in services if "=" in option]
+    for one in external:
+        if one.is_remote and not remote:
+            raise ServerError(
+                f"--service {one.service}={one.url}: tasks, unencrypted, would leave this machine; "
+                "give a URL of it, such as http://127.0.0.1:9000, or --remote-services if that is meant."
+            )
+    _check_names([option.partition("=")[0] for option in services])
+    served = _apps(apps, [name for name in services if "=" not in name])
+    _check_services([*served, *external])
+    return Served(apps=served, external=external)
+
+
+def _apps(apps: Sequence[str], services: Sequence[str]) -> list[ServedApp]:
     modules = [app for app in apps if not _is_yaml(app)]
     names = _names(modules, services)
     unpaired = iter(names)
@@ -58,7 +82,6 @@ def served_apps(apps: Sequence[str], services: Sequence[str]) -> list[ServedApp]
         else:
             mine = names if len(modules) == 1 else [next(unpaired)]
             served += [ServedApp(service=name, app=app) for name in mine]
-    _check_services(served)
     return served
 
 
@@ -67,17 +90,9 @@ def _names(modules: Sequence[str], services: Sequence[str]) -> list[str]:
     for app in modules:
         if not re.fullmatch(r"[^:\s]+:[^:\s]+", app):
             raise ServerError(f"APP is given as MODULE:CALLABLE, such as main:app, or as an app.yaml; got {app!r}.")
-    for name in services:
-        if not _SERVICE_NAME.fullmatch(name):
-            raise ServerError(
-                f"--service {name!r} can't be a service's name: "
-                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen."
-            )
-        if services.count(name) > 1:
-            raise ServerError(f"--service {name} is given twice; a service's name is given once.")
     if services and not modules:
         raise ServerError(
-            f"--service {services[0]} goes with an app that is given as MODULE:CALLABLE; "
+            f"--service {services[0]} goes with an app that is given as MODULE:CALLABLE, or is NAME=URL; "
             "an app.yaml names its service itself."
         )
     names = list(services) or ([DEFAULT_SERVICE] if modules else [])
@@ -87,13 +102,26 @@ def _names(modules: Sequence[str], services: Sequence[str]) -> list[str]:
     return names
 
 
-def _check_services(served: Sequence[ServedApp]) -> None:
-    by_service: dict[str, ServedApp] = {}
+def _check_names(services: Sequence[str]) -> None:
+    for name in services:
+        if not _SERVICE_NAME.fullmatch(name):
+            raise ServerError(
+                f"--service {name!r} can't be a service's name: "
+                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen."
+            )
+        if services.count(name) > 1:
+            raise ServerError(f"--service {name} is given twice; a service's name is given once.")
+
+
+def _check_services(served: Sequence[ServedApp | ExternalApp]) -> None:
+    if not served:
+        raise ServerError("There is nothing to serve; give an APP, such as main:app, or --service NAME=URL.")
+    by_service: dict[str, ServedApp | ExternalApp] = {}
     for one in served:
         other = by_service.setdefault(one.service, one)
         if other is not one:
             raise ServerError(
-                f"Service {one.service!r} is there twice: {other.described} and {one.described}; "
+                f"Service {one.service!r} is there twice: {_described(other)} and {_described(one)}; "
                 "name another with 'service:' in app.yaml, or with --service."
             )
     if DEFAULT_SERVICE not in by_service:
@@ -101,6 +129,10 @@ def _check_services(served: Sequence[ServedApp]) -> None:
             f"App Engine needs a service called {DEFAULT_SERVICE!r}; name one of them so, "
             f"with --service {DEFAULT_SERVICE}, or by an app.yaml without 'service:'."
         )
+
+
+def _described(one: ServedApp | ExternalApp) -> str:
+    return one.described if isinstance(one, ServedApp) else one.url
 
 
 def _is_yaml(app: str) -> bool:

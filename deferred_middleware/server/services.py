@@ -41,7 +41,8 @@ class UnknownServiceError(DeferredError, LookupError):
 class Service:
     """Where one service of the app answers.
 
-    ``concurrency`` is how many tasks it may be given at a time, at least 1.
+    ``concurrency`` is how many tasks it may be given at a time, at least 1. An ``external`` one runs elsewhere, and is
+    not to know what is between this server and its own processes.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Service:
     host: str
     port: int
     concurrency: int
+    external: bool = False
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -58,6 +60,11 @@ class Service:
     def address(self) -> str:
         """``host:port``, as a URL has it."""
         return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{self.address}"
 
 
 class ServiceDirectory:

@@ -19,7 +19,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,15 +27,17 @@ from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.addressfiles import AddressFile, RunningServer, about, content_of, server_file
-from deferred_middleware.server.announcing import say, say_exposure, say_table
+from deferred_middleware.server.announcing import announce, say, say_environ
 from deferred_middleware.server.api import JsonApi
-from deferred_middleware.server.appenviron import app_environ, base_environ
+from deferred_middleware.server.appenviron import Platform, base_environ
+from deferred_middleware.server.appprocesses import AppProcesses
 from deferred_middleware.server.appserver import AppServer
 from deferred_middleware.server.delivery import Deliverer
+from deferred_middleware.server.externalapps import environ_file, exports, write_environ_file
 from deferred_middleware.server.guard import Guard, admin_names
 from deferred_middleware.server.listeners import address, bind_all, url
 from deferred_middleware.server.processends import ProcessEnds
-from deferred_middleware.server.processes import AppProcess, AppProcessConfig, ProcessEvent, ProcessReady, StartFailed
+from deferred_middleware.server.processes import ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.queuewatcher import QueueYamlWatcher
 from deferred_middleware.server.queueyaml import find_queue_yaml
@@ -44,10 +46,11 @@ from deferred_middleware.server.rpc import RpcApplication
 from deferred_middleware.server.scheduler import Scheduler
 from deferred_middleware.server.sdk_stubs import make_stub_map
 from deferred_middleware.server.secretkey import SecretKey
-from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, VERSION, ServeConfig
+from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, ServeConfig
 from deferred_middleware.server.served import DEFAULT_SERVICE
 from deferred_middleware.server.service import TaskQueueService
-from deferred_middleware.server.services import Service, ServiceDirectory
+from deferred_middleware.server.services import ServiceDirectory
+from deferred_middleware.server.servicesetup import external_environs, make_services, process_configs, tickets_of
 from deferred_middleware.server.store import TaskStore
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ class Supervisor:
         self._config = config
         # Its put() may be called by a signal handler that interrupts its get().
         self._events: queue.SimpleQueue[ProcessEvent | _StopRequested | None] = queue.SimpleQueue()
-        self._processes: list[AppProcess] = []
+        self._processes: AppProcesses | None = None
 
     def run(self) -> int:
         """Serve until SIGINT or SIGTERM; return the exit status.
@@ -100,7 +103,7 @@ class Supervisor:
     def _serve(self, stack: contextlib.ExitStack) -> None:
         """Start everything, putting onto ``stack`` how to stop it, and wait until a signal asks for the end."""
         config = self._config
-        for served in config.apps:
+        for served in config.served.apps:
             for note in served.notes:
                 _logger.warning("%s: %s", served.app_yaml, note)
         secret_key = SecretKey(config.data_dir)
@@ -117,23 +120,22 @@ class Supervisor:
         ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
         server_json = stack.enter_context(server_file(config.data_dir))
         listeners = bind_all(
-            [served.service for served in config.apps],
+            [served.service for served in config.served.apps],
             host=config.host,
             port=config.port,
             admin_host=config.admin_host,
             admin_port=config.admin_port,
             stack=stack,
         )
-        services = self._services(listeners[1:])
+        services = make_services(config, listeners[1:])
         # Of the directory the first is the default service, wherever it was listed on the command line.
         directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
         delivery_token = secrets.token_urlsafe(32)
-        # One for each service, so that the APIs know who asks.
-        tickets = {secrets.token_urlsafe(32): service for service in services}
+        tickets = tickets_of(services, secret_key)
         project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
         app_id = f"dev~{project}"
 
-        process_ends = ProcessEnds(service.name for service in services)
+        process_ends = ProcessEnds(service.name for service in services if not service.external)
         scheduler = Scheduler(
             store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
         )
@@ -150,7 +152,7 @@ class Supervisor:
             since=_now(),
             admin=url(listeners[0]),
             token=secrets.token_urlsafe(32),
-            services={service.name: url(listener) for service, listener in zip(services, listeners[1:], strict=True)},
+            services={service.name: service.url for service in services},
         )
         api = JsonApi(
             store,
@@ -163,75 +165,58 @@ class Supervisor:
         admin = Guard(RpcApplication(stub_map, tickets, pages=api), names=names)
         stack.enter_context(_admin_server(admin, listeners[0]))
 
-        inherited = base_environ(os.environ, secret_key=secret_key.text)
-        for served, (api_ticket, service), listener in zip(config.apps, tickets.items(), listeners[1:], strict=True):
-            environ = app_environ(
-                inherited,
-                env_variables=served.env_variables,
-                source=served.app_yaml,
-                service=service.name,
-                version=service.version,
-                instance=f"{service.name}-0",
-                project=project,
-                app_id=app_id,
-                default_hostname=directory.default_hostname,
-                api_address=address(listeners[0]),
-                api_ticket=api_ticket,
-            )
-            app_process = AppProcessConfig(
-                app=served.app,
-                directory=served.directory,
-                service=service.name,
-                threads=config.threads,
-                listener=listener,
-                environ=environ,
-                delivery_token=delivery_token,
-                api_ticket=api_ticket,
-                default_hostname=directory.default_hostname,
-                start_timeout_seconds=config.start_timeout_seconds,
-            )
-            self._processes.append(AppProcess(app_process, on_event=self._events.put, ends=process_ends))
-        stack.callback(self._stop_processes)
-        for process in self._processes:
-            process.start()
-        if self._all_ready():
+        platform = Platform(
+            project=project,
+            app_id=app_id,
+            default_hostname=directory.default_hostname,
+            api_address=address(listeners[0]),
+            inherited=base_environ(os.environ, secret_key=secret_key.text),
+        )
+        environs = external_environs(platform, tickets)
+        files = {name: environ_file(config.data_dir, name) for name in environs}
+        for name, environ in environs.items():
+            write_environ_file(files[name], environ)
+        processes = self._processes = AppProcesses(
+            process_configs(config, platform, tickets, listeners[1:], delivery_token=delivery_token),
+            on_event=self._events.put,
+            ends=process_ends,
+        )
+        stack.callback(processes.stop)
+        processes.start()
+        if self._all_ready(processes.services):
             stack.callback(_stop_scheduler, scheduler)
             scheduler.start()
             server_json.write(content_of(running))
             stack.callback(server_json.remove)
-            ready_file.write({"services": running.services, "admin": running.admin})
+            ready_file.write(
+                {
+                    "services": running.services,
+                    "admin": running.admin,
+                    "environ_files": {name: str(path.absolute()) for name, path in files.items()},
+                }
+            )
             # Besides the one at the very end: whoever waits for the file must not find it while all this stops.
             stack.callback(ready_file.remove)
-            self._announce(running)
+            announce(config, running)
+            for name, environ in environs.items():
+                say_environ(name, exports(environ), files[name])
+            say(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
             self._wait_for_stop()
 
     def _queues(self, stack: contextlib.ExitStack) -> QueueRegistry:
         """Return the queues as queue.yaml has them, now and when it changes."""
         queues = QueueRegistry()
         given = self._config.queue_yaml
-        files = [one.app_yaml for one in self._config.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
+        files = [one.app_yaml for one in self._config.served.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
         path = (
             given if given is not None else find_queue_yaml([*(file.absolute().parent for file in files), Path.cwd()])
         )
         stack.enter_context(QueueYamlWatcher(path, queues, required=given is not None))
         return queues
 
-    def _services(self, listeners: Sequence[socket.socket]) -> list[Service]:
-        return [
-            Service(
-                name=served.service,
-                version=VERSION,
-                host=address(listener)[0],
-                port=address(listener)[1],
-                # Two threads stay free for people, and for requests that a task makes to its own service.
-                concurrency=max(1, self._config.threads - 2),
-            )
-            for served, listener in zip(self._config.apps, listeners, strict=True)
-        ]
-
-    def _all_ready(self) -> bool:
+    def _all_ready(self, services: set[str]) -> bool:
         """Wait until every service answers; return whether that was reached before somebody wanted it to stop."""
-        waiting = {served.service for served in self._config.apps}
+        waiting = set(services)
         while waiting:
             event = self._events.get()
             if isinstance(event, StartFailed):
@@ -248,21 +233,14 @@ class Supervisor:
                 raise AppStartError(event.message, event.traceback)
         say("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
 
-    def _stop_processes(self) -> None:
-        for process in self._processes:
-            process.request_stop()
-        for process in self._processes:
-            process.stop()
-
     @contextlib.contextmanager
     def _hastened_by_second_signal(self) -> Iterator[None]:
         """While this is entered, a signal after the first one ends the app processes at once."""
 
         def watch() -> None:
             while (event := self._events.get()) is not None:
-                if isinstance(event, _StopRequested):
-                    for process in self._processes:
-                        process.kill()
+                if isinstance(event, _StopRequested) and self._processes is not None:
+                    self._processes.kill()
 
         watcher = threading.Thread(target=watch, name="hasten")
         watcher.start()
@@ -284,16 +262,6 @@ class Supervisor:
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-
-    def _announce(self, running: RunningServer) -> None:
-        config = self._config
-        rows = [(served.service, running.services[served.service], served.described) for served in config.apps]
-        say_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
-        say_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
-        say_exposure(
-            config.admin_host, "--admin-host", "the App Engine APIs (to who has an app's ticket) and the task queue's"
-        )
-        say(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
 
 
 @contextlib.contextmanager

@@ -70,7 +70,6 @@ def test_a_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str])
     "arguments",
     [
         [],
-        ["serve"],
         ["nonsense"],
         ["serve", "main:app", "--port", "70000"],
         ["serve", "main:app", "--port", "x"],

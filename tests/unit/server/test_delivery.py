@@ -159,6 +159,16 @@ def test_a_first_attempt_has_the_platforms_headers(server: Server, deliverer: De
     }
 
 
+def test_an_app_elsewhere_does_not_get_the_token(deliverer: Deliverer, server: Server) -> None:
+    """A service that isn't the server's own gets the same request without the token, with which it could pose as it."""
+    external = dataclasses.replace(server.service, external=True)
+    result = deliverer.deliver(TASK, external, host=HOST)
+    assert result.status == 200
+    assert "X-Deferred-Server-Token" not in server.requests[0]["headers"]
+    assert "token" not in str(server.requests[0]["headers"])
+    assert server.requests[0]["headers"]["X-AppEngine-TaskName"] == "one"
+
+
 def test_a_retry_says_what_happened_before(server: Server, deliverer: Deliverer) -> None:
     """Counts, previous response and reason are those of the task; a timeout's response is 0."""
     _deliver(

@@ -7,16 +7,14 @@ import os
 import queue
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import deferred_middleware
-from deferred_middleware.server.appenviron import app_environ
 from deferred_middleware.server.processes import (
     AppProcess,
     AppProcessConfig,
@@ -265,55 +263,3 @@ def test_the_app_does_not_get_the_lifeline(running: Start) -> None:
     service = running()
     service.start()
     assert service.get("/stdin") == "''"
-
-
-def test_the_environment_is_app_engines() -> None:
-    """The process's environment says where it is, as on App Engine, and where the APIs answer."""
-    base: Mapping[str, str] = {"HOME": "/home/me", "GAE_SERVICE": "other"}
-    environ = app_environ(
-        base,
-        service="background",
-        version="local",
-        instance="background-0",
-        project="local-app",
-        app_id="dev~local-app",
-        default_hostname="127.0.0.1:8080",
-        api_address=("127.0.0.1", 8000),
-        api_ticket="ticket",
-    )
-    assert environ["HOME"] == "/home/me"
-    assert environ["GAE_SERVICE"] == "background"
-    assert environ["GAE_APPLICATION"] == environ["APPLICATION_ID"] == "dev~local-app"
-    assert environ["GOOGLE_CLOUD_PROJECT"] == "local-app"
-    assert environ["GAE_RUNTIME"] == f"python3{sys.version_info.minor}"
-    assert (environ["API_HOST"], environ["API_PORT"]) == ("127.0.0.1", "8000")
-
-
-def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptureFixture) -> None:
-    """Of app.yaml's variables those hold that the server doesn't set itself; it says which of them don't."""
-    environ = app_environ(
-        {"COLOR": "red", "HOME": "/home/me", "DEFERRED_SECRET_KEYS": "the-servers"},
-        service="background",
-        version="local",
-        instance="background-0",
-        project="local-app",
-        app_id="dev~local-app",
-        default_hostname="127.0.0.1:8080",
-        api_address=("127.0.0.1", 8000),
-        api_ticket="ticket",
-        env_variables={
-            "COLOR": "blue",
-            "API_HOST": "elsewhere",
-            "GAE_SERVICE": "background",
-            "DEFERRED_SECRET_KEYS": " ",
-            "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true",
-        },
-        source="worker/app.yaml",
-    )
-    assert (environ["COLOR"], environ["HOME"], environ["API_HOST"]) == ("blue", "/home/me", "127.0.0.1")
-    assert environ["DEFERRED_SECRET_KEYS"] == "the-servers"
-    assert "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" not in environ
-    told = [record.getMessage() for record in caplog.records]
-    assert "worker/app.yaml sets API_HOST, which the local server sets itself, to '127.0.0.1'." in told
-    assert [text for text in told if "worker/app.yaml sets APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" in text]
-    assert len(told) == 2

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.served import served_apps
+from deferred_middleware.server.served import what_is_served
 
 
 def pairs(apps: list[str], services: list[str]) -> list[tuple[str, str]]:
     """Return services and apps, in their order."""
-    return [(one.service, one.app) for one in served_apps(apps, services)]
+    return [(one.service, one.app) for one in what_is_served(apps, services).apps]
 
 
 def test_one_app_serves_every_service() -> None:
@@ -49,6 +49,7 @@ def test_several_apps_are_paired_in_order() -> None:
         (["a:app"], ["default", "x\n"], "can't be a service's name"),
         (["a:app"], ["default", ""], "'' can't be"),
         (["a:app"], ["default", "x" * 64], "can't be"),
+        ([], [], "There is nothing to serve; give an APP, such as main:app, or --service NAME=URL."),
         (["main"], [], "MODULE:CALLABLE"),
         (["main:"], [], "MODULE:CALLABLE"),
     ],
@@ -56,7 +57,7 @@ def test_several_apps_are_paired_in_order() -> None:
 def test_what_does_not_pair_is_told(apps: list[str], services: list[str], expected: str) -> None:
     """Each mistake is named with its value."""
     with pytest.raises(ServerError) as caught:
-        served_apps(apps, services)
+        what_is_served(apps, services)
     assert expected in str(caught.value)
 
 
@@ -70,7 +71,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 def test_files_name_their_services(files: tuple[str, str]) -> None:
     """An app.yaml says which service it is, and which app it runs in which folder."""
-    default, background = served_apps(files, [])
+    default, background = what_is_served(files, []).apps
     assert (default.service, default.app) == ("default", "main:app")
     assert (background.service, background.app) == ("background", "work:app")
     assert background.directory == Path(files[1]).parent
@@ -103,5 +104,42 @@ def test_what_does_not_go_with_files_is_told(
     """A service that is there twice or not at all, and an option that a file leaves no room for, are errors."""
     monkeypatch.chdir(Path(files[0]).parent)
     with pytest.raises(ServerError) as caught:
-        served_apps(apps, services)
+        what_is_served(apps, services)
+    assert expected in str(caught.value)
+
+
+def test_an_app_elsewhere_is_a_service() -> None:
+    """A service that is NAME=URL has no app here, and takes none away from the others."""
+    served = what_is_served(["main:app"], ["default", "pdf=http://127.0.0.1:9000", "background"])
+    assert [(one.service, one.app) for one in served.apps] == [("default", "main:app"), ("background", "main:app")]
+    assert [(one.service, one.host, one.port) for one in served.external] == [("pdf", "127.0.0.1", 9000)]
+
+
+def test_all_apps_may_be_elsewhere() -> None:
+    """With the default service elsewhere there need be no app here at all."""
+    served = what_is_served([], ["default=http://localhost:9000"])
+    assert (len(served.apps), served.external[0].url) == (0, "http://localhost:9000")
+
+
+def test_another_machine_has_to_be_meant() -> None:
+    """Tasks go to another machine only if that was asked for."""
+    services = ["default=http://192.0.2.1:9000"]
+    with pytest.raises(ServerError, match=r"would leave this machine; give a URL of it, .* or --remote-services"):
+        what_is_served([], services)
+    assert what_is_served([], services, remote=True).external[0].is_remote
+
+
+@pytest.mark.parametrize(
+    ("apps", "services", "expected"),
+    [
+        ([], ["pdf=http://127.0.0.1:9000"], "needs a service called 'default'"),
+        (["main:app"], ["default", "pdf=http://127.0.0.1:1", "pdf=http://127.0.0.1:2"], "--service pdf is given twice"),
+        (["main:app"], ["default=http://127.0.0.1:1"], "Service 'default' is there twice: main:app and http://127"),
+        (["main:app"], ["Pdf=http://127.0.0.1:1"], "'Pdf' can't be a service's name"),
+    ],
+)
+def test_what_does_not_go_with_an_app_elsewhere_is_told(apps: list[str], services: list[str], expected: str) -> None:
+    """A service is there once, whether its app runs here or elsewhere, and has a name that it can have."""
+    with pytest.raises(ServerError) as caught:
+        what_is_served(apps, services)
     assert expected in str(caught.value)

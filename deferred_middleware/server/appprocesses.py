@@ -1,0 +1,44 @@
+"""All app processes of a server: one for each service whose app runs here, started, and stopped, together.
+
+processes = AppProcesses(configs, on_event=events.put, ends=ends)
+processes.start()       # what becomes of each is told to on_event
+processes.stop()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from deferred_middleware.server.processends import ProcessEnds
+from deferred_middleware.server.processes import AppProcess, AppProcessConfig, ProcessEvent
+
+
+class AppProcesses:
+    """Keeps the services of ``configs`` running; for the callbacks see :class:`AppProcess`."""
+
+    def __init__(
+        self, configs: Iterable[AppProcessConfig], *, on_event: Callable[[ProcessEvent], None], ends: ProcessEnds
+    ) -> None:
+        self._processes = {config.service: AppProcess(config, on_event=on_event, ends=ends) for config in configs}
+
+    @property
+    def services(self) -> set[str]:
+        """The names of the services."""
+        return set(self._processes)
+
+    def start(self) -> None:
+        """Begin."""
+        for process in self._processes.values():
+            process.start()
+
+    def stop(self) -> None:
+        """Ask all to finish what runs, and to end; return when they are gone."""
+        for process in self._processes.values():
+            process.request_stop()
+        for process in self._processes.values():
+            process.stop()
+
+    def kill(self) -> None:
+        """End all at once."""
+        for process in self._processes.values():
+            process.kill()

@@ -1,0 +1,95 @@
+"""The services of a server, and what each is told to be one of them.
+
+services = make_services(config, listeners)
+tickets = tickets_of(services, secret_key)
+process_configs(config, platform, tickets, listeners, delivery_token=token)     # of those whose apps run here
+external_environs(platform, tickets)                                            # of those whose apps run elsewhere
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+
+from deferred_middleware.server.appenviron import Platform, app_environ, external_environ
+from deferred_middleware.server.listeners import address
+from deferred_middleware.server.processes import AppProcessConfig
+from deferred_middleware.server.secretkey import SecretKey
+from deferred_middleware.server.serveconfig import VERSION, ServeConfig
+from deferred_middleware.server.services import Service
+
+
+def make_services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
+    """Return the services: those whose apps run here, which have ``listeners``, and then the others."""
+    # Two threads stay free for people, and for requests that a task makes to its own service.
+    concurrency = max(1, config.threads - 2)
+    services = []
+    for app, listener in zip(config.served.apps, listeners, strict=True):
+        host, port = address(listener)
+        services.append(Service(name=app.service, version=VERSION, host=host, port=port, concurrency=concurrency))
+    for external in config.served.external:
+        services.append(
+            Service(
+                name=external.service,
+                version=VERSION,
+                host=external.host,
+                port=external.port,
+                concurrency=concurrency,
+                external=True,
+            )
+        )
+    return services
+
+
+def tickets_of(services: Sequence[Service], secret_key: SecretKey) -> dict[str, Service]:
+    """Return the API tickets: one for each service, so that the APIs know who asks.
+
+    A service whose app runs elsewhere has the same one at each start, because a person has to give it to the app.
+    """
+    return {
+        secret_key.derive(f"API ticket of service {service.name}")
+        if service.external
+        else secrets.token_urlsafe(32): service
+        for service in services
+    }
+
+
+def process_configs(
+    config: ServeConfig,
+    platform: Platform,
+    tickets: Mapping[str, Service],
+    listeners: Sequence[socket.socket],
+    *,
+    delivery_token: str,
+) -> Iterator[AppProcessConfig]:
+    """Return how to run the apps that run here; ``listeners`` are theirs."""
+    here = [(ticket, service) for ticket, service in tickets.items() if not service.external]
+    for served, (ticket, service), listener in zip(config.served.apps, here, listeners, strict=True):
+        yield AppProcessConfig(
+            app=served.app,
+            directory=served.directory,
+            service=service.name,
+            threads=config.threads,
+            listener=listener,
+            environ=app_environ(
+                platform,
+                service,
+                api_ticket=ticket,
+                env_variables=served.env_variables,
+                source=served.app_yaml,
+            ),
+            delivery_token=delivery_token,
+            api_ticket=ticket,
+            default_hostname=platform.default_hostname,
+            start_timeout_seconds=config.start_timeout_seconds,
+        )
+
+
+def external_environs(platform: Platform, tickets: Mapping[str, Service]) -> dict[str, dict[str, str]]:
+    """Return what the apps that run elsewhere need in their environments, by their services' names."""
+    return {
+        service.name: external_environ(platform, service, api_ticket=ticket)
+        for ticket, service in tickets.items()
+        if service.external
+    }

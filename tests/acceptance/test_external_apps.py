@@ -1,0 +1,206 @@
+"""The local server in front of an app that runs elsewhere: under gunicorn, started as a person does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import select
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from running import PACKAGE_PARENT, TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+FILES = {
+    "main.py": """
+import json, os
+from google.appengine.api import modules, wrap_wsgi_app
+from deferred_middleware import DeferredMiddleware, defer
+import work
+
+def handle(environ, start_response):
+    if environ["PATH_INFO"] == "/defer":
+        wanted = json.loads(environ["wsgi.input"].read())
+        defer(work.note, wanted["what"], _target=wanted.get("target"))
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps({"modules": sorted(modules.get_modules()), "pid": os.getpid()}).encode()]
+
+app = wrap_wsgi_app(DeferredMiddleware(handle))
+""",
+    "work.py": TELL
+    + """
+from deferred_middleware import current_task
+
+def note(what):
+    environ = {k: v for k, v in current_task().environ.items() if isinstance(v, str)}
+    tell(what=what, service=os.environ["GAE_SERVICE"], pid=os.getpid(), environ=environ)
+""",
+}
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Gunicorn:
+    """The app under gunicorn, with what the server's file sets in its environment."""
+
+    def __init__(self, server: Server, environ_file: str, port: int) -> None:
+        self.port = port
+        self._log = server.directory / "gunicorn.log"
+        arguments = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--threads", "4", "main:app"]
+        command = f". {shlex.quote(environ_file)} && exec {shlex.join([sys.executable, *arguments])}"
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGE_PARENT, "RECORDER": os.environ["RECORDER"]}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["sh", "-c", command], cwd=server.directory, env=environ, stdout=log, stderr=log
+            )
+
+    def request(self, method: str, path: str, content: object = None, **headers: str) -> tuple[int, bytes]:
+        """Make a request; it is made again as long as gunicorn isn't there yet."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
+            try:
+                connection.request(method, path, json.dumps(content), headers)
+                response = connection.getresponse()
+                return response.status, response.read()
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline, self._log.read_text()
+                # Nothing announces it; its end is waited for meanwhile.
+                with pytest.raises(subprocess.TimeoutExpired):
+                    self.process.wait(0.02)
+            finally:
+                connection.close()
+
+    def defer(self, what: str, target: str | None = None) -> None:
+        """Have it enqueue a call."""
+        status, body = self.request("POST", "/defer", {"what": what, "target": target})
+        assert status == 200, body.decode() + self._log.read_text()
+
+
+@pytest.fixture
+def gunicorn(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Server, str, int], Gunicorn]]:
+    """Return a function that starts gunicorn, for a server's service, on a port."""
+    monkeypatch.setenv("RECORDER", recorder.path)
+    started: list[Gunicorn] = []
+
+    def start(server: Server, service: str, port: int) -> Gunicorn:
+        path = json.loads(server.ready_file.read_text())["environ_files"][service]
+        started.append(Gunicorn(server, path, port))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.terminate()
+        one.process.wait(WAIT_SECONDS)
+
+
+Start = Callable[[Server, str, int], Gunicorn]
+
+
+def test_tasks_go_both_ways_also_after_a_restart(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
+    """What is deferred here runs under gunicorn and the other way round; a restart of the server changes nothing."""
+    port = free_port()
+    server = serve(
+        FILES,
+        services=["default", f"background=http://127.0.0.1:{port}"],
+        arguments=[f"--port={free_port()}", f"--admin-port={free_port()}"],
+    )
+    elsewhere = gunicorn(server, "background", port)
+    pid = json.loads(elsewhere.request("GET", "/")[1])["pid"]
+    assert pid not in server.app_processes()
+    for _ in range(2):
+        server.post("/defer", {"what": "there", "target": "background"})
+        told = recorder.next()
+        assert (told["what"], told["service"], told["pid"]) == ("there", "background", pid)
+        assert told["environ"]["HTTP_X_APPENGINE_QUEUENAME"] == "default"
+        assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in told["environ"]
+        elsewhere.defer("stays")
+        told = recorder.next()
+        assert (told["what"], told["service"], told["pid"]) == ("stays", "background", pid)
+        elsewhere.defer("back", "default")
+        told = recorder.next()
+        assert (told["what"], told["service"]) == ("back", "default")
+        assert told["pid"] in server.app_processes()
+        assert json.loads(elsewhere.request("GET", "/")[1])["modules"] == ["background", "default"]
+        assert server.stop() == 0
+        server.start()
+
+
+def test_the_default_service_may_be_elsewhere(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
+    """A server without any app of its own is the task queue of one that runs elsewhere."""
+    port = free_port()
+    server = serve(FILES, apps=[], services=[f"default=http://127.0.0.1:{port}"])
+    assert server.app_processes() == []
+    assert server.services == {"default": f"http://127.0.0.1:{port}"}
+    elsewhere = gunicorn(server, "default", port)
+    elsewhere.defer("hello")
+    assert recorder.next()["what"] == "hello"
+    assert server.stop() == 0
+
+
+def test_a_task_waits_for_an_app_that_is_not_there(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
+    """An app that doesn't answer is a failed attempt, and the task is tried again, as after a missing instance."""
+    port = free_port()
+    server = serve(FILES, services=["default", f"background=http://127.0.0.1:{port}"])
+    server.post("/defer", {"what": "late", "target": "background"})
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (task := json.loads(server.command("tasks", "--json").stdout)["tasks"][0])["retry_count"]:
+        assert time.monotonic() < deadline, server.output
+    shown = server.command("show", f"default/{task['name']}").stdout
+    assert f"nothing answers at http://127.0.0.1:{port}; is the app running there?" in shown
+    gunicorn(server, "background", port)
+    environ = recorder.next()["environ"]
+    assert int(environ["HTTP_X_APPENGINE_TASKRETRYCOUNT"]) >= 1
+    assert environ["HTTP_X_APPENGINE_TASKEXECUTIONCOUNT"] == "0"
+    assert environ["HTTP_X_APPENGINE_TASKRETRYREASON"] == "Instance Unavailable"
+
+
+def test_nobody_else_can_send_it_tasks(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
+    """The app elsewhere runs what is signed; the queue's headers alone prove nothing there."""
+    port = free_port()
+    server = serve(FILES, services=["default", f"background=http://127.0.0.1:{port}"])
+    elsewhere = gunicorn(server, "background", port)
+    forged = {"X-AppEngine-QueueName": "default", "X-AppEngine-TaskName": "forged", "User-Agent": "AppEngine-Google"}
+    assert elsewhere.request("POST", "/_cb/deferred/work/note", "forged", **forged)[0] == 403
+    elsewhere.defer("signed")
+    assert recorder.next()["what"] == "signed"
+
+
+def test_a_log_does_not_get_the_secrets(serve: Serve) -> None:
+    """Output that isn't a terminal names the file that has what the app needs, which is nobody else's to read."""
+    server = serve(FILES, services=["default", f"background=http://127.0.0.1:{free_port()}"])
+    path = Path(json.loads(server.ready_file.read_text())["environ_files"]["background"])
+    assert path == server.data_dir / "background.env"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "is set by:  . .deferred/background.env" in server.output
+    secret = (server.data_dir / "secret.key").read_text().strip()
+    assert secret in path.read_text()
+    assert secret not in server.output
+    assert "HTTP_X_APPENGINE_API_TICKET" not in server.output
+
+
+def test_a_terminal_gets_them_ready_to_paste(make_server: Serve) -> None:
+    """At a terminal the line that sets the variables is printed."""
+    server = make_server(FILES, services=["default", f"background=http://127.0.0.1:{free_port()}"])
+    ours, theirs = os.openpty()
+    try:
+        server.launch(stdout=theirs)
+        server.wait_until_ready()
+        written = b""
+        while b"Ctrl-C stops it." not in written:
+            assert select.select([ours], [], [], WAIT_SECONDS)[0]
+            written += os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (server.data_dir / "background.env").read_text().strip() in written.decode()

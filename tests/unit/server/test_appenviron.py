@@ -1,0 +1,63 @@
+"""What is in the environment of the app, in a process of the server's and elsewhere."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from deferred_middleware.server.appenviron import Platform, app_environ, external_environ
+from deferred_middleware.server.services import Service
+
+PLATFORM = Platform(
+    project="local-app",
+    app_id="dev~local-app",
+    default_hostname="127.0.0.1:8080",
+    api_address=("127.0.0.1", 8000),
+    inherited={"HOME": "/home/me", "GAE_SERVICE": "other", "COLOR": "red", "DEFERRED_SECRET_KEYS": "the-servers"},
+)
+SERVICE = Service(name="background", version="local", host="127.0.0.1", port=8081, concurrency=6)
+
+
+def test_the_environment_is_app_engines() -> None:
+    """The process's environment says where it is, as on App Engine, and where the APIs answer."""
+    environ = app_environ(PLATFORM, SERVICE, api_ticket="ticket")
+    assert environ["HOME"] == "/home/me"
+    assert (environ["GAE_SERVICE"], environ["GAE_VERSION"]) == ("background", "local")
+    assert environ["GAE_APPLICATION"] == environ["APPLICATION_ID"] == "dev~local-app"
+    assert environ["GOOGLE_CLOUD_PROJECT"] == "local-app"
+    assert environ["GAE_RUNTIME"] == f"python3{sys.version_info.minor}"
+    assert (environ["API_HOST"], environ["API_PORT"]) == ("127.0.0.1", "8000")
+
+
+def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptureFixture) -> None:
+    """Of app.yaml's variables those hold that the server doesn't set itself; it says which of them don't."""
+    own = {
+        "COLOR": "blue",
+        "API_HOST": "elsewhere",
+        "GAE_SERVICE": "background",
+        "DEFERRED_SECRET_KEYS": " ",
+        "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true",
+    }
+    environ = app_environ(PLATFORM, SERVICE, api_ticket="ticket", env_variables=own, source="worker/app.yaml")
+    assert (environ["COLOR"], environ["HOME"], environ["API_HOST"]) == ("blue", "/home/me", "127.0.0.1")
+    assert environ["DEFERRED_SECRET_KEYS"] == "the-servers"
+    assert "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" not in environ
+    told = [record.getMessage() for record in caplog.records]
+    assert "worker/app.yaml sets API_HOST; what the local server itself sets it to is used instead." in told
+    assert [text for text in told if "worker/app.yaml sets APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" in text]
+    assert len(told) == 2
+
+
+def test_an_app_elsewhere_gets_what_it_needs_and_no_more() -> None:
+    """An app elsewhere gets the address of the APIs, a ticket, the keys and its own names, and nothing else."""
+    assert external_environ(PLATFORM, SERVICE, api_ticket="ticket") == {
+        "API_HOST": "127.0.0.1",
+        "API_PORT": "8000",
+        "HTTP_X_APPENGINE_API_TICKET": "ticket",
+        "DEFERRED_SECRET_KEYS": "the-servers",
+        "DEFAULT_VERSION_HOSTNAME": "127.0.0.1:8080",
+        "GAE_APPLICATION": "dev~local-app",
+        "GAE_SERVICE": "background",
+        "GAE_VERSION": "local",
+    }

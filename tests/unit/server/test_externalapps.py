@@ -1,0 +1,65 @@
+"""Services whose app runs elsewhere: their URLs, and the file that has their environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.externalapps import environ_file, external_app, write_environ_file
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "remote"),
+    [
+        ("http://127.0.0.1:9000", "127.0.0.1", 9000, False),
+        ("http://localhost:9000/", "localhost", 9000, False),
+        ("http://127.1.2.3", "127.1.2.3", 80, False),
+        ("http://[::1]:9000", "[::1]", 9000, False),
+        ("http://192.0.2.1:9000", "192.0.2.1", 9000, True),
+        ("http://app.example.com", "app.example.com", 80, True),
+    ],
+)
+def test_where_it_answers(url: str, host: str, port: int, remote: bool) -> None:
+    """Host and port are the URL's, and only what is loopback is sure to be this machine."""
+    app = external_app(f"background={url}")
+    assert (app.service, app.host, app.port, app.is_remote) == ("background", host, port, remote)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", "it takes a URL such as http://127.0.0.1:9000; got ''."),
+        ("127.0.0.1:9000", "it takes a URL"),
+        ("https://127.0.0.1:9000", "it takes a URL"),
+        ("http://", "it takes a URL"),
+        ("http://127.0.0.1:99999", "is no URL (Port out of range 0-65535)"),
+        ("http://127.0.0.1:9000/app", "give http://127.0.0.1:9000."),
+        ("http://127.0.0.1:9000/?a=b", "give http://127.0.0.1:9000."),
+        ("http://me:secret@127.0.0.1:9000", "give http://127.0.0.1:9000."),
+    ],
+)
+def test_a_url_that_tasks_can_not_go_to(url: str, expected: str) -> None:
+    """A URL with anything but scheme, host and port is refused, with one that would do."""
+    with pytest.raises(ServerError) as caught:
+        external_app(f"background={url}")
+    assert str(caught.value).startswith(f"--service background={url}")
+    assert expected in str(caught.value)
+
+
+def test_a_shell_reads_the_file(tmp_path: Path) -> None:
+    """The file sets the variables exactly, whatever is in them, and is for nobody else."""
+    environ = {"A": "plain", "B": "two words", "C": "quote ' dollar $HOME\nnew line"}
+    path = environ_file(tmp_path, "background")
+    path.write_text("what was there before")
+    path.chmod(0o644)
+    write_environ_file(path, environ)
+    assert path.stat().st_mode & 0o777 == 0o600
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    shell = f". {path} && exec {sys.executable} -c '{code}'"
+    told = subprocess.run(["sh", "-c", shell], capture_output=True, check=True, env={}, timeout=60).stdout
+    assert environ.items() <= json.loads(told).items()
