@@ -10,7 +10,7 @@ import queue
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NoReturn
 
-from deferred_middleware import adding, futures
+from deferred_middleware import adding, futures, plans
 from deferred_middleware.adding import Add
 from deferred_middleware.calls import Call
 from deferred_middleware.grouping import Group, Groups
@@ -92,6 +92,7 @@ class Stream:
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress
+        self._surroundings = plans.surroundings()
         self._groups: Groups[tuple[int, EnqueueFuture | None]] = Groups()
         self._under_way = 0
         self._done: queue.SimpleQueue[tuple[Group[tuple[int, EnqueueFuture | None]], Add]] = queue.SimpleQueue()
@@ -102,7 +103,7 @@ class Stream:
         try:
             if not isinstance(call, Call):
                 raise TypeError(f"defer_many takes calls, such as call(func, argument), not {call!r:.200}")
-            prepared = prepare(change(call) if change else call)
+            prepared = prepare(change(call) if change else call, None, self._surroundings)
             if prepared.transactional:
                 adding.add(prepared)
                 self.report._succeed(index)

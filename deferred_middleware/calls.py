@@ -16,6 +16,9 @@ from deferred_middleware.errors import ArgumentsError, NeverRanError
 from deferred_middleware.options import NO_OPTIONS, Options, with_declared
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
+if TYPE_CHECKING:
     import concurrent.futures
 
 
@@ -76,6 +79,8 @@ def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
         UnknownOptionError: an ``_option`` that neither ``defer`` nor ``func`` knows.
         OptionError: an option's value can't be used.
     """
+    if _is_plain(func) and _fits(func, args, kwargs):
+        return Call(func=func, args=args, kwargs=kwargs)
     func = plain_method(func)
     check_kind(func)
     func = outside_main(func)
@@ -91,6 +96,51 @@ def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
             label = str(label_of(func))
             raise ArgumentsError(label, f"{label}{signature} can't be called with what was given: {error}.") from None
     return Call(func=func, args=args, kwargs=kwargs, options=options)
+
+
+def _is_plain(func: AnyCallable) -> TypeGuard[types.FunctionType]:
+    """Tell whether ``func`` is a function of a module that declares nothing."""
+    return type(func) is types.FunctionType and not func.__dict__ and func.__module__ != "__main__"
+
+
+def _fits(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell, in less time than binding them takes, whether there are arguments for a function and no options.
+
+    False says only that it has to be looked at closely.
+    """
+    places, by_place, required, required_by_place = _plain_parameters(func)
+    count = len(args)
+    if count > by_place:
+        return False
+    missing = required - min(count, required_by_place)
+    for name in kwargs:
+        place = places.get(name)
+        if place is None or place[0] < count or name.startswith("_"):
+            return False
+        missing -= place[1]
+    return missing == 0
+
+
+@functools.lru_cache(maxsize=1024)
+def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bool]], int, int, int]:
+    """Return what a function takes, if that is a list of names.
+
+    For each name its place and whether it is required; how many can be given by place, -1 for a function that takes
+    anything else or is a generator's; how many are required; and how many of those by place.
+    """
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        return {}, -1, 0, 0
+    places: dict[str, tuple[int, bool]] = {}
+    by_place = required_by_place = 0
+    for place, parameter in enumerate(_function_signature(func).parameters.values()):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            return {}, -1, 0, 0
+        required = parameter.default is parameter.empty
+        places[parameter.name] = (place, required)
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            by_place += 1
+            required_by_place += required
+    return places, by_place, sum(required for _, required in places.values()), required_by_place
 
 
 def _signature(func: AnyCallable) -> inspect.Signature | None:

@@ -68,9 +68,14 @@ def options_in(environ: WSGIEnvironment) -> dict[str, Any]:
     return found
 
 
+def parameters_of(retry_options: taskqueue.TaskRetryOptions) -> tuple[float | None, ...]:
+    """Return the values in ``retry_options``, in an order of their own."""
+    return tuple(getattr(retry_options, name) for name in _RETRY_PARAMETERS)
+
+
 def _tell_retry_options(retry_options: taskqueue.TaskRetryOptions, headers: dict[str, str]) -> None:
-    given = {name: getattr(retry_options, name) for name in _RETRY_PARAMETERS}
-    given = {name: value for name, value in given.items() if value is not None}
+    values = zip(_RETRY_PARAMETERS, parameters_of(retry_options), strict=True)
+    given = {name: value for name, value in values if value is not None}
     headers[protocol.RETRY_OPTIONS_HEADER] = json.dumps(given, separators=(",", ":"))
     # With an age limit as well, retries go on while either allows, so that no attempt is known to be the last.
     if "task_retry_limit" in given and "task_age_limit" not in given:

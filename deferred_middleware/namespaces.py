@@ -23,9 +23,7 @@ _SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
 
 def header_value() -> str:
     """Return what :data:`~deferred_middleware.protocol.NAMESPACE_HEADER` says of the current namespace."""
-    from google.appengine.api import namespace_manager
-
-    return namespace_manager.get_namespace() or protocol.DEFAULT_NAMESPACE
+    return _manager().get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
 class restored:

@@ -7,8 +7,6 @@ queue is asked. Importing this module imports the SDK.
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import os
 from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import apiproxy_stub_map, taskqueue
@@ -16,24 +14,21 @@ from google.appengine.api.taskqueue import cloudtask
 
 from deferred_middleware import (
     allowing,
-    arguments,
-    carrying,
     cloudtasks,
-    namespaces,
     overflow,
     payload,
+    plans,
     protocol,
+    randomness,
     rejections,
     routing,
-    signing,
-    tracing,
     transactions,
 )
 from deferred_middleware.options import warn
-from deferred_middleware.settings import current_deployment, current_settings
 
 if TYPE_CHECKING:
     from deferred_middleware.calls import Call
+    from deferred_middleware.plans import Surroundings
     from deferred_middleware.rejections import EnqueueError
     from deferred_middleware.settings import Settings
 
@@ -62,10 +57,11 @@ class Prepared:
         return self.transaction is not None
 
 
-def prepare(call: Call, content: bytes | None = None) -> Prepared:
+def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings | None = None) -> Prepared:
     """Return what is to be added for ``call``; nothing is sent yet.
 
-    ``content`` is its payload, where there is one already.
+    ``content`` is its payload, where there is one already, and ``surroundings`` where it is enqueued, where that was
+    found out already.
 
     Raises:
         CallError: the callable or an argument can't be pickled.
@@ -74,10 +70,10 @@ def prepare(call: Call, content: bytes | None = None) -> Prepared:
             finds wrong; :class:`NoEngineError` where nothing answers the SDK.
         SecretKeyMissingError: signatures are required, and there is no key.
     """
-    settings = current_settings()
+    around = surroundings or plans.surroundings()
+    settings = around.settings
     queue = routing.queue_for(call, settings)
-    target = routing.target_for(call, settings, current_deployment())
-    url = routing.url_for(call, settings)
+    plan = plans.plan_for(call, queue, around)
     body = _body(call, queue, settings) if content is None else content
 
     check_engine(call, queue)
@@ -86,20 +82,25 @@ def prepare(call: Call, content: bytes | None = None) -> Prepared:
     tried_seconds = settings.enqueue_seconds if transaction is None else 0.0
     named_by_us = call.options.name is None and tried_seconds > 0
     # 128 random bits, evenly spread, as the platform advises for names.
-    name = os.urandom(16).hex() if named_by_us else call.options.name
-    limit_bytes = _limit_bytes(call)
-    for form in overflow.forms(body):
-        task = _task(call, queue=queue, name=name, url=url, target=target, body=form)
-        size_bytes = task.size
-        if size_bytes <= limit_bytes:
-            overflowed = None
-            break
-    else:
-        overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-        task = _task(call, queue=queue, name=name, url=url, target=target, body=bytes(overflowed.reference))
-        if task.size > limit_bytes or not overflow.is_available():
-            raise _too_large(call, queue, len(form), max(size_bytes, task.size), limit_bytes)
-    _check_target(call, queue, task, target)
+    name = randomness.hex32() if named_by_us else call.options.name
+    limit_bytes = _limit_bytes(call, around)
+    try:
+        for form in overflow.forms(body):
+            task, size_bytes = plan.task(name, form, call.options.eta_posix)
+            if size_bytes <= limit_bytes:
+                overflowed = None
+                break
+        else:
+            overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
+            task, reference_bytes = plan.task(name, bytes(overflowed.reference), call.options.eta_posix)
+            if reference_bytes > limit_bytes or not overflow.is_available():
+                raise _too_large(call, queue, len(form), max(size_bytes, reference_bytes), limit_bytes)
+    except rejections.EnqueueError:
+        raise
+    except Exception as error:
+        raise rejections.explain(error, call.label, queue, call.options.name) from error
+    if plan.target_is_lost:
+        raise _target_is_lost(call, queue, plan.target)
     return Prepared(
         call=call,
         queue=queue,
@@ -112,29 +113,6 @@ def prepare(call: Call, content: bytes | None = None) -> Prepared:
     )
 
 
-def _task(call: Call, *, queue: str, name: str | None, url: str, target: str | None, body: bytes) -> taskqueue.Task:
-    """Return the SDK's task; it may turn out too large."""
-    options = call.options
-    headers = _headers(call, queue=queue, name=name, url=url, body=body)
-    try:
-        return taskqueue.Task(
-            payload=body,
-            method="POST",
-            url=url,
-            name=name,
-            headers=headers,
-            eta=_eta(options.eta_posix),
-            target=target,
-            retry_options=options.retry_options,
-            dispatch_deadline_usec=(
-                None if options.deadline_seconds is None else round(options.deadline_seconds * 1e6)
-            ),
-            _size_check=False,
-        )
-    except Exception as error:
-        raise rejections.explain(error, call.label, queue, options.name) from error
-
-
 def _transaction(call: Call, queue: str) -> Any | None:
     """Return the transaction that the call is to be added in, if any."""
     if not call.options.transactional:
@@ -142,9 +120,9 @@ def _transaction(call: Call, queue: str) -> Any | None:
     return transactions.of_call(call, queue)
 
 
-def _limit_bytes(call: Call) -> int:
+def _limit_bytes(call: Call, around: Surroundings) -> int:
     """Return how large a task may be on the engine here; warn of what the engine can't do of what the call asks for."""
-    if not cloudtasks.is_enabled():
+    if not around.on_cloud_tasks:
         return protocol.MAX_PUSH_TASK_BYTES
     cloudtasks.adopt()
     cloudtasks.check_location()
@@ -180,27 +158,6 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
     )
 
 
-def _headers(call: Call, *, queue: str, name: str | None, url: str, body: bytes) -> dict[str, str]:
-    """Return the headers of the task's request; all that a header may have to tell of is given."""
-    headers = {
-        "Content-Type": protocol.CONTENT_TYPE,
-        **carrying.headers_of(call.options),
-        protocol.NAMESPACE_HEADER: namespaces.header_value(),
-    }
-    if arguments.redacted_by(call.func):
-        headers[protocol.REDACTED_HEADER] = "1"
-    headers |= tracing.headers()
-    # The last of them, because it signs the others.
-    headers |= signing.signature_header(call.options, queue=queue, name=name, url=url, headers=headers, body=body)
-    return headers
-
-
-def _eta(eta_posix: float | None) -> datetime.datetime | None:
-    if eta_posix is None:
-        return None
-    return datetime.datetime.fromtimestamp(eta_posix, datetime.timezone.utc)
-
-
 def check_engine(call: Call, queue: str) -> None:
     """Raise :class:`NoEngineError` if nothing answers the SDK's taskqueue API."""
     if apiproxy_stub_map.apiproxy.GetStub("taskqueue") is None and not cloudtask.is_cloudtask_push_queue_enabled():
@@ -214,17 +171,9 @@ def check_engine(call: Call, queue: str) -> None:
         )
 
 
-def _check_target(call: Call, queue: str, task: taskqueue.Task, target: str | None) -> None:
-    """Raise :class:`TargetError` if the SDK dropped the target: the task would run in another service.
-
-    It does so silently where it doesn't know the app's hostname (SDK: ``taskqueue.py``, Task.__host_from_target). Cloud
-    Tasks is told the target itself, not a hostname.
-    """
-    if target is None or "Host" in task.headers:
-        return
-    if cloudtask.is_cloudtask_push_queue_enabled():
-        return
-    raise rejections.TargetError(
+def _target_is_lost(call: Call, queue: str, target: str | None) -> EnqueueError:
+    """Return the error for a target that the SDK dropped: the task would run in another service."""
+    return rejections.TargetError(
         call.label,
         queue,
         call.options.name,

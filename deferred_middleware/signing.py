@@ -22,14 +22,12 @@ import functools
 import hashlib
 import hmac
 import re
-import secrets
 import struct
-import time
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from deferred_middleware import protocol
+from deferred_middleware import protocol, randomness
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.settings import current_deployment, current_settings
 
@@ -119,16 +117,15 @@ class Keyring:
         ``name`` is the task's, if it is known yet; ``not_before`` the time, in seconds since 1970, from which on
         it may run. Of ``headers`` only ours are signed.
         """
-        key_id = self._newest
-        expires = int(max(now, not_before) + lifetime_seconds)
-        claims = (
-            f"{VERSION};k={key_id};i={int(now)};e={expires};n={secrets.token_hex(12)}"
-            f";t={0 if name is None else 1};b={digest_of(body)}"
-        )
+        signer = self.signer(path=path, queue=queue, headers=headers, lifetime_seconds=lifetime_seconds)
+        return signer.sign(name, body, not_before, now)
+
+    def signer(self, *, path: bytes, queue: str, headers: Mapping[str, str], lifetime_seconds: float) -> Signer:
+        """Return what signs tasks that have all this in common; see :meth:`sign`."""
         # As the request's environ will have them.
         ours = {protocol.environ_key(header): value.encode().decode("latin-1") for header, value in headers.items()}
         signed = _signed_headers(ours, [key for key in ours if key.startswith(_OUR_PREFIX)])
-        return f"{claims};s={self._mac(key_id, 'POST', path, '', queue, signed, claims, name or '')}"
+        return Signer(self._newest, self._begun(self._newest, "POST", path, "", queue, signed), lifetime_seconds)
 
     def verify(
         self,
@@ -174,10 +171,7 @@ class Keyring:
         claims: str,
         name: str,
     ) -> str:
-        mac = self._begun(key_id, method, path, query, queue, headers).copy()
-        own = (claims + name).encode("ascii")
-        mac.update(_OWN.pack(2, len(claims), len(name)) + own)  # what encode() makes of the two
-        return mac.hexdigest()
+        return _ended(self._begun(key_id, method, path, query, queue, headers), claims, name)
 
     def _begin(
         self, key_id: str, method: str, path: bytes, query: str, queue: str, headers: tuple[str, ...]
@@ -194,39 +188,56 @@ class Keyring:
         return hmac.new(self._subkeys[key_id], encode(fields), "sha256")
 
 
+class Signer:
+    """Signs tasks that are alike: the same path, queue and headers of ours, and the same lifetime."""
+
+    __slots__ = ("_begun", "_claims", "_lifetime_seconds")
+
+    def __init__(self, key_id: str, begun: hmac.HMAC, lifetime_seconds: float) -> None:
+        self._claims = f"{VERSION};k={key_id};i="
+        self._begun = begun
+        self._lifetime_seconds = lifetime_seconds
+
+    def sign(self, name: str | None, body: bytes, not_before: float, now: float) -> str:
+        """Return a task's signature; see :meth:`Keyring.sign`."""
+        claims = (
+            f"{self._claims}{int(now)};e={int(max(now, not_before) + self._lifetime_seconds)}"
+            f";n={randomness.hex32()[:24]};t={0 if name is None else 1};b={digest_of(body)}"
+        )
+        return f"{claims};s={_ended(self._begun, claims, name or '')}"
+
+
+def _ended(begun: hmac.HMAC, claims: str, name: str) -> str:
+    """Return the MAC of one task, from its state after what the task has in common with others."""
+    mac = begun.copy()
+    own = (claims + name).encode("ascii")
+    mac.update(_OWN.pack(2, len(claims), len(name)) + own)  # what encode() makes of the two
+    return mac.hexdigest()
+
+
 @functools.lru_cache(maxsize=8)
 def keyring_for(keys: tuple[SecretKey, ...], application: str) -> Keyring:
     """Return the keyring of ``keys``; each is made once."""
     return Keyring(keys, application)
 
 
-def signature_header(
-    options: Options, *, queue: str, name: str | None, url: str, headers: Mapping[str, str], body: bytes
-) -> dict[str, str]:
-    """Return the header that signs a task, or none if the process has no key.
+def signer_for(options: Options, *, queue: str, url: str, headers: Mapping[str, str]) -> Signer | None:
+    """Return what signs tasks with these options, or None if the process has no key.
 
-    ``name`` is the task's, if it is known yet, ``url`` the path that it is posted to, ``headers`` all the others.
-    Raises :class:`SecretKeyMissingError` where a task without a signature would not run.
+    ``url`` is the path that they are posted to, ``headers`` all the others. Raises :class:`SecretKeyMissingError` where
+    a task without a signature would not run.
     """
     settings, deployment = current_settings(), current_deployment()
     keyring = keyring_for(settings.secret_keys, deployment.application)
     if not keyring:
         if settings.require_signature:
             raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
-        return {}
+        return None
     lifetime = LOCAL_LIFETIME_SECONDS if deployment.on_local_server else LIFETIME_SECONDS
     age_limit = options.retry_options.task_age_limit if options.retry_options else None
-    signature = keyring.sign(
-        path=path_of(url),
-        queue=queue,
-        name=name,
-        headers=headers,
-        body=body,
-        not_before=options.eta_posix or 0.0,
-        lifetime_seconds=max(lifetime, age_limit or 0),
-        now=time.time(),
+    return keyring.signer(
+        path=path_of(url), queue=queue, headers=headers, lifetime_seconds=max(lifetime, age_limit or 0)
     )
-    return {protocol.SIGNATURE_HEADER: signature}
 
 
 def _signed_headers(environ: Mapping[str, str], keys: list[str]) -> tuple[str, ...]:

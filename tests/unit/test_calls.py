@@ -7,12 +7,16 @@ import concurrent.futures
 import contextvars
 import dataclasses
 import functools
+import inspect
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sample
 from google.appengine.ext import ndb, testbed
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deferred_middleware import ArgumentsError, Call, NotCallableError, UnknownOptionError, call
 from deferred_middleware.errors import NeverRanError
@@ -258,3 +262,41 @@ def test_the_description_is_short_and_never_fails() -> None:
     assert described.endswith("key=[1, 2])")
     assert "BadRepr" in described
     assert len(described) < 200
+
+
+def plain(first: object, second: object, third: object = 3, *, fourth: object, fifth: object = 5) -> None:
+    """Take arguments of the usual kinds."""
+
+
+def few(first: object = 1) -> None:
+    """Take one."""
+
+
+def by_place(first: object, /, second: object = 2) -> None:
+    """Take one by its place alone."""
+
+
+def anything(first: object, *others: object, **more: object) -> None:
+    """Take anything."""
+
+
+_NAMES = st.sampled_from(["first", "second", "third", "fourth", "fifth", "sixth"])
+
+
+@given(
+    func=st.sampled_from([plain, few, by_place, anything]),
+    args=st.lists(st.integers(), max_size=5),
+    kwargs=st.dictionaries(_NAMES, st.integers(), max_size=6),
+)
+def test_arguments_are_taken_if_and_only_if_they_can_be_bound(
+    func: Callable[..., object], args: list[int], kwargs: dict[str, int]
+) -> None:
+    """However the check is made, it comes to what binding them comes to."""
+    try:
+        inspect.signature(func).bind(*args, **kwargs)
+    except TypeError:
+        with pytest.raises(ArgumentsError, match="can't be called with what was given"):
+            call(func, *args, **kwargs)
+    else:
+        made = call(func, *args, **kwargs)
+        assert (made.func, made.args, made.kwargs) == (func, tuple(args), kwargs)

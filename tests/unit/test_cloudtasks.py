@@ -197,6 +197,7 @@ def test_what_a_call_raises_is_its_result() -> None:
     assert pool.submit(int, "7").result(60) == 7
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # there are threads of pytest's own
 def test_a_forked_process_has_threads_of_its_own() -> None:
     """After a fork the pool's threads are gone, and calls of the child run all the same."""
     pool = cloudtasks.CallersPool(2)
