@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
     serve.add_argument(
+        "--reload",
+        action="store_true",
+        help="start the process of a service again when Python files in the folder of its app change",
+    )
+    serve.add_argument(
         "--ready-file",
         type=Path,
         metavar="PATH",
@@ -90,12 +96,21 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
     served = what_is_served(arguments.apps, getattr(arguments, "services", ()), remote=arguments.remote_services)
+    if arguments.reload:
+        _check_reload(served)
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
     # Before the rest is imported, which takes half a second: who can't have the directory is told at once.
     with DataDirectory(arguments.data_dir) as data_dir:
         for note in data_dir.notes:
             _logger.warning("%s", note)
         return _serve(arguments, served)
+
+
+def _check_reload(served: Served) -> None:
+    if not served.apps:
+        raise ServerError("--reload is for apps that the server runs itself; give an APP, or leave it out.")
+    if importlib.util.find_spec("watchfiles") is None:
+        raise ServerError("--reload needs what the extra 'reload' brings: pip install 'deferred_middleware[reload]'.")
 
 
 def _serve(arguments: argparse.Namespace, served: Served) -> int:
@@ -123,6 +138,7 @@ def _serve(arguments: argparse.Namespace, served: Served) -> int:
         history_days=arguments.history_days,
         history_tasks=arguments.history_tasks,
         queue_yaml=getattr(arguments, "queue_yaml", None),
+        reload=arguments.reload,
         ready_file=getattr(arguments, "ready_file", None),
     )
     return Supervisor(config).run()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from deferred_middleware.server.appstart import AppProcessConfig
 from deferred_middleware.server.processends import ProcessEnds
-from deferred_middleware.server.processes import AppProcess, AppProcessConfig, ProcessEvent
+from deferred_middleware.server.processes import AppProcess, ProcessEvent
 
 
 class AppProcesses:
@@ -30,6 +31,14 @@ class AppProcesses:
         """Begin."""
         for process in self._processes.values():
             process.start()
+
+    def is_serving(self, service: str) -> bool:
+        """Tell whether the process of a service answers, and is not about to be started again."""
+        return self._processes[service].is_serving
+
+    def restart(self, service: str) -> None:
+        """Have the process of a service started again with its code as it is now."""
+        self._processes[service].restart()
 
     def stop(self) -> None:
         """Ask all to finish what runs, and to end; return when they are gone."""

@@ -1,40 +1,38 @@
 """App processes: start one, learn whether it serves, start it again when it dies, stop it.
 
 An :class:`AppProcess` keeps one service of the app running. One thread of its own starts the process, waits until it
-says that it serves, waits for its end, and starts it again, after a pause that doubles from :data:`MIN_PAUSE_SECONDS`
-to :data:`MAX_PAUSE_SECONDS` while it keeps dying. What happens is told to a callback:
+says that it serves, waits for its end, and starts it again: after a pause that doubles from :data:`MIN_PAUSE_SECONDS`
+to :data:`MAX_PAUSE_SECONDS` while it keeps dying, or at once when its code has changed. What happens is told to a
+callback:
 
     process = AppProcess(config, on_event=events.put)
     process.start()
     events.get()        # ProcessReady(service="default"), or StartFailed(…)
+    process.restart()
     process.stop()
 
-A process that fails before it has ever served is not started again: that is a mistake to be told to a person.
+A process that fails before it has ever served is not started again: that is a mistake to be told to a person. One that
+can't serve with its code as it was changed is started again when it has changed once more.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import select
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from deferred_middleware.server.appserver import STOP_GRACE_SECONDS, AppServerConfig
+from deferred_middleware.server.appserver import STOP_GRACE_SECONDS
+from deferred_middleware.server.appstart import AppProcessConfig, SpawnedApp, Start
+from deferred_middleware.server.childprocess import describe_end, kill_group, peek_status
 from deferred_middleware.server.processends import ProcessEnds
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
-START_TIMEOUT_SECONDS = 120.0
-"""How long an app may take to be imported."""
 _SETTLED_SECONDS = 10.0
 """A process that served this long before it died is started again after the shortest pause."""
 _KILL_AFTER_SECONDS = STOP_GRACE_SECONDS + 3.0
@@ -44,7 +42,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessReady:
-    """An app process serves for the first time."""
+    """An app process serves, for the first time or again."""
 
     service: str
 
@@ -61,30 +59,6 @@ class StartFailed:
 ProcessEvent = ProcessReady | StartFailed
 
 
-@dataclass(frozen=True, kw_only=True)
-class AppProcessConfig:
-    """How to run one service. ``environ`` is the whole environment of the process; ``listener`` stays the caller's."""
-
-    app: str
-    service: str
-    threads: int
-    listener: socket.socket
-    environ: Mapping[str, str]
-    delivery_token: str
-    api_ticket: str
-    default_hostname: str
-    directory: Path | None = None
-    start_timeout_seconds: float = START_TIMEOUT_SECONDS
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """How one start ended: ``failure`` is ``None`` if the process serves."""
-
-    failure: str | None = None
-    traceback: str = ""
-
-
 class AppProcess:
     """Keeps one service of the app running in a process of its own."""
 
@@ -98,9 +72,14 @@ class AppProcess:
         self._config = config
         self._on_event = on_event
         self._ends = ends if ends is not None else ProcessEnds()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._stopping = threading.Event()
+        # That the code is not what the process was started with.
+        self._changed = threading.Event()
+        # Set with either of them, for who waits until the next start.
+        self._interrupted = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"app-{config.service}")
 
     @property
@@ -109,18 +88,34 @@ class AppProcess:
         with self._lock:
             return self._process.pid if self._process is not None else None
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the process answers, and is not about to be started again."""
+        with self._lock:
+            return self._ready and not self._changed.is_set()
+
     def start(self) -> None:
         """Begin; whether it serves is told to the callback."""
         self._thread.start()
 
+    def restart(self) -> None:
+        """Have the process finish the requests that run, and started again with its code as it is now."""
+        # In one step, so that the signal is not for a process that has the new code already.
+        with self._lock:
+            self._changed.set()
+            self._interrupted.set()
+            self._signal(signal.SIGTERM, group=False)
+
     def request_stop(self) -> None:
         """Ask the process to finish the requests that run, and to end; return at once."""
         self._stopping.set()
+        self._interrupted.set()
         self._signal(signal.SIGTERM, group=False)
 
     def kill(self) -> None:
         """End the process, and what it started, at once."""
         self._stopping.set()
+        self._interrupted.set()
         self._signal(signal.SIGKILL, group=True)
 
     def stop(self) -> None:
@@ -163,106 +158,65 @@ class AppProcess:
         has_served = False
         deaths = 0
         while not self._stopping.is_set():
-            process, status = self._spawn()
-            with open(status, "rb") as stream:
-                start = self._wait_until_ready(process, stream.fileno())
+            has_changed = self._changed.is_set()
+            spawned = self._spawn()
+            start = spawned.wait_until_ready()
             ready_at = time.monotonic()
             if start.failure is None:
                 if has_served:
                     _logger.info("Service %r is running again.", service)
-                else:
-                    has_served = True
-                    self._on_event(ProcessReady(service=service))
-                end = _describe_end(self._wait_for_end(process))
-                self._ends.note(service, end, intended=self._stopping.is_set())
+                has_served = True
+                self._set_ready(True)
+                self._on_event(ProcessReady(service=service))
+                end = describe_end(self._wait_for_end(spawned.process))
+                self._ends.note(service, end, intended=self._stopping.is_set() or self._changed.is_set())
             else:
-                _kill_group(process)
+                kill_group(spawned.process)
                 end = start.failure
-                self._wait_for_end(process)
-                if not has_served and not self._stopping.is_set():
-                    self._on_event(StartFailed(service=service, message=end, traceback=start.traceback))
-                    return
+                self._wait_for_end(spawned.process)
             if self._stopping.is_set():
                 return
+            if self._changed.is_set():
+                deaths = 0
+                continue
+            if start.failure is not None and not has_served:
+                self._on_event(StartFailed(service=service, message=end, traceback=start.traceback))
+                return
+            if start.failure is not None and has_changed:
+                _say_failure(service, start, "It is started when its code changes again.")
+                self._interrupted.wait()
+                continue
             settled = start.failure is None and time.monotonic() - ready_at >= _SETTLED_SECONDS
             deaths = 1 if settled else deaths + 1
             seconds = pause_seconds(deaths)
             if start.failure is None:
                 _logger.error("The app process of service %r %s; it is started again in %.1f s.", service, end, seconds)
             else:
-                _logger.error("Service %r can't be started again: %s Next try in %.1f s.", service, end, seconds)
-            self._stopping.wait(seconds)
+                _say_failure(service, start, f"Next try in {seconds:.1f} s.")
+            self._interrupted.wait(seconds)
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
-        config = self._config
-        reading, writing = os.pipe()
-        try:
-            listener_fd = config.listener.fileno()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "deferred_middleware.server.appserver"],
-                stdin=subprocess.PIPE,
-                env=dict(config.environ),
-                pass_fds=(listener_fd, writing),
-                # Ctrl-C at the terminal must not reach it, and what it starts must be found to be ended.
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
+    def _spawn(self) -> SpawnedApp:
+        # In one step, so that a change is seen either by the new process, or as one since it was started.
         with self._lock:
-            self._process = process
+            self._changed.clear()
+            self._interrupted.clear()
+            spawned = SpawnedApp(self._config)
+            self._process = spawned.process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM, group=False)
-        told = AppServerConfig(
-            app=config.app,
-            directory=str(config.directory) if config.directory is not None else "",
-            service=config.service,
-            threads=config.threads,
-            socket_fd=listener_fd,
-            status_fd=writing,
-            delivery_token=config.delivery_token,
-            api_ticket=config.api_ticket,
-            default_hostname=config.default_hostname,
-        )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(told.to_line())
-            process.stdin.flush()
-        except BrokenPipeError:
-            _logger.debug("The app process of service %r ended before it was told what to serve.", config.service)
-        return process, reading
+        spawned.tell()
+        return spawned
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes], status_fd: int) -> _Start:
-        config = self._config
-        deadline = time.monotonic() + config.start_timeout_seconds
-        line = b""
-        while not line.endswith(b"\n"):
-            left_seconds = deadline - time.monotonic()
-            # A stop needs no looking at: it ends the process, and with it the pipe.
-            if left_seconds <= 0 or not select.select([status_fd], [], [], left_seconds)[0]:
-                return _Start(
-                    failure=f"{config.app} was not imported within {config.start_timeout_seconds:.0f} s; "
-                    "what it does while it is imported has to end."
-                )
-            data = os.read(status_fd, 65536)
-            if not data:
-                end = _describe_end(_peek_status(process))
-                return _Start(
-                    failure=f"The app process of service {config.service!r} {end} while {config.app} was imported."
-                )
-            line += data
-        event = json.loads(line)
-        if event["event"] == "ready":
-            return _Start()
-        return _Start(failure=event["message"], traceback=event["traceback"])
+    def _set_ready(self, ready: bool) -> None:
+        with self._lock:
+            self._ready = ready
 
     def _wait_for_end(self, process: subprocess.Popen[bytes]) -> int:
         # Wait without reaping: as long as its ID is taken, its group's can't be anybody else's.
-        _peek_status(process)
+        peek_status(process)
         with self._lock:
-            _kill_group(process)
+            self._ready = False
+            kill_group(process)
             returncode = process.wait()
             self._process = None
         assert process.stdin is not None
@@ -278,39 +232,11 @@ class AppProcess:
                 process.stdin.close()
 
 
-def _peek_status(process: subprocess.Popen[bytes]) -> int:
-    """Wait until ``process`` has ended; return its status as ``Popen.returncode`` has it.
-
-    Where the system can, it is left to be reaped, so that its ID stays its own.
-    """
-    if not hasattr(os, "waitid"):  # macOS, before Python 3.13
-        return process.wait()
-    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    if ended is None:
-        return 0
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-
 def pause_seconds(deaths: int) -> float:
     """Return how long to wait before the next start, after the process died ``deaths`` times in a row."""
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2.0 ** min(deaths - 1, 16))
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End ``process``, which is not reaped yet, and everything it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        # The latter is what macOS says of a group of zombies.
-        _logger.debug("Nothing is left of process %d.", process.pid)
-
-
-def _describe_end(returncode: int) -> str:
-    """Say how a process ended: ``ended with status 3``, ``was killed by signal 9 (SIGKILL)``."""
-    if returncode >= 0:
-        return f"ended with status {returncode}"
-    try:
-        name = f" ({signal.Signals(-returncode).name})"
-    except ValueError:
-        name = ""
-    return f"was killed by signal {-returncode}{name}"
+def _say_failure(service: str, start: Start, what_then: str) -> None:
+    shown = f"\n{start.traceback.rstrip()}" if start.traceback else ""
+    _logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_then, shown)

@@ -104,6 +104,18 @@ class Scheduler:
             self._woken = True
             self._condition.notify()
 
+    def hold(self, service: str) -> None:
+        """Begin no attempt in a service, because its process is about to end; what is due waits."""
+        self._hold(service, True)
+
+    def resume(self, service: str) -> None:
+        """Begin attempts in a service again."""
+        self._hold(service, False)
+        self.wake()
+
+    def _hold(self, service: str, held: bool) -> None:
+        self._workers[self._directory.named(service)].hold(held)
+
     def stop(self, grace_seconds: float) -> int:
         """Stop running tasks; return how many could not finish and are due again.
 

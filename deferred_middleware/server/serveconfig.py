@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deferred_middleware.server.processes import START_TIMEOUT_SECONDS
+from deferred_middleware.server.appstart import START_TIMEOUT_SECONDS
 from deferred_middleware.server.served import Served
 
 LOOPBACK = "127.0.0.1"
@@ -32,4 +32,5 @@ class ServeConfig:
     history_tasks: int = 10_000
     queue_yaml: Path | None = None
     ready_file: Path | None = None
+    reload: bool = False
     start_timeout_seconds: float = START_TIMEOUT_SECONDS

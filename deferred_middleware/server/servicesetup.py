@@ -13,8 +13,8 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 from deferred_middleware.server.appenviron import Platform, app_environ, external_environ
+from deferred_middleware.server.appstart import AppProcessConfig
 from deferred_middleware.server.listeners import address
-from deferred_middleware.server.processes import AppProcessConfig
 from deferred_middleware.server.secretkey import SecretKey
 from deferred_middleware.server.serveconfig import VERSION, ServeConfig
 from deferred_middleware.server.services import Service
@@ -64,21 +64,20 @@ def process_configs(
     delivery_token: str,
 ) -> Iterator[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
+    # Compiled code is told from older code by its time in seconds and its size, too coarse for edits in a row.
+    uncompiled = {"PYTHONDONTWRITEBYTECODE": "1"} if config.reload else {}
     here = [(ticket, service) for ticket, service in tickets.items() if not service.external]
     for served, (ticket, service), listener in zip(config.served.apps, here, listeners, strict=True):
+        environ = app_environ(
+            platform, service, api_ticket=ticket, env_variables=served.env_variables, source=served.app_yaml
+        )
         yield AppProcessConfig(
             app=served.app,
             directory=served.directory,
             service=service.name,
             threads=config.threads,
             listener=listener,
-            environ=app_environ(
-                platform,
-                service,
-                api_ticket=ticket,
-                env_variables=served.env_variables,
-                source=served.app_yaml,
-            ),
+            environ={**uncompiled, **environ},
             delivery_token=delivery_token,
             api_ticket=ticket,
             default_hostname=platform.default_hostname,

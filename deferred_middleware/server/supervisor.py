@@ -19,7 +19,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -78,13 +78,19 @@ class _StopRequested:
     signum: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CodeChanged:
+    service: str
+    files: Sequence[Path]
+
+
 class Supervisor:
     """Runs the local server as ``config`` says; the data directory is locked by the caller."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         # Its put() may be called by a signal handler that interrupts its get().
-        self._events: queue.SimpleQueue[ProcessEvent | _StopRequested | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[ProcessEvent | _CodeChanged | _StopRequested | None] = queue.SimpleQueue()
         self._processes: AppProcesses | None = None
 
     def run(self) -> int:
@@ -182,8 +188,10 @@ class Supervisor:
             ends=process_ends,
         )
         stack.callback(processes.stop)
+        if config.reload:
+            stack.enter_context(self._code_watcher())
         processes.start()
-        if self._all_ready(processes.services):
+        if self._all_ready(processes, scheduler):
             stack.callback(_stop_scheduler, scheduler)
             scheduler.start()
             server_json.write(content_of(running))
@@ -201,7 +209,9 @@ class Supervisor:
             for name, environ in environs.items():
                 say_environ(name, exports(environ), files[name])
             say(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
-            self._wait_for_stop()
+            while self._take_event(processes, scheduler) is not None:
+                pass
+            say("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
 
     def _queues(self, stack: contextlib.ExitStack) -> QueueRegistry:
         """Return the queues as queue.yaml has them, now and when it changes."""
@@ -214,24 +224,41 @@ class Supervisor:
         stack.enter_context(QueueYamlWatcher(path, queues, required=given is not None))
         return queues
 
-    def _all_ready(self, services: set[str]) -> bool:
+    def _code_watcher(self) -> contextlib.AbstractContextManager[object]:
+        from deferred_middleware.server.codewatcher import CodeWatcher
+
+        return CodeWatcher(
+            {served.service: served.directory or Path.cwd() for served in self._config.served.apps},
+            lambda service, files: self._events.put(_CodeChanged(service=service, files=files)),
+        )
+
+    def _all_ready(self, processes: AppProcesses, scheduler: Scheduler) -> bool:
         """Wait until every service answers; return whether that was reached before somebody wanted it to stop."""
-        waiting = set(services)
+        waiting = set(processes.services)
         while waiting:
-            event = self._events.get()
-            if isinstance(event, StartFailed):
-                raise AppStartError(event.message, event.traceback)
-            if isinstance(event, _StopRequested):
+            event = self._take_event(processes, scheduler)
+            if event is None:
                 return False
             if isinstance(event, ProcessReady):
                 waiting.discard(event.service)
         return True
 
-    def _wait_for_stop(self) -> None:
-        while not isinstance(event := self._events.get(), _StopRequested):
-            if isinstance(event, StartFailed):
-                raise AppStartError(event.message, event.traceback)
-        say("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
+    def _take_event(self, processes: AppProcesses, scheduler: Scheduler) -> ProcessEvent | _CodeChanged | None:
+        """Wait for the next thing that happens and do what it calls for; return None when it is to be stopped."""
+        event = self._events.get()
+        if event is None or isinstance(event, _StopRequested):
+            return None
+        if isinstance(event, StartFailed):
+            raise AppStartError(event.message, event.traceback)
+        if isinstance(event, _CodeChanged):
+            names = ", ".join(os.path.relpath(path) for path in event.files)
+            _logger.info("Service %r is started again, because of changes in %s.", event.service, names)
+            # An attempt that began while there is no process would wait for the next one, however long that takes.
+            scheduler.hold(event.service)
+            processes.restart(event.service)
+        elif processes.is_serving(event.service):
+            scheduler.resume(event.service)
+        return event
 
     @contextlib.contextmanager
     def _hastened_by_second_signal(self) -> Iterator[None]:

@@ -79,6 +79,7 @@ class ServiceWorkers:
         self._idle_threads = 0
         self._turn = 0
         self._hungry = False
+        self._held = False
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name=f"deliver-{service.name}-{number}", daemon=True)
@@ -102,6 +103,8 @@ class ServiceWorkers:
         others; ``ahead`` allows to claim more than can begin at once, if the tasks are fast.
         """
         with self._condition:
+            if self._held:
+                return 0
             mine = self._shares.get(queue) or _Share()
             busy = {name for name, share in self._shares.items() if share.in_hand} | set(due) | {queue}
             threads = self._service.concurrency - min(len(self._expected - busy), self._service.concurrency // 2)
@@ -130,6 +133,12 @@ class ServiceWorkers:
                     self._share(task.queue).unbegun.append(task)
                 number += 1
             self._condition.notify(number)
+
+    def hold(self, held: bool) -> None:
+        """Begin no attempt as long as the service is ``held``; those that are under way go on."""
+        with self._condition:
+            self._held = held
+            self._condition.notify_all()
 
     def hunger(self, hungry: bool) -> None:
         """Say whether there are more tasks for this service, so that room for them is worth a wake-up."""
@@ -185,6 +194,8 @@ class ServiceWorkers:
 
     def _next_line(self) -> collections.deque[ClaimedTask] | None:
         """Return the line the first task of which is to be begun now; None if there is none."""
+        if self._held:
+            return None
         if self._forced:
             return self._forced
         if self._alone and not self._running_alone:

@@ -130,11 +130,11 @@ class Server:
         ready = json.loads(self.ready_file.read_text())
         self.services, self.admin = ready["services"], ready["admin"]
 
-    def wait_for_output(self, text: str) -> None:
-        """Wait until it has written ``text``; fail when it ends instead."""
+    def wait_for_output(self, text: str, *, times: int = 1) -> None:
+        """Wait until it has written ``text`` so many times; fail when it ends instead."""
         assert self._process is not None
         deadline = time.monotonic() + WAIT_SECONDS
-        while text not in self.output:
+        while self.output.count(text) < times:
             # A file can't be waited on everywhere; the end of the process is waited for.
             try:
                 status = self._process.wait(0.02)

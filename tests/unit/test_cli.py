@@ -94,3 +94,19 @@ def test_the_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         monkeypatch.setitem(sys.modules, name, module)
     assert main(["serve", "main:app"]) == 1
     assert "pip install 'deferred_middleware[server]'" in capsys.readouterr().err
+
+
+def test_the_missing_extra_of_reload_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without watchfiles --reload names the way out, before anything is started."""
+    missing: Any = None
+    monkeypatch.setitem(sys.modules, "watchfiles", missing)
+    assert main(["serve", "main:app", "--reload"]) == 1
+    assert "pip install 'deferred_middleware[reload]'" in capsys.readouterr().err
+
+
+def test_reload_without_an_app_of_ours_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs elsewhere can't be started again from here."""
+    assert main(["serve", "--service", "default=http://127.0.0.1:9", "--reload"]) == 1
+    assert "--reload is for apps that the server runs itself" in capsys.readouterr().err

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import deferred_middleware
+from deferred_middleware.server.appstart import AppProcessConfig
+from deferred_middleware.server.processends import ProcessEnds
 from deferred_middleware.server.processes import (
     AppProcess,
-    AppProcessConfig,
     ProcessEvent,
     ProcessReady,
     StartFailed,
@@ -52,12 +53,16 @@ def app(environ, start_response):
 class Running:
     """One service under test: its process, its port, and what was told about it."""
 
-    def __init__(self, tmp_path: Path, source: str, **changes: Any) -> None:
+    def __init__(self, tmp_path: Path, source: str, *, ends: ProcessEnds | None = None, **changes: Any) -> None:
         (tmp_path / "served.py").write_text(source)
         self.events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self.listener = socket.create_server(("127.0.0.1", 0))
         package = str(Path(deferred_middleware.__file__).parent.parent)
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), package])}
+        environ = {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), package]),
+        }
         self.process = AppProcess(
             AppProcessConfig(
                 app="served:app",
@@ -71,6 +76,7 @@ class Running:
                 **changes,
             ),
             on_event=self.events.put,
+            ends=ends,
         )
 
     def start(self) -> ProcessEvent:
@@ -107,7 +113,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.chdir(tmp_path)
     made: list[Running] = []
 
-    def make(source: str = ECHO_PID, **changes: float) -> Running:
+    def make(source: str = ECHO_PID, **changes: Any) -> Running:
         made.append(Running(tmp_path, source, **changes))
         return made[-1]
 
@@ -263,3 +269,72 @@ def test_the_app_does_not_get_the_lifeline(running: Start) -> None:
     service = running()
     service.start()
     assert service.get("/stdin") == "''"
+
+
+VERSIONED = """
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"{version}"]
+"""
+
+
+def change(service: Running, tmp_path: Path, source: str) -> None:
+    """Change the code of a service and have it started again."""
+    (tmp_path / "served.py").write_text(source)
+    service.process.restart()
+
+
+def test_it_is_started_again_with_changed_code(running: Start, tmp_path: Path) -> None:
+    """After a restart the app answers with its new code, at once, and that the old process ended was intended."""
+    ends = ProcessEnds(["default"])
+    service = running(VERSIONED.format(version="old"), ends=ends)
+    service.start()
+    assert service.get() == "old"
+    assert service.process.is_serving
+    change(service, tmp_path, VERSIONED.format(version="newer"))
+    assert service.get() == "newer"
+    assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
+    end = ends.wait_for("default", since=0)
+    assert end is not None
+    assert (end.number, end.intended) == (1, True)
+
+
+def test_broken_code_is_told_and_waits_for_better(
+    running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Code that can't be imported is told with its traceback, and not tried again before it has changed."""
+    service = running(VERSIONED.format(version="old"))
+    service.start()
+    change(service, tmp_path, "def broken(:\n")
+    await_true(lambda: "It is started when its code changes again." in caplog.text)
+    assert "SyntaxError: invalid syntax" in caplog.text
+    assert 'served.py", line 1' in caplog.text
+    assert not service.process.is_serving
+    assert service.process.pid is None
+    change(service, tmp_path, VERSIONED.format(version="newer"))
+    assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
+    assert service.get() == "newer"
+    assert caplog.text.count("can't be started again") == 1
+
+
+def test_a_change_during_the_import_counts(running: Start, tmp_path: Path) -> None:
+    """A process that is still importing the old code is given up, also at the very start, and nothing has failed."""
+    importing = tmp_path / "importing"
+    service = running(f"import pathlib, threading\npathlib.Path({str(importing)!r}).touch()\nthreading.Event().wait()")
+    service.process.start()
+    await_true(importing.exists)
+    change(service, tmp_path, VERSIONED.format(version="newer"))
+    assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
+    assert service.get() == "newer"
+
+
+def test_a_stop_ends_the_wait_for_a_change(running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A service whose code is broken stops at once all the same."""
+    service = running(VERSIONED.format(version="old"))
+    service.start()
+    change(service, tmp_path, "1 / 0")
+    await_true(lambda: "It is started when its code changes again." in caplog.text)
+    service.process.stop()
+    assert service.process.pid is None

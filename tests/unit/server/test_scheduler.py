@@ -208,6 +208,26 @@ def test_a_task_runs_once_and_is_done(world: World) -> None:
     assert (task.retry_count, task.execution_count) == (1, 1)
 
 
+def test_a_held_service_is_left_alone(world: World) -> None:
+    """While a service is held nothing begins there, not even what a person wants run now; the other one goes on."""
+    scheduler = world.start()
+    scheduler.hold("background")
+    world.add("held", target="local.background")
+    world.add("forced", target="local.background", delay_seconds=3600)
+    forced = world.store.get("default", "forced")
+    assert forced is not None
+    assert world.store.force_run(forced.id)
+    scheduler.wake()
+    for name in ("other", "another"):
+        world.add(name, target="local.default")
+        world.store.wait_for(name, "succeeded")
+    assert {seen.service for seen in world.app.seen} == {"default"}
+    scheduler.resume("background")
+    for name in ("held", "forced"):
+        task = world.store.wait_for(name, "succeeded")
+        assert task.retry_count == 1
+
+
 def test_what_was_waiting_runs_at_the_start(world: World) -> None:
     """Tasks that were added before the scheduler started need no wake-up."""
     world.add("one")

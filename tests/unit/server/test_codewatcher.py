@@ -1,0 +1,114 @@
+"""Which changes in an app's folder are told, on the real file system."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.codewatcher import CodeWatcher
+
+WAIT_SECONDS = 20.0
+
+Told = queue.SimpleQueue[tuple[str, list[Path]]]
+Watch = Callable[..., "Told"]
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Return a function that watches directories, by service, and returns what is told."""
+    watchers: list[CodeWatcher] = []
+
+    def start(**directories: Path) -> Told:
+        told: Told = queue.SimpleQueue()
+        watchers.append(CodeWatcher(directories, lambda service, files: told.put((service, files))))
+        watchers[-1].__enter__()
+        return told
+
+    yield start
+    for watcher in watchers:
+        watcher.__exit__()
+
+
+@pytest.mark.parametrize("name", ["main.py", "package/deep/module.py"])
+def test_a_changed_file_is_told(tmp_path: Path, watch: Watch, name: str) -> None:
+    """A Python file that is written, wherever in the folder, is told with the service whose folder it is."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("1")
+    told = watch(default=tmp_path)
+    (tmp_path / name).write_text("2")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / name])
+
+
+def test_files_that_come_and_go_are_told(tmp_path: Path, watch: Watch) -> None:
+    """A new module, one in a new folder, one that takes another's place and one that is removed are changes, too."""
+    told = watch(default=tmp_path)
+    (tmp_path / "new.py").write_text("1")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / "new.py"])
+    (tmp_path / "saved.tmp").write_text("2")
+    (tmp_path / "saved.tmp").replace(tmp_path / "new.py")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / "new.py"])
+    (tmp_path / "new.py").unlink()
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / "new.py"])
+
+
+def test_a_folder_is_told_with_what_is_in_it(tmp_path: Path, watch: Watch) -> None:
+    """Modules of a folder that is moved here, which nothing tells of one by one, are changes; an empty folder isn't."""
+    made = tmp_path / "made"
+    (made / "deep").mkdir(parents=True)
+    (made / "deep" / "module.py").write_text("1")
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    told = watch(default=watched)
+    (watched / "empty").mkdir()
+    made.rename(watched / "moved")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [watched / "moved" / "deep" / "module.py"])
+
+
+def test_what_is_not_the_apps_code_is_not_told(tmp_path: Path, watch: Watch) -> None:
+    """Other files, compiled ones, and those of installed packages are left aside."""
+    ignored = ["data.txt", ".#main.py", "flycheck_main.py", "__pycache__/main.pyc"]
+    ignored += ["env/site-packages/other.py", ".venv/lib/other.py", ".git/hook.py"]
+    for name in ignored:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    told = watch(default=tmp_path)
+    for name in [*ignored, "main.py"]:
+        (tmp_path / name).write_text("1")
+    files: set[Path] = set()
+    while tmp_path / "main.py" not in files:
+        files.update(told.get(timeout=WAIT_SECONDS)[1])
+    assert files == {tmp_path / "main.py"}
+
+
+def test_where_the_folder_is_does_not_matter(tmp_path: Path, watch: Watch) -> None:
+    """An app in a folder whose own name would be left aside is watched all the same."""
+    directory = tmp_path / "site-packages" / "app"
+    directory.mkdir(parents=True)
+    told = watch(default=directory)
+    (directory / "main.py").write_text("1")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [directory / "main.py"])
+
+
+def test_each_service_has_its_folder(tmp_path: Path, watch: Watch) -> None:
+    """A change is told for each service in whose folder it is, and for no other."""
+    for name in ("web", "worker"):
+        (tmp_path / name).mkdir()
+    told = watch(web=tmp_path / "web", worker=tmp_path / "worker", again=tmp_path / "worker")
+    (tmp_path / "worker" / "main.py").write_text("1")
+    services = {told.get(timeout=WAIT_SECONDS)[0] for _ in range(2)}
+    (tmp_path / "web" / "main.py").write_text("1")
+    assert services == {"worker", "again"}
+    assert told.get(timeout=WAIT_SECONDS) == ("web", [tmp_path / "web" / "main.py"])
+
+
+def test_a_folder_that_can_not_be_watched_is_told(tmp_path: Path) -> None:
+    """A watch that doesn't begin is an error that names the folder, and leaves no thread behind."""
+    before = threading.active_count()
+    with pytest.raises(ServerError) as caught:
+        CodeWatcher({"default": tmp_path / "missing"}, lambda service, files: None).__enter__()
+    assert f"--reload can't watch {tmp_path / 'missing'}: " in str(caught.value)
+    assert threading.active_count() == before
