@@ -157,6 +157,7 @@ class AppProcess:
         service = self._config.service
         has_served = False
         deaths = 0
+        told = Start()
         while not self._stopping.is_set():
             has_changed = self._changed.is_set()
             spawned = self._spawn()
@@ -183,7 +184,8 @@ class AppProcess:
                 self._on_event(StartFailed(service=service, message=end, traceback=start.traceback))
                 return
             if start.failure is not None and has_changed:
-                _say_failure(service, start, "It is started when its code changes again.")
+                _say_failure(service, start, "It is started when its code changes again.", known=start == told)
+                told = start
                 self._interrupted.wait()
                 continue
             settled = start.failure is None and time.monotonic() - ready_at >= _SETTLED_SECONDS
@@ -192,7 +194,8 @@ class AppProcess:
             if start.failure is None:
                 _logger.error("The app process of service %r %s; it is started again in %.1f s.", service, end, seconds)
             else:
-                _say_failure(service, start, f"Next try in {seconds:.1f} s.")
+                _say_failure(service, start, f"Next try in {seconds:.1f} s.", known=start == told)
+                told = start
             self._interrupted.wait(seconds)
 
     def _spawn(self) -> SpawnedApp:
@@ -237,6 +240,7 @@ def pause_seconds(deaths: int) -> float:
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2.0 ** min(deaths - 1, 16))
 
 
-def _say_failure(service: str, start: Start, what_then: str) -> None:
-    shown = f"\n{start.traceback.rstrip()}" if start.traceback else ""
+def _say_failure(service: str, start: Start, what_then: str, *, known: bool) -> None:
+    """Tell why a service can't be started again; where in its code only once, however often it is tried."""
+    shown = f"\n{start.traceback.rstrip()}" if start.traceback and not known else ""
     _logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_then, shown)

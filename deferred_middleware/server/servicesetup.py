@@ -8,16 +8,19 @@ external_environs(platform, tickets)                                            
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from deferred_middleware.server.appenviron import Platform, app_environ, external_environ
 from deferred_middleware.server.appstart import AppProcessConfig
 from deferred_middleware.server.listeners import address
-from deferred_middleware.server.secretkey import SecretKey
+from deferred_middleware.server.secretkey import SECRET_KEYS_VARIABLE, SecretKey
 from deferred_middleware.server.serveconfig import VERSION, ServeConfig
 from deferred_middleware.server.services import Service
+
+_logger = logging.getLogger(__name__)
 
 
 def make_services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
@@ -62,8 +65,9 @@ def process_configs(
     listeners: Sequence[socket.socket],
     *,
     delivery_token: str,
-) -> Iterator[AppProcessConfig]:
+) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
+    configs = []
     # Compiled code is told from older code by its time in seconds and its size, too coarse for edits in a row.
     uncompiled = {"PYTHONDONTWRITEBYTECODE": "1"} if config.reload else {}
     here = [(ticket, service) for ticket, service in tickets.items() if not service.external]
@@ -71,18 +75,21 @@ def process_configs(
         environ = app_environ(
             platform, service, api_ticket=ticket, env_variables=served.env_variables, source=served.app_yaml
         )
-        yield AppProcessConfig(
-            app=served.app,
-            directory=served.directory,
-            service=service.name,
-            threads=config.threads,
-            listener=listener,
-            environ={**uncompiled, **environ},
-            delivery_token=delivery_token,
-            api_ticket=ticket,
-            default_hostname=platform.default_hostname,
-            start_timeout_seconds=config.start_timeout_seconds,
+        configs.append(
+            AppProcessConfig(
+                app=served.app,
+                directory=served.directory,
+                service=service.name,
+                threads=config.threads,
+                listener=listener,
+                environ={**uncompiled, **environ},
+                delivery_token=delivery_token,
+                api_ticket=ticket,
+                default_hostname=platform.default_hostname,
+                start_timeout_seconds=config.start_timeout_seconds,
+            )
         )
+    return configs
 
 
 def external_environs(platform: Platform, tickets: Mapping[str, Service]) -> dict[str, dict[str, str]]:
@@ -92,3 +99,13 @@ def external_environs(platform: Platform, tickets: Mapping[str, Service]) -> dic
         for ticket, service in tickets.items()
         if service.external
     }
+
+
+def warn_of_different_keys(environs: Iterable[Mapping[str, str]]) -> None:
+    """Say so when not all services, the environments of which these are, sign tasks with the same key."""
+    if len({environ[SECRET_KEYS_VARIABLE].partition(",")[0].strip() for environ in environs}) > 1:
+        _logger.warning(
+            "Not all services have the same %s: a task that one enqueues for another is refused there, unless that one "
+            "has its key, too.",
+            SECRET_KEYS_VARIABLE,
+        )

@@ -50,7 +50,13 @@ from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, ServeConfig
 from deferred_middleware.server.served import DEFAULT_SERVICE
 from deferred_middleware.server.service import TaskQueueService
 from deferred_middleware.server.services import ServiceDirectory
-from deferred_middleware.server.servicesetup import external_environs, make_services, process_configs, tickets_of
+from deferred_middleware.server.servicesetup import (
+    external_environs,
+    make_services,
+    process_configs,
+    tickets_of,
+    warn_of_different_keys,
+)
 from deferred_middleware.server.store import TaskStore
 
 if TYPE_CHECKING:
@@ -182,11 +188,9 @@ class Supervisor:
         files = {name: environ_file(config.data_dir, name) for name in environs}
         for name, environ in environs.items():
             write_environ_file(files[name], environ)
-        processes = self._processes = AppProcesses(
-            process_configs(config, platform, tickets, listeners[1:], delivery_token=delivery_token),
-            on_event=self._events.put,
-            ends=process_ends,
-        )
+        configs = process_configs(config, platform, tickets, listeners[1:], delivery_token=delivery_token)
+        warn_of_different_keys([*(one.environ for one in configs), *environs.values()])
+        processes = self._processes = AppProcesses(configs, on_event=self._events.put, ends=process_ends)
         stack.callback(processes.stop)
         if config.reload:
             stack.enter_context(self._code_watcher())

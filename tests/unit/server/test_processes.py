@@ -320,6 +320,17 @@ def test_broken_code_is_told_and_waits_for_better(
     assert caplog.text.count("can't be started again") == 1
 
 
+def test_where_it_fails_is_told_once(running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A service that died and can't be started is tried again, with one traceback for one cause."""
+    service = running(VERSIONED.format(version="old"))
+    service.start()
+    (tmp_path / "served.py").write_text("1 / 0\n")
+    assert service.process.pid is not None
+    os.kill(service.process.pid, signal.SIGKILL)
+    await_true(lambda: caplog.text.count("can't be started again") == 2)
+    assert caplog.text.count("Traceback") == 1
+
+
 def test_a_change_during_the_import_counts(running: Start, tmp_path: Path) -> None:
     """A process that is still importing the old code is given up, also at the very start, and nothing has failed."""
     importing = tmp_path / "importing"
