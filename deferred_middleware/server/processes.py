@@ -105,6 +105,11 @@ class AppProcess:
             self._changed.set()
             self._interrupted.set()
             self._signal(signal.SIGTERM, group=False)
+            process = self._process
+        if process is not None:
+            timer = threading.Timer(_KILL_AFTER_SECONDS, self._insist, args=(process,))
+            timer.daemon = True
+            timer.start()
 
     def request_stop(self) -> None:
         """Ask the process to finish the requests that run, and to end; return at once."""
@@ -128,6 +133,14 @@ class AppProcess:
             _logger.warning("The app process of service %r did not stop; it is killed.", self._config.service)
             self.kill()
             self._thread.join()
+
+    def _insist(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process that was asked to end, and has not: a thread of the app's may keep it."""
+        with self._lock:
+            # Otherwise it has been reaped.
+            if self._process is process:
+                _logger.warning("The app process of service %r did not end; it is killed.", self._config.service)
+                kill_group(process)
 
     def _signal(self, signum: signal.Signals, *, group: bool) -> None:
         with self._lock:

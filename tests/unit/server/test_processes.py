@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import deferred_middleware
+from deferred_middleware.server import processes
 from deferred_middleware.server.appstart import AppProcessConfig
 from deferred_middleware.server.processends import ProcessEnds
 from deferred_middleware.server.processes import (
@@ -329,6 +330,19 @@ def test_where_it_fails_is_told_once(running: Start, tmp_path: Path, caplog: pyt
     os.kill(service.process.pid, signal.SIGKILL)
     await_true(lambda: caplog.text.count("can't be started again") == 2)
     assert caplog.text.count("Traceback") == 1
+
+
+def test_a_process_that_does_not_end_is_killed_for_the_next(
+    running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of the app's that goes on for ever doesn't keep the new code from being served."""
+    monkeypatch.setattr(processes, "_KILL_AFTER_SECONDS", 0.5)
+    stubborn = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    service = running(stubborn + VERSIONED.format(version="old"))
+    service.start()
+    change(service, tmp_path, VERSIONED.format(version="newer"))
+    assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
+    assert service.get() == "newer"
 
 
 def test_a_change_during_the_import_counts(running: Start, tmp_path: Path) -> None:
