@@ -34,6 +34,7 @@ bench: $(VENV)/.bench  ## tables of speed, other queues beside us; apt-get insta
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/passthrough.py
 	$(BIN)/python benchmarks/execution.py
+	$(BIN)/python benchmarks/signing.py
 	$(BIN)/python benchmarks/enqueue.py
 	$(BIN)/python benchmarks/large_store.py
 	$(BIN)/python benchmarks/local_queue.py

@@ -7,16 +7,22 @@ import hmac
 from typing import Any
 
 import pytest
-from hypothesis import given
+from google.appengine.api.taskqueue import TaskRetryOptions
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from deferred_middleware import Settings
+from deferred_middleware import settings as settings_module
 from deferred_middleware.errors import UntrustedRequestError
+from deferred_middleware.options import Options
 from deferred_middleware.protocol import environ_key
 from deferred_middleware.secretkeys import SecretKey
-from deferred_middleware.signing import Keyring, derive, digest_of, encode, keyring_for, path_of
+from deferred_middleware.settings import Deployment
+from deferred_middleware.signing import Keyring, derive, digest_of, encode, keyring_for, path_of, signer_for
 
 OLD, NEW = SecretKey("o" * 32), SecretKey("n" * 32)
 NOW = 1_800_000_000.0
+DAY = 24 * 3600
 BODY = b"a payload"
 TASK: dict[str, Any] = {"path": b"/_cb/deferred/m/f", "queue": "default", "headers": {}}
 
@@ -105,6 +111,69 @@ def test_a_signature_expires() -> None:
     assert refused(RING, sign(RING), now=NOW + 101) == "signature-expired"
     assert verify(RING, sign(RING, not_before=NOW + 1000), now=NOW + 1100)
     assert refused(RING, sign(RING, not_before=NOW + 1000), now=NOW + 1101) == "signature-expired"
+
+
+@given(
+    now=st.floats(1.7e9, 4e9),
+    ahead=st.none() | st.floats(-1e6, 30 * DAY),
+    limit=st.none() | st.integers(1, 400 * DAY),
+    local=st.booleans(),
+    share=st.floats(0, 1),
+)
+def test_no_task_outlives_its_signature(
+    now: float, ahead: float | None, limit: int | None, local: bool, share: float
+) -> None:
+    """Whatever its ETA and age limit, it holds for as long as the queue may run the task, on a fast clock too."""
+    settings_module._deployment = Deployment(environment="localdev" if local else "standard", application="app")
+    settings_module.install_settings(Settings(secret_keys=(NEW,)))
+    eta = None if ahead is None else now + ahead
+    retry_options = TaskRetryOptions(task_age_limit=limit) if limit else None
+    signer = signer_for(Options(eta_posix=eta, retry_options=retry_options), queue="default", url="/_cb", headers={})
+    assert signer is not None
+    signature = signer.sign(None, BODY, eta or 0.0, now)
+
+    # 31 days, and one for clocks; on the local server, which keeps a task for as long as it waits, for years.
+    longest = 3000 * DAY if local else max(32 * DAY - 1, (limit or 1) - 1)
+    at = max(now, eta or 0.0) + share * longest
+    assert verify(keyring_for((NEW,), "app"), signature, path=b"/_cb", now=at)
+
+
+few = st.text("a/1;", max_size=3)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a task of which any two are likely to have the same texts one after the other, divided otherwise."""
+    names = draw(st.lists(st.sampled_from(["X-Deferred-A", "X-Deferred-A1", "X-Other"]), unique=True, max_size=3))
+    return {
+        "path": draw(few).encode(),
+        "queue": draw(few),
+        "name": draw(st.none() | few),
+        "headers": {name: draw(few) for name in names},
+    }
+
+
+@given(requests(), requests() | st.none())
+@example(
+    {"path": b"a", "queue": "", "name": "", "headers": {"X-Deferred-A": "1"}},
+    {"path": b"a", "queue": "", "name": "1", "headers": {"X-Deferred-A": ""}},
+)
+def test_a_signature_fits_one_request_only(one: dict[str, Any], other: dict[str, Any] | None) -> None:
+    """Of two tasks that differ in anything that is signed, neither has a signature that fits the other."""
+    other = other or one
+    signature = sign(RING, **one)
+    environ = {environ_key(name): value for name, value in other["headers"].items()}
+    arriving = {"path": other["path"], "queue": other["queue"], "environ": environ, "name": other["name"] or ""}
+    signed = [
+        {**task, "headers": {k: v for k, v in task["headers"].items() if k != "X-Other"}} for task in (one, other)
+    ]
+    # The name that the queue chose is not known when it is signed.
+    alike = {**signed[1], "name": one["name"]} if one["name"] is None else {**signed[1], "name": other["name"] or ""}
+
+    if signed[0] == alike:
+        assert verify(RING, signature, **arriving)
+    else:
+        assert refused(RING, signature, **arriving) == "signature"
 
 
 def test_a_clock_that_is_slow_refuses_nothing() -> None:
