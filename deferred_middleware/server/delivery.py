@@ -8,33 +8,33 @@ service has closed while it was idle is not used again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import http.client
 import logging
 import math
-import select
-import socket
+import re
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from deferred_middleware import protocol
+from deferred_middleware.server.connections import Connection, DeadlinePassedError, Response
 from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _log = logging.getLogger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
 
-_DRAIN_BYTES = 64 * 1024
 # Servers close idle connections, waitress after 120 s, gunicorn after 2 s. Long before that ours is given up, so that a
 # request is never on its way while the service closes.
 _IDLE_SECONDS = 30.0
 _EXTERNAL_IDLE_SECONDS = 0.5
+
+# What can't be in a request's first line, and what would end a header or begin another.
+_ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
+_ILLEGAL_IN_HEADERS = re.compile(r"[\r\n\0]")
 
 # What the app may not set: it is the platform's, or belongs to the connection.
 _PLATFORM_PREFIX = "x-appengine-"
@@ -98,37 +98,36 @@ class Deliverer:
         self._delivery_token = delivery_token
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._closed = False
 
     def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
         """Make one attempt, with ``host`` as its ``Host`` header; return how it ended, whatever happens on the way."""
         deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
         began = time.monotonic()
-        connection: _Connection | None = None
+        connection: Connection | None = None
         status: int | None = None
         reason: str | None = None
         outcome: str | None = None
         excerpt = b""
         broken_off = False
         late: LateHandler | None = None
-        response: http.client.HTTPResponse | None = None
+        response: Response | None = None
         try:
             connection = self._connection(service)
             connection.deadline = began + deadline_usec / 1e6
-            self._send(connection, task, service, host)
-            response = connection.getresponse()
-            excerpt = response.read(EXCERPT_BYTES)
+            connection.send(self._request(task, service, host))
+            response = Response(connection.receive, has_body=task.method != "HEAD")
+            response.read_head()
             # To the end: an app may do its work while it is being read, and the connection is to be used again.
-            while response.read(_DRAIN_BYTES):
-                pass
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
+            while part := response.read():
+                if len(excerpt) < EXCERPT_BYTES:
+                    excerpt = (excerpt + part)[:EXCERPT_BYTES]
             status = response.status
-            outcome = response.headers.get(protocol.OUTCOME_HEADER)
-        except (TimeoutError, _DeadlinePassed) as error:
+            outcome = response.header(protocol.OUTCOME_HEADER)
+        except (TimeoutError, DeadlinePassedError) as error:
             reason = f"cut off: no complete response within its dispatch deadline of {deadline_usec / 1e6:g} s"
-            if connection is not None and isinstance(error, _DeadlinePassed):
+            if connection is not None and response is not None and isinstance(error, DeadlinePassedError):
                 late = LateHandler(self, connection, response)
         except http.client.RemoteDisconnected:
             reason = "the service closed the connection without a response"
@@ -140,7 +139,7 @@ class Deliverer:
             broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
         finally:
             if connection is not None and late is None:
-                self.put_back(connection, keep=status is not None)
+                self.put_back(connection, keep=response is not None and response.keeps_connection)
         return AttemptResult(
             status=status,
             duration_usec=int((time.monotonic() - began) * 1e6),
@@ -161,17 +160,21 @@ class Deliverer:
                 else:
                     connection.close()
 
-    def _send(self, connection: _Connection, task: ClaimedTask, service: Service, host: str) -> None:
-        connection.putrequest(task.method, task.url, skip_host=True, skip_accept_encoding=True)
-        for name, value in request_headers(task, host):
-            connection.putheader(name, value.encode("latin-1"))
+    def _request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
+        if _ILLEGAL_IN_URL.search(task.url):
+            raise ValueError(f"the URL has a character that no URL has: {task.url!r}")
+        headers = request_headers(task, host)
         if not service.external:
-            connection.putheader(protocol.SERVER_TOKEN_HEADER, self._delivery_token)
-        connection.endheaders(task.body or None)
+            headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
+        lines = [f"{name}: {value}" for name, value in headers]
+        if any(map(_ILLEGAL_IN_HEADERS.search, lines)):
+            raise ValueError("a header has a line break in it")
+        head = "\r\n".join([f"{task.method} {task.url} HTTP/1.1", *lines, "\r\n"])
+        return head.encode("latin-1") + task.body
 
-    def _connection(self, service: Service) -> _Connection:
+    def _connection(self, service: Service) -> Connection:
         """Return this thread's connection to a service, new or fit to be used again."""
-        mine: dict[str, _Connection] = self._local.__dict__.setdefault("connections", {})
+        mine: dict[str, Connection] = self._local.__dict__.setdefault("connections", {})
         connection = mine.get(service.address)
         with self._lock:
             if self._closed:
@@ -181,12 +184,12 @@ class Deliverer:
                 if connection is not None:
                     self._connections.discard(connection)
                     connection.close()
-                connection = mine[service.address] = _Connection(service.host.strip("[]"), service.port)
+                connection = mine[service.address] = Connection(service.host.strip("[]"), service.port)
                 self._connections.add(connection)
             connection.busy = True
         return connection
 
-    def put_back(self, connection: _Connection, *, keep: bool) -> None:
+    def put_back(self, connection: Connection, *, keep: bool) -> None:
         """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
         with self._lock:
             connection.busy = False
@@ -215,15 +218,23 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
         headers.append(("Content-Length", str(len(task.body))))
     has_type = False
     for name, value in task.headers:
-        # Some servers take an underscore for a hyphen, and so would take X_AppEngine_TaskName for the platform's.
-        folded = name.lower().replace("_", "-")
-        if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
-            continue
-        has_type = has_type or folded == "content-type"
-        headers.append((name, value))
+        folded = _folded(name)
+        if folded is not None:
+            has_type = has_type or folded == "content-type"
+            headers.append((name, value))
     if task.body and not has_type:
         headers.append(("Content-Type", protocol.CONTENT_TYPE))
     return headers
+
+
+@functools.lru_cache(maxsize=1024)
+def _folded(name: str) -> str | None:
+    """Return what servers make of a header's name, or None when the app may not send it."""
+    # Some servers take an underscore for a hyphen, and so would take X_AppEngine_TaskName for the platform's.
+    folded = name.lower().replace("_", "-")
+    if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
+        return None
+    return folded
 
 
 class LateHandler:
@@ -232,9 +243,7 @@ class LateHandler:
     Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
     """
 
-    def __init__(
-        self, deliverer: Deliverer, connection: _Connection, response: http.client.HTTPResponse | None
-    ) -> None:
+    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response) -> None:
         self._deliverer = deliverer
         self._connection = connection
         self._response = response
@@ -243,87 +252,13 @@ class LateHandler:
         """Return when the handler has ended, its process has, or the deliverer is closed; the status if it gave one."""
         status: int | None = None
         try:
-            self._connection.extend(math.inf)
-            response = self._response or self._connection.getresponse()
-            while response.read(_DRAIN_BYTES):
+            self._connection.deadline = math.inf
+            self._response.read_head()
+            while self._response.read():
                 pass
-            status = response.status
+            status = self._response.status
         except (OSError, http.client.HTTPException, ValueError) as error:
             _log.debug("A handler that was cut off ended without a response: %s", error)
         finally:
             self._deliverer.put_back(self._connection, keep=False)
         return status
-
-
-class _DeadlinePassed(OSError):
-    """The deadline came while a response was waited for. No TimeoutError: a file on the socket stays usable then."""
-
-
-class _DeadlineSocket(socket.socket):
-    """A socket each of whose operations ends at ``deadline``, by the monotonic clock.
-
-    A timeout on a socket is one for each operation, so a service that sends a byte now and then would never meet it.
-    """
-
-    deadline: float
-
-    def arm(self) -> None:
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("the deadline has passed")
-        self.settimeout(None if remaining == math.inf else remaining)
-
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        try:
-            self.arm()
-            return super().recv_into(buffer, nbytes, flags)
-        except TimeoutError as error:
-            raise _DeadlinePassed(str(error)) from error
-
-
-class _Connection(http.client.HTTPConnection):
-    """A kept connection to one service. It knows when it must end, and whether it may be used again."""
-
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(host, port)
-        self.deadline = 0.0
-        self.idle_since = 0.0
-        self.busy = False
-        self._socket: _DeadlineSocket | None = None
-
-    def connect(self) -> None:
-        family, kind, proto, _name, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-        self._socket = self.sock = _DeadlineSocket(family, kind, proto)
-        self._socket.deadline = self.deadline
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.arm()
-        self._socket.connect(address)
-
-    def send(self, data: object) -> None:
-        if self._socket is not None and self.sock is not None:
-            self._socket.deadline = self.deadline
-            # The timeout of sendall() is one for all of it.
-            self._socket.arm()
-        super().send(data)  # type: ignore[arg-type] # bytes, as HTTPConnection.endheaders() gives it
-
-    def extend(self, deadline: float) -> None:
-        """Let a response that is waited for come until ``deadline``."""
-        self.deadline = deadline
-        if self._socket is not None:
-            self._socket.deadline = deadline
-
-    def usable(self, idle_seconds: float) -> bool:
-        """Tell whether it is open, has not been idle for long, and the service has neither closed it nor sent more."""
-        if self.sock is None or time.monotonic() - self.idle_since > idle_seconds:
-            return False
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not poll.poll(0)
-
-    def shut_down(self) -> None:
-        """End it under whoever is using it, in another thread."""
-        if self._socket is not None:
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError as error:
-                _log.debug("A connection was closed already: %s", error)

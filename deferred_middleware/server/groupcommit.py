@@ -3,6 +3,9 @@
 A commit that survives a power cut costs one fsync, whether it holds one change or a thousand. So nobody writes to the
 database but the :class:`GroupCommitWriter`: it takes all operations that are waiting, runs them in one transaction,
 commits once, and only then lets the callers know.
+
+For an operation that nobody waits for it may wait a little for others: a result of an attempt, of which there are many
+while a queue is busy, shares the commit of whatever comes next.
 """
 
 from __future__ import annotations
@@ -40,6 +43,14 @@ class Counts(Protocol):
 Operation = Callable[[sqlite3.Connection, Tally], T]
 
 _MAX_BATCH = 1000
+_PATIENCE_SECONDS = 0.005
+
+
+class _Patient:
+    """Stands in the queue for the operations that can wait."""
+
+
+_PATIENT = _Patient()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +71,9 @@ class GroupCommitWriter:
     def __init__(self, connection: sqlite3.Connection, counts: Counts) -> None:
         self._connection = connection
         self._counts = counts
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        # Guards what decides whether a caller still gets an answer: being closed, and having died.
+        self._queue: queue.SimpleQueue[_Waiting | _Patient | None] = queue.SimpleQueue()
+        self._patient: list[_Waiting] = []
+        # Guards what can wait, and what decides whether a caller still gets an answer: being closed, having died.
         self._lock = threading.Lock()
         self._closed = False
         self._death: BaseException | None = None
@@ -70,10 +82,11 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation[T], *, durable: bool = True) -> Future[T]:
+    def submit(self, operation: Operation[T], *, durable: bool = True, patient: bool = False) -> Future[T]:
         """Queue an operation; the future is resolved after the commit.
 
-        With ``durable`` false the commit need not survive a power cut, unless a durable operation shares it. Raises
+        With ``durable`` false the commit need not survive a power cut, unless a durable operation shares it. With
+        ``patient`` true it may wait for others a few milliseconds, and may be run twice, the first time in vain. Raises
         :class:`ServerError` when the writer is closed or has died.
         """
         future: Future[T] = Future()
@@ -84,7 +97,13 @@ class GroupCommitWriter:
                 ) from self._death
             if self._closed:
                 raise ServerError("The task store is closed.")
-            self._queue.put(_Waiting(operation=operation, durable=durable, future=future))
+            waiting = _Waiting(operation=operation, durable=durable, future=future)
+            if not patient:
+                self._queue.put(waiting)
+            else:
+                self._patient.append(waiting)
+                if len(self._patient) == 1:
+                    self._queue.put(_PATIENT)
         return future
 
     def close(self) -> None:
@@ -96,58 +115,74 @@ class GroupCommitWriter:
         self._thread.join()
 
     def _run(self) -> None:
+        patient: list[_Waiting] = []
         batch: list[_Waiting] = []
         more = True
         try:
             while more:
                 batch, more = self._take()
-                if batch:
-                    self._commit(batch)
+                with self._lock:
+                    patient, self._patient = self._patient, []
+                if patient or batch:
+                    self._commit(patient, batch)
         except BaseException as error:  # noqa: BLE001 - whoever waits, now or later, must hear of it
             _log.critical("The task store's writer died.", exc_info=True)
-            self._die(error, batch)
+            self._die(error, patient + batch)
         finally:
             self._connection.close()
 
     def _take(self) -> tuple[list[_Waiting], bool]:
-        first = self._queue.get()
-        if first is None:
-            return [], False
-        batch = [first]
-        while len(batch) < _MAX_BATCH:
-            try:
+        """Return what is waiting, patient operations apart, once there is something to do; and whether to go on."""
+        batch: list[_Waiting] = []
+        waiting = self._queue.get()
+        try:
+            if waiting is _PATIENT:
+                waiting = self._queue.get(timeout=_PATIENCE_SECONDS)
+            while waiting is not None:
+                if isinstance(waiting, _Waiting):
+                    batch.append(waiting)
+                if len(batch) == _MAX_BATCH:
+                    return batch, True
                 waiting = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if waiting is None:
-                return batch, False
-            batch.append(waiting)
-        return batch, True
+        except queue.Empty:
+            return batch, True
+        return batch, False
 
-    def _commit(self, batch: list[_Waiting]) -> None:
-        answers: list[tuple[Future[Any], Any, Exception | None]] = []
+    def _commit(self, patient: list[_Waiting], batch: list[_Waiting]) -> None:
         tally: Tally = Counter()
         try:
-            self._set_synchronous("FULL" if any(w.durable for w in batch) else "NORMAL")
+            self._set_synchronous("FULL" if any(w.durable for w in batch + patient) else "NORMAL")
             self._connection.execute("BEGIN IMMEDIATE")
-            for waiting in batch:
-                answers.append((waiting.future, *self._run_one(waiting.operation, tally)))
+            # First, because whoever handed in a result may have gone on to something that comes after it.
+            answers = self._run_patient(patient, tally)
+            answers += [self._run_one(waiting.operation, tally) for waiting in batch]
             self._counts.write(self._connection, tally)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             # Disk full, for example. Nothing of the batch stands; each caller hears why, and the next batch may do.
-            _log.error("The task store could not commit %d operations: %s", len(batch), error)
+            _log.error("The task store could not commit %d operations: %s", len(patient) + len(batch), error)
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            answers = [(waiting.future, None, error) for waiting in batch]
+            answers = [(None, error)] * (len(patient) + len(batch))
         else:
             self.commits += 1
             self._counts.committed(tally)
-        for future, result, failure in answers:
+        for waiting, (result, failure) in zip(patient + batch, answers, strict=True):
             if failure is not None:
-                future.set_exception(failure)
+                waiting.future.set_exception(failure)
             else:
-                future.set_result(result)
+                waiting.future.set_result(result)
+
+    def _run_patient(self, patient: list[_Waiting], tally: Tally) -> list[tuple[Any, Exception | None]]:
+        """Run operations together, or, when one of them fails, each by itself."""
+        if len(patient) > 1:
+            operations = [waiting.operation for waiting in patient]
+            results, failure = self._run_one(
+                lambda connection, own: [run(connection, own) for run in operations], tally
+            )
+            if failure is None:
+                return [(result, None) for result in results]
+        return [self._run_one(waiting.operation, tally) for waiting in patient]
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
         own: Tally = Counter()
@@ -162,7 +197,8 @@ class GroupCommitWriter:
             self._connection.execute("RELEASE operation")
             return None, error
         self._connection.execute("RELEASE operation")
-        tally.update(own)
+        for key, number in own.items():
+            tally[key] += number
         return result, None
 
     def _set_synchronous(self, level: str) -> None:
@@ -175,13 +211,13 @@ class GroupCommitWriter:
     def _die(self, error: BaseException, batch: list[_Waiting]) -> None:
         with self._lock:
             self._death = error
-        left = list(batch)
+            left = batch + self._patient
         while True:
             try:
                 waiting = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if waiting is not None:
+            if isinstance(waiting, _Waiting):
                 left.append(waiting)
         for waiting in left:
             if not waiting.future.done():

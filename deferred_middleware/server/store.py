@@ -137,21 +137,11 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
 
     def complete(self, completions: Sequence[Completion]) -> list[bool]:
         """Write results of claimed tasks; return for each whether its claim still stood, and it was written."""
-        return self.complete_later(completions).result()
+        return self._hand_in(completions, patient=False).result()
 
     def complete_later(self, completions: Sequence[Completion]) -> Future[list[bool]]:
-        """Hand in results as :meth:`complete` does, without waiting for their commit."""
-
-        def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
-            return [self._complete_one(connection, tally, completion) for completion in completions]
-
-        future = self._writer.submit(operation)
-        self._results_since_prune += len(completions)
-        if self._results_since_prune >= _PRUNE_EVERY_RESULTS or time.monotonic() >= self._next_prune:
-            self._results_since_prune = 0
-            self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
-            self._writer.submit(self._prune_some, durable=False).add_done_callback(_log_failed_prune)
-        return future
+        """Hand in results as :meth:`complete` does, without waiting for their commit, which others may share."""
+        return self._hand_in(completions, patient=True)
 
     def release(self, claimed: Iterable[ClaimedTask]) -> int:
         """Give claimed tasks back without an attempt, due as before; return how many claims still stood."""
@@ -214,6 +204,18 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
     def prune(self) -> int:
         """Forget the oldest succeeded tasks and expired names, a bounded number of them; return how many tasks."""
         return self._writer.submit(self._prune_some, durable=False).result()
+
+    def _hand_in(self, completions: Sequence[Completion], *, patient: bool) -> Future[list[bool]]:
+        def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
+            return [self._complete_one(connection, tally, completion) for completion in completions]
+
+        future = self._writer.submit(operation, patient=patient)
+        self._results_since_prune += len(completions)
+        if self._results_since_prune >= _PRUNE_EVERY_RESULTS or time.monotonic() >= self._next_prune:
+            self._results_since_prune = 0
+            self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+            self._writer.submit(self._prune_some, durable=False).add_done_callback(_log_failed_prune)
+        return future
 
     def _add_one(self, connection: sqlite3.Connection, task: NewTask, now_usec: int) -> AddResult:
         if task.name is not None:

@@ -288,6 +288,48 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
     assert {task.name for task in store.tasks()} == {"kept", "added"}
 
 
+def test_patient_operations_share_the_next_commit(store: TaskStore) -> None:
+    """Operations that nobody waits for are written with what comes next, and before it."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(*_: object) -> None:
+        entered.set()
+        assert go_on.wait(10)
+
+    before = store.commits
+    written: list[int] = []
+    store._writer.submit(hold_up)
+    assert entered.wait(10)
+    last = store._writer.submit(lambda *_: written.append(20))
+    patient = [store._writer.submit(lambda *_, n=n: written.append(n), patient=True) for n in range(20)]
+    go_on.set()
+    for future in [last, *patient]:
+        future.result(10)
+    assert written == list(range(21))
+    assert store.commits - before == 2
+
+
+def test_a_patient_operation_waits_for_nobody_else(store: TaskStore) -> None:
+    """It is written soon also when nothing comes after it."""
+    store._writer.submit(lambda *_: None, patient=True).result(10)
+
+
+def test_one_failing_patient_operation_fails_alone(store: TaskStore) -> None:
+    """Of the operations that are run together only the one that raises is undone."""
+
+    def add_tombstone(name: str) -> Callable[[sqlite3.Connection, object], object]:
+        return lambda connection, _: connection.execute("INSERT INTO tombstones VALUES ('default', ?, 1)", (name,))
+
+    futures = [store._writer.submit(add_tombstone(name), patient=True) for name in ("a", "b", "a", "c")]
+    store.close()
+    assert [type(future.exception(10)) for future in futures] == [
+        type(None),
+        type(None),
+        sqlite3.IntegrityError,
+        type(None),
+    ]
+
+
 def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
     """When the file can't grow the caller gets the error, what was added stays, and the store goes on once it can."""
     store.add([new_task("before")])

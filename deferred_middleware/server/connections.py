@@ -1,0 +1,261 @@
+"""Kept HTTP/1.1 connections to a service, with a deadline for what goes over them.
+
+``http.client`` does much for each request that is not needed here: it took more time than all else that the queue
+process does for a task. What is needed is less than HTTP: one request at a time, its head ready made, and of the
+response the status, one header and the body. What frames a response: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
+
+Everything that reads can be called again after the deadline has been extended, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import math
+import re
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+_READ_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 256 * 1024
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|$)")
+# How much later than its deadline an operation may end, so that the socket's timeout need not be set for each.
+_SLACK_SECONDS = 0.02
+
+
+class DeadlinePassedError(OSError):
+    """The deadline came while a response was waited for."""
+
+
+class Connection:
+    """A connection to a service, opened when something is sent. ``deadline`` is by the monotonic clock."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._socket: socket.socket | None = None
+        self._poll = select.poll()
+        self._timeout_seconds = math.nan
+        self.deadline = math.inf
+        self.idle_since = 0.0
+        self.busy = False
+
+    def usable(self, idle_seconds: float) -> bool:
+        """Tell whether it is open, not idle for longer, and that the service has neither closed it nor sent more."""
+        if self._socket is None or time.monotonic() - self.idle_since > idle_seconds:
+            return False
+        return not self._poll.poll(0)
+
+    def send(self, data: bytes) -> None:
+        """Send a request. Raises :class:`TimeoutError` at the deadline."""
+        if self._socket is None:
+            self._socket = self._connect()
+        left = memoryview(data)
+        while left:
+            self._arm(self._socket)
+            with contextlib.suppress(BlockingIOError):
+                left = left[self._socket.send(left) :]
+
+    def receive(self) -> bytes:
+        """Return what comes next, ``b""`` at the end. Raises :class:`DeadlinePassedError` at the deadline."""
+        while self._socket is not None:
+            try:
+                self._arm(self._socket)
+            except TimeoutError as error:
+                raise DeadlinePassedError(str(error)) from error
+            with contextlib.suppress(BlockingIOError):
+                return self._socket.recv(_READ_BYTES)
+        return b""
+
+    def shut_down(self) -> None:
+        """End it under whoever is using it, in another thread."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                _log.debug("A connection was closed already: %s", error)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> socket.socket:
+        family, kind, proto, _name, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, proto)
+        try:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            remaining = self._remaining()
+            opened.settimeout(None if remaining == math.inf else remaining)
+            opened.connect(address)
+            # The kernel ends what takes too long, so that it need not be asked first whether there is anything.
+            opened.settimeout(None)
+        except BaseException:
+            opened.close()
+            raise
+        self._timeout_seconds = math.nan
+        self._poll = select.poll()
+        self._poll.register(opened, select.POLLIN)
+        return opened
+
+    def _remaining(self) -> float:
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the deadline has passed")
+        return remaining
+
+    def _arm(self, opened: socket.socket) -> None:
+        """Have the next operation of the socket end at the deadline, by a BlockingIOError."""
+        remaining = self._remaining()
+        if self._timeout_seconds - _SLACK_SECONDS < remaining < self._timeout_seconds + _SLACK_SECONDS:
+            return
+        # To the kernel no time means no end.
+        seconds = 0.0 if remaining == math.inf else max(remaining, 0.001)
+        timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            opened.setsockopt(socket.SOL_SOCKET, option, timeout)
+        self._timeout_seconds = remaining
+
+
+class Response:
+    """The response that ``receive`` brings bit by bit, as :meth:`Connection.receive` does.
+
+    Reading it raises :class:`http.client.HTTPException` when the service sends something else or not all of it, and
+    what ``receive`` raises; ``has_body`` is false for a response to HEAD.
+    """
+
+    def __init__(self, receive: Callable[[], bytes], *, has_body: bool = True) -> None:
+        self._receive_some = receive
+        self._has_body = has_body
+        self._buffer = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        # What the body has left: so many bytes, in this chunk of it; None: all that comes.
+        self._left: int | None = 0
+        self._chunked = False
+        self._chunk_ends = False
+        self._persistent = False
+        self._ended = False
+        self.status = 0
+
+    @property
+    def keeps_connection(self) -> bool:
+        """Whether the connection may be used again: all has been read, and nothing came that nobody asked for."""
+        return self._persistent and self._ended and not self._buffer
+
+    def header(self, name: str) -> str | None:
+        """Return the value of a header; each character stands for one byte."""
+        value = self._headers.get(name.lower().encode())
+        return None if value is None else value.decode("latin-1")
+
+    def read_head(self) -> None:
+        """Read up to the body."""
+        while not self.status:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                head = bytes(self._buffer[:end])
+                del self._buffer[: end + 4]
+                self._parse_head(head)
+            elif len(self._buffer) > _MAX_HEAD_BYTES:
+                raise http.client.LineTooLong("response's head")
+            elif not self._receive():
+                if self._buffer:
+                    raise http.client.BadStatusLine(repr(bytes(self._buffer[:100])))
+                raise http.client.RemoteDisconnected("the service closed the connection without a response")
+
+    def read(self) -> bytes:
+        """Return more of the body; ``b""`` at its end."""
+        while not self._ended:
+            if self._left is None:
+                if not self._buffer and not self._receive():
+                    self._ended = True
+                    break
+                return self._take(len(self._buffer))
+            if self._left:
+                if not self._buffer and not self._receive():
+                    raise http.client.IncompleteRead(b"", self._left)
+                data = self._take(self._left)
+                self._left -= len(data)
+                return data
+            if self._chunked:
+                self._next_chunk()
+            else:
+                self._ended = True
+        return b""
+
+    def _receive(self) -> bool:
+        data = self._receive_some()
+        self._buffer += data
+        return bool(data)
+
+    def _take(self, number: int) -> bytes:
+        data = bytes(self._buffer[:number])
+        del self._buffer[:number]
+        return data
+
+    def _parse_head(self, head: bytes) -> None:
+        first, *lines = head.split(b"\r\n")
+        version, _, rest = first.partition(b" ")
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit() or rest[3:4].strip():
+            raise http.client.BadStatusLine(repr(first[:100]))
+        status = int(rest[:3])
+        if 100 <= status < 200 and status != 101:
+            return  # the response proper is still to come
+        headers: dict[bytes, bytes] = {}
+        for line in lines:
+            name, colon, value = line.partition(b":")
+            if colon:
+                name, value = name.lower(), value.strip(b" \t")
+                headers[name] = headers[name] + b", " + value if name in headers else value
+        self._headers = headers
+        self._frame(status)
+        said = headers.get(b"connection", b"").lower()
+        self._persistent = b"close" not in said if version == b"HTTP/1.1" else b"keep-alive" in said
+        if self._left is None:
+            self._persistent = False
+        self.status = status
+
+    def _frame(self, status: int) -> None:
+        if not self._has_body or status in (204, 304):
+            self._ended = True
+        elif b"transfer-encoding" in self._headers:
+            self._chunked = self._headers[b"transfer-encoding"].lower().endswith(b"chunked")
+            self._left = 0 if self._chunked else None
+        elif b"content-length" in self._headers:
+            # The same length said twice is one length.
+            lengths = {length.strip() for length in self._headers[b"content-length"].split(b",")}
+            length = lengths.pop()
+            if lengths or not length.isdigit():
+                raise http.client.HTTPException(f"no length: {self._headers[b'content-length']!r}")
+            self._left = int(length)
+        else:
+            self._left = None
+
+    def _next_chunk(self) -> None:
+        """Read the line that says how long the next chunk is, and what follows the last one."""
+        start = 2 if self._chunk_ends else 0
+        end = self._buffer.find(b"\r\n", start)
+        if end >= 0:
+            size = _CHUNK_SIZE.match(self._buffer, start, end)
+            if size is None or self._buffer[:start].strip():
+                raise http.client.HTTPException(f"no chunk: {bytes(self._buffer[:100])!r}")
+            self._left = int(size[1], 16)
+            if self._left:
+                del self._buffer[: end + 2]
+                self._chunk_ends = True
+                return
+            # There may be trailers, and an empty line ends it all.
+            final = self._buffer.find(b"\r\n\r\n", end)
+            if final >= 0:
+                del self._buffer[: final + 4]
+                self._ended = True
+                return
+        if len(self._buffer) > _MAX_HEAD_BYTES:
+            raise http.client.LineTooLong("end of a chunk")
+        if not self._receive():
+            raise http.client.IncompleteRead(b"")
