@@ -24,11 +24,12 @@ from corpus import (
     legitimate,
     request,
 )
+from watching import watch
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_exactly_the_task_queues_requests_run(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all combinations those that the oracle calls legitimate run, and every other one is a 4xx."""
+    """Of all combinations those that the oracle calls legitimate run, and every other one is a 4xx, and unread."""
     monkeypatch.setattr(logging.getLogger("deferred_middleware"), "disabled", True)
     app = app_at(place)
     statuses: list[str] = []
@@ -43,10 +44,14 @@ def test_exactly_the_task_queues_requests_run(place: str, monkeypatch: pytest.Mo
         case = Case(place, *chosen)
         expected = legitimate(case)
         for irrelevant in IRRELEVANT:
-            app(request(case, irrelevant), start_response)
+            environ = request(case, irrelevant)
+            with watch() as seen:
+                app(environ, start_response)
             status = statuses.pop()
             if bool(sample.ran) != expected or status[0] != ("2" if expected else "4"):
                 wrong.append((case, irrelevant, status, bool(sample.ran)))
+            if seen and not expected:
+                wrong.append((case, irrelevant, seen))
             ran, refused = ran + expected, refused + (not expected)
             sample.ran.clear()
 

@@ -202,6 +202,15 @@ def test_a_refusal_is_told(listener: Listener) -> None:
     assert refusal.environ["REQUEST_METHOD"] == "POST"
 
 
+def test_refusals_are_counted(listener: Listener) -> None:
+    """The hooks hear how many requests were refused by the middleware so far."""
+    app = DeferredMiddleware(nowhere, hooks=[listener])
+    for _ in range(3):
+        assert request(app, task_environ(b"", HTTP_X_APPENGINE_QUEUENAME="")).status == 403
+
+    assert [refusal.error.count for event, refusal in listener.heard if event == "on_refused"] == [1, 2, 3]
+
+
 def test_an_enqueue_is_told(listener: Listener, queued: Queued) -> None:
     """What is enqueued anywhere in the process is told to the middleware's hooks."""
     DeferredMiddleware(nowhere, hooks=[listener])
