@@ -1,0 +1,167 @@
+"""``kill -9`` at random moments, while tasks are added and run: what was acknowledged is run, and nothing too often."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from killing.found import look
+from killing.load import Adder, App, Events
+from running import PACKAGE_PARENT, WAIT_SECONDS, await_end
+
+SOAK = bool(os.environ.get("DEFERRED_SOAK"))
+# So many kills are survived by one store; then another begins, because each kill is followed by a look at all of it.
+KILLS = 20
+ROUNDS = 50 if SOAK else 3
+ADDERS = 3
+MOST_EVENTS = 120
+
+HERE = Path(__file__).parent
+
+
+class Killed:
+    """A server that is started by the fork server, killed, and started again."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.data_dir = directory / ".deferred"
+        self._ready_file = directory / "ready.json"
+        self._log = directory / "server.log"
+        command = [sys.executable, "-m", "killing.forkserver", "serve", f"--ready-file={self._ready_file}", *arguments]
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, str(HERE)])}
+        with self._log.open("wb") as log:
+            self._forks = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environ,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.pid = 0
+        self.admin = ""
+        self.ticket = ""
+
+    def start(self) -> None:
+        """Start a server and wait until it is ready."""
+        assert self._forks.stdin is not None
+        assert self._forks.stdout is not None
+        self._forks.stdin.write("start\n")
+        self._forks.stdin.flush()
+        line = self._forks.stdout.readline()
+        assert line, self._log.read_text()
+        self.pid = int(line)
+        until = time.monotonic() + WAIT_SECONDS
+        while not self._ready_file.exists():
+            # There is nothing to wait on that announces a file everywhere.
+            assert time.monotonic() < until, self._log.read_text()
+            time.sleep(0.005)
+        self.admin = json.loads(self._ready_file.read_text())["admin"]
+        exported = shlex.split((self.data_dir / "default.env").read_text())
+        self.ticket = dict(word.split("=", 1) for word in exported if "=" in word)["HTTP_X_APPENGINE_API_TICKET"]
+
+    def kill(self) -> None:
+        """End the server as ``kill -9`` does."""
+        os.kill(self.pid, signal.SIGKILL)
+        await_end(self.pid)
+        self._ready_file.unlink()
+
+    def stop(self) -> None:
+        """Let the server end in its order."""
+        os.kill(self.pid, signal.SIGTERM)
+        await_end(self.pid)
+
+    def close(self) -> None:
+        """End everything."""
+        assert self._forks.stdin is not None
+        assert self._forks.stdout is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._forks.stdin.close()
+        self._forks.wait()
+        self._forks.stdout.close()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[random.Random]:
+    """Give chances that can be had again: a failure tells the seed."""
+    try:
+        yield random.Random(seed)
+    except AssertionError as error:
+        raise AssertionError(f"with seed {seed}: {error}") from error
+
+
+def drain(directory: Path) -> None:
+    """Wait until everything has been run, as a person does."""
+    command = [sys.executable, "-m", "deferred_middleware", "drain", "--timeout=120"]
+    environ = {**os.environ, "PYTHONPATH": PACKAGE_PARENT}
+    drained = subprocess.run(
+        command, cwd=directory, env=environ, capture_output=True, text=True, timeout=4 * WAIT_SECONDS
+    )
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+
+
+@pytest.fixture
+def events() -> Events:
+    """What the test counts."""
+    return Events()
+
+
+@pytest.fixture
+def app(events: Events) -> Iterator[App]:
+    """An app that outlives the servers."""
+    app = App(events)
+    yield app
+    app.close()
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_killing_the_queue_process(tmp_path: Path, app: App, events: Events, number: int) -> None:
+    """After each kill the store is whole; no acknowledged task is lost; only what was in flight runs again."""
+    server = Killed(tmp_path, f"--service=default={app.url}", "--port=0", "--admin-port=0", "--history-tasks=1000000")
+    acknowledged: set[str] = set()
+    asked: set[str] = set()
+    # How often a task was in flight when the server was killed.
+    in_flight: Counter[str] = Counter()
+    with contextlib.closing(server), seeded(random.randrange(1 << 30)) as chance:
+        for kill in range(KILLS):
+            server.start()
+            adders = [
+                Adder(f"{kill}-{index}", server.admin, server.ticket, random.Random(chance.random()), events.note)
+                for index in range(ADDERS)
+            ]
+            assert events.wait_for_more(chance.randrange(1, MOST_EVENTS), WAIT_SECONDS)
+            server.kill()
+            for adder in adders:
+                adder.stop()
+                acknowledged.update(adder.acknowledged)
+                asked.update(adder.asked)
+            found = look(server.data_dir, tmp_path / "found")
+            there = found.running | found.waiting | found.finished
+            assert acknowledged <= there <= asked
+            in_flight.update(found.running)
+            # One whose result was stored runs more often than it may, if it runs again.
+            assert all(runs <= 1 + in_flight[name] for name, runs in app.runs.copy().items())
+            assert found.finished <= app.runs.keys()
+        server.start()
+        drain(tmp_path)
+        server.stop()
+        found = look(server.data_dir, tmp_path / "found")
+        assert (found.running, found.waiting) == (frozenset(), frozenset())
+        assert acknowledged <= found.finished <= app.runs.keys()
+        assert all(runs <= 1 + in_flight[name] for name, runs in app.runs.items())
+        assert sum(app.runs.values()) - len(app.runs) <= sum(in_flight.values())
+        # Otherwise it was no load, and nothing has been shown.
+        assert len(acknowledged) > KILLS
+        assert in_flight
