@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from killing.found import look
 from killing.load import Adder, App, Events
-from running import PACKAGE_PARENT, WAIT_SECONDS, await_end
+from running import PACKAGE_PARENT, WAIT_SECONDS, Serve, await_end
 
 SOAK = bool(os.environ.get("DEFERRED_SOAK"))
 # So many kills are survived by one store; then another begins, because each kill is followed by a look at all of it.
@@ -165,3 +165,85 @@ def test_killing_the_queue_process(tmp_path: Path, app: App, events: Events, num
         # Otherwise it was no load, and nothing has been shown.
         assert len(acknowledged) > KILLS
         assert in_flight
+
+
+APP = """
+import os, random, time
+
+log = os.open(os.environ["RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def app(environ, start_response):
+    if environ["REQUEST_METHOD"] == "POST":
+        os.write(log, b"%d %s\\n" % (os.getpid(), environ["HTTP_X_APPENGINE_TASKNAME"].encode()))
+        environ["wsgi.input"].read()
+        # It has work to do, or else it would hardly ever be killed meanwhile.
+        time.sleep(random.random() * 0.008)
+        body = b""
+    else:
+        body = os.environ["HTTP_X_APPENGINE_API_TICKET"].encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+# The server's command, with no pause before an app process is started again: with the real one each of these deaths
+# would be followed by ten seconds of it.
+HASTY = """
+import runpy
+from deferred_middleware.server import processes
+
+processes.MIN_PAUSE_SECONDS = processes.MAX_PAUSE_SECONDS = 0.01
+runpy.run_module("deferred_middleware", run_name="__main__", alter_sys=True)
+"""
+THREADS = 6
+MOST_SECONDS_OF_LIFE = 0.1
+
+
+def runs(log: Path) -> list[tuple[int, str]]:
+    """Return which process ran which task, in order."""
+    lines = [line.split() for line in log.read_text().splitlines()]
+    return [(int(pid), name) for pid, name in lines]
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int) -> None:
+    """After each kill of an app process the tasks that were in flight run again, and no others; none is lost."""
+    log = tmp_path / "runs"
+    log.touch()
+    arguments = [f"--threads={THREADS + 2}", "--history-tasks=1000000"]
+    server = make_server({"main.py": APP, "hasty.py": HASTY}, arguments=arguments, environ={"RUNS": str(log)})
+    server._command[1:3] = ["hasty.py"]
+    server.start()
+    ticket = server.get("/")
+    events = Events()
+    acknowledged: set[str] = set()
+    killed: list[int] = []
+    with seeded(random.randrange(1 << 30)) as chance:
+        for kill in range(KILLS):
+            adder = Adder(str(kill), server.admin, ticket, random.Random(chance.random()), events.note)
+            until = time.monotonic() + WAIT_SECONDS
+            while (latest := [pid for pid, _name in runs(log)[-1:]]) in ([], killed[-1:]):
+                assert time.monotonic() < until, server.output
+                time.sleep(0.005)
+            # Any moment will do.
+            time.sleep(chance.uniform(0, MOST_SECONDS_OF_LIFE))
+            os.kill(latest[0], signal.SIGKILL)
+            killed += latest
+            adder.stop()
+            acknowledged.update(adder.acknowledged)
+        drained = server.command("drain", "--timeout=50")
+        assert drained.returncode == 0, drained.stdout + drained.stderr
+        assert server.stop() == 0
+        found = look(server.data_dir, tmp_path / "found")
+        assert (found.running, found.waiting) == (frozenset(), frozenset())
+        assert acknowledged == found.finished
+        # Who ran a task that ran again later, each time.
+        last: dict[str, int] = {}
+        repeated: Counter[int] = Counter()
+        for pid, name in runs(log):
+            if name in last:
+                repeated[last[name]] += 1
+            last[name] = pid
+        assert acknowledged == last.keys()
+        assert repeated.keys() <= set(killed)
+        assert all(times <= THREADS for times in repeated.values())
+        assert repeated
