@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import select
-import shlex
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import PACKAGE_PARENT, TELL, WAIT_SECONDS, Recorder, Serve, Server
+from elsewhere import Gunicorn, free_port
+from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 FILES = {
     "main.py": """
@@ -44,67 +40,21 @@ def note(what):
 }
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-class Gunicorn:
-    """The app under gunicorn, with what the server's file sets in its environment."""
-
-    def __init__(self, server: Server, environ_file: str, port: int) -> None:
-        self.port = port
-        self._log = server.directory / "gunicorn.log"
-        arguments = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--threads", "4", "main:app"]
-        command = f". {shlex.quote(environ_file)} && exec {shlex.join([sys.executable, *arguments])}"
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGE_PARENT, "RECORDER": os.environ["RECORDER"]}
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                ["sh", "-c", command], cwd=server.directory, env=environ, stdout=log, stderr=log
-            )
-
-    def request(self, method: str, path: str, content: object = None, **headers: str) -> tuple[int, bytes]:
-        """Make a request; it is made again as long as gunicorn isn't there yet."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
-            try:
-                connection.request(method, path, json.dumps(content), headers)
-                response = connection.getresponse()
-                return response.status, response.read()
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline, self._log.read_text()
-                # Nothing announces it; its end is waited for meanwhile.
-                with pytest.raises(subprocess.TimeoutExpired):
-                    self.process.wait(0.02)
-            finally:
-                connection.close()
-
-    def defer(self, what: str, target: str | None = None) -> None:
-        """Have it enqueue a call."""
-        status, body = self.request("POST", "/defer", {"what": what, "target": target})
-        assert status == 200, body.decode() + self._log.read_text()
+Start = Callable[[Server, str, int], Gunicorn]
 
 
 @pytest.fixture
-def gunicorn(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Server, str, int], Gunicorn]]:
+def gunicorn(recorder: Recorder) -> Iterator[Start]:
     """Return a function that starts gunicorn, for a server's service, on a port."""
-    monkeypatch.setenv("RECORDER", recorder.path)
     started: list[Gunicorn] = []
 
     def start(server: Server, service: str, port: int) -> Gunicorn:
-        path = json.loads(server.ready_file.read_text())["environ_files"][service]
-        started.append(Gunicorn(server, path, port))
+        started.append(Gunicorn(server, service, port, recorder))
         return started[-1]
 
     yield start
     for one in started:
-        one.process.terminate()
-        one.process.wait(WAIT_SECONDS)
-
-
-Start = Callable[[Server, str, int], Gunicorn]
+        one.stop()
 
 
 def test_tasks_go_both_ways_also_after_a_restart(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
