@@ -122,7 +122,7 @@ def _cut(body: bytes, at: int) -> bytes:
 header_text = st.text(st.characters(max_codepoint=255), max_size=20)
 headers = st.sampled_from([NAME, QUEUE, USER_IP, SIGNATURE, NAMESPACE, "HTTP_X_DEFERRED_RETRY_LIMIT"])
 others = st.sampled_from(["REMOTE_ADDR", "SERVER_SOFTWARE", "CONTENT_TYPE", "HTTP_HOST", "HTTP_X_APPENGINE_TASKETA"])
-bits, places = st.integers(0, 6), st.integers(0, 400)
+bits, places = st.integers(0, 7), st.integers(0, 400)
 bodies = st.binary(max_size=80) | st.sampled_from(
     [
         b"cos\nsystem\n(S'true'\ntR.",
