@@ -6,6 +6,9 @@ commits once, and only then lets the callers know.
 
 For an operation that nobody waits for it may wait a little for others: a result of an attempt, of which there are many
 while a queue is busy, shares the commit of whatever comes next.
+
+When the disk is full a reserve is given up (:mod:`~deferred_middleware.server.diskreserve`), and only what doesn't add
+tasks is written until there is space again.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.diskreserve import DiskReserve, is_disk_full
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ _PATIENT = _Patient()
 class _Waiting:
     operation: Operation[Any]
     durable: bool
+    adds_tasks: bool
     future: Future[Any]
 
 
@@ -68,9 +73,10 @@ class GroupCommitWriter:
     its transaction stand.
     """
 
-    def __init__(self, connection: sqlite3.Connection, counts: Counts) -> None:
+    def __init__(self, connection: sqlite3.Connection, counts: Counts, reserve: DiskReserve) -> None:
         self._connection = connection
         self._counts = counts
+        self._reserve = reserve
         self._queue: queue.SimpleQueue[_Waiting | _Patient | None] = queue.SimpleQueue()
         self._patient: list[_Waiting] = []
         # Guards what can wait, and what decides whether a caller still gets an answer: being closed, having died.
@@ -82,13 +88,18 @@ class GroupCommitWriter:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation[T], *, durable: bool = True, patient: bool = False) -> Future[T]:
+    def submit(
+        self, operation: Operation[T], *, durable: bool = True, patient: bool = False, adds_tasks: bool = False
+    ) -> Future[T]:
         """Queue an operation; the future is resolved after the commit.
 
         With ``durable`` false the commit need not survive a power cut, unless a durable operation shares it. With
-        ``patient`` true it may wait for others a few milliseconds, and may be run twice, the first time in vain. Raises
-        :class:`ServerError` when the writer is closed or has died.
+        ``patient`` true it may wait for others a few milliseconds, and may be run twice, the first time in vain. With
+        ``adds_tasks`` true it isn't run while the disk is full. Raises :class:`ServerError` when the writer is closed
+        or has died, and its subclass :class:`~deferred_middleware.server.diskreserve.StoreFullError`.
         """
+        if adds_tasks and not self._reserve.is_whole():
+            raise self._reserve.full_error
         future: Future[T] = Future()
         with self._lock:
             if self._death is not None:
@@ -97,7 +108,7 @@ class GroupCommitWriter:
                 ) from self._death
             if self._closed:
                 raise ServerError("The task store is closed.")
-            waiting = _Waiting(operation=operation, durable=durable, future=future)
+            waiting = _Waiting(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
             if not patient:
                 self._queue.put(waiting)
             else:
@@ -149,6 +160,25 @@ class GroupCommitWriter:
         return batch, False
 
     def _commit(self, patient: list[_Waiting], batch: list[_Waiting]) -> None:
+        try:
+            answers = self._transact(patient, batch)
+        except sqlite3.Error as error:
+            # Nothing of the batch stands; each caller hears why, and the next batch may do.
+            _log.error("The task store could not commit %d operations: %s", len(patient) + len(batch), error)
+            answers = [(None, error)] * (len(patient) + len(batch))
+            if is_disk_full(error) and self._reserve.spend():
+                for waiting in batch:
+                    if waiting.adds_tasks:
+                        waiting.future.set_exception(self._reserve.full_error)
+                self._commit(patient, [waiting for waiting in batch if not waiting.adds_tasks])
+                return
+        for waiting, (result, failure) in zip(patient + batch, answers, strict=True):
+            if failure is not None:
+                waiting.future.set_exception(failure)
+            else:
+                waiting.future.set_result(result)
+
+    def _transact(self, patient: list[_Waiting], batch: list[_Waiting]) -> list[tuple[Any, Exception | None]]:
         tally: Tally = Counter()
         try:
             self._set_synchronous("FULL" if any(w.durable for w in batch + patient) else "NORMAL")
@@ -158,20 +188,13 @@ class GroupCommitWriter:
             answers += [self._run_one(waiting.operation, tally) for waiting in batch]
             self._counts.write(self._connection, tally)
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            # Disk full, for example. Nothing of the batch stands; each caller hears why, and the next batch may do.
-            _log.error("The task store could not commit %d operations: %s", len(patient) + len(batch), error)
+        except sqlite3.Error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            answers = [(None, error)] * (len(patient) + len(batch))
-        else:
-            self.commits += 1
-            self._counts.committed(tally)
-        for waiting, (result, failure) in zip(patient + batch, answers, strict=True):
-            if failure is not None:
-                waiting.future.set_exception(failure)
-            else:
-                waiting.future.set_result(result)
+            raise
+        self.commits += 1
+        self._counts.committed(tally)
+        return answers
 
     def _run_patient(self, patient: list[_Waiting], tally: Tally) -> list[tuple[Any, Exception | None]]:
         """Run operations together, or, when one of them fails, each by itself."""

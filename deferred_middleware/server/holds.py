@@ -36,7 +36,7 @@ class HeldTasks(StoreCore):
                 name = task.name or self.choose_name()
                 rows.insert(connection, task, name, now_usec, user_named=False, hold=transaction)
 
-        self._writer.submit(operation).result()
+        self._writer.submit(operation, adds_tasks=True).result()
 
     def let_go(self, transactions: Collection[str]) -> int:
         """Let the tasks of transactions that have been committed be run; return how many were held."""

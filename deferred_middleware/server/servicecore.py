@@ -13,6 +13,7 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.diskreserve import StoreFullError
 from deferred_middleware.server.queueconfig import QueueConfig
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.services import ServiceDirectory
@@ -81,6 +82,9 @@ class ServiceCore(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK h
         """Run an operation of the store; when the store fails, answer so that the client sees an error it may retry."""
         try:
             return operation()
+        except StoreFullError as error:
+            # Said once already, and not by every add.
+            raise application_error(Code.TRANSIENT_ERROR, f"the task store failed: {error}") from error
         except (sqlite3.Error, ServerError) as error:
             _log.exception("The task store failed.")
             raise application_error(Code.TRANSIENT_ERROR, f"the task store failed: {error}") from error

@@ -65,8 +65,10 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
 
     ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server died are due again
     once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once when another process has the
-    store, or when the file can't be used. Methods raise :class:`sqlite3.Error` when the database fails (a full disk),
-    and ``ServerError`` when the store is closed; what raised has changed nothing.
+    store, or when the file can't be used. Methods raise :class:`sqlite3.Error` when the database fails, and
+    ``ServerError`` when the store is closed; those that add tasks its subclass
+    :class:`~deferred_middleware.server.diskreserve.StoreFullError` when the disk is full. What raised has changed
+    nothing.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
                     tally[task.queue, "ready"] += 1
             return results
 
-        return self._writer.submit(operation).result()
+        return self._writer.submit(operation, adds_tasks=True).result()
 
     def claim(self, limits: Mapping[Lane, int], now_usec: int) -> list[ClaimedTask]:
         """Claim tasks that are due at ``now_usec``, at most so many of each lane; return them in order of their ETA."""

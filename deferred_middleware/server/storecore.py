@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deferred_middleware.server.counts import StoreCounts
+from deferred_middleware.server.diskreserve import DiskReserve, is_disk_full
 from deferred_middleware.server.groupcommit import GroupCommitWriter, Operation, Tally
 from deferred_middleware.server.names import NameChooser
 from deferred_middleware.server.retention import Retention
@@ -68,7 +69,13 @@ class StoreCore:
         try:
             connection = open_writer(path)
             try:
-                self._recover(connection)
+                reserve = DiskReserve(path.with_name(path.name + ".reserve"))
+                try:
+                    self._recover(connection)
+                except sqlite3.OperationalError as error:
+                    if not is_disk_full(error) or not reserve.spend():
+                        raise
+                    self._recover(connection)
                 self._counts = StoreCounts(connection)
                 self._reader = Reader(path)
                 # People's questions may take a while, and the scheduler's must not wait for them.
@@ -80,7 +87,7 @@ class StoreCore:
             self._lock.release()
             raise
         self._closed = False
-        self._writer = GroupCommitWriter(connection, self._counts)
+        self._writer = GroupCommitWriter(connection, self._counts, reserve)
         self.choose_name = NameChooser(self._now_usec)
 
     @property

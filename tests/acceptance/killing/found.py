@@ -46,9 +46,9 @@ def _copy(data_dir: Path, scratch: Path) -> Iterator[sqlite3.Connection]:
     scratch.mkdir()
     try:
         # Not the file itself: who opens it last would fold its log into it, which the next server has to do.
-        for file in data_dir.glob(f"{STORE}*"):
-            if not file.name.endswith((".lock", "-shm")):
-                shutil.copy(file, scratch / file.name)
+        for name in (STORE, f"{STORE}-wal"):
+            if (data_dir / name).exists():
+                shutil.copy(data_dir / name, scratch / name)
         with closing(sqlite3.connect(scratch / STORE)) as connection:
             yield connection
     finally:

@@ -18,6 +18,7 @@ from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server import figures
 from deferred_middleware.server import store as store_module
+from deferred_middleware.server.diskreserve import StoreFullError
 from deferred_middleware.server.records import Lane, NewTask
 from deferred_middleware.server.retry import RetryPolicy
 from deferred_middleware.server.store import TaskStore
@@ -340,7 +341,7 @@ def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
         lambda connection, tally: connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
     ).result()
     big = NewTask(queue="default", name="big", url="/work", eta_usec=NOW, body=b"x" * 100_000)
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(StoreFullError, match="make space"):
         store.add([big])
     assert store.counts() == {"default": {"ready": 1}}
     store._writer.submit(
