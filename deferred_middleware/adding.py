@@ -73,12 +73,17 @@ class Add:
         if rpc is None:
             return 0.0 if self._pending else None
         tasks = [self.prepared[index].task for index in self._sent]
+        refusals = sending.read(rpc, tasks)
+        if not any(refusals):
+            enqueued_all([self.prepared[index] for index in self._sent])
+            self._pending = self._pending[len(self._sent) :]
+            return 0.0 if self._pending else None
         again: list[int] = []
         decided = isolate = False
-        for index, refusal in zip(self._sent, sending.read(rpc, tasks), strict=True):
+        for index, refusal in zip(self._sent, refusals, strict=True):
             if refusal is None or (refusal.answer.exists and self.prepared[index].named_by_us):
                 decided = True
-                enqueued(self.prepared[index])
+                enqueued_all([self.prepared[index]])
                 continue
             self._last[index] = refusal
             if refusal.answer.maybe_enqueued:
@@ -164,20 +169,18 @@ def _add_in_transaction(prepared: Prepared) -> taskqueue.Task:
         failure.maybe_enqueued = answers.for_exception(error).maybe_enqueued
         not_enqueued(prepared, failure)
         raise failure from error
-    enqueued(prepared)
+    enqueued_all([prepared])
     return task
 
 
-def enqueued(prepared: Prepared) -> None:
-    """Tell whoever wants to know that a call is enqueued; whatever way it took, it comes by here."""
+def enqueued_all(several: Sequence[Prepared]) -> None:
+    """Tell whoever wants to know that calls are enqueued; whatever way they took, they come by here."""
     hooks = current_hooks()
-    if hooks.listens("on_enqueue"):
-        hooks.fire(
-            "on_enqueue",
-            Enqueued(
-                call=prepared.call, queue=prepared.queue, task=prepared.task, transactional=prepared.transactional
-            ),
-        )
+    if not hooks.listens("on_enqueue"):
+        return
+    for one in several:
+        told = Enqueued(call=one.call, queue=one.queue, task=one.task, transactional=one.transactional)
+        hooks.fire("on_enqueue", told)
 
 
 def not_enqueued(prepared: Prepared, error: EnqueueError) -> None:

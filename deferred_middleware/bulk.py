@@ -144,6 +144,17 @@ class Stream:
         """Wait for one of the RPCs, and report on its calls."""
         group, add = self._done.get()
         self._under_way -= 1
+        if not add.errors:
+            self.report._succeed(*(index for index, _ in group.tags))
+            for _, future in group.tags:
+                if future is not None:
+                    future._decide(None)
+        else:
+            self._report_each(group, add)
+        if self._progress is not None:
+            self._progress(self.report)
+
+    def _report_each(self, group: Group[tuple[int, EnqueueFuture | None]], add: Add) -> None:
         for place, (index, future) in enumerate(group.tags):
             error = add.errors.get(place)
             if error is None:
@@ -154,5 +165,3 @@ class Stream:
                 self.report._fail(index, error.with_traceback(None))
             if future is not None:
                 future._decide(error)
-        if self._progress is not None:
-            self._progress(self.report)

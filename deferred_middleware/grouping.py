@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from deferred_middleware import protocol
@@ -53,12 +53,13 @@ class Groups(Generic[T]):
         self._waiting = 0
         self._waiting_bytes = 0
 
-    def add(self, prepared: Prepared, tag: T) -> Iterator[Group[T]]:
-        """Add a call, and give the groups that are to be sent because of it."""
+    def add(self, prepared: Prepared, tag: T) -> Sequence[Group[T]]:
+        """Add a call, and return the groups that are to be sent because of it."""
         queue = prepared.queue
         group = self._groups.get(queue)
+        full: list[Group[T]] = []
         if group is not None and not group.has_room_for(prepared):
-            yield self._take(queue)
+            full.append(self._take(queue))
             group = None
         if group is None:
             group = self._groups[queue] = Group()
@@ -66,9 +67,10 @@ class Groups(Generic[T]):
         self._waiting += 1
         self._waiting_bytes += prepared.size_bytes
         if len(group.prepared) == protocol.MAX_TASKS_PER_ADD:
-            yield self._take(queue)
+            full.append(self._take(queue))
         elif self._waiting > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
-            yield self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes))
+            full.append(self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes)))
+        return full
 
     def rest(self) -> Iterator[Group[T]]:
         """Give what is left."""

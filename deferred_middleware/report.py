@@ -101,9 +101,10 @@ class EnqueueReport:
         self._codes.append(_UNDECIDED)
         return len(self._codes) - 1
 
-    def _succeed(self, index: int) -> None:
-        self._codes[index] = _ENQUEUED
-        self.enqueued += 1
+    def _succeed(self, *indexes: int) -> None:
+        for index in indexes:
+            self._codes[index] = _ENQUEUED
+        self.enqueued += len(indexes)
 
     def _exists(self, index: int, *, tombstoned: bool) -> None:
         self._codes[index] = _TOMBSTONED if tombstoned else _EXISTS

@@ -84,7 +84,7 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
         # Nothing was sent, so that nothing can have been added, and trying again would change nothing.
         refusal = Refusal(rpc.error, dataclasses.replace(answers.NOT_SENT, of_queue=_of_all(rpc.error)), True)
         return [refusal] * len(tasks)
-    found = _codes(rpc, len(tasks))
+    found = _codes(rpc, len(tasks), failure)
     if found is not None:
         codes, detail, of_whole_add = found
         return [
@@ -104,18 +104,19 @@ def _of_all(error: Exception) -> bool:
     return isinstance(error, (apiproxy_errors.Error, taskqueue.BadTransactionStateError, ImportError))
 
 
-def _codes(rpc: Any, count: int) -> tuple[Sequence[int], str, bool] | None:
+def _codes(rpc: Any, count: int, failure: Exception | None) -> tuple[Sequence[int], str, bool] | None:
     """Return the queue's code for each task, a detail, and whether it is one code for the whole add.
 
-    None where it gave none: the RPC itself failed, or the engine is Cloud Tasks.
+    None where it gave none: the RPC itself failed, or the engine is Cloud Tasks. ``failure`` is what the SDK raised.
     """
     if isinstance(rpc, _Deadline):
         return None
-    try:
-        rpc.check_success()
-    except apiproxy_errors.ApplicationError as error:
-        return [error.application_error] * count, error.error_detail, True
-    except Exception:  # noqa: BLE001 - get_result raised the same
-        return None
+    if failure is not None:  # otherwise the RPC went well, and asking it again would take as long as once
+        try:
+            rpc.check_success()
+        except apiproxy_errors.ApplicationError as error:
+            return [error.application_error] * count, error.error_detail, True
+        except Exception:  # noqa: BLE001 - get_result raised the same
+            return None
     codes = [result.result for result in rpc.response.taskresult]
     return (codes, "", False) if len(codes) == count else None
