@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--service",
         action="append",
         dest="services",
-        metavar="NAME[=URL]",
+        metavar="[VERSION.]NAME[=URL]",
         help="serve the app, given as MODULE:CALLABLE, as this service, or the app that answers at URL, such as "
         f"http://127.0.0.1:9000; may be given several times (default: {DEFAULT_SERVICE})",
         default=argparse.SUPPRESS,

@@ -64,7 +64,7 @@ def app_environ(
         "GAE_ENV": "localdev",
         "GAE_SERVICE": service.name,
         "GAE_VERSION": service.version,
-        "GAE_INSTANCE": f"{service.name}-0",
+        "GAE_INSTANCE": f"{service.id}-0",
         "GAE_RUNTIME": f"python3{sys.version_info.minor}",
         "GAE_APPLICATION": platform.app_id,
         "APPLICATION_ID": platform.app_id,

@@ -70,7 +70,7 @@ class Attempts:
         """Make one attempt and hand in its result."""
         began = time.monotonic()
         started_usec = self._clock.now_usec()
-        self.quarantine.begins(task, service.name)
+        self.quarantine.begins(task, service.id)
         try:
             host = self._directory.host(self.target(task.queue, task.target))
             result = self._deliverer.deliver(task, service, host=host)
@@ -82,7 +82,7 @@ class Attempts:
         finally:
             may_begin, slowed = self._gates.ended(task.queue, result.status, began)
             if slowed:
-                _log.warning("Service %s answered 503: queue %s is slowed down.", service.name, task.queue)
+                _log.warning("Service %s answered 503: queue %s is slowed down.", service.id, task.queue)
                 self._withdraw([task.queue])
             elif may_begin:
                 self._wake()
@@ -128,21 +128,21 @@ class Attempts:
             return
         quarantined = False
         if result.broken_off:
-            end = self._process_ends.wait_for(service.name, since=began)
+            end = self._process_ends.wait_for(service.id, since=began)
             if end is not None and end.intended:
                 # No failure of the task, and no attempt: nobody knows how it would have ended.
-                self.quarantine.survived(task, service.name)
+                self.quarantine.survived(task, service.id)
                 self._store.release([task])
                 self._wake()
                 return
-            if end is not None or not self._process_ends.watches(service.name):
-                reason, quarantined = self.quarantine.died(task, service.name, end)
+            if end is not None or not self._process_ends.watches(service.id):
+                reason, quarantined = self.quarantine.died(task, service.id, end)
                 result = result.because(reason)
             else:
-                self.quarantine.survived(task, service.name)
+                self.quarantine.survived(task, service.id)
         else:
-            self.quarantine.survived(task, service.name)
-        completion = self._settle(task, result, started_usec, service.name, quarantined=quarantined)
+            self.quarantine.survived(task, service.id)
+        completion = self._settle(task, result, started_usec, service.id, quarantined=quarantined)
         if result.late is not None and not self._outlast(task, completion, result):
             return
         self._hand_in(completion)

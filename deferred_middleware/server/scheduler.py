@@ -114,7 +114,7 @@ class Scheduler:
         self.wake()
 
     def _hold(self, service: str, held: bool) -> None:
-        self._workers[self._directory.named(service)].hold(held)
+        self._workers[self._directory.by_id(service)].hold(held)
 
     def stop(self, grace_seconds: float) -> int:
         """Stop running tasks; return how many could not finish and are due again.

@@ -88,7 +88,7 @@ class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has 
         service = self._find(module, version)
         if instance not in (None, "0"):
             raise request_info.InvalidInstanceIdError(instance)
-        if service.name == self._directory.default.name:
+        if service is self._directory.default:
             return self._directory.default_hostname
         return f"{service.host}:{service.port}"
 

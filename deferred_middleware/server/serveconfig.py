@@ -10,8 +10,6 @@ from deferred_middleware.server.appstart import START_TIMEOUT_SECONDS
 from deferred_middleware.server.served import Served
 
 LOOPBACK = "127.0.0.1"
-VERSION = "local"
-"""The version of every service, as the app sees it."""
 DEFAULT_PROJECT = "local-app"
 
 

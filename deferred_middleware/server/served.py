@@ -13,17 +13,18 @@ from pathlib import Path
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.externalapps import ExternalApp, external_app
+from deferred_middleware.server.services import LOCAL_VERSION
 
 DEFAULT_SERVICE = "default"
 
 _YAML_SUFFIXES = (".yaml", ".yml")
 # https://cloud.google.com/appengine/docs/standard/reference/app-yaml#service
-_SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SERVICE = re.compile(r"(?:([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)\.)?([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedApp:
-    """One service and the app, as ``module:callable``, that it runs.
+    """One service and the app, as ``module:callable``, that it runs; ``service`` is its id, such as ``v2.default``.
 
     It runs in ``directory``, by default the current one, with ``env_variables`` besides the environment. ``app_yaml``
     is the file that says all this, ``notes`` what is to be said about it.
@@ -58,6 +59,7 @@ def what_is_served(apps: Sequence[str], services: Sequence[str], *, remote: bool
     paired with as many services. Raises :class:`ServerError` when that doesn't come out even, when a service's name
     can't be one, or when a file is wrong.
     """
+    services = [option.removeprefix(f"{LOCAL_VERSION}.") for option in services]
     external = [external_app(option) for option in services if "=" in option]
     for one in external:
         if one.is_remote and not remote:
@@ -104,10 +106,11 @@ def _names(modules: Sequence[str], services: Sequence[str]) -> list[str]:
 
 def _check_names(services: Sequence[str]) -> None:
     for name in services:
-        if not _SERVICE_NAME.fullmatch(name):
+        if not _SERVICE.fullmatch(name):
             raise ServerError(
                 f"--service {name!r} can't be a service's name: "
-                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen."
+                "it takes up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen; "
+                "a version, before it and with a dot between, does, too."
             )
         if services.count(name) > 1:
             raise ServerError(f"--service {name} is given twice; a service's name is given once.")
@@ -124,7 +127,7 @@ def _check_services(served: Sequence[ServedApp | ExternalApp]) -> None:
                 f"Service {one.service!r} is there twice: {_described(other)} and {_described(one)}; "
                 "name another with 'service:' in app.yaml, or with --service."
             )
-    if DEFAULT_SERVICE not in by_service:
+    if DEFAULT_SERVICE not in {service.rpartition(".")[2] for service in by_service}:
         raise ServerError(
             f"App Engine needs a service called {DEFAULT_SERVICE!r}; name one of them so, "
             f"with --service {DEFAULT_SERVICE}, or by an app.yaml without 'service:'."

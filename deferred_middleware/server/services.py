@@ -19,6 +19,9 @@ from dataclasses import dataclass
 
 from deferred_middleware.errors import DeferredError
 
+LOCAL_VERSION = "local"
+"""The version of a service for which no other is given."""
+
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -37,9 +40,15 @@ class UnknownServiceError(DeferredError, LookupError):
         )
 
 
+def name_and_version(service_id: str) -> tuple[str, str]:
+    """Return a service's name and version, of which its id has both: ``v2.worker``, or ``worker`` for the local one."""
+    version, _, name = service_id.rpartition(".")
+    return name, version or LOCAL_VERSION
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Where one service of the app answers.
+    """Where one version of a service of the app answers.
 
     ``concurrency`` is how many tasks it may be given at a time, at least 1. An ``external`` one runs elsewhere, and is
     not to know what is between this server and its own processes.
@@ -55,6 +64,11 @@ class Service:
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ValueError(f"concurrency={self.concurrency!r}: a service takes at least one task")
+
+    @property
+    def id(self) -> str:
+        """What it is called here, where each version of a service is one of its own: ``v2.worker``, or ``worker``."""
+        return self.name if self.version == LOCAL_VERSION else f"{self.version}.{self.name}"
 
     @property
     def address(self) -> str:
@@ -112,15 +126,13 @@ class ServiceDirectory:
         """Return the ``Host`` header of a task that is targeted at ``service``."""
         return f"{service.version}.{service.name}.{self.default_hostname}"
 
-    def named(self, name: str) -> Service:
-        """Return the first version of the service called ``name``.
-
-        Raises :class:`UnknownServiceError` when there is none.
-        """
+    def by_id(self, service_id: str) -> Service:
+        """Return the service with that :attr:`Service.id`. Raises :class:`UnknownServiceError` when there is none."""
+        name, version = name_and_version(service_id)
         try:
-            return self._by_name[name.lower()]
+            return self._by_version[(name.lower(), version.lower())]
         except KeyError:
-            raise self._unknown(name) from None
+            raise self._unknown(service_id) from None
 
     def target(self, host: str | None) -> str | None:
         """Return what a ``Host`` header says about the target: ``[instance.][version.]service``.

@@ -17,8 +17,8 @@ from deferred_middleware.server.appenviron import Platform, app_environ, externa
 from deferred_middleware.server.appstart import AppProcessConfig
 from deferred_middleware.server.listeners import address
 from deferred_middleware.server.secretkey import SECRET_KEYS_VARIABLE, SecretKey
-from deferred_middleware.server.serveconfig import VERSION, ServeConfig
-from deferred_middleware.server.services import Service
+from deferred_middleware.server.serveconfig import ServeConfig
+from deferred_middleware.server.services import Service, name_and_version
 
 _logger = logging.getLogger(__name__)
 
@@ -30,12 +30,14 @@ def make_services(config: ServeConfig, listeners: Sequence[socket.socket]) -> li
     services = []
     for app, listener in zip(config.served.apps, listeners, strict=True):
         host, port = address(listener)
-        services.append(Service(name=app.service, version=VERSION, host=host, port=port, concurrency=concurrency))
+        name, version = name_and_version(app.service)
+        services.append(Service(name=name, version=version, host=host, port=port, concurrency=concurrency))
     for external in config.served.external:
+        name, version = name_and_version(external.service)
         services.append(
             Service(
-                name=external.service,
-                version=VERSION,
+                name=name,
+                version=version,
                 host=external.host,
                 port=external.port,
                 concurrency=concurrency,
@@ -51,7 +53,7 @@ def tickets_of(services: Sequence[Service], secret_key: SecretKey) -> dict[str, 
     A service whose app runs elsewhere has the same one at each start, because a person has to give it to the app.
     """
     return {
-        secret_key.derive(f"API ticket of service {service.name}")
+        secret_key.derive(f"API ticket of service {service.id}")
         if service.external
         else secrets.token_urlsafe(32): service
         for service in services
@@ -79,7 +81,7 @@ def process_configs(
             AppProcessConfig(
                 app=served.app,
                 directory=served.directory,
-                service=service.name,
+                service=service.id,
                 threads=config.threads,
                 listener=listener,
                 environ={**uncompiled, **environ},
@@ -93,9 +95,9 @@ def process_configs(
 
 
 def external_environs(platform: Platform, tickets: Mapping[str, Service]) -> dict[str, dict[str, str]]:
-    """Return what the apps that run elsewhere need in their environments, by their services' names."""
+    """Return what the apps that run elsewhere need in their environments, by their services' ids."""
     return {
-        service.name: external_environ(platform, service, api_ticket=ticket)
+        service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
         if service.external
     }

@@ -147,7 +147,7 @@ class Supervisor:
         project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
         app_id = f"dev~{project}"
 
-        process_ends = ProcessEnds(service.name for service in services if not service.external)
+        process_ends = ProcessEnds(service.id for service in services if not service.external)
         scheduler = Scheduler(
             store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
         )
@@ -164,7 +164,7 @@ class Supervisor:
             since=_now(),
             admin=url(listeners[0]),
             token=secrets.token_urlsafe(32),
-            services={service.name: service.url for service in services},
+            services={service.id: service.url for service in services},
         )
         api = JsonApi(
             store,

@@ -82,7 +82,7 @@ class ServiceWorkers:
         self._held = False
         self._stopping = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"deliver-{service.name}-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"deliver-{service.id}-{number}", daemon=True)
             for number in range(service.concurrency)
         ]
 

@@ -479,3 +479,46 @@ def test_tasks_survive_a_start_that_fails(make_server: Serve, recorder: Recorder
     main.write_text(APP)
     server.start()
     assert recorder.next()["path"] == "/tasks/record"
+
+
+def test_versions_run_side_by_side(serve: Serve, recorder: Recorder) -> None:
+    """A task goes to the version that its target names, stays there, and an unknown version is its failure alone."""
+    source = (
+        TELL
+        + """
+from google.appengine.api import taskqueue, wrap_wsgi_app
+
+def handle(environ, start_response):
+    if environ["PATH_INFO"] == "/add":
+        for target in json.loads(environ["wsgi.input"].read()):
+            taskqueue.add(url="/work", target=target)
+    else:
+        tell(version=os.environ["GAE_VERSION"], service=os.environ["GAE_SERVICE"], host=environ["HTTP_HOST"])
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b""]
+
+app = wrap_wsgi_app(handle)
+"""
+    )
+    server = serve(source, services=["default", "v2.default", "worker", "v2.worker"])
+    assert list(server.services) == ["default", "v2.default", "worker", "v2.worker"]
+
+    server.post(
+        "/add", ["v3.default", "v2.default", "local.worker", "v2.worker", "local.default"], service="v2.default"
+    )
+
+    told = [recorder.next() for _ in range(4)]
+    assert {(one["version"], one["service"]) for one in told} == {
+        ("v2", "default"),
+        ("local", "worker"),
+        ("v2", "worker"),
+        ("local", "default"),
+    }
+    for one in told:
+        assert one["host"].startswith(f"{one['version']}.{one['service']}.")
+    (failing,) = (
+        task for task in json.loads(server.command("tasks", "--json").stdout)["tasks"] if task["state"] != "succeeded"
+    )
+    shown = server.command("show", f"default/{failing['name']}").stdout
+    assert "No service answers to 'v3.default'; served here: local.default, v2.default" in shown
+    assert server.stop() == 0

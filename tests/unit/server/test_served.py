@@ -143,3 +143,16 @@ def test_what_does_not_go_with_an_app_elsewhere_is_told(apps: list[str], service
     with pytest.raises(ServerError) as caught:
         what_is_served(apps, services)
     assert expected in str(caught.value)
+
+
+def test_a_service_may_have_versions() -> None:
+    """A version stands before the name, and "local" is the one that a service has without; default may have several."""
+    served = what_is_served(
+        ["main:app"], ["v1.default", "v2.default", "local.worker", "v2.worker=http://127.0.0.1:9000"]
+    )
+
+    assert [one.service for one in served.apps] == ["v1.default", "v2.default", "worker"]
+    assert [one.service for one in served.external] == ["v2.worker"]
+    for wrong in (["v1.v2.default"], [".default"], ["default", "local.default"], ["V1.default"]):
+        with pytest.raises(ServerError, match="--service"):
+            what_is_served(["main:app"], wrong)

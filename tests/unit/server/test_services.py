@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from deferred_middleware.errors import DeferredError
-from deferred_middleware.server.services import Service, ServiceDirectory, UnknownServiceError
+from deferred_middleware.server.services import Service, ServiceDirectory, UnknownServiceError, name_and_version
 
 
 def _service(name: str, port: int, *, version: str = "local", concurrency: int = 2) -> Service:
@@ -71,11 +73,23 @@ def test_a_services_own_address_becomes_its_target() -> None:
     assert DIRECTORY.target("www.example.com") is None
 
 
-def test_services_are_found_by_name() -> None:
-    """A service is found by its name, and an unknown name is an error."""
-    assert DIRECTORY.named("background") is BACKGROUND
+def test_services_are_found_by_id() -> None:
+    """A service is found by its id, and an unknown one is an error."""
+    assert DIRECTORY.by_id("background") is BACKGROUND
     with pytest.raises(UnknownServiceError):
-        DIRECTORY.named("nowhere")
+        DIRECTORY.by_id("nowhere")
+
+
+def test_versions_of_a_service_are_told_apart() -> None:
+    """Each has an id and a target of its own; what names the service alone is the first one's."""
+    local, second = _service("worker", 8001), dataclasses.replace(_service("worker", 8002), version="v2")
+    directory = ServiceDirectory([_service("default", 8000), local, second])
+
+    assert [one.id for one in directory] == ["default", "worker", "v2.worker"]
+    assert [directory.by_id(one.id) for one in directory] == list(directory)
+    assert directory.by_target("v2.worker") is second
+    assert directory.by_target("local.worker") is directory.by_target("worker") is local
+    assert name_and_version("v2.worker") == ("worker", "v2")
 
 
 def test_a_service_takes_at_least_one_task() -> None:
