@@ -68,6 +68,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT_BYTES}")
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        # What undoes one operation of a transaction is of no use after a crash, so that no file need be made of it.
+        connection.execute("PRAGMA temp_store=MEMORY")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION or version < 0:
             raise ServerError(

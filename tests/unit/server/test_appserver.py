@@ -109,6 +109,45 @@ def test_a_response_that_is_under_way_is_finished(serving: Callable[..., Serving
     assert server.answered == [True]
 
 
+@pytest.mark.parametrize(
+    ("parts", "headers", "sends"),
+    [
+        ([b"hello"], [("Content-Length", "5")], 1),
+        ([b"", b"hel", b"lo"], [("Content-Length", "5")], 2),
+        ([], [("Content-Length", "0")], 1),
+        ([b"hello"], [], 1),
+    ],
+)
+def test_a_response_begins_with_its_head_and_its_first_part(
+    serving: Callable[..., Serving],
+    monkeypatch: pytest.MonkeyPatch,
+    parts: list[bytes],
+    headers: list[tuple[str, str]],
+    sends: int,
+) -> None:
+    """Head and first part leave together, so that whoever reads is woken once; all of it arrives as the app gave it."""
+    sent: list[bytes] = []
+    send = appserver._Channel.send
+
+    def note(channel: appserver._Channel, data: bytes, do_close: bool = True) -> object:
+        sent.append(bytes(data))
+        return send(channel, data, do_close)
+
+    monkeypatch.setattr(appserver._Channel, "send", note)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", headers)
+        return iter(parts)
+
+    connection = serving(app).connection()
+    connection.request("GET", "/")
+    assert connection.getresponse().read() == b"".join(parts)
+    connection.close()
+    # A body of unknown length is ended by a part of its own.
+    assert len([data for data in sent if data != b"0\r\n\r\n"]) == sends
+    assert sent[0].startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_who_connects_after_the_stop_waits_in_the_backlog(serving: Callable[..., Serving]) -> None:
     """A connection made while the process ends is not accepted by it, so that the next process can."""
     began, may_end = threading.Event(), threading.Event()
