@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 # While its tasks take no longer than this a queue is given more than it can run at once, because its threads would
 # stand idle while the next ones are claimed. Slow tasks wait in the store instead, where everybody can see them.
 _FAST_SECONDS = 0.05
-_FAST_FACTOR = 4
+_LEAST_FACTOR = 4
+_MOST_FACTOR = 16
 _NEWEST_WEIGHT = 0.2
 
 
@@ -43,6 +44,16 @@ class _Share:
     @property
     def slow(self) -> bool:
         return self.mean_seconds >= _FAST_SECONDS
+
+    @property
+    def factor(self) -> int:
+        """How many times as many tasks as it can run at once it is given.
+
+        The shorter they are the more, because claims are cheaper together.
+        """
+        if self.slow:
+            return 1
+        return max(_LEAST_FACTOR, min(_MOST_FACTOR, int(_FAST_SECONDS / max(self.mean_seconds, 1e-6))))
 
     @property
     def in_hand(self) -> int:
@@ -116,8 +127,8 @@ class ServiceWorkers:
             number = min(max(fair, left), threads - others_slow)
             if not mine.in_hand and others_slow < self._service.concurrency:
                 number = max(1, number)
-            if ahead and not mine.slow:
-                number *= _FAST_FACTOR
+            if ahead:
+                number *= mine.factor
             return max(0, number - mine.in_hand)
 
     def put(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
@@ -253,4 +264,5 @@ class ServiceWorkers:
             share.running -= 1
             share.mean_seconds += _NEWEST_WEIGHT * (seconds - share.mean_seconds)
             # Not for each task that is fast: claims are cheaper together.
-            return self._hungry and (share.slow or share.in_hand <= self._service.concurrency * 2)
+            few = self._service.concurrency * max(2, share.factor // 3)
+            return self._hungry and (share.slow or share.in_hand <= few)

@@ -1,0 +1,71 @@
+"""How much of a queue a service takes in hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from test_delivery import TASK
+
+from deferred_middleware.server.services import Service
+from deferred_middleware.server.workers import ServiceWorkers
+
+CONCURRENCY = 2
+
+
+class Work:
+    """The workers of a service, whose tasks take as long as a test says."""
+
+    def __init__(self) -> None:
+        self.over = threading.Semaphore(0)
+        self.seconds = 0.0
+        service = Service(name="default", version="local", host="127.0.0.1", port=1, concurrency=CONCURRENCY)
+        self.workers = ServiceWorkers(service, lambda *_: self._run(), lambda: None)
+        self.workers.start()
+
+    def _run(self) -> None:
+        threading.Event().wait(self.seconds)
+        self.over.release()
+
+    def do(self, number: int) -> None:
+        """Have so many tasks run to their end."""
+        self.workers.put(dataclasses.replace(TASK, id=task_id) for task_id in range(number))
+        for _ in range(number):
+            assert self.over.acquire(timeout=10)
+        self.workers.stop()
+        self.workers.join(time.monotonic() + 10)
+
+    def room(self, *, ahead: bool) -> int:
+        """Return how many tasks of the queue would be claimed."""
+        return self.workers.room("default", ["default"], {}, ahead=ahead)
+
+
+@pytest.fixture
+def work() -> Iterator[Work]:
+    """Workers with nothing to do yet."""
+    work = Work()
+    yield work
+    work.workers.stop()
+    work.workers.join(time.monotonic() + 10)
+
+
+def test_nobody_knows_how_long_the_first_tasks_take(work: Work) -> None:
+    """At first a queue gets as many as can be run at once."""
+    assert work.room(ahead=True) == CONCURRENCY
+
+
+def test_short_tasks_are_claimed_many_at_a_time(work: Work) -> None:
+    """Of tasks that take no time sixteen for each thread are taken in hand, unless the queue has a rate."""
+    work.do(100)
+    assert work.room(ahead=True) == 16 * CONCURRENCY
+    assert work.room(ahead=False) == CONCURRENCY
+
+
+def test_slow_tasks_wait_in_the_store(work: Work) -> None:
+    """Of tasks that take long no more are claimed than can be run at once."""
+    work.seconds = 0.1
+    work.do(6)
+    assert work.room(ahead=True) == CONCURRENCY
