@@ -27,6 +27,14 @@ hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
 hypothesis_settings.load_profile("default")
 
 
+_DEPLOYMENT = settings_module._deployment
+
+
+def pytest_collection_finish() -> None:
+    """Fail if importing a test's module has made this process another deployment, for every test after it."""
+    assert settings_module._deployment is _DEPLOYMENT, settings_module._deployment
+
+
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
     """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
