@@ -1,0 +1,161 @@
+"""Payloads in the datastore, whatever a queue answers: none is left behind, and none is missing that a task needs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import faults
+import pytest
+import sample
+from faults import Fault, FaultyServer
+from google.appengine.api import apiproxy_stub_map, datastore
+from google.appengine.runtime import apiproxy_errors, default_api_stub
+from test_faults import Clock, add, each_answer, each_that_passes
+
+from deferred_middleware import EnqueueError, Settings, attempts, call, defer_many, overflow, payload, protocol
+from deferred_middleware.answers import Answer
+from deferred_middleware.overflow import Reference
+from deferred_middleware.settings import install_settings
+from deferred_middleware.sweeping import sweep
+
+# More than compression makes fit into a task, for it is of random bytes, and two chunks.
+LARGE_BYTES = 1_200_000
+CHUNKS = 2
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A server to fail, beside a datastore that doesn't."""
+    server = FaultyServer()
+    install_settings(Settings(enqueue_seconds=0.5))
+    monkeypatch.setattr(default_api_stub, "DEADLINE_DELTA_SECONDS", 0.1)
+    with faults.connected(server, lambda bed: bed.init_datastore_v3_stub()):
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of the attempts."""
+    return Clock()
+
+
+def kept() -> list[Any]:
+    """Return the chunks in the datastore."""
+    return [entity for entity in datastore.Query(overflow.KIND, namespace="").Run() if "data" in entity]
+
+
+def let_expire() -> None:
+    """Let the time be over for which payloads are kept."""
+    found = list(datastore.Query(overflow.KIND, namespace="").Run())
+    for entity in found:
+        entity[overflow.EXPIRES] -= datetime.timedelta(days=70)
+    datastore.Put(found)
+
+
+def contents_of(server: FaultyServer) -> list[bytes]:
+    """Return the arguments of the tasks that the server has, each a single one, read as a worker would."""
+    found = []
+    for task in server.tasks:
+        reference = Reference.parse(task.body, 10_000_000)
+        assert reference is not None
+        found.append(payload.loads(overflow.fetch(reference)).args[0])
+    return found
+
+
+@each_answer
+def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
+    """A task that is known not to be there leaves nothing; one that may be there keeps its payload, until the sweep."""
+    server.fail(fault, lasting=True)
+    content = os.urandom(LARGE_BYTES)
+
+    if answer.exists:
+        add(clock, content)
+        assert len(kept()) == CHUNKS
+    else:
+        with pytest.raises(EnqueueError):
+            add(clock, content)
+        assert len(kept()) == (CHUNKS if answer.maybe_enqueued else 0)
+    assert contents_of(server) == [content] * len(server.tasks)
+
+    assert sweep() == 0
+    let_expire()
+    sweep()
+    assert kept() == []
+
+
+@each_that_passes
+def test_an_answer_that_passes(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
+    """A task that is enqueued in the end has its payload, once."""
+    server.fail(fault)
+    content = os.urandom(LARGE_BYTES)
+
+    add(clock, content)
+
+    assert contents_of(server) == [content]
+    assert len(kept()) == CHUNKS
+
+
+@each_answer
+def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
+    """A task that the caller named has its payload if it is there, and else leaves nothing, unless it is doubtful."""
+    server.fail(fault)
+    content = os.urandom(LARGE_BYTES)
+
+    if answer.retried and not added:
+        add(clock, content, _name="mine")
+    else:
+        with pytest.raises(EnqueueError) as caught:
+            add(clock, content, _name="mine")
+        assert len(kept()) == (CHUNKS if caught.value.maybe_enqueued else 0)
+    assert contents_of(server) == [content] * len(server.tasks)
+
+
+@each_answer
+def test_many(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, fault: Fault, added: bool) -> None:
+    """Of many calls each that is there has its payload, and of the others only those that may be there do."""
+    monkeypatch.setattr(attempts, "LONGEST_RPC_SECONDS", 0.2)
+    install_settings(Settings(enqueue_seconds=30))
+    server.fail(fault, None)
+    contents = [os.urandom(LARGE_BYTES) for _ in range(2)]
+
+    report = defer_many((call(sample.note, content) for content in contents), raise_errors=False)
+
+    found = contents_of(server)
+    assert sorted(found) == sorted(set(found))
+    assert set(found) <= set(contents)
+    assert len(found) <= report.enqueued
+    doubtful = sum(getattr(error, "maybe_enqueued", True) for _, error in report.errors)
+    assert len(kept()) == CHUNKS * (report.enqueued + doubtful)
+
+
+def test_a_payload_that_may_not_be_written_is_taken_back(
+    server: FaultyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A payload that could not be written is the call's error, the queue is not asked, and what was written goes."""
+    stub = apiproxy_stub_map.apiproxy.GetStub("datastore_v3")
+    written = stub._Dynamic_Put
+
+    def put(*args: Any) -> None:
+        written(*args)
+        raise apiproxy_errors.ApplicationError(3, "as told")  # what the datastore says of internal errors
+
+    monkeypatch.setattr(stub, "_Dynamic_Put", put)
+
+    with pytest.raises(EnqueueError, match="as told"):
+        add(clock, os.urandom(LARGE_BYTES))
+
+    assert server.attempts == []
+    assert kept() == []
+
+
+def test_a_reference_is_what_the_task_carries(server: FaultyServer, clock: Clock) -> None:
+    """The task itself stays small."""
+    add(clock, os.urandom(LARGE_BYTES))
+
+    [task] = server.tasks
+    assert task.body.startswith(protocol.OVERFLOW_MAGIC)
+    assert len(task.body) < 500
