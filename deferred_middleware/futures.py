@@ -189,8 +189,9 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
     add_immediate_callback = add_callback
 
     def __repr__(self) -> str:
+        # What google-cloud-ndb shows of it to a tasklet that yields it, which works in the SDK's ndb only.
         state = "decided" if self.done() else "under way"
-        return f"<EnqueueFuture {self.label} queue={self.prepared.queue!r} {state}>"
+        return f"<EnqueueFuture {self.label} queue={self.prepared.queue!r} {state}; .result() waits for it>"
 
 
 class _AsRPC(apiproxy_stub_map.UserRPC):  # type: ignore[misc] # the SDK has no types

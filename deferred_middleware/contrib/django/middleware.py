@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from django.http import HttpRequest, HttpResponse
 
-from deferred_middleware import pending
+from deferred_middleware import batches, pending
 from deferred_middleware.contrib.django.views import is_news, task_handler
 from deferred_middleware.contrib.mounting import answer_instead, await_delivery
 from deferred_middleware.settings import current_settings
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
+_BATCH: Final = "_deferred_batch"
+"""The attribute of a request that holds what it has deferred, with ``DEFERRED_COALESCE``."""
+
 
 class TaskMiddleware:
     """Gives the queue the answer that a task's outcome calls for, whatever the layers in between made of it.
+
+    Of any other request it waits for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that leaves together, and
+    not at all if the view raises and no middleware answers for it.
 
     The first in ``MIDDLEWARE``. Raises :class:`~deferred_middleware.SettingsError` when the site starts and the handler
     of tasks can't be made, for want of a secret key, say.
@@ -27,7 +35,9 @@ class TaskMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         self._get_response = get_response
-        self._prefix = f"{current_settings().url_prefix}/"
+        settings = current_settings()
+        self._prefix = f"{settings.url_prefix}/"
+        self._coalesce = settings.coalesce
         task_handler()
         # Django logs what a view raises; what a task raised has been logged, with the call.
         logging.getLogger("django.request").addFilter(is_news)
@@ -37,7 +47,9 @@ class TaskMiddleware:
         environ = getattr(request, "environ", None)
         if environ is None or not environ.get("PATH_INFO", "").startswith(self._prefix):
             try:
-                return self._get_response(request)
+                with batches.RequestBatch() if self._coalesce else contextlib.nullcontext() as batch:
+                    setattr(request, _BATCH, batch)
+                    return self._get_response(request)
             finally:
                 # What defer_async started in the request and nobody has waited for.
                 if pending.UNDER_WAY or pending.FAILED:
@@ -48,3 +60,9 @@ class TaskMiddleware:
         if answer is None:
             return response
         return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> None:
+        """Forget what a view has deferred that raises; Django makes a response of the exception afterwards."""
+        batch = getattr(request, _BATCH, None)
+        if batch is not None:
+            batch.drop(exception)

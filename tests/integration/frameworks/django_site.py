@@ -12,6 +12,7 @@ from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 
+from deferred_middleware import defer_async
 from deferred_middleware.contrib.django import defer_on_commit
 
 seen: list[Any] = []
@@ -56,6 +57,15 @@ def signup(request: HttpRequest, user: str) -> HttpResponse:
     return HttpResponse(status=202)
 
 
+def several(request: HttpRequest, queue: str) -> HttpResponse:
+    """Defer some calls asynchronously, and raise if the queue is to be the bad one."""
+    for number in range(3):
+        defer_async(note, number, _queue=None if queue == "bad" else queue)
+    if queue == "bad":
+        raise LookupError(queue)
+    return HttpResponse(status=202)
+
+
 def note(value: object) -> None:
     """Note a value."""
     seen.append(("ran", value))
@@ -77,6 +87,7 @@ def raise_it(error: Exception) -> None:
 urlpatterns = [
     path("", include("deferred_middleware.contrib.django.urls")),
     path("signup/<user>", signup),
+    path("several/<queue>", several),
 ]
 
 SETTINGS: dict[str, Any] = {

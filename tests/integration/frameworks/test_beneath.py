@@ -18,7 +18,7 @@ import webtest
 from google.appengine.ext import ndb, testbed
 from google.auth.credentials import AnonymousCredentials
 
-from deferred_middleware import DeferredMiddleware, defer
+from deferred_middleware import DeferredMiddleware, defer, defer_async
 from deferred_middleware.testing import capture_tasks
 
 if TYPE_CHECKING:
@@ -319,3 +319,23 @@ def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:
         tasks.run()
 
     assert Thing.get_by_id("one", use_cache=False, use_memcache=False).value == 1
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_tasklet_of_google_cloud_ndb_waits_for_the_result() -> None:
+    """It can't yield an EnqueueFuture; the error shows the call and what to do, and doing that works."""
+    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+
+    @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
+    def yields() -> Any:
+        yield defer_async(note, 1)
+
+    @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
+    def waits() -> Any:
+        yield cloud_ndb.sleep(0)
+        raise cloud_ndb.Return(defer_async(note, 1).result())
+
+    with client.context():
+        with pytest.raises(RuntimeError, match=r"illegal value: <EnqueueFuture .*/note .*\.result\(\) waits for it"):
+            yields().result()
+        assert waits().result().was_enqueued

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
 from django_site import seen
+from google.appengine.api import apiproxy_stub_map
+from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
-from deferred_middleware.settings import current_settings
+from deferred_middleware.settings import current_settings, install_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 APPLICATION = django_site.application()
@@ -30,8 +33,6 @@ SETTINGS = current_settings()
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
     """The tasks of a test, run by the site."""
-    from deferred_middleware.settings import install_settings
-
     install_settings(SETTINGS)
     seen.clear()
     django_site.answers.clear()
@@ -129,6 +130,67 @@ def test_a_request_ends_as_any_other(tasks: DeferredTasks) -> None:
         signals.request_finished.disconnect(finish)
 
     assert len(finished) == 1
+
+
+@pytest.fixture
+def adds() -> Iterator[list[int]]:
+    """Of how many tasks each RPC is that adds some."""
+    found: list[int] = []
+
+    def count(service: str, method: str, request: Any, response: Any) -> None:
+        if method == "BulkAdd":
+            found.append(len(request.add_request))
+
+    hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
+    hooks.Append("count", count, "taskqueue")
+    yield found
+    hooks.Clear()
+
+
+def coalescing_client() -> Client:
+    """Return a client of the site with DEFERRED_COALESCE."""
+    install_settings(dataclasses.replace(SETTINGS, coalesce=True))
+    return Client(raise_request_exception=False)
+
+
+def test_a_requests_calls_leave_together(tasks: DeferredTasks, adds: list[int]) -> None:
+    """With DEFERRED_COALESCE what a view deferred asynchronously leaves in one RPC, and without it in three."""
+    assert Client().post("/several/default").status_code == 202
+    assert adds == [1, 1, 1]
+
+    assert coalescing_client().post("/several/default").status_code == 202
+    assert adds == [1, 1, 1, 3]
+    tasks.run_all()
+    assert [value for what, value in seen if what == "ran"] == [0, 1, 2] * 2
+
+
+def test_a_view_that_raises_sends_none(tasks: DeferredTasks, adds: list[int]) -> None:
+    """With DEFERRED_COALESCE the calls of a view that raises don't leave."""
+    assert coalescing_client().post("/several/bad").status_code == 500
+
+    assert adds == []
+    tasks.assert_nothing_enqueued()
+
+
+@pytest.mark.parametrize("make_client", [Client, coalescing_client])
+def test_an_enqueue_that_fails_is_logged(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, make_client: Callable[[], Client]
+) -> None:
+    """A call that nobody waited for and that the queue refuses is an ERROR with its name, when the request ends."""
+
+    def refuse(*_: Any) -> None:
+        raise apiproxy_errors.OverQuotaError
+
+    hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
+    hooks.Append("refuse", refuse, "taskqueue")
+    try:
+        assert make_client().post("/several/quick").status_code == 202
+    finally:
+        hooks.Clear()
+
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 3
+    assert all(error.startswith("django_site/note was not enqueued to queue 'quick'") for error in errors)
 
 
 def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:

@@ -1,0 +1,97 @@
+"""The end of a request that has enqueued without waiting, under ``serve`` and ``wrap_wsgi_app``: nothing is lost."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from typing import Any
+
+from running import TELL, Recorder, Serve, Server
+
+MAIN = (
+    TELL
+    + """
+import threading
+from google.appengine.api import apiproxy_stub_map, wrap_wsgi_app
+from deferred_middleware import DeferredMiddleware, defer_async
+
+gate = threading.Event()
+
+def work(number):
+    tell(ran=number)
+
+def hold():
+    # What is sent to the queue waits, on its way, until it is told to go on.
+    stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
+    send = stub.http.request
+
+    def held(**request):
+        tell(held=True)
+        assert gate.wait(60)
+        return send(**request)
+
+    stub.http.request = held
+
+def pages(environ, start_response):
+    page, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    if page == "/hold":
+        hold()
+    elif page == "/let-go":
+        tell(over=page)
+        gate.set()
+    elif page == "/defer":
+        defer_async(work, 1, _queue=query or None)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
+    return [b"done"]
+
+inside = wrap_wsgi_app(DeferredMiddleware(pages))
+
+def app(environ, start_response):
+    yield from inside(environ, start_response)
+    if environ["PATH_INFO"] == "/defer":
+        tell(over="/defer")
+"""
+)
+
+
+def ask(server: Server, path: str) -> None:
+    """Make a request, and read the whole of its response."""
+    address = server.services["default"].removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request("GET", path)
+        assert connection.getresponse().read() == b"done"
+    finally:
+        connection.close()
+
+
+def test_a_request_ends_after_what_it_has_started(serve: Serve, recorder: Recorder) -> None:
+    """An enqueue that is under way holds up the end of its request: the instance can't be frozen before.
+
+    The SDK's wrap_wsgi_app collects the response before it hands it on, so that the client waits with it.
+    """
+    server = serve(MAIN)
+    ask(server, "/hold")
+
+    deferring = threading.Thread(target=ask, args=(server, "/defer"))
+    deferring.start()
+    assert recorder.next() == {"held": True}
+    ask(server, "/let-go")
+    deferring.join(60)
+
+    assert not deferring.is_alive()
+    told: list[dict[str, Any]] = [recorder.next() for _ in range(3)]
+    assert told[0] == {"over": "/let-go"}
+    assert {"over": "/defer"} in told
+    assert {"ran": 1} in told
+
+
+def test_what_fails_is_an_error(serve: Serve) -> None:
+    """An enqueue that nobody waited for and that the queue refuses is an ERROR in the log, with the call's name."""
+    server = serve(MAIN)
+
+    ask(server, "/defer?nowhere")
+
+    server.wait_for_output("main/work was not enqueued to queue 'nowhere'")
+    [line] = [line for line in server.output.splitlines() if "main/work was not enqueued" in line and "ERROR" in line]
+    assert "nobody asked" in line

@@ -1,0 +1,120 @@
+"""The end of a request on a server that sends a response as it comes: the client doesn't wait for enqueues."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import faults
+import pytest
+import sample
+from faults import BOUND_SECONDS, Fault, FaultyServer, Results
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
+from google.appengine.runtime import default_api_stub
+from waitress.server import create_server
+
+from deferred_middleware import DeferredMiddleware, Settings, defer_async
+from deferred_middleware.settings import install_settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class Held(Fault):
+    """Answer when the test lets go, with what the add came to or with a code."""
+
+    def __init__(self, code: int | None = None) -> None:
+        super().__init__(added=code is None)
+        self.code = code
+        self.came = threading.Event()
+        self.let_go = threading.Event()
+
+    def answer(self, handler: Any, results: Any) -> None:
+        """Wait, and answer."""
+        self.came.set()
+        assert self.let_go.wait(BOUND_SECONDS)
+        if self.code is None:
+            handler.send(remote_api_pb.Response(response=results.SerializeToString()))
+        else:
+            Results(self.code).answer(handler, results)
+
+
+@pytest.fixture
+def queue() -> Iterator[FaultyServer]:
+    """A task queue to hold up."""
+    server = FaultyServer()
+    install_settings(Settings(enqueue_seconds=30))
+    with faults.connected(server):
+        yield server
+    server.close()
+
+
+@pytest.fixture
+def over() -> threading.Event:
+    """Whether the request has ended for the server."""
+    return threading.Event()
+
+
+@pytest.fixture
+def port(queue: FaultyServer, over: threading.Event) -> Iterator[int]:
+    """Serve an app that enqueues without waiting; its port."""
+
+    def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
+        defer_async(sample.note, 1)
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "4")])
+        return [b"do", b"ne"]
+
+    wrapped = DeferredMiddleware(page)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        yield from wrapped(environ, start_response)
+        over.set()
+
+    server: Any = create_server(app, host="127.0.0.1", port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield server.effective_port
+    server.close()
+    thread.join(BOUND_SECONDS)
+
+
+def ask(port: int) -> None:
+    """Read the whole of the page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND_SECONDS)
+    connection.request("GET", "/page")
+    assert connection.getresponse().read() == b"done"
+    connection.close()
+
+
+def test_the_response_is_sent_before_the_wait(queue: FaultyServer, port: int, over: threading.Event) -> None:
+    """The client has it all while the queue has not answered, and the request goes on until it has."""
+    held = Held()
+    queue.fail(held)
+
+    ask(port)
+
+    assert held.came.wait(BOUND_SECONDS)
+    assert not over.is_set()
+    held.let_go.set()
+    assert over.wait(BOUND_SECONDS)
+    assert len(queue.tasks) == 1
+
+
+def test_what_fails_afterwards_is_an_error(
+    queue: FaultyServer, port: int, over: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An enqueue that fails after the response was sent is an ERROR with the call's name."""
+    held = Held(taskqueue_pb.TaskQueueServiceError.UNKNOWN_QUEUE)
+    queue.fail(held)
+
+    ask(port)
+    held.let_go.set()
+
+    assert over.wait(BOUND_SECONDS)
+    [error] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert error.startswith("sample/note was not enqueued to queue 'default'")
