@@ -268,6 +268,7 @@ def test_the_emulator_is_used_after_a_fork(environ: pytest.MonkeyPatch, tmp_path
     assert done.stdout.split() == ["6"]
 
 
+@pytest.mark.filterwarnings("ignore:.*utcfromtimestamp:DeprecationWarning")  # the SDK's, from Python 3.12 on
 def test_a_warning_says_what_is_not_told(environ: pytest.MonkeyPatch) -> None:
     """It warns of what this engine can't do, before it asks it."""
     set_all(environ, {cloudtasks.ENABLED_VARIABLE: "true", "GOOGLE_CLOUD_PROJECT": "shop", "LOCATION_ID": "us-east1"})
