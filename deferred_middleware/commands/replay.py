@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from deferred_middleware.commands.engine import connect
 from deferred_middleware.errors import ServerError
 
 
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Enqueue each dead letter; return 1 if one could not be. Raises :class:`ServerError` when nothing can be read."""
     from google.appengine.api.taskqueue import taskqueue
-    from google.appengine.runtime import default_api_stub
+    from google.appengine.runtime import apiproxy_errors
 
     from deferred_middleware.deadletters import MARK, ReplayError, replay
 
@@ -41,13 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
     if not lines:
         raise ServerError(f"{arguments.file} has no line of a dead letter ({MARK}…).")
-    if "API_HOST" in os.environ:
-        default_api_stub.Register(default_api_stub.DefaultApiStub())
+    connect()
     failed = 0
     for number, line in enumerate(lines, 1):
         try:
             task = replay(line, queue=arguments.queue, target=arguments.target)
-        except (ReplayError, taskqueue.Error, AssertionError) as error:
+        except (ReplayError, taskqueue.Error, apiproxy_errors.Error, AssertionError) as error:
             failed += 1
             sys.stderr.write(f"dead letter {number}: not enqueued: {error or type(error).__name__}\n")
         else:

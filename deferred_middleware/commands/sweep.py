@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
+from deferred_middleware.commands.engine import connect
 from deferred_middleware.errors import ServerError
 
 
@@ -26,12 +26,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Remove what has expired, and say how much. Raises :class:`ServerError` when there is no datastore to ask."""
     from google.appengine.api import apiproxy_stub_map, datastore_errors
-    from google.appengine.runtime import apiproxy_errors, default_api_stub
+    from google.appengine.runtime import apiproxy_errors
 
     from deferred_middleware.sweeping import sweep
 
-    if "API_HOST" in os.environ:
-        default_api_stub.Register(default_api_stub.DefaultApiStub())
+    connect()
     if apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is None:
         raise ServerError("There is no datastore here: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET.")
     try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from elsewhere import Gunicorn, free_port
-from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+from running import PACKAGE_PARENT, TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 FILES = {
     "main.py": """
@@ -154,3 +157,50 @@ def test_a_terminal_gets_them_ready_to_paste(make_server: Serve) -> None:
         os.close(ours)
         os.close(theirs)
     assert (server.data_dir / "background.env").read_text().strip() in written.decode()
+
+
+DEAD_LETTERS = {
+    "main.py": """
+from google.appengine.api import wrap_wsgi_app
+from deferred_middleware import DeferredMiddleware, defer
+import work
+
+def handle(environ, start_response):
+    if environ["PATH_INFO"] == "/defer":
+        defer(work.once_mended, "x", _retry_options={"task_retry_limit": 3})
+    start_response("200 OK", [])
+    return [b""]
+
+app = wrap_wsgi_app(DeferredMiddleware(handle))
+""",
+    "work.py": TELL
+    + """
+from deferred_middleware import PermanentTaskFailure, current_task
+
+def once_mended(what):
+    mended = os.path.exists("mended")
+    tell(what=what, mended=mended, retry_limit=current_task().retry_limit, version=os.environ["GAE_VERSION"])
+    if not mended:
+        raise PermanentTaskFailure("broken")
+""",
+}
+
+
+def test_commands_reach_the_server_with_the_variables(serve: Serve, recorder: Recorder) -> None:
+    """With an app's variables a dead letter is run again from the server's own log, and the datastore is swept."""
+    server = serve(DEAD_LETTERS, services=["default", f"background=http://127.0.0.1:{free_port()}"])
+    server.post("/defer", None)
+    assert recorder.next()["mended"] is False
+    server.wait_for_output("dead letter: ")
+    (server.directory / "mended").touch()
+
+    def command(*words: str) -> str:
+        line = f". .deferred/background.env && {shlex.join([sys.executable, '-m', 'deferred_middleware', *words])}"
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGE_PARENT}
+        return subprocess.run(
+            ["sh", "-c", line], cwd=server.directory, env=environ, check=True, text=True, stdout=subprocess.PIPE
+        ).stdout
+
+    assert "dead letter 1: enqueued as" in command("replay", "server.log")
+    assert recorder.next() == {"what": "x", "mended": True, "retry_limit": 3, "version": "local"}
+    assert command("sweep") == "0 expired entities removed.\n"
