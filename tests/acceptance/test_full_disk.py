@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,17 +42,24 @@ RUN = 300
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"only root may mount a file system: {mounted.stderr.strip()}")
-    yield disk
-    # Of a server that is left after a failure, what it has open stays until it ends.
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk() -> Iterator[Path]:
+    """A small file system.
+
+    Not in pytest's own folder, which later runs empty: what a killed run has left mounted can't be emptied.
+    """
+    disk = Path(tempfile.mkdtemp(prefix="deferred-disk-"))
+    try:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)]
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            pytest.skip(f"only root may mount a file system: {mounted.stderr.strip()}")
+        try:
+            yield disk
+        finally:
+            # Of a server that is left after a failure, what it has open stays until it ends.
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    finally:
+        disk.rmdir()
 
 
 def fill(path: Path) -> None:
