@@ -8,7 +8,7 @@ import inspect
 import sys
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from deferred_middleware import arguments
 from deferred_middleware.callables import AnyCallable, Label, check_kind, label_of, outside_main, plain_method
@@ -16,10 +16,8 @@ from deferred_middleware.errors import ArgumentsError, NeverRanError
 from deferred_middleware.options import NO_OPTIONS, Options, with_declared
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
-
-if TYPE_CHECKING:
     import concurrent.futures
+    from typing import TypeGuard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

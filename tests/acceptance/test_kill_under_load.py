@@ -223,8 +223,9 @@ def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int
             until = time.monotonic() + WAIT_SECONDS
             while (latest := [pid for pid, _name in runs(log)[-1:]]) in ([], killed[-1:]):
                 assert time.monotonic() < until, server.output
+                # Nothing announces that a file has grown everywhere.
                 time.sleep(0.005)
-            # Any moment will do.
+            # Any moment will do: the kill is to come at random.
             time.sleep(chance.uniform(0, MOST_SECONDS_OF_LIFE))
             os.kill(latest[0], signal.SIGKILL)
             killed += latest

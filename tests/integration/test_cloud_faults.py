@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -15,13 +14,13 @@ from engines.apps import PARENT, QUEUES, environ_for
 from engines.cloudtasks import CloudTasks, Fault
 from google.appengine.api import taskqueue
 from google.appengine.ext import testbed
-from test_faults import Clock, sdk_type
+from test_faults import sdk_type
+from timed_adds import Clock, add
 
 from deferred_middleware import (
     EnqueueError,
     NotAllEnqueuedError,
     Settings,
-    adding,
     answers,
     call,
     defer,
@@ -29,10 +28,8 @@ from deferred_middleware import (
     defer_batch,
     defer_many,
     overflow,
-    preparing,
 )
 from deferred_middleware.answers import Answer
-from deferred_middleware.attempts import Timing
 from deferred_middleware.settings import install_settings
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
@@ -79,12 +76,6 @@ def cloud(server: CloudTasks) -> Iterator[CloudTasks]:
 def clock() -> Clock:
     """The time of the attempts."""
     return Clock()
-
-
-def add(clock: Clock, *args: Any, **options: Any) -> Any:
-    """Enqueue a call as defer does, in the clock's time."""
-    timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: 0.0)
-    return adding.add(preparing.prepare(call(sample.note, *args, **options)), timing)
 
 
 def names_in(cloud: CloudTasks) -> list[str]:

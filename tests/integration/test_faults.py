@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import faults
 import pytest
@@ -14,6 +13,7 @@ from faults import ApplicationError, Closed, Fault, FaultyServer, HttpStatus, Re
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
+from timed_adds import Clock, add
 
 from deferred_middleware import (
     DeferredError,
@@ -61,19 +61,6 @@ each_that_passes = pytest.mark.parametrize(
 )
 
 
-class Clock:
-    """Time that passes when somebody sleeps, and at no other time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.slept: list[float] = []
-
-    def sleep(self, seconds: float) -> None:
-        """Let it pass."""
-        self.now += seconds
-        self.slept.append(seconds)
-
-
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
     """A server to fail."""
@@ -88,12 +75,6 @@ def server() -> Iterator[FaultyServer]:
 def clock() -> Clock:
     """The time of the attempts."""
     return Clock()
-
-
-def add(clock: Clock, *args: Any, **options: Any) -> Any:
-    """Enqueue a call as defer does, in the clock's time."""
-    timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: 0.0)
-    return adding.add(preparing.prepare(call(sample.note, *args, **options)), timing)
 
 
 def sdk_type(answer: Answer) -> type[Exception]:

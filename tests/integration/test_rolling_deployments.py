@@ -142,7 +142,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have signatures checked at a time that the test says; they are made now."""
     clock = Clock()
-    monkeypatch.setitem(Gate.__init__.__kwdefaults__, "clock", clock)  # type: ignore[arg-type]
+    monkeypatch.setitem(Gate.__init__.__kwdefaults__, "clock", clock)  # type: ignore[arg-type] # it is there
     return clock
 
 

@@ -117,14 +117,14 @@ def test_an_inherited_method_is_the_objects_classs() -> None:
         pass
 
     Special.__module__, Special.__qualname__ = "sample", "Special"
-    sample.Special = Special  # type: ignore[attr-defined]
+    sample.Special = Special  # type: ignore[attr-defined] # for this test only
     try:
         data = dumps(call(Special("bea").send, "bob"), 5)
         loads(data, allowing("sample:Special.send")).run()
         with pytest.raises(NotAllowedError, match=r"sample:Special\.send"):
             loads(data, allowing("sample:Mailer.send"))
     finally:
-        del sample.Special  # type: ignore[attr-defined]
+        del sample.Special  # type: ignore[attr-defined] # the same
     assert sample.ran == [("bea", "bob")]
 
 

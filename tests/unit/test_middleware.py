@@ -367,7 +367,7 @@ def test_a_task_that_runs_another_inline_has_its_own_context_again() -> None:
     def outer() -> None:
         for inner in (True, False):
             if inner:
-                assert deliver(sample.look, HTTP_X_APPENGINE_TASKNAME="inner").status == 200  # type: ignore[attr-defined]
+                assert deliver(look, HTTP_X_APPENGINE_TASKNAME="inner").status == 200
             look()
 
     def look() -> None:

@@ -41,7 +41,7 @@ def returns_coroutine(*args: Any, **kwargs: Any) -> Any:
     return twice()
 
 
-@ndb.tasklet  # type: ignore[untyped-decorator]
+@ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
 def tasklet(*args: Any, **kwargs: Any) -> Any:
     """Run in ndb's loop."""
     yield ndb.tasklets.sleep(0)
@@ -165,8 +165,8 @@ class Derived(Base):
 
     def overridden(self, *args: Any, **kwargs: Any) -> Ran:
         """Run what is inherited, and more."""
-        kind, *rest = super().overridden(*args, **kwargs)
-        return (f"{kind} twice", *rest)  # type: ignore[return-value]
+        kind, state, given, named = super().overridden(*args, **kwargs)
+        return f"{kind} twice", state, given, named
 
     class Inner(Base):
         """Is held by a class."""

@@ -62,7 +62,7 @@ class App:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         # A request whose server was killed is still being answered.
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # just for this one
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()

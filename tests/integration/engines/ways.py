@@ -49,7 +49,7 @@ def _called_back(starts: list[Callable[[], EnqueueFuture]]) -> list[Any]:
     for start in starts:
         decided = threading.Event()
         future = start()
-        future.add_done_callback(lambda done, decided=decided: decided.set())  # type: ignore[misc]
+        future.add_done_callback(lambda done, decided=decided: decided.set())  # type: ignore[misc] # of a default
         assert decided.wait(WAIT_SECONDS)
         assert future.done()
         found.append(future.result(0))

@@ -298,7 +298,7 @@ def half_way(value: object) -> Any:
 
 def test_google_cloud_ndbs_context_around_the_middleware() -> None:
     """A task runs in the client's context that a layer around the middleware makes, and its tasklets to their end."""
-    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call] # no types
     app = DeferredMiddleware(plain())
 
     def with_context(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -324,7 +324,7 @@ def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:
 @pytest.mark.usefixtures("engine")
 def test_a_tasklet_of_google_cloud_ndb_waits_for_the_result() -> None:
     """It can't yield an EnqueueFuture; the error shows the call and what to do, and doing that works."""
-    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call] # no types
 
     @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
     def yields() -> Any:
