@@ -35,7 +35,9 @@ _OURS: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
 _NOT_AGAIN: Final = frozenset(
     protocol.environ_key(header) for header in (protocol.SIGNATURE_HEADER, protocol.EARLIER_ATTEMPTS_HEADER)
 )
-_NOT_KEPT: Final = frozenset({protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
+_NOT_KEPT: Final = frozenset({_SIGNATURE, protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
+# In the place of a request's: whoever reads the log can't post what is signed so as a task.
+_METHOD: Final = "REPLAY"
 
 
 class ReplayError(DeferredError, ValueError):
@@ -55,7 +57,8 @@ class Record:
 def record(letter: DeadLetter, settings: Settings) -> Record:
     """Return what is to be kept of a dead letter.
 
-    A task that was believed without a signature is signed now, if there is a key by now.
+    It has a signature of its own, if there is a key, which serves :func:`replay` and nothing else; the task's own one,
+    with which it could be posted again, is not in it.
     """
     context = letter.context
     environ = context.environ
@@ -63,7 +66,7 @@ def record(letter: DeadLetter, settings: Settings) -> Record:
     headers = {key: str(value) for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_KEPT}
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     keyring = signing.keyring_for(settings.secret_keys, deployment.application)
-    if keyring and _SIGNATURE not in headers:
+    if keyring:
         headers[_SIGNATURE] = keyring.sign(
             path=path.encode("latin-1"),
             queue=context.queue,
@@ -73,6 +76,7 @@ def record(letter: DeadLetter, settings: Settings) -> Record:
             not_before=0.0,
             lifetime_seconds=signing.LIFETIME_SECONDS,
             now=time.time(),
+            method=_METHOD,
         )
     for name, value in carrying.options_in(environ)["headers"].items():
         if protocol.environ_key(name) not in protocol.SECRET_ENVIRON_KEYS:
@@ -185,7 +189,7 @@ def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, 
     try:
         digest = keyring.verify(
             signature,
-            method="POST",
+            method=_METHOD,
             path=path,
             query="",
             queue=found["queue"],

@@ -111,21 +111,24 @@ class Keyring:
         not_before: float,
         lifetime_seconds: float,
         now: float,
+        method: str = "POST",
     ) -> str:
         """Return the signature of a task that is posted to ``path``, as the value of its header.
 
         ``name`` is the task's, if it is known yet; ``not_before`` the time, in seconds since 1970, from which on
-        it may run. Of ``headers`` only ours are signed.
+        it may run. Of ``headers`` only ours are signed. Another ``method`` is for what is never to be posted.
         """
-        signer = self.signer(path=path, queue=queue, headers=headers, lifetime_seconds=lifetime_seconds)
+        signer = self.signer(path=path, queue=queue, headers=headers, lifetime_seconds=lifetime_seconds, method=method)
         return signer.sign(name, body, not_before, now)
 
-    def signer(self, *, path: bytes, queue: str, headers: Mapping[str, str], lifetime_seconds: float) -> Signer:
+    def signer(
+        self, *, path: bytes, queue: str, headers: Mapping[str, str], lifetime_seconds: float, method: str = "POST"
+    ) -> Signer:
         """Return what signs tasks that have all this in common; see :meth:`sign`."""
         # As the request's environ will have them.
         ours = {protocol.environ_key(header): value.encode().decode("latin-1") for header, value in headers.items()}
         signed = _signed_headers(ours, [key for key in ours if key.startswith(_OUR_PREFIX)])
-        return Signer(self._newest, self._begun(self._newest, "POST", path, "", queue, signed), lifetime_seconds)
+        return Signer(self._newest, self._begun(self._newest, method, path, "", queue, signed), lifetime_seconds)
 
     def verify(
         self,

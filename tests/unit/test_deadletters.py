@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import sample
+from delivering import request, task_environ
 
 from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, Settings, defer, task
 from deferred_middleware.cli import main
@@ -118,6 +120,31 @@ def test_what_was_changed_is_not_run(
     with pytest.raises(ReplayError, match="only what"):
         replay(changed(line, **parts))
     assert tasks.pending == []
+
+
+def test_who_reads_the_log_cannot_post_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """The line has neither the task's signature nor one that the handler takes, whatever else of it is sent."""
+    line = dead_letter(tasks, caplog)
+    (enqueued,) = tasks.enqueued
+    kept = json.loads(line[line.index(MARK) + len(MARK) :])
+    environ = task_environ(
+        base64.b64decode(kept["body"]),
+        kept["path"],
+        HTTP_X_APPENGINE_QUEUENAME=kept["queue"],
+        HTTP_X_APPENGINE_TASKNAME=kept["name"],
+        **kept["headers"],
+    )
+    own = enqueued.headers["X-Deferred-Signature"]
+
+    assert tasks.app is not None
+    assert own not in line
+    assert request(tasks.app, dict(environ)).status == 403
+    sample.ran.clear()
+    posted = io.BytesIO(enqueued.body)
+    assert request(tasks.app, {**environ, "wsgi.input": posted, "HTTP_X_DEFERRED_SIGNATURE": own}).status == 200, (
+        "with the task's own signature it would be taken"
+    )
+    assert sample.ran == ["x"]
 
 
 def test_another_apps_keys_do_not_run_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
