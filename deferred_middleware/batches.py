@@ -206,6 +206,15 @@ class RequestBatch(Batch):
         futures.start_many([(prepared, future) for prepared, future in gathered if future is not None])
 
 
+def drop_request(error: BaseException) -> None:
+    """Forget what the current request has gathered, because of ``error``, of which its framework makes a page."""
+    batch = current()
+    while batch is not None and not isinstance(batch, RequestBatch):
+        batch = batch.outer
+    if batch is not None:
+        batch.drop(error)
+
+
 def coalescing(app: WSGIApplication) -> WSGIApplication:
     """Return ``app`` with the ``defer_async`` calls of each request leaving together."""
 

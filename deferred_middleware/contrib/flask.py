@@ -16,6 +16,9 @@ What a task raises goes through the app's error handlers, but their response is 
 gets is always the one of the task's outcome. A ``before_request`` function that answers with a page keeps the task
 from running; then the queue gets an error and tries again. Flask-WTF's CSRF protection has to be told that the queue
 sends no token: ``csrf.exempt(deferred.view)``.
+
+Of any other request the extension waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that
+leaves together, and not at all if a view raises and no error handler answers for it; one for the status 500 does not.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, got_request_exception, has_request_context, request
 
+from deferred_middleware import batches
 from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.handler import TaskHandler
@@ -67,6 +71,7 @@ class Deferred:
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
         # Flask logs what a view raises; what a task raised has been logged, with the call.
         app.logger.addFilter(_is_news)
+        got_request_exception.connect(_forget, app)
         app.extensions[ENDPOINT] = self
 
     def view(self, label: str) -> Response:
@@ -77,6 +82,11 @@ class Deferred:
             environ["wsgi.input"] = io.BytesIO(request.get_data())
         answer = run_mounted(self._handler, environ)
         return Response(answer.body, answer.status, list(answer.headers.items()))
+
+
+def _forget(app: Flask, exception: BaseException, **extra: object) -> None:
+    """Let nothing leave of what was deferred by a view that raises; Flask makes a page of the exception."""
+    batches.drop_request(exception)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

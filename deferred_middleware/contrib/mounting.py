@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import webob
 
+from deferred_middleware import pending
 from deferred_middleware.delivery import KEY, Delivery, delivery_of
 from deferred_middleware.handler import TaskHandler
 from deferred_middleware.middleware import DeferredMiddleware
@@ -67,6 +68,10 @@ class TaskGuard(DeferredMiddleware):
             if error is not delivery.error:
                 logger.exception("a layer around %.200r failed; the task's own outcome stands", path)
             answer = delivery.response
+        finally:
+            # What the framework's layers have started; for what the task has, its handler has waited.
+            if pending.UNDER_WAY or pending.FAILED:
+                pending.settle_request()
         return (answer_instead(answer.status_int, delivery, path) or answer)(environ, start_response)
 
 

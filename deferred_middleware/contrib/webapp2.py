@@ -1,11 +1,14 @@
-"""webapp2: a route whose handler runs tasks, with ``webapp2.get_request()`` and ``get_app()`` at hand.
+"""webapp2: tasks run as requests of the app, with ``webapp2.get_request()`` and ``get_app()`` at hand.
 
-    from deferred_middleware.contrib.webapp2 import route
+    from deferred_middleware.contrib.webapp2 import Deferred
 
-    app = webapp2.WSGIApplication([route(), ("/", MainPage)])
-    application = wrap_wsgi_app(app)
+    app = webapp2.WSGIApplication([("/", MainPage)])
+    application = wrap_wsgi_app(Deferred(app))
 
 Use it *instead of* ``DeferredMiddleware``, which runs tasks beneath webapp2, where its request globals aren't set.
+
+Of any other request it waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that leaves
+together, and not at all if a handler raises anything but one of webob's HTTP exceptions, as ``abort()`` does.
 """
 
 from __future__ import annotations
@@ -16,25 +19,42 @@ from typing import TYPE_CHECKING, Any
 
 import webapp2
 
+from deferred_middleware import batches
+from deferred_middleware.contrib.mounting import TaskGuard
+from deferred_middleware.delivery import delivery_of
 from deferred_middleware.handler import TaskHandler
 
 if TYPE_CHECKING:
     from deferred_middleware.settings import Settings
 
 
-def route(*, settings: Settings | None = None, hooks: Iterable[object] = ()) -> Any:
-    """Return the route under which the queue delivers tasks; put it before routes that match everything.
+class Deferred(TaskGuard):
+    """A WSGI app around webapp2's, which has the route under which the queue delivers tasks, before all others.
 
     Args:
+        app: the ``webapp2.WSGIApplication``.
         settings: the settings, by default those of the environment.
         hooks: objects that are told what happens, see :mod:`deferred_middleware.hooks`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
     """
-    handler = TaskHandler.installed(settings, hooks)
-    # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
-    return webapp2.SimpleRoute(re.escape(handler.prefix) + ".*", _class_of(handler))
+
+    def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
+        handler = TaskHandler.installed(settings, hooks)
+        # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
+        route = webapp2.SimpleRoute(re.escape(handler.prefix) + ".*", _class_of(handler))
+        app.router.match_routes.insert(0, route)
+        handle = app.handle_exception
+
+        def handle_exception(request: Any, response: Any, error: Exception) -> Any:
+            # webapp2 makes a page of whatever a handler raises.
+            if not isinstance(error, webapp2.HTTPException):
+                batches.drop_request(error)
+            return handle(request, response, error)
+
+        app.handle_exception = handle_exception
+        super().__init__(app, handler)
 
 
 def handler_class() -> Any:
@@ -49,6 +69,9 @@ def _class_of(handler: TaskHandler) -> Any:
         def dispatch(self) -> Any:
             """Answer the request, whatever its method."""
             answer = handler.answer(self.request.environ)
+            delivery = delivery_of(self.request.environ)
+            if delivery is not None:
+                delivery.response = answer
             self.response.status = answer.status
             self.response.headers.clear()
             for name, value in answer.headers.items():

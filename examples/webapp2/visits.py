@@ -7,7 +7,7 @@ from google.appengine.api import wrap_wsgi_app
 from google.appengine.ext import ndb
 
 from deferred_middleware import defer
-from deferred_middleware.contrib.webapp2 import route
+from deferred_middleware.contrib.webapp2 import Deferred
 
 
 class Visit(ndb.Model):  # type: ignore[misc] # the SDK has no types
@@ -41,4 +41,4 @@ def note(path: str) -> None:
     Visit(id=request.headers["X-AppEngine-TaskName"], path=path, noted_at=request.path).put()
 
 
-app = wrap_wsgi_app(webapp2.WSGIApplication([route(), ("/visits", Visits), ("/.*", Welcome)]))
+app = wrap_wsgi_app(Deferred(webapp2.WSGIApplication([("/visits", Visits), ("/.*", Welcome)])))

@@ -52,7 +52,7 @@ LAYERS: list[dict[str, set[str]]] = [
         "contrib.__init__": set(),
         "contrib.mounting": set(),
         "contrib.flask": {"contrib.mounting"},
-        "contrib.webapp2": set(),
+        "contrib.webapp2": {"contrib.mounting"},
     },
     {"compat.__init__": set(), "compat.deferred": set(), "compat.tasks": {"contrib.webapp2"}},
     {

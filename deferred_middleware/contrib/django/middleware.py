@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Final
 
 from django.http import HttpRequest, HttpResponse
 
@@ -15,9 +14,6 @@ from deferred_middleware.contrib.mounting import answer_instead, await_delivery
 from deferred_middleware.settings import current_settings
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
-
-_BATCH: Final = "_deferred_batch"
-"""The attribute of a request that holds what it has deferred, with ``DEFERRED_COALESCE``."""
 
 
 class TaskMiddleware:
@@ -44,25 +40,21 @@ class TaskMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Pass the request on, and give a task's answer."""
-        environ = getattr(request, "environ", None)
-        if environ is None or not environ.get("PATH_INFO", "").startswith(self._prefix):
-            try:
-                with batches.RequestBatch() if self._coalesce else contextlib.nullcontext() as batch:
-                    setattr(request, _BATCH, batch)
-                    return self._get_response(request)
-            finally:
-                # What defer_async started in the request and nobody has waited for.
-                if pending.UNDER_WAY or pending.FAILED:
-                    pending.settle_request()
-        delivery = await_delivery(environ)
-        response = self._get_response(request)
-        answer = answer_instead(response.status_code, delivery, environ["PATH_INFO"])
+        environ = getattr(request, "environ", {})
+        path = environ.get("PATH_INFO", "")
+        delivery = await_delivery(environ) if path.startswith(self._prefix) else None
+        try:
+            with batches.RequestBatch() if self._coalesce else contextlib.nullcontext():
+                response = self._get_response(request)
+        finally:
+            # What defer_async started in the request and nobody has waited for.
+            if pending.UNDER_WAY or pending.FAILED:
+                pending.settle_request()
+        answer = None if delivery is None else answer_instead(response.status_code, delivery, path)
         if answer is None:
             return response
         return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Forget what a view has deferred that raises; Django makes a response of the exception afterwards."""
-        batch = getattr(request, _BATCH, None)
-        if batch is not None:
-            batch.drop(exception)
+        batches.drop_request(exception)

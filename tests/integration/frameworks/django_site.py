@@ -12,18 +12,21 @@ from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 
-from deferred_middleware import defer_async
+from deferred_middleware import EnqueueFuture, defer_async
 from deferred_middleware.contrib.django import defer_on_commit
 
 seen: list[Any] = []
+# What was deferred without waiting.
+kept: list[EnqueueFuture] = []
 # What a middleware of the site answers in the place of a view, by path.
 answers: dict[str, HttpResponse] = {}
 
 
 class Noting:
-    """A middleware that notes what goes through it, reads the body if it is told to, and may answer itself."""
+    """A middleware that notes what goes through it; if told to, it reads the body, defers calls, and answers itself."""
 
     read_body = False
+    defers = False
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self._get_response = get_response
@@ -33,7 +36,10 @@ class Noting:
         seen.append(("middleware", request.path))
         if self.read_body:
             seen.append(len(request.body))
-        return answers.get("all") or self._get_response(request)
+        response = answers.get("all") or self._get_response(request)
+        if self.defers:
+            several(request, "quick")
+        return response
 
 
 class NotingHook:
@@ -58,10 +64,10 @@ def signup(request: HttpRequest, user: str) -> HttpResponse:
 
 
 def several(request: HttpRequest, queue: str) -> HttpResponse:
-    """Defer some calls asynchronously, and raise if the queue is to be the bad one."""
+    """Defer some calls asynchronously, and then do what the name says if it is no queue's."""
     for number in range(3):
-        defer_async(note, number, _queue=None if queue == "bad" else queue)
-    if queue == "bad":
+        kept.append(defer_async(note, number, _queue=None if queue == "raises" else queue))
+    if queue == "raises":
         raise LookupError(queue)
     return HttpResponse(status=202)
 

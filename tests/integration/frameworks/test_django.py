@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import adds
 import django
 import django_site
 import pytest
 from django.conf import settings as django_settings
 from django.core import checks, signals
 from django.core.exceptions import ImproperlyConfigured
+from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
 from django_site import seen
-from google.appengine.api import apiproxy_stub_map
-from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
 from deferred_middleware.settings import current_settings, install_settings
@@ -36,6 +36,7 @@ def tasks() -> Iterator[DeferredTasks]:
     install_settings(SETTINGS)
     seen.clear()
     django_site.answers.clear()
+    django_site.kept.clear()
     with capture_tasks(APPLICATION) as captured:
         yield captured
 
@@ -132,65 +133,19 @@ def test_a_request_ends_as_any_other(tasks: DeferredTasks) -> None:
     assert len(finished) == 1
 
 
-@pytest.fixture
-def adds() -> Iterator[list[int]]:
-    """Of how many tasks each RPC is that adds some."""
-    found: list[int] = []
-
-    def count(service: str, method: str, request: Any, response: Any) -> None:
-        if method == "BulkAdd":
-            found.append(len(request.add_request))
-
-    hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
-    hooks.Append("count", count, "taskqueue")
-    yield found
-    hooks.Clear()
-
-
-def coalescing_client() -> Client:
-    """Return a client of the site with DEFERRED_COALESCE."""
-    install_settings(dataclasses.replace(SETTINGS, coalesce=True))
-    return Client(raise_request_exception=False)
-
-
-def test_a_requests_calls_leave_together(tasks: DeferredTasks, adds: list[int]) -> None:
-    """With DEFERRED_COALESCE what a view deferred asynchronously leaves in one RPC, and without it in three."""
-    assert Client().post("/several/default").status_code == 202
-    assert adds == [1, 1, 1]
-
-    assert coalescing_client().post("/several/default").status_code == 202
-    assert adds == [1, 1, 1, 3]
-    tasks.run_all()
-    assert [value for what, value in seen if what == "ran"] == [0, 1, 2] * 2
-
-
-def test_a_view_that_raises_sends_none(tasks: DeferredTasks, adds: list[int]) -> None:
-    """With DEFERRED_COALESCE the calls of a view that raises don't leave."""
-    assert coalescing_client().post("/several/bad").status_code == 500
-
-    assert adds == []
-    tasks.assert_nothing_enqueued()
-
-
-@pytest.mark.parametrize("make_client", [Client, coalescing_client])
-def test_an_enqueue_that_fails_is_logged(
-    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, make_client: Callable[[], Client]
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_a_tasks_request_waits_for_what_a_middleware_defers(
+    tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, coalesce: bool
 ) -> None:
-    """A call that nobody waited for and that the queue refuses is an ERROR with its name, when the request ends."""
+    """A layer's enqueue that fails is an ERROR when the task's request ends, and the task's outcome stands."""
+    monkeypatch.setattr(django_site.Noting, "defers", True)
+    install_settings(dataclasses.replace(SETTINGS, coalesce=coalesce))
+    tasks.app = get_wsgi_application()
+    defer(django_site.note, 1)
 
-    def refuse(*_: Any) -> None:
-        raise apiproxy_errors.OverQuotaError
-
-    hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
-    hooks.Append("refuse", refuse, "taskqueue")
-    try:
-        assert make_client().post("/several/quick").status_code == 202
-    finally:
-        hooks.Clear()
-
-    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 3
-    assert all(error.startswith("django_site/note was not enqueued to queue 'quick'") for error in errors)
+    with adds.refused("quick"):
+        assert tasks.run().ok
+    assert caplog.text.count("django_site/note was not enqueued to queue 'quick'") >= 3
 
 
 def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import adds
 import flask
 import pytest
 from google.appengine.api import wrap_wsgi_app
 
-from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
+from deferred_middleware import PermanentTaskFailure, Settings, SingularTaskFailure, defer, defer_async
 from deferred_middleware.contrib.flask import ENDPOINT, Deferred
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
@@ -30,12 +31,12 @@ class MissingError(Exception):
     """Has an error handler."""
 
 
-def make_app(**config: Any) -> flask.Flask:
+def make_app(settings: Settings | None = None, **config: Any) -> flask.Flask:
     """Return an app whose layers note what goes through them."""
     seen.clear()
     app = flask.Flask("shop")
     app.config.update(config)
-    Deferred(app)
+    Deferred(app, settings=settings)
 
     @app.before_request
     def before() -> Any:
@@ -43,6 +44,12 @@ def make_app(**config: Any) -> flask.Flask:
         if app.config.get("READ_BODY"):
             seen.append(len(flask.request.get_data()))
         return app.config.get("ANSWER")
+
+    @app.after_request
+    def after(response: flask.Response) -> flask.Response:
+        if app.config.get("DEFERS"):
+            flask.current_app.extensions["kept"] = defer_async(look_around, 2, _queue="quick")
+        return response
 
     @app.teardown_request
     def teardown(error: BaseException | None) -> None:
@@ -161,6 +168,18 @@ def test_the_body_may_have_been_read_before() -> None:
     assert isinstance(seen[0], int)
     assert seen[0] > 1000
     assert seen[1][0] == "x" * 1000
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_a_tasks_request_waits_for_what_a_layer_defers(caplog: pytest.LogCaptureFixture, coalesce: bool) -> None:
+    """A layer's enqueue that fails is an ERROR when the task's request ends, and the task's outcome stands."""
+    app = make_app(Settings(coalesce=coalesce), DEFERS=True)
+    with capture_tasks() as tasks:
+        defer(look_around, 1)
+        with adds.refused("quick"):
+            assert run(app, tasks).ok
+
+    assert "test_flask/look_around was not enqueued to queue 'quick'" in caplog.text
 
 
 def test_init_app_later() -> None:

@@ -9,7 +9,7 @@ import webapp2
 from google.appengine.api import wrap_wsgi_app
 
 from deferred_middleware import PermanentTaskFailure, defer
-from deferred_middleware.contrib.webapp2 import route
+from deferred_middleware.contrib.webapp2 import Deferred
 from deferred_middleware.testing import capture_tasks
 
 seen: list[Any] = []
@@ -34,11 +34,11 @@ class MainPage(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no t
 
 
 def make_app() -> Any:
-    """Return an app with a page and the route of tasks."""
+    """Return an app with a page and tasks."""
     seen.clear()
-    app = webapp2.WSGIApplication([route(), ("/", MainPage)], config={"name": "shop"})
+    app = webapp2.WSGIApplication([("/", MainPage), ("/.*", MainPage)], config={"name": "shop"})
     app.error_handlers[500] = lambda request, response, error: response.set_status(200)
-    return app
+    return Deferred(app)
 
 
 def test_the_request_is_there_for_a_task() -> None:
