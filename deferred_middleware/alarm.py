@@ -32,34 +32,69 @@ class Alarm:
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self._running = False
+        self._taken_over = False
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call ``function`` in ``seconds``. What it raises is logged."""
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), function))
-            if self._running:
-                self._changed.notify()
-            else:
+            if self._running or self._taken_over:
+                self._changed.notify_all()
+                return
+            try:
                 threading.Thread(target=self._work, name="deferred_middleware alarm", daemon=True).start()
-                self._running = True
+            except RuntimeError:
+                return  # it waits for the next call, or for work_until: a process that ends starts no threads
+            self._running = True
+
+    def work_until(self, done: Callable[[], bool]) -> None:
+        """Do in this thread what is due, until ``done()``, and start no thread any more.
+
+        For the end of the process. ``done`` is asked after each function, and when :meth:`wake` is called.
+        """
+        with self._changed:
+            self._taken_over = True
+        while not done():
+            with self._changed:
+                function = self._next_due()
+                if function is None and not done():
+                    self._changed.wait(self._seconds_to_next())
+            if function is not None:
+                _call(function)
+
+    def wake(self) -> None:
+        """Let whoever works ask again whether all is done."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                now = time.monotonic()
-                if not self._due:
-                    if not self._changed.wait(_IDLE_SECONDS) and not self._due:
+                function = self._next_due()
+                if function is None:
+                    seconds = self._seconds_to_next()
+                    notified = self._changed.wait(_IDLE_SECONDS if seconds is None else seconds)
+                    if not notified and not self._due:
                         self._running = False
                         return
-                    continue
-                if self._due[0][0] > now:
-                    self._changed.wait(self._due[0][0] - now)
-                    continue
-                function = heapq.heappop(self._due)[2]
-            try:
-                function()
-            except Exception:
-                logger.exception("what was to be done later failed")
+            if function is not None:
+                _call(function)
+
+    def _next_due(self) -> Callable[[], object] | None:
+        """Return what is due and no longer waits, or None."""
+        if self._due and self._due[0][0] <= time.monotonic():
+            return heapq.heappop(self._due)[2]
+        return None
+
+    def _seconds_to_next(self) -> float | None:
+        return max(self._due[0][0] - time.monotonic(), 0) if self._due else None
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:
+        logger.exception("what was to be done later failed")
 
 
 ALARM: Final = Alarm()

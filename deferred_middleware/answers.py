@@ -159,6 +159,9 @@ OF_CONNECTION: Final = (CLOSED, HTTP_STATUS, TIMED_OUT, EMPTY, UNREADABLE)
 
 UNKNOWN: Final = Answer("anything else", _ERROR, "an answer that is not in this table", maybe_enqueued=True)
 NOT_SENT: Final = Answer("nothing", _ERROR, "the queue was not asked")
+NO_THREAD: Final = Answer(
+    "no thread", _ERROR, "no thread could be started to ask it", retried=True, maybe_enqueued=True
+)
 NO_CREDENTIALS: Final = Answer("nothing", _ERROR, "Cloud Tasks was not asked, for want of credentials", of_queue=True)
 
 

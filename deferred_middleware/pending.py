@@ -7,13 +7,16 @@ are empty nearly always, and looking whether they are costs next to nothing.
 
 from __future__ import annotations
 
-import atexit
 import contextvars
 import logging
+import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
+
+from deferred_middleware.alarm import ALARM
+from deferred_middleware.processend import BeforeEnd
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -22,6 +25,16 @@ class Enqueueing(Protocol):
     """What is waited for: an :class:`~deferred_middleware.EnqueueFuture`."""
 
     key: Key
+
+    @property
+    def label(self) -> str:
+        """The call's label."""
+
+    def done(self) -> bool:
+        """Tell whether it has ended."""
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call ``callback`` when it has ended, at once if it has."""
 
     def settle(self) -> bool:
         """Wait for the end; log a failure that nobody asked about, and return whether there is none."""
@@ -58,6 +71,7 @@ def started(enqueueing: Enqueueing) -> None:
 
     with _lock:
         UNDER_WAY.add(enqueueing)
+    _AT_END.register()
     # wrap_wsgi_app calls this when the response is gone through, so that what is enqueued by a streamed response after
     # the middleware returned it is waited for too. It knows a request by its trace (SDK: runtime/callback.py).
     request = callback.GetRequestId()
@@ -96,10 +110,15 @@ def settle_request(key: Key | None = None) -> bool:
     # What an enqueue's callback starts is waited for too.
     while found := of_request(key or key_of_request()):
         for enqueueing in found:
-            fine = enqueueing.settle() and fine
-            with _lock:
-                FAILED.pop(id(enqueueing), None)
-                UNDER_WAY.discard(enqueueing)
+            fine = _settle(enqueueing) and fine
+    return fine
+
+
+def _settle(enqueueing: Enqueueing) -> bool:
+    fine = enqueueing.settle()
+    with _lock:
+        FAILED.pop(id(enqueueing), None)
+        UNDER_WAY.discard(enqueueing)
     return fine
 
 
@@ -158,7 +177,38 @@ class _Waiting:
             settle_request(self._key)
 
 
-@atexit.register
 def _settle_all() -> None:
-    for enqueueing in _all():
-        enqueueing.settle()
+    """Wait for all that is under way, further attempts included, because the process ends."""
+    try:
+        while found := _all():
+            for enqueueing in found:
+                enqueueing.add_done_callback(lambda _: ALARM.wake())
+                # The alarm may have no thread, and from Python 3.12 on a process that ends can't start one.
+                ALARM.work_until(enqueueing.done)
+                _settle(enqueueing)
+    except BaseException:
+        # Whoever stops the process (Ctrl-C) doesn't want to wait for the rest of it.
+        for enqueueing in _all():
+            if enqueueing.done():
+                enqueueing.settle()
+            else:
+                logger.error("%s is not known to be enqueued: the process was stopped meanwhile", enqueueing.label)
+        _forget()
+        raise
+
+
+def _forget() -> None:
+    with _lock:
+        UNDER_WAY.clear()
+        FAILED.clear()
+
+
+def _after_fork() -> None:
+    """Leave to the parent what the parent has under way: its threads aren't here, and it tells what becomes of it."""
+    global _lock
+    _lock = threading.RLock()
+    _forget()
+
+
+_AT_END: Final = BeforeEnd(_settle_all)
+os.register_at_fork(after_in_child=_after_fork)

@@ -82,7 +82,10 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
         failure = error
     if isinstance(rpc, _NotStarted):
         # Nothing was sent, so that nothing can have been added, and trying again would change nothing.
-        refusal = Refusal(rpc.error, dataclasses.replace(answers.NOT_SENT, of_queue=_of_all(rpc.error)), True)
+        answer = dataclasses.replace(answers.NOT_SENT, of_queue=_of_all(rpc.error))
+        if _lacked_thread(rpc.error):
+            answer = answers.NO_THREAD
+        refusal = Refusal(rpc.error, answer, True)
         return [refusal] * len(tasks)
     found = _codes(rpc, len(tasks), failure)
     if found is not None:
@@ -102,6 +105,15 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
 def _of_all(error: Exception) -> bool:
     """Tell whether an error in starting an RPC has nothing to do with one of its tasks."""
     return isinstance(error, (apiproxy_errors.Error, taskqueue.BadTransactionStateError, ImportError))
+
+
+def _lacked_thread(error: Exception) -> bool:
+    """Tell whether the SDK's thread pool could start no thread for the call, which another of its threads may do yet.
+
+    So it is when the process has too many threads, and from Python 3.12 on when the process ends. The pool has the call
+    in its queue by then (``submit`` in ``concurrent/futures/thread.py``).
+    """
+    return isinstance(error, RuntimeError) and "new thread" in str(error)
 
 
 def _codes(rpc: Any, count: int, failure: Exception | None) -> tuple[Sequence[int], str, bool] | None:

@@ -92,6 +92,25 @@ class Silent(Fault):
         handler.close_connection = True
 
 
+class Held(Fault):
+    """Answer when the test lets go, with what the add came to or with a code."""
+
+    def __init__(self, code: int | None = None) -> None:
+        super().__init__(added=code is None)
+        self.code = code
+        self.came = threading.Event()
+        self.let_go = threading.Event()
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Wait, and answer."""
+        self.came.set()
+        assert self.let_go.wait(BOUND_SECONDS)
+        if self.code is None:
+            handler.send(remote_api_pb.Response(response=results.SerializeToString()))
+        else:
+            Results(self.code).answer(handler, results)
+
+
 class HttpStatus(Fault):
     """Answer with an HTTP status other than 200."""
 

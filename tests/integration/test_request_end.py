@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import faults
 import pytest
 import sample
-from faults import BOUND_SECONDS, Fault, FaultyServer, Results
+from faults import BOUND_SECONDS, FaultyServer, Held
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
-from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
 from waitress.server import create_server
 
@@ -22,25 +21,6 @@ from deferred_middleware.settings import install_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-
-class Held(Fault):
-    """Answer when the test lets go, with what the add came to or with a code."""
-
-    def __init__(self, code: int | None = None) -> None:
-        super().__init__(added=code is None)
-        self.code = code
-        self.came = threading.Event()
-        self.let_go = threading.Event()
-
-    def answer(self, handler: Any, results: Any) -> None:
-        """Wait, and answer."""
-        self.came.set()
-        assert self.let_go.wait(BOUND_SECONDS)
-        if self.code is None:
-            handler.send(remote_api_pb.Response(response=results.SerializeToString()))
-        else:
-            Results(self.code).answer(handler, results)
 
 
 @pytest.fixture
