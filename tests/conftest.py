@@ -82,7 +82,8 @@ def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
     """Return a function that prepares a server, without starting it.
 
     Its arguments: the source of ``main.py``, or a mapping of file names to sources; ``apps`` (by default
-    ``["main:app"]``); ``services``; ``arguments``, further ones of the command line; ``environ``.
+    ``["main:app"]``); ``services``; ``arguments``, further ones of the command line; ``environ``;
+    ``program``, what Python runs in place of the package.
     """
     made: list[Server] = []
 
@@ -93,6 +94,7 @@ def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
         services: Sequence[str] = (),
         arguments: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "deferred_middleware"),
     ) -> Server:
         directory = tmp_path / f"server{len(made)}"
         directory.mkdir()
@@ -101,7 +103,7 @@ def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
             (directory / name).write_text(text)
         given = [*apps, *(f"--service={name}" for name in services), "--port=0", "--admin-port=0"]
         given += ["--ready-file=ready.json", *arguments]
-        server = Server(directory, given, {"RECORDER": recorder.path, **(environ or {})})
+        server = Server(directory, given, {"RECORDER": recorder.path, **(environ or {})}, program)
         made.append(server)
         return server
 

@@ -73,7 +73,13 @@ def tell(**told):
 class Server:
     """One ``deferred-middleware serve``, running or not. It can be started again after it ended."""
 
-    def __init__(self, directory: Path, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        program: Sequence[str] = ("-m", "deferred_middleware"),
+    ) -> None:
         self.directory = directory
         self.data_dir = directory / ".deferred"
         self.ready_file = directory / "ready.json"
@@ -82,7 +88,7 @@ class Server:
         self._log = directory / "server.log"
         self._mark = uuid.uuid4().hex
         self._environ = {**os.environ, "PYTHONPATH": PACKAGE_PARENT, **environ, _MARK: self._mark}
-        self._command = [sys.executable, "-m", "deferred_middleware", "serve", *arguments]
+        self._command = [sys.executable, *program, "serve", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -210,9 +210,8 @@ def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int
     log = tmp_path / "runs"
     log.touch()
     arguments = [f"--threads={THREADS + 2}", "--history-tasks=1000000"]
-    server = make_server({"main.py": APP, "hasty.py": HASTY}, arguments=arguments, environ={"RUNS": str(log)})
-    server._command[1:3] = ["hasty.py"]
-    server.start()
+    files = {"main.py": APP, "hasty.py": HASTY}
+    server = make_server(files, arguments=arguments, environ={"RUNS": str(log)}, program=["hasty.py"]).start()
     ticket = server.get("/")
     events = Events()
     acknowledged: set[str] = set()

@@ -80,9 +80,8 @@ def test_a_kill_in_the_middle_of_a_commit(
     make_server: Serve, recorder: Recorder, point: str, model: str, there: bool
 ) -> None:
     """At the worst moments of a commit ``kill -9`` leaves the entity with its task, which runs once, or neither."""
-    server: Server = make_server({"main.py": MAIN, "crashing.py": CRASHING}, environ={"KILL_AT": point})
-    server._command[1:3] = ["crashing.py"]
-    server.start()
+    files = {"main.py": MAIN, "crashing.py": CRASHING}
+    server: Server = make_server(files, environ={"KILL_AT": point}, program=["crashing.py"]).start()
     server.post(f"/write/{model}/before", None)
     assert recorder.next() == {"told": "before"}
     (server.directory / "armed").touch()

@@ -14,7 +14,7 @@ from engines.apps import PARENT, QUEUES, environ_for
 from engines.cloudtasks import CloudTasks, Fault
 from google.appengine.api import taskqueue
 from google.appengine.ext import testbed
-from test_faults import sdk_type
+from queue_answers import sdk_type
 from timed_adds import Clock, add
 
 from deferred_middleware import (

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator
 
 import faults
 import pytest
 import sample
-from faults import ApplicationError, Closed, Fault, FaultyServer, HttpStatus, Results, RpcError, Silent, Unreadable
+from faults import Closed, Fault, FaultyServer, Results, Silent
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
+from queue_answers import each_answer, each_that_passes, sdk_type
 from timed_adds import Clock, add
 
 from deferred_middleware import (
@@ -32,34 +32,6 @@ from deferred_middleware.answers import Answer
 from deferred_middleware.attempts import Timing
 from deferred_middleware.settings import install_settings
 
-ANSWERS: list[tuple[str, Answer, Fault, bool]] = []
-"""Name, what it means to us, what the server does, and whether the add takes effect."""
-for _code, _answer in answers.BY_CODE.items():
-    ANSWERS.append((f"result {_answer.what}", _answer, Results(_code), False))
-    ANSWERS.append((f"error {_answer.what}", _answer, ApplicationError(_code), False))
-for _code, _answer in answers.BY_RPC_ERROR.items():
-    ANSWERS.append((f"rpc {_answer.what}", _answer, RpcError(_code), False))
-    if _answer.maybe_enqueued:
-        ANSWERS.append((f"rpc {_answer.what} after it", _answer, RpcError(_code, added=True), True))
-for _answer, _kind in (
-    (answers.CLOSED, Closed),
-    (answers.HTTP_STATUS, HttpStatus),
-    (answers.UNREADABLE, Unreadable),
-    (answers.TIMED_OUT, Silent),
-):
-    for _added in (False, True):
-        ANSWERS.append((f"{_answer.what} {'after' if _added else 'before'} it", _answer, _kind(_added), _added))
-ANSWERS.append((f"{answers.EMPTY.what} before it", answers.EMPTY, Results(), False))
-ANSWERS.append((f"{answers.EMPTY.what} after it", answers.EMPTY, Results(added=True), True))
-each_answer = pytest.mark.parametrize(
-    ("answer", "fault", "added"), [pytest.param(*facts, id=name) for name, *facts in ANSWERS]
-)
-
-each_that_passes = pytest.mark.parametrize(
-    ("answer", "fault", "added"),
-    [pytest.param(answer, fault, added, id=name) for name, answer, fault, added in ANSWERS if answer.retried],
-)
-
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
@@ -75,19 +47,6 @@ def server() -> Iterator[FaultyServer]:
 def clock() -> Clock:
     """The time of the attempts."""
     return Clock()
-
-
-def sdk_type(answer: Answer) -> type[Exception]:
-    """Return the SDK's exception that the table names."""
-    module, _, name = answer.error.partition(".")
-    where = {
-        "taskqueue": "google.appengine.api.taskqueue",
-        "datastore_errors": "google.appengine.api.datastore_errors",
-        "apiproxy_errors": "google.appengine.runtime.apiproxy_errors",
-        "message": "google.protobuf.message",
-    }[module]
-    kind: type[Exception] = getattr(importlib.import_module(where), name)
-    return kind
 
 
 def test_the_table_has_every_code_of_the_sdk() -> None:

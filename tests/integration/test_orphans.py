@@ -13,7 +13,7 @@ import sample
 from faults import Fault, FaultyServer
 from google.appengine.api import apiproxy_stub_map, datastore
 from google.appengine.runtime import apiproxy_errors, default_api_stub
-from test_faults import each_answer, each_that_passes
+from queue_answers import each_answer, each_that_passes
 from timed_adds import Clock, add
 
 from deferred_middleware import EnqueueError, Settings, attempts, call, defer_many, overflow, payload, protocol
