@@ -9,7 +9,7 @@ import functools
 import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from deferred_middleware.callables import AnyCallable
 
@@ -31,7 +31,7 @@ def redacted_by(func: AnyCallable) -> frozenset[str]:
     return names if isinstance(names, frozenset) else frozenset()
 
 
-def show(func: AnyCallable, args: Sequence[Any], kwargs: Mapping[str, Any], shown: Shown) -> str:
+def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object], shown: Shown) -> str:
     """Return the arguments as they stand between a call's parentheses."""
     if shown == "none" and (args or kwargs):
         return "…"

@@ -21,13 +21,16 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from deferred_middleware import protocol
 from deferred_middleware.errors import LocationError, SettingsError
 
 if TYPE_CHECKING:
     from deferred_middleware.options import Options
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ENABLED_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 EMULATOR_VARIABLE: Final = "CLOUD_TASKS_EMULATOR_HOST"
@@ -193,14 +196,14 @@ class CallersPool(futures.Executor):
         self._lock = threading.Lock()
         self._pool: futures.ThreadPoolExecutor | None = None
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Run ``fn`` in one of the threads."""
         from google.appengine.runtime.request_environment import current_request
 
         install = current_request.CloneRequestEnvironment()
         context = contextvars.copy_context()
 
-        def call() -> Any:
+        def call() -> T:
             install()
             try:
                 return context.run(fn, *args, **kwargs)

@@ -62,12 +62,12 @@ class TaskFunction(Generic[P, R]):
             """Return the same with other options, those of ``defer`` without their underscore."""
 
         @overload
-        def __get__(self, instance: None, owner: type[Any] | None = None) -> TaskFunction[P, R]: ...
+        def __get__(self, instance: None, owner: type[object] | None = None) -> TaskFunction[P, R]: ...
         @overload
         def __get__(
-            self: TaskFunction[Concatenate[S, Q], R], instance: S, owner: type[Any] | None = None
+            self: TaskFunction[Concatenate[S, Q], R], instance: S, owner: type[object] | None = None
         ) -> TaskFunction[Q, R]: ...
-        def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        def __get__(self, instance: object, owner: type[object] | None = None) -> Any:
             """Return it as an object or its class has it."""
 
 
@@ -80,7 +80,7 @@ class TaskOfClass(TaskFunction[..., R], Generic[Q, R]):
     if TYPE_CHECKING:
 
         def __get__(  # type: ignore[override] # with the class already bound
-            self, instance: Any, owner: type[Any] | None = None
+            self, instance: object, owner: type[object] | None = None
         ) -> TaskFunction[Q, R]:
             """Return it as the class or an object has it."""
 
@@ -102,7 +102,7 @@ def task(
     queue: str | Iterable[str] | None = None,
     target: str | None = None,
     countdown: float | datetime.timedelta | None = None,
-    retry_options: taskqueue.TaskRetryOptions | Mapping[str, Any] | None = None,
+    retry_options: taskqueue.TaskRetryOptions | Mapping[str, object] | None = None,
     max_attempts: int | None = None,
     deadline: float | datetime.timedelta | None = None,
     name: str | None = None,
@@ -138,7 +138,7 @@ def task(func: Any = None, /, *, redact: Iterable[str] = (), **options: Any) -> 
     return decorate if func is None else decorate(func)
 
 
-def _check(body: AnyCallable, declared: Mapping[str, Any], redacted: frozenset[str]) -> None:
+def _check(body: AnyCallable, declared: Mapping[str, object], redacted: frozenset[str]) -> None:
     signature = inspect.signature(body)
     Options.take_from(declared, label_of(body), inspect.Signature())
     unknown = sorted(redacted - set(signature.parameters))
@@ -168,7 +168,7 @@ def _attach(body: Any) -> Any:
 class _Deferring:
     """A callable with options for its calls, over those that it declares itself."""
 
-    def __init__(self, func: AnyCallable, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, func: AnyCallable, overrides: Mapping[str, object]) -> None:
         functools.update_wrapper(self, func, updated=())
         self._func = func
         self._overrides = overrides
@@ -188,7 +188,7 @@ class _Deferring:
         """Return a call."""
         return call(self._func, *args, **{**self._overrides, **kwargs})
 
-    def options(self, **options: Any) -> _Deferring:
+    def options(self, **options: object) -> _Deferring:
         """Return the same with other options."""
         given = {f"_{name}": value for name, value in options.items()}
         Options.take_from(given, label_of(self._func), inspect.Signature())
@@ -210,7 +210,7 @@ class _Bound(_Deferring):
     def __hash__(self) -> int:
         return hash(self._func)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return getattr, (self.__self__, self.__func__.__name__)
 
 
@@ -222,7 +222,7 @@ class _Method:
         self._func = func
         _attach(self.__wrapped__)
 
-    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+    def __get__(self, instance: object, owner: type[object] | None = None) -> Any:
         bound = self._func.__get__(instance, owner)
         return _Bound(bound) if isinstance(bound, types.MethodType) else bound
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.parse
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deferred_middleware import protocol
@@ -325,7 +325,7 @@ def warn(message: str) -> None:
     warnings.warn(message, DeferredWarning, stacklevel=level)
 
 
-_CHECKS: Final[Mapping[str, tuple[str, Any]]] = {
+_CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], object]]]] = {
     "_queue": ("queues", _queues),
     "_countdown": ("eta_posix", _countdown),
     "_eta": ("eta_posix", _eta),

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from deferred_middleware.alarm import ALARM
 from deferred_middleware.processend import BeforeEnd
@@ -33,7 +33,7 @@ class Enqueueing(Protocol):
     def done(self) -> bool:
         """Tell whether it has ended."""
 
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+    def add_done_callback(self, callback: Callable[[object], object]) -> None:
         """Call ``callback`` when it has ended, at once if it has."""
 
     def settle(self) -> bool:
@@ -46,9 +46,9 @@ class Enqueueing(Protocol):
 Key = tuple[int, str]
 """Tells a request from others: its thread, and the platform's id of it where there is one."""
 
-UNDER_WAY: Final[set[Any]] = set()
+UNDER_WAY: Final[set[Enqueueing]] = set()
 """What is not decided yet."""
-FAILED: Final[dict[int, weakref.ref[Any]]] = {}
+FAILED: Final[dict[int, weakref.ref[Enqueueing]]] = {}
 """What failed and somebody might still ask about, by its identity."""
 _lock = threading.RLock()  # a weak reference's callback may come at any time
 _told: contextvars.ContextVar[str] = contextvars.ContextVar("deferred_middleware.request_end", default="")

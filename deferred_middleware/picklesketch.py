@@ -14,7 +14,7 @@ import _compat_pickle
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 MAX_OPCODES = 100_000
 """More than these are not looked at, unless it is said otherwise."""
@@ -24,7 +24,7 @@ MAX_OPCODES = 100_000
 class Value:
     """Something that the pickle holds itself: a number, a text, bytes, None, True or False."""
 
-    value: Any
+    value: object
 
 
 @dataclass(eq=False, slots=True)
@@ -38,11 +38,14 @@ class Name:
         return f"{self.module}.{self.qualname}"
 
 
+Kind = Literal["tuple", "list", "dict", "set", "frozenset"]
+
+
 @dataclass(eq=False, slots=True)
 class Group:
     """A container; a dictionary has its keys and values in turn in ``items``."""
 
-    kind: Literal["tuple", "list", "dict", "set", "frozenset"]
+    kind: Kind
     items: list[Node] = field(default_factory=list)
 
 
@@ -90,46 +93,47 @@ class _MalformedError(Exception):
     pass
 
 
-_MARK: Final = object()
-
-
 class _Machine:
     """The pickle machine's stack and memo, with nodes on them. Each method is an opcode, by its name in pickletools."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[Node | None] = []
+        """Its nodes; None is a mark."""
+        self.memo: dict[int, Node] = {}
         self.protocol = 0
 
-    def pop(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+    def pop(self) -> Node:
+        node = self.stack[-1] if self.stack else None
+        if node is None:
             raise _MalformedError("it takes something from an empty stack")
-        return self.stack.pop()
+        del self.stack[-1]
+        return node
 
-    def top(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+    def top(self) -> Node:
+        node = self.stack[-1] if self.stack else None
+        if node is None:
             raise _MalformedError("it looks at an empty stack")
-        return self.stack[-1]
+        return node
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Node]:
         for index in range(len(self.stack) - 1, -1, -1):
-            if self.stack[index] is _MARK:
-                found = self.stack[index + 1 :]
+            if self.stack[index] is None:
+                found = [node for node in self.stack[index + 1 :] if node is not None]
                 del self.stack[index:]
                 return found
         raise _MalformedError("it looks for a mark that isn't there")
 
-    def literal(self, argument: Any) -> None:
+    def literal(self, argument: object) -> None:
         self.stack.append(Value(argument))
 
-    def group(self, kind: Any, items: list[Any]) -> None:
+    def group(self, kind: Kind, items: list[Node]) -> None:
         self.stack.append(Group(kind, items))
 
     def tuple_of(self, count: int) -> None:
         items = [self.pop() for _ in range(count)]
         self.group("tuple", items[::-1])
 
-    def put_in(self, items: list[Any], *, in_pairs: bool = False) -> None:
+    def put_in(self, items: list[Node], *, in_pairs: bool = False) -> None:
         container = self.top()
         if isinstance(container, Made):
             container.in_pairs = in_pairs
@@ -138,7 +142,7 @@ class _Machine:
         elif not isinstance(container, Unknown):
             raise _MalformedError("it puts something into what holds nothing")
 
-    def pairs_from_mark(self) -> list[Any]:
+    def pairs_from_mark(self) -> list[Node]:
         items = self.pop_to_mark()
         if len(items) % 2:
             raise _MalformedError("a key has no value")
@@ -204,7 +208,7 @@ class _Machine:
         end = data.index(b"\n", middle + 1)
         return self.name(data[position + 1 : middle].decode(), data[middle + 1 : end].decode())
 
-    def begin(self, protocol: Any) -> None:
+    def begin(self, protocol: int) -> None:
         self.protocol = protocol
 
 
@@ -230,7 +234,7 @@ _LITERALS = (
     "FLOAT",
     "BINFLOAT",
 )
-_OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
+_OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(_LITERALS, lambda machine, argument: machine.literal(argument)),
     "NONE": lambda machine, _: machine.literal(None),
     "NEWTRUE": lambda machine, _: machine.literal(True),
@@ -239,7 +243,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], Any]] = {
     "FRAME": lambda _machine, _: None,
     "READONLY_BUFFER": lambda _machine, _: None,
     "NEXT_BUFFER": lambda machine, _: machine.stack.append(Unknown("a buffer kept elsewhere")),
-    "MARK": lambda machine, _: machine.stack.append(_MARK),
+    "MARK": lambda machine, _: machine.stack.append(None),
     "POP": lambda machine, _: machine.stack.pop() if machine.stack else machine.pop(),
     "POP_MARK": lambda machine, _: machine.pop_to_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.top()),
@@ -302,4 +306,4 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     except (ValueError, UnicodeError, IndexError, OverflowError, Warning) as error:
         # pickletools warns of an escape that is none, and a process may have warnings raised.
         problem = f"it is damaged ({str(error)[:100]})"
-    return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not _MARK))
+    return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not None))

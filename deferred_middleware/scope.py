@@ -9,11 +9,13 @@ request needs all three.
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from google.appengine.runtime import default_api_stub, request_environment
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -28,18 +30,18 @@ class Scope:
         self._request = (current.errors, current.environ, current.runtime_stats)
         self._ticket = default_api_stub.DefaultApiStub.ShouldUseRequestSecurityTicketForThread()
 
-    def run(self, function: Callable[..., T], *args: Any) -> T:
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in this thread as if it were in the request."""
-        return self._context.copy().run(self._run, function, *args)
+        return self._context.copy().run(functools.partial(self._run, function, *args, **kwargs))
 
-    def _run(self, function: Callable[..., T], *args: Any) -> T:
+    def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         current, stub = request_environment.current_request, default_api_stub.DefaultApiStub
         before = (current.errors, current.environ, current.runtime_stats)
         ticket_before = stub.ShouldUseRequestSecurityTicketForThread()
         current.errors, current.environ, current.runtime_stats = self._request
         stub.SetUseRequestSecurityTicketForThread(self._ticket)
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         finally:
             current.errors, current.environ, current.runtime_stats = before
             stub.SetUseRequestSecurityTicketForThread(ticket_before)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware import protocol
 
@@ -59,7 +59,7 @@ def consumer_span(context: TaskContext) -> Iterator[None]:
         yield
 
 
-def _attributes(context: TaskContext) -> Mapping[str, Any]:
+def _attributes(context: TaskContext) -> Mapping[str, str | int]:
     module, _, function = context.label.partition("/")
     return {
         "messaging.system": _SYSTEM,

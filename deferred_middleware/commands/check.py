@@ -8,18 +8,21 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.codecheck import Finding, check_source
 from deferred_middleware.errors import ServerError
+
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
 # Folders that hold other people's code, or none.
 _PASSED_OVER = {"node_modules", "site-packages", "__pycache__", "venv", "env", "build", "dist"}
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "check",
         help="find defer calls that will fail, by reading the code",
         description="Read Python files and find defer calls that will fail: lambdas and nested functions, unknown "

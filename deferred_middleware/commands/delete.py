@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.commands.connection import Connection, UsageError, add_arguments
 from deferred_middleware.commands.named import add_task_arguments, change_named
 from deferred_middleware.commands.tables import count, print_json, say
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "delete",
         help="delete tasks",
         description="Delete tasks, whatever their state, with their attempts. One that is running runs to its end. "

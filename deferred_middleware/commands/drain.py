@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.commands.connection import Connection, NotFoundError, add_arguments
 from deferred_middleware.commands.tables import count, distance, print_json, say
+
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
 FAILED_MEANWHILE = 5
 """Exit status: the queues are empty, and tasks have failed for good meanwhile."""
@@ -23,9 +26,9 @@ _LINE_EVERY_SECONDS = 5.0
 _MOST_COUNTED = 10_000
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "drain",
         help="wait until everything due is done",
         description="Let the queues run everything that is due, show what is left, and end when nothing is: no task "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.commands.connection import Connection, add_arguments
 from deferred_middleware.commands.tables import count, print_json, say
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "purge",
         help="delete all waiting tasks of a queue",
         description="Delete all tasks of a queue that are not finished. Those that are running run to their end; "

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.commands.connection import Connection, add_arguments
 from deferred_middleware.commands.tables import distance, print_json, print_table
+
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
 _MOST_COUNTED = 10_000
 _NUMBERS = ("DUE", "SCHEDULED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED")
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "queues",
         help="show the queues",
         description="Show the queues, and how many tasks are due, wait for their ETA or for another attempt, run, and "

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.commands.engine import connect
 from deferred_middleware.errors import ServerError
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "replay",
         help="enqueue dead letters again, from the log's lines",
         description="Read lines of the log that tell of dead letters and enqueue each task again, after verifying its "

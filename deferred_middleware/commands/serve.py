@@ -6,16 +6,19 @@ import argparse
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.datadir import DataDirectory
 from deferred_middleware.server.served import DEFAULT_SERVICE, Served, what_is_served
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
+
 _logger = logging.getLogger(__name__)
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
     serve: argparse.ArgumentParser = commands.add_parser(
         "serve",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.commands.connection import Connection, add_arguments, task_path
 from deferred_middleware.commands.tables import distance, duration, moment, print_json, printable, printable_lines, say
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
+
 _LABEL_WIDTH = 14
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "show",
         help="show a task",
         description="Show a task: what it calls, read without running anything of it, its headers and its attempts.",

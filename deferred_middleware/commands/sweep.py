@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware.commands.engine import connect
 from deferred_middleware.errors import ServerError
 
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "sweep",
         help="remove expired payloads from the datastore",
         description="Remove payloads too large for a task, and receipts of such, whose time is over. It needs the "

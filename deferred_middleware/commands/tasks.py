@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.commands.connection import Connection, add_arguments
 from deferred_middleware.commands.tables import distance, of_task, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from deferred_middleware.commands import Subparsers
 
 STATES = ("ready", "running", "succeeded", "failed")
 _MAX_PAGE = 1000
 
 
-def add_parser(commands: Any) -> argparse.ArgumentParser:
+def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
     """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser = commands.add_parser(
         "tasks", help="list tasks", description="List tasks, those that were added last first."
     )
     parser.add_argument("--queue", metavar="NAME", help="only those of this queue")

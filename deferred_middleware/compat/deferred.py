@@ -20,7 +20,7 @@ from google.appengine.ext.deferred.deferred import Error
 
 from deferred_middleware import payload
 from deferred_middleware import settings as settings_module
-from deferred_middleware.callables import check_kind
+from deferred_middleware.callables import AnyCallable, check_kind
 from deferred_middleware.calls import Call, call
 from deferred_middleware.delivery import KEY, Delivery
 from deferred_middleware.enqueue import enqueue
@@ -54,7 +54,7 @@ def set_log_level(log_level: int) -> None:
     settings_module.install_settings(settings)
 
 
-def defer(obj: Any, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
+def defer(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has.
 
     Where the version isn't known (``GAE_VERSION``), a ``_target`` of one label is sent as it is, as the SDK's does.
@@ -67,7 +67,7 @@ def defer(obj: Any, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     return enqueue(prepared)
 
 
-def serialize(obj: Any, /, *args: Any, **kwargs: Any) -> bytes:
+def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:
     """Return the payload of a call; all keyword arguments are the call's own.
 
     Raises what :func:`defer` raises for a callable or an argument that can't be pickled.

@@ -20,6 +20,7 @@ from google.appengine.api import taskqueue
 from google.appengine.ext import ndb
 
 from deferred_middleware import settings as settings_module
+from deferred_middleware.callables import AnyCallable
 from deferred_middleware.calls import call
 from deferred_middleware.context import current_task
 from deferred_middleware.enqueue import enqueue_async
@@ -52,7 +53,7 @@ BACKGROUND_MODULE: str | None = _initial.background_module
 del _initial
 
 
-def addTask(queues: str | Sequence[str], func: Any, /, *args: Any, **kwargs: Any) -> Any:
+def addTask(queues: str | Sequence[str], func: AnyCallable, /, *args: Any, **kwargs: Any) -> Any:
     """Enqueue a call; return an ndb Future of True, or of False if the task's name is taken.
 
     ``queues`` is a list of names to spread over, one name, or ``'default'`` for :data:`DEFAULT_QUEUES`. The options are

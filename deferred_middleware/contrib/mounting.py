@@ -8,8 +8,8 @@ for tasks: with what their outcome calls for, and with an error when there is no
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import webob
 
@@ -19,6 +19,7 @@ from deferred_middleware.handler import TaskHandler
 from deferred_middleware.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("deferred_middleware")
@@ -93,7 +94,9 @@ def _collect(app: WSGIApplication, environ: WSGIEnvironment) -> webob.Response:
     started: list[tuple[str, list[tuple[str, str]]]] = []
     written = bytearray()
 
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+    def start_response(
+        status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
+    ) -> Callable[[bytes], object]:
         started.append((status, headers))
         return written.extend
 

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import sys
 import urllib.parse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deferred_middleware import protocol
 from deferred_middleware.delivery import KEY, Delivery
@@ -14,6 +14,9 @@ from deferred_middleware.testing.records import EnqueuedTask
 from deferred_middleware.testing.stub import HOSTNAME
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
     from deferred_middleware.outcomes import Outcome
@@ -105,7 +108,7 @@ def _environ(task: EnqueuedTask, attempt: Attempt) -> WSGIEnvironment:
     if attempt.previous_response is not None:
         platform[protocol.PREVIOUS_RESPONSE_HEADER] = str(attempt.previous_response)
         platform[protocol.RETRY_REASON_HEADER] = "App Error"
-    environ: dict[str, Any] = {
+    environ: WSGIEnvironment = {
         protocol.environ_key(name): value
         for name, value in {**task.headers, **platform}.items()
         if name.lower() not in ("content-type", "content-length")
@@ -137,7 +140,9 @@ def _request(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, bytes
     started: list[str] = []
     written = bytearray()
 
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+    def start_response(
+        status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
+    ) -> Callable[[bytes], object]:
         started.append(status)
         return written.extend
 

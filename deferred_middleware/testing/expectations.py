@@ -24,12 +24,12 @@ class Expectation:
     """A call, and as much of its options as the test cares about."""
 
     func: AnyCallable
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, func: AnyCallable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Expectation:
+    def of(cls, func: AnyCallable, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> Expectation:
         """Split what an assertion was given into the call's own arguments and options.
 
         Raises :class:`TypeError` for an option that can't be expected.
@@ -79,7 +79,7 @@ def _differences_of_arguments(expected: Expectation, task: EnqueuedTask) -> list
     return lines
 
 
-def _by_parameter(func: AnyCallable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+def _by_parameter(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object] | None:
     """Return the arguments by the names of their parameters, so that ``f(1)`` and ``f(x=1)`` are the same call."""
     try:
         bound = inspect.signature(func, follow_wrapped=False).bind(*args, **kwargs)
@@ -89,7 +89,7 @@ def _by_parameter(func: AnyCallable, args: tuple[Any, ...], kwargs: Mapping[str,
     return dict(bound.arguments)
 
 
-def _by_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _by_place(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
     return {**{f"args[{index}]": value for index, value in enumerate(args)}, **kwargs}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import reprlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deferred_middleware.callables import AnyCallable, Label
@@ -99,7 +99,7 @@ class EnqueuedTask:
         return f"{what}  [{where}, task {self.name}]"
 
 
-def describe(func: AnyCallable, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def describe(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Return a call as one would write it, its values shortened."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 120

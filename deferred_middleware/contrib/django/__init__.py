@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from deferred_middleware.callables import AnyCallable
 from deferred_middleware.calls import call
 from deferred_middleware.enqueue import enqueue
 
 
-def defer_on_commit(func: Any, /, *args: Any, _using: str | None = None, **kwargs: Any) -> None:
+def defer_on_commit(func: AnyCallable, /, *args: Any, _using: str | None = None, **kwargs: Any) -> None:
     """Defer a call when the database transaction around this commits, or at once where there is none.
 
     The call is checked now, and enqueued after the commit; arguments are pickled then. ``_using`` is the database's

@@ -59,7 +59,7 @@ def install(given: Mapping[str, Any]) -> None:
         hooks_module.install_hooks(Hooks([hook() if isinstance(hook, type) else hook for hook in hooks]))
 
 
-def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[checks.CheckMessage]:
     """Return what is wrong with how the site is set up for tasks."""
     found: list[checks.CheckMessage] = []
     if list(django_settings.MIDDLEWARE)[:1] != [MIDDLEWARE]:

@@ -113,6 +113,6 @@ def _result(
     )
 
 
-def _set(result: TaskResult[Any, Any], **values: Any) -> None:
+def _set(result: TaskResult[Any, Any], **values: object) -> None:
     for name, value in values.items():
         object.__setattr__(result, name, value)  # a TaskResult is frozen, and Django's own backends do so too

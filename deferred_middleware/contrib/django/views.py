@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
@@ -12,6 +12,9 @@ from django.views.decorators.csrf import csrf_exempt
 from deferred_middleware.contrib.mounting import run_mounted
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.handler import TaskHandler
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 
 @functools.cache
@@ -23,7 +26,7 @@ def task_handler() -> TaskHandler:
 @csrf_exempt  # the queue has no token; its request is authenticated by the handler
 def run_task(request: HttpRequest) -> HttpResponse:
     """Run the task of a request; raise what it raised."""
-    environ: dict[str, Any] = request.environ  # type: ignore[attr-defined] # a WSGIRequest
+    environ: WSGIEnvironment = request.environ  # type: ignore[attr-defined] # a WSGIRequest
     # Reads on from where a middleware left off, or from the beginning if one has read request.body.
     environ["wsgi.input"] = request
     answer = run_mounted(task_handler(), environ)

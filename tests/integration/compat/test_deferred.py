@@ -89,7 +89,7 @@ def test_what_import_cannot_find_is_the_error_that_it_was(error: type[Exception]
     with pytest.raises(error):
         deferred.serialize(lambda: None)
     with pytest.raises(ValueError, match="can't be called"):
-        deferred.serialize("no function")
+        deferred.serialize("no function")  # type: ignore[arg-type]
 
 
 def test_run_does_not_take_a_missing_callable_for_a_permanent_failure() -> None:
