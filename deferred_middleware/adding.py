@@ -51,10 +51,10 @@ class Add:
         for index in list(self._sent):
             if self.prepared[index].overflowed is not None:
                 self._store(index)
-        tasks = [self.prepared[index].task for index in self._sent]
-        if not tasks:
+        drafts = [self.prepared[index].draft for index in self._sent]
+        if not drafts:
             return None
-        return sending.start(self.prepared[0].queue, tasks, self._attempts.rpc_seconds())
+        return sending.start(self.prepared[0].queue, drafts, self._attempts.rpc_seconds())
 
     def _store(self, index: int) -> None:
         """Put a payload that is too large for its task where the task finds it; without it the task isn't sent."""
@@ -72,8 +72,8 @@ class Add:
         """Read the answer, waiting for it; return the seconds until the next start, or None when all is done."""
         if rpc is None:
             return 0.0 if self._pending else None
-        tasks = [self.prepared[index].task for index in self._sent]
-        refusals = sending.read(rpc, tasks)
+        drafts = [self.prepared[index].draft for index in self._sent]
+        refusals = sending.read(rpc, self.prepared[0].queue, drafts)
         if not any(refusals):
             enqueued_all([self.prepared[index] for index in self._sent])
             self._pending = self._pending[len(self._sent) :]
@@ -90,7 +90,7 @@ class Add:
                 self._maybe.add(index)
             if refusal.answer.retried and self.prepared[index].tried_seconds:
                 again.append(index)
-            elif refusal.of_whole_add and len(tasks) > 1 and not (refusal.answer.of_queue or refusal.answer.exists):
+            elif refusal.of_whole_add and len(drafts) > 1 and not (refusal.answer.of_queue or refusal.answer.exists):
                 isolate = True
                 again.append(index)
             else:

@@ -72,10 +72,12 @@ class Plan:
     """How the tasks of calls that are alike are made."""
 
     __slots__ = (
+        "_add",
         "_constructor",
         "_headers",
         "_mould",
         "_options",
+        "_queue",
         "_signer",
         "_tasks",
         "_url",
@@ -90,7 +92,10 @@ class Plan:
         # The last header of them, because it signs the others.
         self._signer = signing.signer_for(call.options, queue=queue, url=self._url, headers=self._headers)
         self._mould: moulds.Mould | None = None
+        # On Cloud Tasks what is sent of a task is not the taskqueue API's message.
+        self._queue = None if around.on_cloud_tasks else queue
         self._constructor: Any = None
+        self._add: Any = None
         self._tasks = 0
         self.target = routing.target_for(call, around.settings, around.deployment)
         self.target_is_lost = self.target is not None and not around.on_cloud_tasks
@@ -100,20 +105,25 @@ class Plan:
         Cloud Tasks is told the target itself, not a hostname.
         """
 
-    def task(self, name: str | None, body: bytes, eta_posix: float | None) -> tuple[taskqueue.Task, int]:
-        """Return a task, and its size in bytes; it may turn out too large. Raises what the SDK raises."""
+    def draft(self, name: str | None, body: bytes, eta_posix: float | None) -> moulds.Draft:
+        """Return a task to add; it may turn out too large. Raises what the SDK raises."""
         value = None if self._signer is None else self._signer.sign(name, body, eta_posix or 0.0, time.time())
-        if self._mould is not None and self._constructor is taskqueue.Task.__init__:
-            task = self._mould.cast(name=name, payload=body, eta_posix=eta_posix, value=value)
-            return task, self._mould.size_of(body, value)
+        if (
+            self._mould is not None
+            and self._constructor is taskqueue.Task.__init__
+            and self._add is taskqueue.Queue.add_async
+        ):
+            return self._mould.cast(name=name, payload=body, eta_posix=eta_posix, value=value)
         task = self._make(name=name, payload=body, eta_posix=eta_posix, value=value)
         if self.target_is_lost and "Host" in task.headers:
             self.target_is_lost = False
         self._tasks += 1
         if self._tasks == 2:  # it is a plan for several
-            self._constructor = taskqueue.Task.__init__  # which whoever instruments the app may replace
-            self._mould = moulds.mould_of(self._make, None if self._signer is None else protocol.SIGNATURE_HEADER)
-        return task, task.size
+            # Whoever instruments the app may replace these.
+            self._constructor, self._add = taskqueue.Task.__init__, taskqueue.Queue.add_async
+            header = None if self._signer is None else protocol.SIGNATURE_HEADER
+            self._mould = moulds.mould_of(self._make, header, self._queue)
+        return moulds.Draft(None, task, task.size)
 
     def _make(self, *, name: str | None, payload: bytes, eta_posix: float | None, value: str | None) -> taskqueue.Task:
         headers = self._headers if value is None else {**self._headers, protocol.SIGNATURE_HEADER: value}

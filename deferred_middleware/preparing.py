@@ -15,6 +15,7 @@ from google.appengine.api.taskqueue import cloudtask
 from deferred_middleware import (
     allowing,
     cloudtasks,
+    moulds,
     overflow,
     payload,
     plans,
@@ -33,23 +34,33 @@ if TYPE_CHECKING:
     from deferred_middleware.settings import Settings
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen, as other values are: to make a frozen one takes three times as long, and there is one for each call.
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Prepared:
     """A call that is ready to be added to its queue."""
 
     call: Call
     queue: str
-    task: taskqueue.Task
+    draft: moulds.Draft
     tried_seconds: float
     """How long the add is tried; 0 is a single attempt."""
-    size_bytes: int
-    """What it takes on its way: the task, and its payload if that overflowed."""
     named_by_us: bool
     """Whether the task's name was generated here, so that it can't be another task's."""
     transaction: Any | None = None
     """The datastore connection of the transaction that it is added in, if any; see :mod:`.transactions`."""
     overflowed: overflow.Overflowed | None = None
     """Its payload, if that does not fit in the task; to be stored before the task is added."""
+
+    @property
+    def task(self) -> taskqueue.Task:
+        """The SDK's task."""
+        return self.draft.task
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on its way: the task, and its payload if that overflowed."""
+        overflowed = self.overflowed
+        return self.draft.size_bytes if overflowed is None else self.draft.size_bytes + overflowed.reference.size
 
     @property
     def transactional(self) -> bool:
@@ -86,15 +97,16 @@ def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings
     limit_bytes = _limit_bytes(call, around)
     try:
         for form in overflow.forms(body):
-            task, size_bytes = plan.task(name, form, call.options.eta_posix)
-            if size_bytes <= limit_bytes:
+            draft = plan.draft(name, form, call.options.eta_posix)
+            if draft.size_bytes <= limit_bytes:
                 overflowed = None
                 break
         else:
             overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-            task, reference_bytes = plan.task(name, bytes(overflowed.reference), call.options.eta_posix)
-            if reference_bytes > limit_bytes or not overflow.is_available():
-                raise _too_large(call, queue, len(form), max(size_bytes, reference_bytes), limit_bytes)
+            whole_bytes = draft.size_bytes
+            draft = plan.draft(name, bytes(overflowed.reference), call.options.eta_posix)
+            if draft.size_bytes > limit_bytes or not overflow.is_available():
+                raise _too_large(call, queue, len(form), max(whole_bytes, draft.size_bytes), limit_bytes)
     except rejections.EnqueueError:
         raise
     except Exception as error:
@@ -104,9 +116,8 @@ def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings
     return Prepared(
         call=call,
         queue=queue,
-        task=task,
+        draft=draft,
         tried_seconds=tried_seconds,
-        size_bytes=size_bytes,
         named_by_us=named_by_us,
         transaction=transaction,
         overflowed=overflowed,

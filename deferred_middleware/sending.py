@@ -1,5 +1,8 @@
 """One RPC that adds tasks: start it with the SDK, and read its answer, on both of the SDK's engines.
 
+Where each task has the message that the SDK would send of it (see :mod:`.moulds`), the RPC is started with these, by
+the SDK's own ``create_rpc``; otherwise ``Queue.add_async`` makes them.
+
 Importing this module imports the SDK.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import taskqueue
 from google.appengine.api.taskqueue import cloudtask
@@ -17,6 +20,9 @@ from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware import answers, rejections
 from deferred_middleware.answers import Answer
+
+if TYPE_CHECKING:
+    from deferred_middleware.moulds import Draft
 
 _OK = taskqueue_pb.TaskQueueServiceError.OK
 
@@ -52,15 +58,22 @@ class _NotStarted:
         raise self.error
 
 
-def start(queue: str, tasks: Sequence[taskqueue.Task], seconds: float | None) -> Any:
-    """Start to add ``tasks``, and return the RPC object; ``seconds`` is how long it may take."""
+def start(queue: str, drafts: Sequence[Draft], seconds: float | None) -> Any:
+    """Start to add tasks, and return the RPC object; ``seconds`` is how long it may take."""
     try:
         rpc: Any
         if cloudtask.is_cloudtask_push_queue_enabled():
             rpc = _Deadline(seconds)
         else:
             rpc = taskqueue.create_rpc(deadline=seconds)
-        return taskqueue.Queue(queue).add_async(tasks, rpc=rpc)
+            if all(draft.has_message for draft in drafts):
+                request = taskqueue_pb.TaskQueueBulkAddRequest()
+                add = request.add_request.add
+                for draft in drafts:
+                    draft.fill(add())
+                rpc.make_call("BulkAdd", request, taskqueue_pb.TaskQueueBulkAddResponse())
+                return rpc
+        return taskqueue.Queue(queue).add_async([draft.task for draft in drafts], rpc=rpc)
     except Exception as error:  # noqa: BLE001 - whatever the SDK stumbles over becomes the calls' error
         return _NotStarted(error)
 
@@ -73,11 +86,13 @@ def future_of(rpc: Any) -> Future[Any] | None:
     return future
 
 
-def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
-    """Return what became of each of ``tasks``: None is added. Waits for the answer if it is not there yet."""
+def read(rpc: Any, queue: str, drafts: Sequence[Draft]) -> list[Refusal | None]:
+    """Return what became of each of the tasks: None is added. Waits for the answer if it is not there yet."""
     failure: Exception | None = None
     try:
         rpc.get_result()
+        if getattr(rpc, "get_result_hook", True) is None:
+            _note_added(rpc.response.taskresult, queue, drafts)
     except Exception as error:  # noqa: BLE001 - the SDK stumbles over some answers with a TypeError and the like
         failure = error
     if isinstance(rpc, _NotStarted):
@@ -86,8 +101,8 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
         if _lacked_thread(rpc.error):
             answer = answers.NO_THREAD
         refusal = Refusal(rpc.error, answer, True)
-        return [refusal] * len(tasks)
-    found = _codes(rpc, len(tasks), failure)
+        return [refusal] * len(drafts)
+    found = _codes(rpc, len(drafts), failure)
     if found is not None:
         codes, detail, of_whole_add = found
         return [
@@ -97,9 +112,18 @@ def read(rpc: Any, tasks: Sequence[taskqueue.Task]) -> list[Refusal | None]:
             for code in codes
         ]
     if failure is None:
-        return [None] * len(tasks)
+        return [None] * len(drafts)
     answer = (answers.for_cloud_exception if isinstance(rpc, _Deadline) else answers.for_exception)(failure)
-    return [None if task.was_enqueued else Refusal(failure, answer, True) for task in tasks]
+    return [None if draft.task.was_enqueued else Refusal(failure, answer, True) for draft in drafts]
+
+
+def _note_added(results: Sequence[Any], queue: str, drafts: Sequence[Draft]) -> None:
+    """Let each task that was added say so, as the SDK does it for the tasks that ``Queue.add_async`` is given."""
+    if len(results) != len(drafts):
+        raise AssertionError(f"expected {len(drafts)} results from BulkAdd, got {len(results)}")
+    for result, draft in zip(results, drafts, strict=True):
+        if result.result == _OK:
+            draft.added(queue, result.chosen_task_name.decode() if result.chosen_task_name else None)
 
 
 def _of_all(error: Exception) -> bool:

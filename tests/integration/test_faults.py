@@ -33,12 +33,15 @@ from deferred_middleware.attempts import Timing
 from deferred_middleware.settings import install_settings
 
 
-@pytest.fixture
-def server() -> Iterator[FaultyServer]:
-    """A server to fail."""
+@pytest.fixture(params=["the SDK's message", "a copied message"])
+def server(request: pytest.FixtureRequest) -> Iterator[FaultyServer]:
+    """A server to fail, for an add whose message the SDK makes, and for one whose message is copied from another."""
     server = FaultyServer()
     install_settings(Settings(enqueue_seconds=0.5))
     with faults.connected(server):
+        if request.param == "a copied message":
+            drafts = [preparing.prepare(call(sample.note)).draft for _ in range(3)]
+            assert drafts[-1].has_message
         yield server
     server.close()
 

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from google.appengine.api import taskqueue
+from google.appengine.api import apiproxy_stub_map, taskqueue
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext import testbed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +52,8 @@ def test_a_copy_is_what_the_constructor_makes(name: str | None, payload: bytes, 
         mould = mould_of(make, HEADER)
         assert mould is not None
 
-        cast = mould.cast(name=name, payload=payload, eta_posix=eta_posix, value=value)
+        draft = mould.cast(name=name, payload=payload, eta_posix=eta_posix, value=value)
+        cast = draft.task
         made = make(name=name, payload=payload, eta_posix=eta_posix, value=value)
     finally:
         bed.deactivate()
@@ -59,7 +61,7 @@ def test_a_copy_is_what_the_constructor_makes(name: str | None, payload: bytes, 
     known = [field for field in PUBLIC if field not in ("eta", "eta_posix")]
     assert [getattr(cast, field) for field in known] == [getattr(made, field) for field in known]
     assert cast._eta_usec == made._eta_usec
-    assert mould.size_of(payload, value) == made.size
+    assert draft.size_bytes == made.size
     assert type(cast) is taskqueue.Task
 
 
@@ -69,7 +71,7 @@ def test_without_an_eta_it_is_due_now() -> None:
     assert mould is not None
 
     before = time.time()
-    cast = mould.cast(name=None, payload=b"", eta_posix=None, value=None)
+    cast = mould.cast(name=None, payload=b"", eta_posix=None, value=None).task
 
     assert before <= cast.eta_posix <= time.time()
     assert HEADER not in cast.headers
@@ -81,7 +83,7 @@ def test_copies_are_apart() -> None:
     assert mould is not None
 
     def cast() -> taskqueue.Task:
-        return mould.cast(name=None, payload=b"x", eta_posix=None, value="v")
+        return mould.cast(name=None, payload=b"x", eta_posix=None, value="v").task
 
     first = cast()
     first.headers["X-Colour"] = "red"
@@ -94,6 +96,49 @@ def test_copies_are_apart() -> None:
     assert second.headers["X-Colour"] == "blue"
     second.add("default")
     assert second.name != first.name
+
+
+def sent_by_the_sdk(task: taskqueue.Task) -> taskqueue_pb.TaskQueueAddRequest:
+    """Return what the SDK's own add puts on the wire for ``task``."""
+    sent = []
+
+    def watch(service: str, call: str, request: Any, response: Any) -> None:
+        # A copy, because the stub writes the names that it chooses into the request.
+        sent.append(taskqueue_pb.TaskQueueAddRequest.FromString(request.add_request[0].SerializeToString()))
+
+    apiproxy_stub_map.apiproxy.GetPreCallHooks().Append("watch", watch, "taskqueue")
+    task.add("images")
+    return sent[0]
+
+
+@given(
+    name=st.none() | st.from_regex(r"[a-zA-Z0-9_-]{1,40}", fullmatch=True),
+    payload=st.binary(max_size=200),
+    eta_posix=st.floats(min_value=0, max_value=1_790_000_000),
+    value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
+)
+def test_a_message_is_what_the_sdk_sends(name: str | None, payload: bytes, eta_posix: float, value: str) -> None:
+    """Whatever differs, the queue is told what the SDK's own add would tell it, and the task knows the same then."""
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.init_taskqueue_stub(_all_queues_valid=True)
+    bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
+    try:
+        mould = mould_of(make, HEADER, "images")
+        assert mould is not None
+        draft = mould.cast(name=name, payload=payload, eta_posix=eta_posix, value=value)
+        message = taskqueue_pb.TaskQueueAddRequest()
+        draft.fill(message)
+        made = make(name=name, payload=payload, eta_posix=eta_posix, value=value)
+
+        assert message == sent_by_the_sdk(made)
+    finally:
+        bed.deactivate()
+
+    early = draft.task if payload else None  # somebody has looked at it before
+    draft.added("images", None if name else made.name)
+    assert draft.task is (early or draft.task)
+    assert (draft.task.name, draft.task.queue_name, draft.task.was_enqueued) == (made.name, "images", True)
 
 
 @pytest.mark.parametrize("what", ["another attribute", "no such attribute", "another way to count"])
@@ -126,3 +171,28 @@ def test_a_mould_that_casts_wrongly_does_not_fit() -> None:
         return make(**{**kwargs, "name": f"x{kwargs['name']}"})
 
     assert not Mould(forgetful, HEADER).fits(forgetful)
+
+
+@pytest.mark.parametrize("what", ["another field", "another name when added"])
+def test_another_add_is_found_out(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Where the SDK's add would send or do something else, there is no mould for it."""
+    of_the_sdk = taskqueue.Queue.add_async
+
+    def add_async(self: Any, tasks: Any, transactional: bool = False, rpc: Any = None) -> Any:
+        made = of_the_sdk(self, tasks, transactional, rpc)
+        if what == "another field":
+            rpc.request.add_request[0].tag = bytes(tasks[0].payload)
+        else:
+            of_the_sdk_read = rpc._read
+
+            def read(rpc: Any) -> None:
+                of_the_sdk_read(rpc)
+                vars(tasks[0])["_Task__added_at"] = tasks[0].eta
+
+            rpc._read = read
+        return made
+
+    assert mould_of(make, HEADER, "images") is not None
+    monkeypatch.setattr(taskqueue.Queue, "add_async", add_async)
+
+    assert mould_of(make, HEADER, "images") is None
