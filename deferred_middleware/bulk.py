@@ -93,9 +93,11 @@ class Stream:
         self._parallel = parallel
         self._progress = progress
         self._surroundings = plans.surroundings()
-        self._groups: Groups[tuple[int, EnqueueFuture | None]] = Groups()
+        self._groups: Groups[int] = Groups()
+        self._futures: dict[int, EnqueueFuture] = {}
+        """Who is to be told what becomes of a call."""
         self._under_way = 0
-        self._done: queue.SimpleQueue[tuple[Group[tuple[int, EnqueueFuture | None]], Add]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Group[int], Add]] = queue.SimpleQueue()
 
     def take_call(self, call: Call, change: Callable[[Call], Call] | None = None) -> None:
         """Prepare a call and take it; what is wrong with it is reported."""
@@ -106,19 +108,20 @@ class Stream:
             prepared = prepare(change(call) if change else call, None, self._surroundings)
             if prepared.transactional:
                 adding.add(prepared)
-                self.report._succeed(index)
+                self.report._succeed([index])
                 return
         except Exception as error:  # noqa: BLE001 - it is this call's failure, and is raised or reported at the end
             self.report._fail(index, error)
             return
-        self._take(prepared, index, None)
+        for group in self._groups.add(prepared, index):
+            self._send(group)
 
     def take(self, prepared: Prepared, future: EnqueueFuture | None) -> None:
         """Take a prepared call; ``future`` is told what becomes of it."""
-        self._take(prepared, self.report._next(), future)
-
-    def _take(self, prepared: Prepared, index: int, future: EnqueueFuture | None) -> None:
-        for group in self._groups.add(prepared, (index, future)):
+        index = self.report._next()
+        if future is not None:
+            self._futures[index] = future
+        for group in self._groups.add(prepared, index):
             self._send(group)
 
     def finish(self) -> None:
@@ -131,13 +134,13 @@ class Stream:
         while self._under_way:
             self._collect()
 
-    def _send(self, group: Group[tuple[int, EnqueueFuture | None]]) -> None:
+    def _send(self, group: Group[int]) -> None:
         while self._under_way >= self._parallel:
             self._collect()
         self._under_way += 1
-        for _, future in group.tags:
-            if future is not None:
-                future.leave()
+        for index in group.tags if self._futures else ():
+            if index in self._futures:
+                self._futures[index].leave()
         futures.run(Add(group.prepared), lambda add: self._done.put((group, add)))
 
     def _collect(self) -> None:
@@ -145,23 +148,22 @@ class Stream:
         group, add = self._done.get()
         self._under_way -= 1
         if not add.errors:
-            self.report._succeed(*(index for index, _ in group.tags))
-            for _, future in group.tags:
-                if future is not None:
-                    future._decide(None)
+            self.report._succeed(group.tags)
         else:
             self._report_each(group, add)
+        for place, index in enumerate(group.tags) if self._futures else ():
+            future = self._futures.pop(index, None)
+            if future is not None:
+                future._decide(add.errors.get(place))
         if self._progress is not None:
             self._progress(self.report)
 
-    def _report_each(self, group: Group[tuple[int, EnqueueFuture | None]], add: Add) -> None:
-        for place, (index, future) in enumerate(group.tags):
+    def _report_each(self, group: Group[int], add: Add) -> None:
+        for place, index in enumerate(group.tags):
             error = add.errors.get(place)
             if error is None:
-                self.report._succeed(index)
+                self.report._succeed([index])
             elif add.exists(place) and not self._taken_names_fail:
                 self.report._exists(index, tombstoned=add.tombstoned(place))
             else:
                 self.report._fail(index, error.with_traceback(None))
-            if future is not None:
-                future._decide(error)

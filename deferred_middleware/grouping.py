@@ -35,15 +35,6 @@ class Group(Generic[T]):
             and prepared.call.options.name not in self.names
         )
 
-    def add(self, prepared: Prepared, tag: T) -> None:
-        """Add a call."""
-        self.prepared.append(prepared)
-        self.tags.append(tag)
-        self.size_bytes += prepared.size_bytes
-        name = prepared.call.options.name
-        if name is not None:
-            self.names.add(name)
-
 
 class Groups(Generic[T]):
     """Groups that are being filled, one for each queue."""
@@ -57,19 +48,25 @@ class Groups(Generic[T]):
         """Add a call, and return the groups that are to be sent because of it."""
         queue = prepared.queue
         group = self._groups.get(queue)
-        full: list[Group[T]] = []
+        full: Sequence[Group[T]] = ()
         if group is not None and not group.has_room_for(prepared):
-            full.append(self._take(queue))
+            full = [self._take(queue)]
             group = None
         if group is None:
             group = self._groups[queue] = Group()
-        group.add(prepared, tag)
+        size_bytes = prepared.size_bytes
+        group.prepared.append(prepared)
+        group.tags.append(tag)
+        group.size_bytes += size_bytes
+        name = prepared.call.options.name
+        if name is not None:
+            group.names.add(name)
         self._waiting += 1
-        self._waiting_bytes += prepared.size_bytes
+        self._waiting_bytes += size_bytes
         if len(group.prepared) == protocol.MAX_TASKS_PER_ADD:
-            full.append(self._take(queue))
-        elif self._waiting > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
-            full.append(self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes)))
+            return [*full, self._take(queue)]
+        if self._waiting > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
+            return [*full, self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes))]
         return full
 
     def rest(self) -> Iterator[Group[T]]:

@@ -9,10 +9,11 @@ import dataclasses
 import datetime
 import os
 import time
+import types
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Final
 
-from google.appengine.api import namespace_manager, taskqueue
+from google.appengine.api import apiproxy_stub_map, namespace_manager, taskqueue
 from google.appengine.runtime import context
 
 from deferred_middleware import (
@@ -44,7 +45,9 @@ class Surroundings:
     settings: Settings
     deployment: Deployment
     on_cloud_tasks: bool
-    facts: tuple[str | None, ...] | None
+    has_engine: bool
+    """Whether anything answers the SDK's taskqueue API."""
+    facts: tuple[str | bool | None, ...] | None
     """What the SDK looks at when it makes a task; None where that is more than can be known here."""
 
 
@@ -58,9 +61,11 @@ def surroundings() -> Surroundings:
         settings=current_settings(),
         deployment=current_deployment(),
         on_cloud_tasks=on_cloud_tasks,
+        has_engine=on_cloud_tasks or apiproxy_stub_map.apiproxy.GetStub("taskqueue") is not None,
         facts=None
         if asks_others
         else (
+            on_cloud_tasks,
             context.get("HTTP_HOST"),
             context.get("DEFAULT_VERSION_HOSTNAME"),
             namespace_manager.google_apps_namespace(),
@@ -105,15 +110,20 @@ class Plan:
         Cloud Tasks is told the target itself, not a hostname.
         """
 
-    def draft(self, name: str | None, body: bytes, eta_posix: float | None) -> moulds.Draft:
-        """Return a task to add; it may turn out too large. Raises what the SDK raises."""
-        value = None if self._signer is None else self._signer.sign(name, body, eta_posix or 0.0, time.time())
+    def draft(self, name: str | None, body: bytes, eta_posix: float | None, nonce: str) -> moulds.Draft:
+        """Return a task to add; it may turn out too large. Raises what the SDK raises.
+
+        ``nonce`` is 24 random digits for its signature.
+        """
+        now = time.time()
+        value = None if self._signer is None else self._signer.sign(name, body, eta_posix or 0.0, now, nonce)
         if (
             self._mould is not None
             and self._constructor is taskqueue.Task.__init__
             and self._add is taskqueue.Queue.add_async
         ):
-            return self._mould.cast(name=name, payload=body, eta_posix=eta_posix, value=value)
+            # To the microsecond, as a datetime has it.
+            return self._mould.cast(name, body, now if eta_posix is None else round(eta_posix, 6), value)
         task = self._make(name=name, payload=body, eta_posix=eta_posix, value=value)
         if self.target_is_lost and "Host" in task.headers:
             self.target_is_lost = False
@@ -159,15 +169,14 @@ def plan_for(call: Call, queue: str, around: Surroundings) -> Plan:
         return Plan(call, queue, around, trace)
     if _plans_for[0] is not around.settings or _plans_for[1] is not around.deployment:
         _plans, _plans_for = {}, (around.settings, around.deployment)
-    key = (
-        call.label,
-        queue,
-        namespaces.header_value(),
-        bool(arguments.redacted_by(call.func)),
-        differing,
-        around.on_cloud_tasks,
-        around.facts,
-    )
+    func = call.func
+    if type(func) is types.FunctionType:  # what its label is, in less time
+        module, qualname = func.__module__, func.__qualname__
+        redacts = bool(func.__dict__) and bool(arguments.redacted_by(func))
+    else:
+        module, qualname = call.label
+        redacts = bool(arguments.redacted_by(func))
+    key = (qualname, module, redacts, queue, namespaces.header_value(), differing, around.facts)
     plans = _plans
     plan = plans.get(key)
     if plan is None:

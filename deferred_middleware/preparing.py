@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from google.appengine.api import apiproxy_stub_map, taskqueue
-from google.appengine.api.taskqueue import cloudtask
-
 from deferred_middleware import (
     allowing,
     cloudtasks,
@@ -28,14 +25,17 @@ from deferred_middleware import (
 from deferred_middleware.options import warn
 
 if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
     from deferred_middleware.calls import Call
-    from deferred_middleware.plans import Surroundings
+    from deferred_middleware.plans import Plan, Surroundings
     from deferred_middleware.rejections import EnqueueError
     from deferred_middleware.settings import Settings
 
 
-# Not frozen, as other values are: to make a frozen one takes three times as long, and there is one for each call.
-@dataclasses.dataclass(kw_only=True, slots=True)
+# Neither frozen nor keyword-only, as other values are: to make such a one takes three times as long, and each call
+# has one.
+@dataclasses.dataclass(slots=True)
 class Prepared:
     """A call that is ready to be added to its queue."""
 
@@ -46,9 +46,9 @@ class Prepared:
     """How long the add is tried; 0 is a single attempt."""
     named_by_us: bool
     """Whether the task's name was generated here, so that it can't be another task's."""
-    transaction: Any | None = None
+    transaction: Any | None
     """The datastore connection of the transaction that it is added in, if any; see :mod:`.transactions`."""
-    overflowed: overflow.Overflowed | None = None
+    overflowed: overflow.Overflowed | None
     """Its payload, if that does not fit in the task; to be stored before the task is added."""
 
     @property
@@ -82,59 +82,61 @@ def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings
         SecretKeyMissingError: signatures are required, and there is no key.
     """
     around = surroundings or plans.surroundings()
-    settings = around.settings
+    settings, options = around.settings, call.options
     queue = routing.queue_for(call, settings)
     plan = plans.plan_for(call, queue, around)
     body = _body(call, queue, settings) if content is None else content
 
-    check_engine(call, queue)
-    transaction = _transaction(call, queue)
+    if not around.has_engine:
+        raise _no_engine(call, queue)
+    transaction = transactions.of_call(call, queue) if options.transactional else None
     # In a transaction a task can't be named, so that an attempt can't be repeated there.
     tried_seconds = settings.enqueue_seconds if transaction is None else 0.0
-    named_by_us = call.options.name is None and tried_seconds > 0
+    named_by_us = options.name is None and tried_seconds > 0
     # 128 random bits, evenly spread, as the platform advises for names.
-    name = randomness.hex32() if named_by_us else call.options.name
-    limit_bytes = _limit_bytes(call, around)
+    digits = randomness.hex32()
+    name = digits if named_by_us else options.name
+    nonce = digits[:24]
+    limit_bytes = _limit_on_cloud_tasks(call) if around.on_cloud_tasks else protocol.MAX_PUSH_TASK_BYTES
+    overflowed = None
     try:
-        for form in overflow.forms(body):
-            draft = plan.draft(name, form, call.options.eta_posix)
-            if draft.size_bytes <= limit_bytes:
-                overflowed = None
-                break
-        else:
-            overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-            whole_bytes = draft.size_bytes
-            draft = plan.draft(name, bytes(overflowed.reference), call.options.eta_posix)
-            if draft.size_bytes > limit_bytes or not overflow.is_available():
-                raise _too_large(call, queue, len(form), max(whole_bytes, draft.size_bytes), limit_bytes)
+        draft = plan.draft(name, body, options.eta_posix, nonce)
+        if draft.size_bytes > limit_bytes:
+            draft, overflowed = _smaller(call, queue, plan, name, nonce, body, transaction, limit_bytes)
     except rejections.EnqueueError:
         raise
     except Exception as error:
-        raise rejections.explain(error, call.label, queue, call.options.name) from error
+        raise rejections.explain(error, call.label, queue, options.name) from error
     if plan.target_is_lost:
         raise _target_is_lost(call, queue, plan.target)
-    return Prepared(
-        call=call,
-        queue=queue,
-        draft=draft,
-        tried_seconds=tried_seconds,
-        named_by_us=named_by_us,
-        transaction=transaction,
-        overflowed=overflowed,
-    )
+    return Prepared(call, queue, draft, tried_seconds, named_by_us, transaction, overflowed)
 
 
-def _transaction(call: Call, queue: str) -> Any | None:
-    """Return the transaction that the call is to be added in, if any."""
-    if not call.options.transactional:
-        return None
-    return transactions.of_call(call, queue)
+def _smaller(
+    call: Call,
+    queue: str,
+    plan: Plan,
+    name: str | None,
+    nonce: str,
+    body: bytes,
+    transaction: Any | None,
+    limit_bytes: int,
+) -> tuple[moulds.Draft, overflow.Overflowed | None]:
+    """Return a task that fits: with its payload compressed, or with a reference to a payload that is kept elsewhere."""
+    for form in overflow.forms(body):
+        draft = plan.draft(name, form, call.options.eta_posix, nonce)
+        if draft.size_bytes <= limit_bytes:
+            return draft, None
+    whole_bytes = draft.size_bytes
+    overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
+    draft = plan.draft(name, bytes(overflowed.reference), call.options.eta_posix, nonce)
+    if draft.size_bytes > limit_bytes or not overflow.is_available():
+        raise _too_large(call, queue, len(form), max(whole_bytes, draft.size_bytes), limit_bytes)
+    return draft, overflowed
 
 
-def _limit_bytes(call: Call, around: Surroundings) -> int:
-    """Return how large a task may be on the engine here; warn of what the engine can't do of what the call asks for."""
-    if not around.on_cloud_tasks:
-        return protocol.MAX_PUSH_TASK_BYTES
+def _limit_on_cloud_tasks(call: Call) -> int:
+    """Return how large a task may be on Cloud Tasks; warn of what that can't do of what the call asks for."""
     cloudtasks.adopt()
     cloudtasks.check_location()
     for problem in cloudtasks.unsupported(call.options):
@@ -169,17 +171,16 @@ def _body(call: Call, queue: str, settings: Settings) -> bytes:
     )
 
 
-def check_engine(call: Call, queue: str) -> None:
-    """Raise :class:`NoEngineError` if nothing answers the SDK's taskqueue API."""
-    if apiproxy_stub_map.apiproxy.GetStub("taskqueue") is None and not cloudtask.is_cloudtask_push_queue_enabled():
-        raise rejections.NoEngineError(
-            call.label,
-            queue,
-            call.options.name,
-            "nothing answers the SDK's taskqueue API in this process. Wrap the app with "
-            "google.appengine.api.wrap_wsgi_app, and run it on App Engine or, on one machine, with "
-            "`deferred-middleware serve MODULE:CALLABLE`.",
-        )
+def _no_engine(call: Call, queue: str) -> EnqueueError:
+    """Return the error for a process in which nothing answers the SDK's taskqueue API."""
+    return rejections.NoEngineError(
+        call.label,
+        queue,
+        call.options.name,
+        "nothing answers the SDK's taskqueue API in this process. Wrap the app with "
+        "google.appengine.api.wrap_wsgi_app, and run it on App Engine or, on one machine, with "
+        "`deferred-middleware serve MODULE:CALLABLE`.",
+    )
 
 
 def _target_is_lost(call: Call, queue: str, target: str | None) -> EnqueueError:

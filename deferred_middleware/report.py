@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 _UNDECIDED, _ENQUEUED, _EXISTS, _TOMBSTONED, _FIRST_REASON = range(5)
@@ -101,7 +101,7 @@ class EnqueueReport:
         self._codes.append(_UNDECIDED)
         return len(self._codes) - 1
 
-    def _succeed(self, *indexes: int) -> None:
+    def _succeed(self, indexes: Sequence[int]) -> None:
         for index in indexes:
             self._codes[index] = _ENQUEUED
         self.enqueued += len(indexes)

@@ -91,8 +91,8 @@ def read(rpc: Any, queue: str, drafts: Sequence[Draft]) -> list[Refusal | None]:
     failure: Exception | None = None
     try:
         rpc.get_result()
-        if getattr(rpc, "get_result_hook", True) is None:
-            _note_added(rpc.response.taskresult, queue, drafts)
+        if getattr(rpc, "get_result_hook", True) is None and _note_added(rpc.response.taskresult, queue, drafts):
+            return [None] * len(drafts)
     except Exception as error:  # noqa: BLE001 - the SDK stumbles over some answers with a TypeError and the like
         failure = error
     if isinstance(rpc, _NotStarted):
@@ -117,13 +117,17 @@ def read(rpc: Any, queue: str, drafts: Sequence[Draft]) -> list[Refusal | None]:
     return [None if draft.task.was_enqueued else Refusal(failure, answer, True) for draft in drafts]
 
 
-def _note_added(results: Sequence[Any], queue: str, drafts: Sequence[Draft]) -> None:
-    """Let each task that was added say so, as the SDK does it for the tasks that ``Queue.add_async`` is given."""
+def _note_added(results: Sequence[Any], queue: str, drafts: Sequence[Draft]) -> bool:
+    """Let each task that was added say so, as the SDK does where it is given the tasks; return whether all were."""
     if len(results) != len(drafts):
         raise AssertionError(f"expected {len(drafts)} results from BulkAdd, got {len(results)}")
+    all_added = True
     for result, draft in zip(results, drafts, strict=True):
         if result.result == _OK:
-            draft.added(queue, result.chosen_task_name.decode() if result.chosen_task_name else None)
+            draft.added(queue, None if draft.name else result.chosen_task_name.decode())
+        else:
+            all_added = False
+    return all_added
 
 
 def _of_all(error: Exception) -> bool:

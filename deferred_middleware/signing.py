@@ -194,19 +194,24 @@ class Keyring:
 class Signer:
     """Signs tasks that are alike: the same path, queue and headers of ours, and the same lifetime."""
 
-    __slots__ = ("_begun", "_claims", "_lifetime_seconds")
+    __slots__ = ("_begun", "_claims", "_due_now", "_lifetime_seconds")
 
     def __init__(self, key_id: str, begun: hmac.HMAC, lifetime_seconds: float) -> None:
         self._claims = f"{VERSION};k={key_id};i="
         self._begun = begun
         self._lifetime_seconds = lifetime_seconds
+        self._due_now = (-1, "")
+        """What the signatures of tasks that are due at once begin with, all that are made in one second."""
 
-    def sign(self, name: str | None, body: bytes, not_before: float, now: float) -> str:
-        """Return a task's signature; see :meth:`Keyring.sign`."""
-        claims = (
-            f"{self._claims}{int(now)};e={int(max(now, not_before) + self._lifetime_seconds)}"
-            f";n={randomness.hex32()[:24]};t={0 if name is None else 1};b={digest_of(body)}"
-        )
+    def sign(self, name: str | None, body: bytes, not_before: float, now: float, nonce: str = "") -> str:
+        """Return a task's signature; see :meth:`Keyring.sign`. ``nonce`` is 24 random digits, where there are some."""
+        second, beginning = self._due_now
+        if second != int(now) or not_before > now:
+            beginning = f"{self._claims}{int(now)};e={int(max(now, not_before) + self._lifetime_seconds)};n="
+            if not_before <= now:
+                self._due_now = (int(now), beginning)
+        nonce = nonce or randomness.hex32()[:24]
+        claims = f"{beginning}{nonce};t={0 if name is None else 1};b={digest_of(body)}"
         return f"{claims};s={_ended(self._begun, claims, name or '')}"
 
 

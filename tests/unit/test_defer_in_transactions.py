@@ -184,9 +184,10 @@ def test_the_sixth_task_is_an_error_before_the_queue_is_asked(
     adds: list[object] = []
     original = taskqueue.Queue.add_async
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        adds.append(args)
-        return original(*args, **kwargs)
+    def counted(queue: Any, task: Any, transactional: bool = False, rpc: Any = None) -> Any:
+        if transactional:
+            adds.append(task)
+        return original(queue, task, transactional, rpc)
 
     monkeypatch.setattr(taskqueue.Queue, "add_async", counted)
 

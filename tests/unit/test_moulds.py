@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-import time
+import functools
 from typing import Any
 
 import pytest
+import sample
 from google.appengine.api import apiproxy_stub_map, taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext import testbed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deferred_middleware import defer, moulds
 from deferred_middleware.moulds import Mould, mould_of
+from deferred_middleware.settings import current_settings, install_settings
 
 pytestmark = pytest.mark.usefixtures("engine")
 HEADER = "X-Deferred-Signature"
@@ -52,7 +56,7 @@ def test_a_copy_is_what_the_constructor_makes(name: str | None, payload: bytes, 
         mould = mould_of(make, HEADER)
         assert mould is not None
 
-        draft = mould.cast(name=name, payload=payload, eta_posix=eta_posix, value=value)
+        draft = mould.cast(name, payload, round(eta_posix, 6), value)
         cast = draft.task
         made = make(name=name, payload=payload, eta_posix=eta_posix, value=value)
     finally:
@@ -65,25 +69,13 @@ def test_a_copy_is_what_the_constructor_makes(name: str | None, payload: bytes, 
     assert type(cast) is taskqueue.Task
 
 
-def test_without_an_eta_it_is_due_now() -> None:
-    """Its ETA is the time at which it is made, as the constructor has it."""
-    mould = mould_of(make, None)
-    assert mould is not None
-
-    before = time.time()
-    cast = mould.cast(name=None, payload=b"", eta_posix=None, value=None).task
-
-    assert before <= cast.eta_posix <= time.time()
-    assert HEADER not in cast.headers
-
-
 def test_copies_are_apart() -> None:
     """What happens to one task shows in no other."""
     mould = mould_of(make, HEADER)
     assert mould is not None
 
     def cast() -> taskqueue.Task:
-        return mould.cast(name=None, payload=b"x", eta_posix=None, value="v").task
+        return mould.cast(None, b"x", 1.0, "v").task
 
     first = cast()
     first.headers["X-Colour"] = "red"
@@ -126,7 +118,7 @@ def test_a_message_is_what_the_sdk_sends(name: str | None, payload: bytes, eta_p
     try:
         mould = mould_of(make, HEADER, "images")
         assert mould is not None
-        draft = mould.cast(name=name, payload=payload, eta_posix=eta_posix, value=value)
+        draft = mould.cast(name, payload, round(eta_posix, 6), value)
         message = taskqueue_pb.TaskQueueAddRequest()
         draft.fill(message)
         made = make(name=name, payload=payload, eta_posix=eta_posix, value=value)
@@ -176,23 +168,43 @@ def test_a_mould_that_casts_wrongly_does_not_fit() -> None:
 @pytest.mark.parametrize("what", ["another field", "another name when added"])
 def test_another_add_is_found_out(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Where the SDK's add would send or do something else, there is no mould for it."""
-    of_the_sdk = taskqueue.Queue.add_async
-
-    def add_async(self: Any, tasks: Any, transactional: bool = False, rpc: Any = None) -> Any:
-        made = of_the_sdk(self, tasks, transactional, rpc)
-        if what == "another field":
-            rpc.request.add_request[0].tag = bytes(tasks[0].payload)
-        else:
-            of_the_sdk_read = rpc._read
-
-            def read(rpc: Any) -> None:
-                of_the_sdk_read(rpc)
-                vars(tasks[0])["_Task__added_at"] = tasks[0].eta
-
-            rpc._read = read
-        return made
-
     assert mould_of(make, HEADER, "images") is not None
-    monkeypatch.setattr(taskqueue.Queue, "add_async", add_async)
+    monkeypatch.setattr(moulds, "_sent", lambda queue, tasks: Other(queue, tasks))
+
+    class Other(moulds._Recorder):
+        def __init__(self, queue: str, tasks: list[Any]) -> None:
+            taskqueue.Queue(queue).add_async(tasks, rpc=self)
+            self.task = tasks[0]
+            if what == "another field":
+                self.request.add_request[0].tag = bytes(self.task.payload)
+
+        def answer(self) -> None:
+            super().answer()
+            if what == "another name when added":
+                vars(self.task)["_Task__added_at"] = self.task.eta
 
     assert mould_of(make, HEADER, "images") is None
+
+
+def test_whoever_watches_the_sdk_s_add_goes_on_seeing_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody has replaced it, before or after the first tasks, it is given every task."""
+    seen: list[object] = []
+    of_the_sdk = taskqueue.Queue.add_async
+
+    @functools.wraps(of_the_sdk)
+    def watched(queue: Any, task: Any, transactional: bool = False, rpc: Any = None) -> Any:
+        seen.append(task)
+        return of_the_sdk(queue, task, transactional, rpc)
+
+    for _ in range(3):
+        defer(sample.note)
+    with monkeypatch.context() as patch:
+        patch.setattr(taskqueue.Queue, "add_async", watched)
+        for _ in range(3):
+            defer(sample.note)
+        assert len(seen) == 3
+        seen.clear()
+        install_settings(dataclasses.replace(current_settings()))  # so that everything is worked out anew
+        for _ in range(5):
+            defer(sample.note)
+    assert len(seen) == 5
