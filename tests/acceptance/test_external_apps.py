@@ -204,3 +204,30 @@ def test_commands_reach_the_server_with_the_variables(serve: Serve, recorder: Re
     assert "dead letter 1: enqueued as" in command("replay", "server.log")
     assert recorder.next() == {"what": "x", "mended": True, "retry_limit": 3, "version": "local"}
     assert command("sweep") == "0 expired entities removed.\n"
+
+
+CONTEXTVARS = FILES["main.py"].replace("(handle))", "(handle), use_legacy_context_mode=False)")
+READS_NO_ENVIRON = """
+import os
+os.environ["READ_GAE_CONTEXT_FROM_OS_ENVIRON"] = "false"
+"""
+
+
+def test_an_app_without_the_legacy_context_mode(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
+    """An app whose requests have no ``os.environ`` of their own enqueues and runs tasks, with and without a target."""
+    port = free_port()
+    files = {**FILES, "main.py": CONTEXTVARS}
+    elsewhere = gunicorn(serve(files, services=["default", f"background=http://127.0.0.1:{port}"]), "background", port)
+    for target, service in ((None, "background"), ("background", "background"), ("default", "default")):
+        elsewhere.defer("it", target)
+        assert recorder.next()["service"] == service
+
+
+def test_an_app_that_reads_headers_alone_is_told(serve: Serve, gunicorn: Start) -> None:
+    """Where the SDK is told not to look into ``os.environ`` either, nothing is enqueued, and the error says why."""
+    port = free_port()
+    files = {**FILES, "main.py": READS_NO_ENVIRON + CONTEXTVARS}
+    elsewhere = gunicorn(serve(files, services=["default", f"background=http://127.0.0.1:{port}"]), "background", port)
+    assert elsewhere.request("POST", "/defer", {"what": "it"})[0] == 500
+    assert "work/note was not enqueued" in elsewhere.output
+    assert "the app's hostname is not known here (DEFAULT_VERSION_HOSTNAME)" in elsewhere.output
