@@ -68,13 +68,15 @@ class Deferred:
         app.add_url_rule(
             f"{prefix}<path:label>", ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False
         )
+        for url in self._handler.settings.legacy_urls:
+            app.add_url_rule(url, ENDPOINT, self.view, methods=["POST"], strict_slashes=True)
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
         # Flask logs what a view raises; what a task raised has been logged, with the call.
         app.logger.addFilter(_is_news)
         got_request_exception.connect(_forget, app)
         app.extensions[ENDPOINT] = self
 
-    def view(self, label: str) -> Response:
+    def view(self, label: str = "") -> Response:
         """Run the task of the current request."""
         environ = request.environ
         if "stream" in request.__dict__:

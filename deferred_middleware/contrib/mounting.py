@@ -57,10 +57,10 @@ class TaskGuard(DeferredMiddleware):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, and give a task's answer whatever became of it on the way."""
-        if not environ.get("PATH_INFO", "").startswith(self._prefix):
+        path = environ.get("PATH_INFO", "")
+        if not path.startswith(self._prefix) and path not in self._legacy:
             return super().__call__(environ, start_response)
         delivery = await_delivery(environ)
-        path = environ["PATH_INFO"]
         try:
             answer = _collect(self._app, environ)
         except Exception as error:

@@ -43,7 +43,8 @@ class Deferred(TaskGuard):
     def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         handler = TaskHandler.installed(settings, hooks)
         # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
-        route = webapp2.SimpleRoute(re.escape(handler.prefix) + ".*", _class_of(handler))
+        paths = [re.escape(handler.prefix) + ".*", *map(re.escape, handler.settings.legacy_urls)]
+        route = webapp2.SimpleRoute(f"(?:{'|'.join(paths)})", _class_of(handler))
         app.router.match_routes.insert(0, route)
         handle = app.handle_exception
 

@@ -13,6 +13,9 @@ and in ``urls.py``::
 Use it *instead of* ``DeferredMiddleware``, which runs tasks beneath Django. The view under which tasks are delivered is
 exempt from CSRF protection and from login, and nothing else is. What a task raises is raised in the view, so that
 ``ATOMIC_REQUESTS`` rolls back; the status that the queue gets is always the one of the task's outcome.
+
+Of any other request the middleware waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that
+leaves together, and not at all if a view raises and no middleware answers for it.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ class TaskMiddleware:
         self._get_response = get_response
         settings = current_settings()
         self._prefix = f"{settings.url_prefix}/"
+        self._legacy = frozenset(settings.legacy_urls)
         self._coalesce = settings.coalesce
         task_handler()
         # Django logs what a view raises; what a task raised has been logged, with the call.
@@ -42,7 +43,8 @@ class TaskMiddleware:
         """Pass the request on, and give a task's answer."""
         environ = getattr(request, "environ", {})
         path = environ.get("PATH_INFO", "")
-        delivery = await_delivery(environ) if path.startswith(self._prefix) else None
+        is_task = path.startswith(self._prefix) or path in self._legacy
+        delivery = await_delivery(environ) if is_task else None
         try:
             with batches.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)

@@ -11,4 +11,7 @@ from deferred_middleware.settings import current_settings
 
 app_name = "deferred_middleware"
 
-urlpatterns = [re_path(f"^{re.escape(current_settings().url_prefix.lstrip('/'))}/", run_task, name="task")]
+_settings = current_settings()
+
+urlpatterns = [re_path(f"^{re.escape(_settings.url_prefix.lstrip('/'))}/", run_task, name="task")]
+urlpatterns += [re_path(f"^{re.escape(url.lstrip('/'))}$", run_task) for url in _settings.legacy_urls]

@@ -90,8 +90,7 @@ def raise_it(error: Exception) -> None:
     raise error
 
 
-urlpatterns = [
-    path("", include("deferred_middleware.contrib.django.urls")),
+urlpatterns: list[Any] = [
     path("signup/<user>", signup),
     path("several/<queue>", several),
 ]
@@ -107,7 +106,7 @@ SETTINGS: dict[str, Any] = {
         "django.middleware.csrf.CsrfViewMiddleware",
     ],
     "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "ATOMIC_REQUESTS": True}},
-    "DEFERRED": {"LOG_LEVEL": "INFO", "HOOKS": ["django_site.NotingHook"]},
+    "DEFERRED": {"LOG_LEVEL": "INFO", "LEGACY_URLS": ["/_ah/queue/deferred"], "HOOKS": ["django_site.NotingHook"]},
     "TASKS": {
         "default": {
             "BACKEND": "deferred_middleware.contrib.django.backend.DeferredBackend",
@@ -124,6 +123,8 @@ def application() -> Any:
     if not settings.configured:
         settings.configure(**SETTINGS)
         django.setup()
+        # In a module of their own they would be imported now, and know the settings.
+        urlpatterns.append(path("", include("deferred_middleware.contrib.django.urls")))
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE things (value TEXT)")
     return get_wsgi_application()

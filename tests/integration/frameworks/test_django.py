@@ -58,6 +58,17 @@ def test_a_task_goes_through_middleware(tasks: DeferredTasks) -> None:
     assert seen == [("middleware", "/_cb/deferred/django_site/note"), ("ran", 1)]
 
 
+def test_an_older_librarys_task_goes_through_middleware_too(tasks: DeferredTasks) -> None:
+    """What is posted to one of the LEGACY_URLS is run as a request of the site, and its outcome is the answer."""
+    defer(django_site.note, 1, _url="/_ah/queue/deferred")
+    defer(django_site.raise_it, SingularTaskFailure("x"), _url="/_ah/queue/deferred")
+
+    done, again = tasks.run_all(raise_errors=False)
+
+    assert (done.status, again.status) == (200, 408)
+    assert seen[:2] == [("middleware", "/_ah/queue/deferred"), ("ran", 1)]
+
+
 def test_only_the_tasks_view_is_exempt_from_csrf(tasks: DeferredTasks) -> None:
     """Another view's POST without a token is refused as before."""
     assert Client(enforce_csrf_checks=True).post("/signup/ann").status_code == 403

@@ -84,6 +84,18 @@ def test_a_task_is_a_request_of_the_app() -> None:
     assert seen == [(1, "shop", "nobody", ENDPOINT, "POST"), ("teardown", "NoneType")]
 
 
+def test_an_older_librarys_task_is_a_request_too() -> None:
+    """What is posted to one of the legacy URLs is run inside the app, and its outcome is the answer."""
+    app = make_app(Settings(legacy_urls=("/_ah/queue/deferred",)))
+    with capture_tasks() as tasks:
+        defer(look_around, 1, _url="/_ah/queue/deferred")
+        assert run(app, tasks).ok
+        defer(fail, MissingError("gone"), _url="/_ah/queue/deferred")
+        assert run(app, tasks).status == 500
+
+    assert seen[0] == (1, "shop", "nobody", ENDPOINT, "POST")
+
+
 def test_other_requests_are_as_before() -> None:
     """The app's own pages are untouched, and the task's URL takes POST only."""
     client = make_app().test_client()

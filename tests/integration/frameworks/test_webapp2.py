@@ -8,7 +8,7 @@ import pytest
 import webapp2
 from google.appengine.api import wrap_wsgi_app
 
-from deferred_middleware import PermanentTaskFailure, defer
+from deferred_middleware import PermanentTaskFailure, Settings, defer
 from deferred_middleware.contrib.webapp2 import Deferred
 from deferred_middleware.testing import capture_tasks
 
@@ -33,12 +33,12 @@ class MainPage(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no t
         self.response.write("hello")
 
 
-def make_app() -> Any:
+def make_app(**settings: Any) -> Any:
     """Return an app with a page and tasks."""
     seen.clear()
     app = webapp2.WSGIApplication([("/", MainPage), ("/.*", MainPage)], config={"name": "shop"})
     app.error_handlers[500] = lambda request, response, error: response.set_status(200)
-    return Deferred(app)
+    return Deferred(app, settings=Settings(**settings))
 
 
 def test_the_request_is_there_for_a_task() -> None:
@@ -48,6 +48,15 @@ def test_the_request_is_there_for_a_task() -> None:
         assert tasks.run().ok
 
     assert seen == [(1, f"/_cb/deferred/{__name__}/look_around", "shop")]
+
+
+def test_an_older_librarys_task_is_a_request_too() -> None:
+    """What is posted to one of the legacy URLs is run inside the app."""
+    with capture_tasks(make_app(legacy_urls=("/_ah/queue/deferred", "/old"))) as tasks:
+        defer(look_around, 1, _url="/old")
+        assert tasks.run().ok
+
+    assert seen == [(1, "/old", "shop")]
 
 
 def test_other_requests_are_as_before() -> None:
