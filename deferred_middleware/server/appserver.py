@@ -32,6 +32,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import WSGITask
 
+from deferred_middleware.server.deliveryserver import DeliveryServer, Permits
 from deferred_middleware.server.frontend import Frontend
 from deferred_middleware.server.loading import AppLoadError, load_application
 
@@ -91,6 +92,11 @@ class _Task(WSGITask):
     Waitress sends them one after the other, and whoever reads is woken twice, which costs more than the response.
     """
 
+    def execute(self) -> None:
+        channel: Any = self.channel
+        with channel.server.permits:
+            super().execute()
+
     def write(self, data: bytes) -> None:
         if self.wrote_header or not data:
             super().write(data)
@@ -106,13 +112,34 @@ class _Task(WSGITask):
 
 
 class _Channel(HTTPChannel):
+    """A connection, which waitress reads unless it is the queue process's, as what comes first over it shows."""
+
     task_class = _Task
+    _is_new = True
+
+    def received(self, data: bytes) -> bool:
+        is_new, self._is_new = self._is_new, False
+        server: Any = self.server
+        deliveries: DeliveryServer | None = server.deliveries
+        if not is_new or deliveries is None or not deliveries.sent(data):
+            return super().received(data)
+        # In the thread of waitress's loop, which so never looks at the socket again.
+        self.del_channel()
+        self.connected = False
+        connection, self.socket = self.socket, None
+        assert connection is not None
+        deliveries.adopt(connection, self.addr, data)
+        return True
 
 
 class AppServer:
-    """Serves one WSGI app on a socket until :meth:`request_stop`, then lets what runs finish."""
+    """Serves one WSGI app on a socket until :meth:`request_stop`, then lets what runs finish.
 
-    def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int) -> None:
+    At most ``threads`` requests run at a time. Those that carry ``delivery_token`` from their connection's beginning
+    are the queue process's, which has threads of its own for them.
+    """
+
+    def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
         self._channels: dict[int, Any] = {}
         self._stopping = False
         server: Any = create_server(
@@ -127,6 +154,16 @@ class AppServer:
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = _Channel
+        server.permits = permits = Permits(threads)
+        self._deliveries: DeliveryServer | None = None
+        if delivery_token:
+            environ = {
+                "SERVER_NAME": server.server_name,
+                "SERVER_PORT": str(server.effective_port),
+                "SERVER_SOFTWARE": _SERVER_SOFTWARE,
+            }
+            self._deliveries = DeliveryServer(app, delivery_token=delivery_token, permits=permits, environ=environ)
+        server.deliveries = self._deliveries
         self._server = server
 
     def request_stop(self) -> None:
@@ -143,11 +180,15 @@ class AppServer:
         self._server.accepting = False
         # One turn in any case, to read what has arrived on connections that were accepted already.
         self._turn(timeout_seconds=0)
+        if self._deliveries is not None:
+            self._deliveries.request_stop()
         deadline = time.monotonic() + grace_seconds
         while self._is_busy() and time.monotonic() < deadline:
             self._turn(timeout_seconds=0.05)
         answered = not self._is_busy()
         self._server.task_dispatcher.shutdown(timeout=0.5 if answered else 0)
+        if self._deliveries is not None:
+            self._deliveries.cut_off()
         for channel in list(self._server.active_channels.values()):
             channel.handle_close()  # not close(), which leaves its buffers' files open
         if answered:
@@ -161,6 +202,8 @@ class AppServer:
         wasyncore.loop(timeout=timeout_seconds, use_poll=True, map=self._channels, count=1)
 
     def _is_busy(self) -> bool:
+        if self._deliveries is not None and self._deliveries.is_busy:
+            return True
         channels = list(self._server.active_channels.values())
         return any(channel.requests or channel.total_outbufs_len for channel in channels)
 
@@ -204,7 +247,12 @@ def run(config: AppServerConfig) -> int:
             default_hostname=config.default_hostname,
         )
         # Made after the app was imported: wrap_wsgi_app patches how threads are started, and waitress's must be.
-        server = AppServer(frontend, socket.socket(fileno=config.socket_fd), threads=config.threads)
+        server = AppServer(
+            frontend,
+            socket.socket(fileno=config.socket_fd),
+            threads=config.threads,
+            delivery_token=config.delivery_token,
+        )
 
         def stop(_signum: int, _frame: FrameType | None) -> None:
             server.request_stop()
