@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -10,7 +11,7 @@ from concurrent.futures import Future
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.clockjumps import WatchedClock
-from deferred_middleware.server.delivery import AttemptResult, Deliverer
+from deferred_middleware.server.delivery import AttemptResult, Deliverer, Delivery
 from deferred_middleware.server.processends import ProcessEnds
 from deferred_middleware.server.quarantine import Quarantine
 from deferred_middleware.server.queuegates import QueueGates
@@ -66,17 +67,20 @@ class Attempts:
         """Return where a task of a queue goes: the queue's target wins over its own."""
         return self._queues.config_of(queue).target or target
 
-    def make(self, task: ClaimedTask, service: Service) -> None:
-        """Make one attempt and hand in its result."""
-        began = time.monotonic()
-        started_usec = self._clock.now_usec()
+    def begin(self, task: ClaimedTask, service: Service, ended: Callable[[], None]) -> Attempt:
+        """Return an attempt that is to be made; ``ended`` is called at its end, maybe by another thread."""
+        return Attempt(self, task, service, ended)
+
+    def start(self, task: ClaimedTask, service: Service) -> Delivery:
+        """Return the delivery of a task, which has not been sent yet."""
         self.quarantine.begins(task, service.id)
-        try:
-            host = self._directory.host(self.target(task.queue, task.target))
-            result = self._deliverer.deliver(task, service, host=host)
-        except Exception as error:  # noqa: BLE001 - a defect here must not keep the task from being tried again
-            _log.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
-            result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
+        host = self._directory.host(self.target(task.queue, task.target))
+        return self._deliverer.begin(task, service, host=host)
+
+    def conclude(
+        self, task: ClaimedTask, service: Service, result: AttemptResult, *, started_usec: int, began: float
+    ) -> None:
+        """Hand in how an attempt ended."""
         try:
             self._conclude(task, service, result, started_usec=started_usec, began=began)
         finally:
@@ -86,6 +90,10 @@ class Attempts:
                 self._withdraw([task.queue])
             elif may_begin:
                 self._wake()
+
+    def now_usec(self) -> int:
+        """Return the wall clock's time."""
+        return self._clock.now_usec()
 
     def fail(self, task: ClaimedTask, reason: str, *, service: str) -> None:
         """Hand in an attempt that could not be made."""
@@ -212,3 +220,58 @@ class Attempts:
         with self._lock:
             self._unstored.append(completion)
         self._wake()
+
+
+class Attempt:
+    """One attempt under way. Whoever made it calls :meth:`proceed` until that says that it is over."""
+
+    def __init__(self, attempts: Attempts, task: ClaimedTask, service: Service, ended: Callable[[], None]) -> None:
+        self._attempts = attempts
+        self._task = task
+        self._service = service
+        self._ended = ended
+        self._began = time.monotonic()
+        self._started_usec = attempts.now_usec()
+        self._delivery: Delivery | None = None
+
+    def fileno(self) -> int:
+        """Return the descriptor that it waits for, -1 if it waits for none."""
+        return -1 if self._delivery is None else self._delivery.fileno()
+
+    @property
+    def awaited(self) -> int:
+        """What it waits for, as :mod:`select` has it."""
+        return 0 if self._delivery is None else self._delivery.awaited
+
+    @property
+    def deadline(self) -> float:
+        """When it is to go on in any case, by the monotonic clock."""
+        return math.inf if self._delivery is None else self._delivery.deadline
+
+    def proceed(self) -> bool:
+        """Go on, the first time by sending the task; return whether nothing is left to be waited for."""
+        try:
+            if self._delivery is None:
+                self._delivery = self._attempts.start(self._task, self._service)
+            result = self._delivery.proceed()
+            if result is None:
+                return False
+        except Exception as error:  # noqa: BLE001 - a defect here must not keep the task from being tried again
+            _log.exception("Task %s of queue %s could not be delivered.", self._task.name, self._task.queue)
+            result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
+        if result.broken_off or result.late is not None:
+            # Something is to be waited for now: what became of the process, or the handler's end.
+            threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
+        else:
+            self._conclude(result)
+        return True
+
+    def _conclude(self, result: AttemptResult) -> None:
+        try:
+            self._attempts.conclude(
+                self._task, self._service, result, started_usec=self._started_usec, began=self._began
+            )
+        except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
+            _log.exception("Task %s of queue %s could not be run.", self._task.name, self._task.queue)
+        finally:
+            self._ended()

@@ -1,22 +1,22 @@
-"""Kept HTTP/1.1 connections to a service, with a deadline for what goes over them.
+"""Kept HTTP/1.1 connections to a service, none of which ever blocks: one thread has many of them.
 
 ``http.client`` does much for each request that is not needed here: it took more time than all else that the queue
 process does for a task. What is needed is less than HTTP: one request at a time, its head ready made, and of the
 response the status, one header and the body. What frames a response: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
 
-Everything that reads can be called again after the deadline has been extended, and goes on where it was.
+Everything that raises :class:`BlockingIOError` can be called again once there is more, and goes on where it was.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import http.client
 import logging
 import math
+import os
 import re
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable
 
@@ -25,25 +25,19 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 _MAX_HEAD_BYTES = 256 * 1024
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|$)")
-# How much later than its deadline an operation may end, so that the socket's timeout need not be set for each.
-_SLACK_SECONDS = 0.02
-
-
-class DeadlinePassedError(OSError):
-    """The deadline came while a response was waited for."""
 
 
 class Connection:
-    """A connection to a service, opened when something is sent. ``deadline`` is by the monotonic clock."""
+    """A connection to a service, opened when something is sent."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._socket: socket.socket | None = None
         self._poll = select.poll()
-        self._timeout_seconds = math.nan
-        self.deadline = math.inf
+        self._unsent: bytes | memoryview = b""
         self.idle_since = 0.0
-        self.busy = False
+        # A response without an end must not keep the thread from its other connections.
+        self.reads_left = math.inf
 
     def usable(self, idle_seconds: float) -> bool:
         """Tell whether it is open, not idle for longer, and that the service has neither closed it nor sent more."""
@@ -51,26 +45,48 @@ class Connection:
             return False
         return not self._poll.poll(0)
 
+    def fileno(self) -> int:
+        """Return its descriptor, -1 when it is closed."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    @property
+    def awaited(self) -> int:
+        """What it waits for, as :mod:`select` has it."""
+        return select.POLLOUT if self._unsent else select.POLLIN
+
     def send(self, data: bytes) -> None:
-        """Send a request. Raises :class:`TimeoutError` at the deadline."""
+        """Send a request, as much of it as is possible now; :meth:`flush` sends the rest."""
         if self._socket is None:
             self._socket = self._connect()
-        left = memoryview(data)
-        while left:
-            self._arm(self._socket)
-            with contextlib.suppress(BlockingIOError):
-                left = left[self._socket.send(left) :]
+        self._unsent = data
+        try:
+            self.flush()
+        except BlockingIOError:
+            _log.debug("A service takes a request slowly.")
+
+    def flush(self) -> None:
+        """Send what is left of a request. Raises :class:`BlockingIOError` while something is."""
+        while self._unsent:
+            if self._socket is None:
+                raise BrokenPipeError("the connection is closed")
+            sent = self._socket.send(self._unsent)
+            self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
 
     def receive(self) -> bytes:
-        """Return what comes next, ``b""`` at the end. Raises :class:`DeadlinePassedError` at the deadline."""
-        while self._socket is not None:
-            try:
-                self._arm(self._socket)
-            except TimeoutError as error:
-                raise DeadlinePassedError(str(error)) from error
-            with contextlib.suppress(BlockingIOError):
-                return self._socket.recv(_READ_BYTES)
-        return b""
+        """Return what comes next, ``b""`` at the end. Raises :class:`BlockingIOError` while there is nothing.
+
+        So it does after ``reads_left`` times.
+        """
+        if not self.reads_left:
+            raise BlockingIOError(errno.EAGAIN, "others have their turn")
+        self.reads_left -= 1
+        return b"" if self._socket is None else self._socket.recv(_READ_BYTES)
+
+    def wait(self, until: float) -> None:
+        """Wait until there is something to do, at most until ``until`` on the monotonic clock."""
+        waiting = select.poll()
+        waiting.register(self.fileno(), self.awaited)
+        waiting.poll(milliseconds_until(until))
 
     def shut_down(self) -> None:
         """End it under whoever is using it, in another thread."""
@@ -91,36 +107,25 @@ class Connection:
         opened = socket.socket(family, kind, proto)
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            remaining = self._remaining()
-            opened.settimeout(None if remaining == math.inf else remaining)
-            opened.connect(address)
-            # The kernel ends what takes too long, so that it need not be asked first whether there is anything.
-            opened.settimeout(None)
+            opened.setblocking(False)
+            # What it says later is said by what is sent.
+            error = opened.connect_ex(address)
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
         except BaseException:
             opened.close()
             raise
-        self._timeout_seconds = math.nan
         self._poll = select.poll()
         self._poll.register(opened, select.POLLIN)
         return opened
 
-    def _remaining(self) -> float:
-        remaining = self.deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("the deadline has passed")
-        return remaining
 
-    def _arm(self, opened: socket.socket) -> None:
-        """Have the next operation of the socket end at the deadline, by a BlockingIOError."""
-        remaining = self._remaining()
-        if self._timeout_seconds - _SLACK_SECONDS < remaining < self._timeout_seconds + _SLACK_SECONDS:
-            return
-        # To the kernel no time means no end.
-        seconds = 0.0 if remaining == math.inf else max(remaining, 0.001)
-        timeout = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            opened.setsockopt(socket.SOL_SOCKET, option, timeout)
-        self._timeout_seconds = remaining
+def milliseconds_until(until: float) -> int | None:
+    """Return for how long :meth:`select.poll.poll` is to wait until a time on the monotonic clock has come."""
+    if until == math.inf:
+        return None
+    # Rounded up, lest it be called again and again during the last millisecond; and it takes no more than a C int.
+    return max(0, min(math.ceil((until - time.monotonic()) * 1000), 1_000_000_000))
 
 
 class Response:

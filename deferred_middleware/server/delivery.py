@@ -13,12 +13,13 @@ import http.client
 import logging
 import math
 import re
+import select
 import threading
 import time
 from dataclasses import dataclass
 
 from deferred_middleware import protocol
-from deferred_middleware.server.connections import Connection, DeadlinePassedError, Response
+from deferred_middleware.server.connections import Connection, Response
 from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
 
@@ -31,6 +32,8 @@ EXCERPT_BYTES = 4096
 # request is never on its way while the service closes.
 _IDLE_SECONDS = 30.0
 _EXTERNAL_IDLE_SECONDS = 0.5
+# How much of a response is read before the other attempts of the thread have their turn.
+_READS_IN_A_ROW = 16
 
 # What can't be in a request's first line, and what would end a header or begin another.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
@@ -88,7 +91,7 @@ class AttemptResult:
 
 
 class Deliverer:
-    """Sends tasks to services, over connections that are kept open, one to each service for each thread.
+    """Sends tasks to services, over connections that are kept open.
 
     ``delivery_token`` goes with every request, and is how a service knows that the task queue sent it. Only one that
     runs elsewhere doesn't get it: whoever is there could pose as the queue then.
@@ -96,71 +99,36 @@ class Deliverer:
 
     def __init__(self, *, delivery_token: str) -> None:
         self._delivery_token = delivery_token
-        self._local = threading.local()
         self._lock = threading.Lock()
-        self._connections: set[Connection] = set()
+        self._busy: set[Connection] = set()
+        # By the service's address; the last one that was used is used next.
+        self._idle: dict[str, list[Connection]] = {}
         self._closed = False
+
+    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> Delivery:
+        """Return an attempt that is to be made, with ``host`` as its ``Host`` header."""
+        return Delivery(self, task, service, host)
 
     def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
         """Make one attempt, with ``host`` as its ``Host`` header; return how it ended, whatever happens on the way."""
-        deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
-        began = time.monotonic()
-        connection: Connection | None = None
-        status: int | None = None
-        reason: str | None = None
-        outcome: str | None = None
-        excerpt = b""
-        broken_off = False
-        late: LateHandler | None = None
-        response: Response | None = None
-        try:
-            connection = self._connection(service)
-            connection.deadline = began + deadline_usec / 1e6
-            connection.send(self._request(task, service, host))
-            response = Response(connection.receive, has_body=task.method != "HEAD")
-            response.read_head()
-            # To the end: an app may do its work while it is being read, and the connection is to be used again.
-            while part := response.read():
-                if len(excerpt) < EXCERPT_BYTES:
-                    excerpt = (excerpt + part)[:EXCERPT_BYTES]
-            status = response.status
-            outcome = response.header(protocol.OUTCOME_HEADER)
-        except (TimeoutError, DeadlinePassedError) as error:
-            reason = f"cut off: no complete response within its dispatch deadline of {deadline_usec / 1e6:g} s"
-            if connection is not None and response is not None and isinstance(error, DeadlinePassedError):
-                late = LateHandler(self, connection, response)
-        except http.client.RemoteDisconnected:
-            reason = "the service closed the connection without a response"
-            broken_off = True
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            if service.external and isinstance(error, ConnectionRefusedError):
-                reason = f"nothing answers at {service.url}; is the app running there?"
-            broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
-        finally:
-            if connection is not None and late is None:
-                self.put_back(connection, keep=response is not None and response.keeps_connection)
-        return AttemptResult(
-            status=status,
-            duration_usec=int((time.monotonic() - began) * 1e6),
-            reason=reason,
-            outcome=outcome,
-            excerpt=excerpt,
-            broken_off=broken_off,
-            late=late,
-        )
+        delivery = self.begin(task, service, host=host)
+        while (result := delivery.proceed()) is None:
+            delivery.wait()
+        return result
 
     def close(self) -> None:
         """Close all connections; attempts that are under way end without a response."""
         with self._lock:
             self._closed = True
-            for connection in self._connections:
-                if connection.busy:
-                    connection.shut_down()
-                else:
+            for connection in self._busy:
+                connection.shut_down()
+            for connections in self._idle.values():
+                for connection in connections:
                     connection.close()
+            self._idle.clear()
 
-    def _request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
+    def request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
+        """Return the request that delivers a task. Raises :class:`ValueError` for what would not be one."""
         if _ILLEGAL_IN_URL.search(task.url):
             raise ValueError(f"the URL has a character that no URL has: {task.url!r}")
         headers = request_headers(task, host)
@@ -172,30 +140,135 @@ class Deliverer:
         head = "\r\n".join([f"{task.method} {task.url} HTTP/1.1", *lines, "\r\n"])
         return head.encode("latin-1") + task.body
 
-    def _connection(self, service: Service) -> Connection:
-        """Return this thread's connection to a service, new or fit to be used again."""
-        mine: dict[str, Connection] = self._local.__dict__.setdefault("connections", {})
-        connection = mine.get(service.address)
+    def take(self, service: Service) -> Connection:
+        """Return a connection to a service, new or fit to be used again, which has to be put back."""
+        idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
         with self._lock:
             if self._closed:
                 raise ConnectionAbortedError("the server is stopping")
-            idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
-            if connection is None or not connection.usable(idle_seconds):
-                if connection is not None:
-                    self._connections.discard(connection)
-                    connection.close()
-                connection = mine[service.address] = Connection(service.host.strip("[]"), service.port)
-                self._connections.add(connection)
-            connection.busy = True
+            idle = self._idle.get(service.address)
+            while idle:
+                connection = idle.pop()
+                if connection.usable(idle_seconds):
+                    break
+                connection.close()
+            else:
+                connection = Connection(service.host.strip("[]"), service.port)
+            self._busy.add(connection)
         return connection
 
-    def put_back(self, connection: Connection, *, keep: bool) -> None:
+    def put_back(self, connection: Connection, service: Service, *, keep: bool) -> None:
         """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
         with self._lock:
-            connection.busy = False
-            connection.idle_since = time.monotonic()
+            self._busy.discard(connection)
             if not keep or self._closed:
                 connection.close()
+                return
+            connection.idle_since = time.monotonic()
+            self._idle.setdefault(service.address, []).append(connection)
+
+
+class Delivery:
+    """One attempt, made bit by bit and never waited for: :meth:`proceed` does what can be done now.
+
+    ``deadline`` is its dispatch deadline by the monotonic clock.
+    """
+
+    def __init__(self, deliverer: Deliverer, task: ClaimedTask, service: Service, host: str) -> None:
+        self._deliverer = deliverer
+        self._task = task
+        self._service = service
+        self._host = host
+        self._deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
+        self._began = time.monotonic()
+        self._connection: Connection | None = None
+        self._response: Response | None = None
+        self._excerpt = b""
+        self.deadline = self._began + self._deadline_usec / 1e6
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection that it waits for, -1 if there is none any more."""
+        return -1 if self._connection is None else self._connection.fileno()
+
+    @property
+    def awaited(self) -> int:
+        """What the connection waits for, as :mod:`select` has it."""
+        return 0 if self._connection is None else self._connection.awaited
+
+    def wait(self) -> None:
+        """Wait until there is something to do."""
+        if self._connection is not None:
+            self._connection.wait(self.deadline)
+
+    def proceed(self) -> AttemptResult | None:
+        """Go on, the first time by sending; return how the attempt ended, None if it goes on.
+
+        To be called when the connection has what it waits for, or the deadline has come.
+        """
+        response = self._response
+        reason: str | None = None
+        broken_off = False
+        late: LateHandler | None = None
+        try:
+            if response is None:
+                self._send()
+                return None
+            self._read(response)
+            return self._ended(response.status, outcome=response.header(protocol.OUTCOME_HEADER))
+        except BlockingIOError:
+            if time.monotonic() < self.deadline:
+                return None
+            reason = f"cut off: no complete response within its dispatch deadline of {self._deadline_usec / 1e6:g} s"
+            if self._connection is not None and response is not None and self._connection.awaited == select.POLLIN:
+                late = LateHandler(self._deliverer, self._connection, response, self._service)
+        except http.client.RemoteDisconnected:
+            reason = "the service closed the connection without a response"
+            broken_off = True
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            if self._service.external and isinstance(error, ConnectionRefusedError):
+                reason = f"nothing answers at {self._service.url}; is the app running there?"
+            broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
+        return self._ended(None, reason=reason, broken_off=broken_off, late=late)
+
+    def _send(self) -> None:
+        request = self._deliverer.request(self._task, self._service, self._host)
+        self._connection = connection = self._deliverer.take(self._service)
+        self._response = Response(connection.receive, has_body=self._task.method != "HEAD")
+        connection.send(request)
+
+    def _read(self, response: Response) -> None:
+        assert self._connection is not None
+        self._connection.flush()
+        self._connection.reads_left = _READS_IN_A_ROW
+        response.read_head()
+        # To the end: an app may do its work while it is being read, and the connection is to be used again.
+        while part := response.read():
+            if len(self._excerpt) < EXCERPT_BYTES:
+                self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
+
+    def _ended(
+        self,
+        status: int | None,
+        *,
+        reason: str | None = None,
+        outcome: str | None = None,
+        broken_off: bool = False,
+        late: LateHandler | None = None,
+    ) -> AttemptResult:
+        connection, self._connection = self._connection, None
+        if connection is not None and late is None:
+            keep = self._response is not None and self._response.keeps_connection
+            self._deliverer.put_back(connection, self._service, keep=keep)
+        return AttemptResult(
+            status=status,
+            duration_usec=int((time.monotonic() - self._began) * 1e6),
+            reason=reason,
+            outcome=outcome,
+            excerpt=self._excerpt,
+            broken_off=broken_off,
+            late=late,
+        )
 
 
 def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
@@ -243,22 +316,31 @@ class LateHandler:
     Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
     """
 
-    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response) -> None:
+    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response, service: Service) -> None:
         self._deliverer = deliverer
         self._connection = connection
         self._response = response
+        self._service = service
 
     def wait(self) -> int | None:
         """Return when the handler has ended, its process has, or the deliverer is closed; the status if it gave one."""
         status: int | None = None
         try:
-            self._connection.deadline = math.inf
-            self._response.read_head()
-            while self._response.read():
-                pass
+            self._connection.reads_left = math.inf
+            while not self._has_ended():
+                self._connection.wait(math.inf)
             status = self._response.status
         except (OSError, http.client.HTTPException, ValueError) as error:
             _log.debug("A handler that was cut off ended without a response: %s", error)
         finally:
-            self._deliverer.put_back(self._connection, keep=False)
+            self._deliverer.put_back(self._connection, self._service, keep=False)
         return status
+
+    def _has_ended(self) -> bool:
+        try:
+            self._response.read_head()
+            while self._response.read():
+                pass
+        except BlockingIOError:
+            return False
+        return True

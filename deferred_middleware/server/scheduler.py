@@ -1,8 +1,8 @@
 """What is due, and may run.
 
 One thread waits for the next ETA or for being woken, claims what is due, no more than the queues and the services can
-take, and hands it to the workers of the service. A worker makes the attempt, hands in the result, and takes the next
-task while the result is being written.
+take, and hands it to the workers of the service. They make the attempts, hand in the results, and take the next tasks
+while the results are being written.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._workers = {
             service: ServiceWorkers(
-                service, self._attempts.make, self.wake, is_alone=self._attempts.quarantine.is_suspect
+                service, self._attempts.begin, self.wake, is_alone=self._attempts.quarantine.is_suspect
             )
             for service in directory
         }

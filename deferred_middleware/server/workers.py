@@ -1,31 +1,35 @@
-"""The threads that make a service's attempts, and how the queues share them.
+"""The attempts of a service that are under way at a time, and how the queues share them.
 
-A service takes so many tasks at a time, and each of its threads makes one attempt after the other. A slow queue must
-not have all of them while another's tasks wait. So a thread that is free takes the next task of the queue that has the
-fewest threads; and of the free threads some are kept for the queues that have none, because their tasks may come at any
-moment. A queue that is alone has all threads.
+A service takes so many tasks at a time. One thread makes all these attempts: each of them is little but waiting for a
+response, and threads that wait for each other's locks would take longer than the attempts of short tasks.
 
-Each queue that has no thread is sure to find one as long as there are twice as many threads as queues. With fewer
-threads a queue may still have half of them, however many others there are.
+A slow queue must not have all places while another's tasks wait. So a place that is free goes to the next task of the
+queue that has the fewest; and of the free places some are kept for the queues that have none, because their tasks may
+come at any moment. A queue that is alone has all of them.
+
+Each queue that has no place is sure to find one as long as there are twice as many places as queues. With fewer a queue
+may still have half of them, however many others there are.
 """
 
 from __future__ import annotations
 
 import collections
-import logging
+import functools
 import math
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from deferred_middleware.server.connections import milliseconds_until
 from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
 
-_log = logging.getLogger(__name__)
-
-# While its tasks take no longer than this a queue is given more than it can run at once, because its threads would
-# stand idle while the next ones are claimed. Slow tasks wait in the store instead, where everybody can see them.
+# While its tasks take no longer than this a queue is given more than it can run at once, because its places would
+# stay empty while the next ones are claimed. Slow tasks wait in the store instead, where everybody can see them.
 _FAST_SECONDS = 0.05
 _LEAST_FACTOR = 4
 _MOST_FACTOR = 16
@@ -34,7 +38,7 @@ _NEWEST_WEIGHT = 0.2
 
 @dataclass
 class _Share:
-    """What one queue has of a service's threads, and what waits for them."""
+    """What one queue has of a service's places, and what waits for them."""
 
     running: int = 0
     unbegun: collections.deque[ClaimedTask] = field(default_factory=collections.deque)
@@ -60,51 +64,72 @@ class _Share:
         return self.running + len(self.unbegun)
 
 
-class ServiceWorkers:
-    """As many threads as ``service`` takes tasks at a time; each calls ``run_task`` with one after the other.
+class UnderWay(Protocol):
+    """An attempt that is being made, such as :class:`~deferred_middleware.server.attempts.Attempt`."""
 
-    ``wake_scheduler`` is called when there is room for more and the scheduler has said that it has more. A task for
-    which ``is_alone`` is true is run while no other such task is: after the death of an app process the tasks that
+    @property
+    def awaited(self) -> int:
+        """What its descriptor waits for, as :mod:`select` has it."""
+
+    @property
+    def deadline(self) -> float:
+        """When it is to go on in any case, by the monotonic clock."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that it waits for."""
+
+    def proceed(self) -> bool:
+        """Go on; return whether nothing is left to be waited for."""
+
+
+class ServiceWorkers:
+    """Make as many attempts at a time as ``service`` takes.
+
+    ``begin`` returns the attempt of a task; it gets a function that is to be called, by any thread, at the attempt's
+    end. ``wake_scheduler`` is called when there is room for more and the scheduler has said that it has more. A task
+    for which ``is_alone`` is true is run while no other such task is: after the death of an app process the tasks that
     were running in it are tried one at a time, so that it turns out which of them it was.
     """
 
     def __init__(
         self,
         service: Service,
-        run_task: Callable[[ClaimedTask, Service], None],
+        begin: Callable[[ClaimedTask, Service, Callable[[], None]], UnderWay],
         wake_scheduler: Callable[[], None],
         *,
         is_alone: Callable[[ClaimedTask], bool] = lambda task: False,
     ) -> None:
         self._service = service
-        self._run_task = run_task
+        self._begin = begin
         self._wake_scheduler = wake_scheduler
         self._is_alone = is_alone
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
         self._shares: dict[str, _Share] = {}
         self._expected: frozenset[str] = frozenset()
         self._forced: collections.deque[ClaimedTask] = collections.deque()
         self._alone: collections.deque[ClaimedTask] = collections.deque()
         self._running: dict[int, ClaimedTask] = {}
         self._running_alone: set[int] = set()
-        self._idle_threads = 0
         self._turn = 0
         self._hungry = False
         self._held = False
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"deliver-{service.id}-{number}", daemon=True)
-            for number in range(service.concurrency)
-        ]
+        self._thread = threading.Thread(target=self._work, name=f"deliver-{service.id}", daemon=True)
+        # The thread's own: what it waits for, by descriptor, and when the first of them has to go on.
+        self._watched: dict[int, UnderWay] = {}
+        self._poll = select.poll()
+        self._next_deadline = math.inf
+        # How it is woken: while it is asleep, by a byte.
+        self._asleep = False
+        self._waker: socket.socket | None = None
 
     def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        """Start the thread."""
+        self._thread.start()
 
     def expect(self, queues: Iterable[str]) -> None:
-        """Keep threads for these queues, the tasks of which may come here."""
-        with self._condition:
+        """Keep places for these queues, the tasks of which may come here."""
+        with self._lock:
             self._expected = frozenset(queues)
 
     def room(self, queue: str, due: Collection[str], planned: Mapping[str, int], *, ahead: bool) -> int:
@@ -113,18 +138,18 @@ class ServiceWorkers:
         ``due`` are the queues that have tasks for this service now, ``planned`` is what is going to be claimed of the
         others; ``ahead`` allows to claim more than can begin at once, if the tasks are fast.
         """
-        with self._condition:
+        with self._lock:
             if self._held:
                 return 0
             mine = self._shares.get(queue) or _Share()
             busy = {name for name, share in self._shares.items() if share.in_hand} | set(due) | {queue}
-            threads = self._service.concurrency - min(len(self._expected - busy), self._service.concurrency // 2)
+            places = self._service.concurrency - min(len(self._expected - busy), self._service.concurrency // 2)
             others = [(name, share) for name, share in self._shares.items() if name != queue]
             others_slow = sum(share.in_hand + planned.get(name, 0) for name, share in others if share.slow)
             others_slow += sum(number for name, number in planned.items() if name not in self._shares)
             fair = math.ceil(self._service.concurrency / len(busy))
-            left = threads - sum(share.running for _name, share in others)
-            number = min(max(fair, left), threads - others_slow)
+            left = places - sum(share.running for _name, share in others)
+            number = min(max(fair, left), places - others_slow)
             if not mine.in_hand and others_slow < self._service.concurrency:
                 number = max(1, number)
             if ahead:
@@ -132,9 +157,8 @@ class ServiceWorkers:
             return max(0, number - mine.in_hand)
 
     def put(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
-        """Take tasks in hand; those that are ``forced`` go first, and wait for nothing but a thread."""
-        number = 0
-        with self._condition:
+        """Take tasks in hand; those that are ``forced`` go first, and wait for nothing but a place."""
+        with self._lock:
             for task in tasks:
                 if self._is_alone(task):
                     self._alone.append(task)
@@ -142,49 +166,48 @@ class ServiceWorkers:
                     self._forced.append(task)
                 else:
                     self._share(task.queue).unbegun.append(task)
-                number += 1
-            self._condition.notify(number)
+            if len(self._running) < self._service.concurrency:
+                self._wake()
 
     def hold(self, held: bool) -> None:
         """Begin no attempt as long as the service is ``held``; those that are under way go on."""
-        with self._condition:
+        with self._lock:
             self._held = held
-            self._condition.notify_all()
+            self._wake()
 
     def hunger(self, hungry: bool) -> None:
         """Say whether there are more tasks for this service, so that room for them is worth a wake-up."""
-        with self._condition:
+        with self._lock:
             self._hungry = hungry
 
     def free(self) -> int:
-        """Return how many threads have nothing to do."""
-        with self._condition:
+        """Return how many places are free."""
+        with self._lock:
             return self._service.concurrency - len(self._running)
 
     def running(self) -> list[ClaimedTask]:
         """Return the tasks whose attempt is under way."""
-        with self._condition:
+        with self._lock:
             return list(self._running.values())
 
     def withdraw(self, queues: Collection[str] | None = None) -> list[ClaimedTask]:
         """Take back the tasks that were not begun, of some queues or of all; return them. Forced ones stay."""
-        with self._condition:
+        with self._lock:
             return self._withdraw(queues)
 
     def stop(self) -> list[ClaimedTask]:
-        """Let the threads end after their attempts; return the tasks that were not begun."""
-        with self._condition:
+        """Let the thread end after its attempts; return the tasks that were not begun."""
+        with self._lock:
             unbegun = [*self._withdraw(None), *self._forced]
             self._forced.clear()
             self._stopping = True
-            self._condition.notify_all()
+            self._wake()
         return unbegun
 
     def join(self, until: float) -> None:
-        """Wait for the threads to end, at most until ``until`` on the monotonic clock."""
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, until - time.monotonic()))
+        """Wait for the thread to end, at most until ``until`` on the monotonic clock."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, until - time.monotonic()))
 
     def _withdraw(self, queues: Collection[str] | None) -> list[ClaimedTask]:
         withdrawn: list[ClaimedTask] = []
@@ -224,40 +247,79 @@ class ServiceWorkers:
         kept = min(idle, self._service.concurrency // 2)
         return self._service.concurrency - len(self._running) - 1 >= kept
 
+    def _wake(self) -> None:
+        """Have the thread look for what it may begin; to be called with the lock."""
+        if self._asleep and self._waker is not None:
+            self._asleep = False
+            self._waker.send(b"w")
+
     def _work(self) -> None:
-        while (task := self._begin_next()) is not None:
-            began = time.monotonic()
-            try:
-                self._run_task(task, self._service)
-            except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
-                _log.exception("Task %s of queue %s could not be run.", task.name, task.queue)
-            if self._end(task, time.monotonic() - began):
-                self._wake_scheduler()
+        woken, waker = socket.socketpair()
+        with woken, waker:
+            self._poll.register(woken, select.POLLIN)
+            with self._lock:
+                self._waker = waker
+            while (tasks := self._begin_next()) is not None:
+                for task in tasks:
+                    self._start(task)
+                ready = self._poll.poll(milliseconds_until(self._next_deadline))
+                self._asleep = False
+                for descriptor, _event in ready:
+                    if descriptor in self._watched:
+                        self._proceed(self._watched[descriptor], descriptor)
+                    else:
+                        woken.recv(4096)
+                if time.monotonic() >= self._next_deadline:
+                    self._proceed_with_late()
+            with self._lock:
+                self._waker = None
 
-    def _begin_next(self) -> ClaimedTask | None:
-        with self._condition:
-            while not self._stopping:
+    def _begin_next(self) -> list[ClaimedTask] | None:
+        """Return the tasks whose attempts are to begin now, None when everything has ended."""
+        tasks: list[ClaimedTask] = []
+        with self._lock:
+            while not self._stopping and len(self._running) < self._service.concurrency:
                 line = self._next_line()
-                if line is not None:
-                    task = line.popleft()
-                    self._running[task.id] = task
-                    if line is self._alone:
-                        self._running_alone.add(task.id)
-                    share = self._share(task.queue)
-                    share.running += 1
-                    self._turn += 1
-                    share.last_turn = self._turn
-                    if self._idle_threads and self._next_line() is not None:
-                        self._condition.notify()
-                    return task
-                self._idle_threads += 1
-                self._condition.wait()
-                self._idle_threads -= 1
-            return None
+                if line is None:
+                    break
+                task = line.popleft()
+                self._running[task.id] = task
+                if line is self._alone:
+                    self._running_alone.add(task.id)
+                share = self._share(task.queue)
+                share.running += 1
+                self._turn += 1
+                share.last_turn = self._turn
+                tasks.append(task)
+            self._asleep = True
+            return None if self._stopping and not self._running else tasks
 
-    def _end(self, task: ClaimedTask, seconds: float) -> bool:
-        """Take note that an attempt ended; return whether the scheduler is to be woken."""
-        with self._condition:
+    def _start(self, task: ClaimedTask) -> None:
+        attempt = self._begin(task, self._service, functools.partial(self._end, task, time.monotonic()))
+        if not attempt.proceed():
+            descriptor = attempt.fileno()
+            self._watched[descriptor] = attempt
+            self._poll.register(descriptor, attempt.awaited)
+            self._next_deadline = min(self._next_deadline, attempt.deadline)
+
+    def _proceed(self, attempt: UnderWay, descriptor: int) -> None:
+        if not attempt.proceed():
+            self._poll.modify(descriptor, attempt.awaited)
+            return
+        del self._watched[descriptor]
+        self._poll.unregister(descriptor)
+
+    def _proceed_with_late(self) -> None:
+        """Let the attempts go on whose deadline has come, and find out when the next one's does."""
+        for descriptor, attempt in list(self._watched.items()):
+            if time.monotonic() >= attempt.deadline:
+                self._proceed(attempt, descriptor)
+        self._next_deadline = min((attempt.deadline for attempt in self._watched.values()), default=math.inf)
+
+    def _end(self, task: ClaimedTask, began: float) -> None:
+        """Take note that an attempt ended; wake the scheduler if there is room for what it has."""
+        seconds = time.monotonic() - began
+        with self._lock:
             del self._running[task.id]
             self._running_alone.discard(task.id)
             share = self._share(task.queue)
@@ -265,4 +327,7 @@ class ServiceWorkers:
             share.mean_seconds += _NEWEST_WEIGHT * (seconds - share.mean_seconds)
             # Not for each task that is fast: claims are cheaper together.
             few = self._service.concurrency * max(2, share.factor // 3)
-            return self._hungry and (share.slow or share.in_hand <= few)
+            wanted = self._hungry and (share.slow or share.in_hand <= few)
+            self._wake()
+        if wanted:
+            self._wake_scheduler()

@@ -29,7 +29,9 @@ def page(environ, start_response):
         except taskqueue.UnknownQueueError:
             status = "409 Conflict"
     elif path[0] == "kill":
-        defer(kill, _retry_options={"min_backoff_seconds": 0.01, "max_backoff_seconds": 0.1}, _name="killer")
+        # Not before this has been answered.
+        backoff = {"min_backoff_seconds": 0.01, "max_backoff_seconds": 0.1}
+        defer(kill, _retry_options=backoff, _name="killer", _countdown=0.5)
     start_response(status, [("Content-Type", "text/plain")])
     return [status.encode()]
 

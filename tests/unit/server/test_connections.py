@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import math
+import select
 import socket
 import threading
 import time
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.connections import Connection, DeadlinePassedError, Response
+from deferred_middleware.server.connections import Connection, Response
 
 RESPONSES = {
     "a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello", True),
@@ -147,8 +147,8 @@ def peer(serve: Callable[[socket.socket], object]) -> Iterator[Connection]:
             thread.join(10)
 
 
-def test_reading_goes_on_after_the_deadline_was_extended() -> None:
-    """A response that began before its deadline can be read to its end after it, and nothing of it is lost."""
+def test_reading_goes_on_where_it_was() -> None:
+    """A response of which not all is there yet can be read on later, and nothing of it is lost."""
     go_on = threading.Event()
 
     def serve(accepted: socket.socket) -> None:
@@ -158,23 +158,51 @@ def test_reading_goes_on_after_the_deadline_was_extended() -> None:
         accepted.sendall(b"ngth: 2\r\n\r\nhi")
 
     with peer(serve) as connection:
-        connection.deadline = time.monotonic() + 0.2
         connection.send(b"request")
+        connection.wait(time.monotonic() + 10)
         response = Response(connection.receive)
-        with pytest.raises(DeadlinePassedError):
+        with pytest.raises(BlockingIOError):
             response.read_head()
         go_on.set()
-        connection.deadline = math.inf
-        assert whole(response) == b"hi"
+        while True:
+            connection.wait(time.monotonic() + 10)
+            with contextlib.suppress(BlockingIOError):
+                assert whole(response) == b"hi"
+                break
 
 
-def test_sending_ends_at_the_deadline() -> None:
-    """A service that doesn't read what is sent holds nobody up beyond the deadline."""
+def test_a_service_that_does_not_read_holds_nobody_up() -> None:
+    """Of a large request as much is sent as is taken; the rest follows when it is, and arrives whole."""
+    go_on = threading.Event()
+    size = 50_000_000
+    arrived: list[int] = []
+
+    def serve(accepted: socket.socket) -> None:
+        assert go_on.wait(10)
+        while sum(arrived) < size:
+            arrived.append(len(accepted.recv(1_000_000)))
+
+    with peer(serve) as connection:
+        connection.send(bytes(size))
+        assert connection.awaited == select.POLLOUT
+        with pytest.raises(BlockingIOError):
+            connection.flush()
+        go_on.set()
+        while connection.awaited == select.POLLOUT:
+            connection.wait(time.monotonic() + 10)
+            with contextlib.suppress(BlockingIOError):
+                connection.flush()
+    assert sum(arrived) == size
+
+
+def test_waiting_ends_at_its_time() -> None:
+    """Where nothing comes, the wait is over when it was to be."""
     over = threading.Event()
     with peer(lambda accepted: over.wait(10)) as connection:
-        connection.deadline = time.monotonic() + 0.2
-        with pytest.raises(TimeoutError):
-            connection.send(bytes(50_000_000))
+        connection.send(b"request")
+        until = time.monotonic() + 0.05
+        connection.wait(until)
+        assert until <= time.monotonic() < until + 5
         over.set()
 
 

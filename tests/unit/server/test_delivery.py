@@ -319,6 +319,54 @@ def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer
     assert took_seconds < 2
 
 
+def test_a_response_without_an_end_does_not_outlast_the_deadline(deliverer: Deliverer) -> None:
+    """A service that sends faster than it is read is cut off as well, and until then others have their turns."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(bytes(1_000_000))
+
+    with raw_server(answer) as service:
+        task = dataclasses.replace(TASK, dispatch_deadline_usec=200_000)
+        delivery = deliverer.begin(task, service, host=HOST)
+        turns = 0
+        while (result := delivery.proceed()) is None:
+            turns += 1
+            delivery.wait()
+        assert turns > 10
+        assert result.status is None
+        assert result.reason is not None
+        assert result.reason.startswith("cut off")
+        assert result.late is not None
+        deliverer.close()
+        result.late.wait()
+
+
+def test_one_thread_makes_many_attempts(deliverer: Deliverer) -> None:
+    """An attempt that waits for its response holds up no other."""
+    go_on = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        request = connection.recv(4096)
+        if b"slow" in request:
+            assert go_on.wait(10)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(answer) as service:
+        slow = deliverer.begin(dataclasses.replace(TASK, url="/slow"), service, host=HOST)
+        assert slow.proceed() is None
+        assert slow.proceed() is None
+        assert _deliver(deliverer, service).status == 200
+        go_on.set()
+        slow.wait()
+        result = slow.proceed()
+        assert result is not None
+        assert result.status == 200
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [

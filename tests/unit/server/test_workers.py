@@ -5,15 +5,39 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from test_delivery import TASK
 
+from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
 from deferred_middleware.server.workers import ServiceWorkers
 
 CONCURRENCY = 2
+
+
+class Attempt:
+    """An attempt that ends after so many seconds, by itself."""
+
+    awaited = 0
+    deadline = 0.0
+
+    def __init__(self, seconds: float, ended: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._ended = ended
+
+    def fileno(self) -> int:
+        """Wait for no descriptor."""
+        return -1
+
+    def proceed(self) -> bool:
+        """End at once, or later by another thread."""
+        if self._seconds:
+            threading.Timer(self._seconds, self._ended).start()
+        else:
+            self._ended()
+        return True
 
 
 class Work:
@@ -23,12 +47,15 @@ class Work:
         self.over = threading.Semaphore(0)
         self.seconds = 0.0
         service = Service(name="default", version="local", host="127.0.0.1", port=1, concurrency=CONCURRENCY)
-        self.workers = ServiceWorkers(service, lambda *_: self._run(), lambda: None)
+        self.workers = ServiceWorkers(service, self._begin, lambda: None)
         self.workers.start()
 
-    def _run(self) -> None:
-        threading.Event().wait(self.seconds)
-        self.over.release()
+    def _begin(self, _task: ClaimedTask, _service: Service, ended: Callable[[], None]) -> Attempt:
+        def end() -> None:
+            ended()
+            self.over.release()
+
+        return Attempt(self.seconds, end)
 
     def do(self, number: int) -> None:
         """Have so many tasks run to their end."""
