@@ -7,9 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
 
-from deferred_middleware.errors import ServerError
 from deferred_middleware.server.clockjumps import WatchedClock
 from deferred_middleware.server.delivery import AttemptResult, Deliverer, Delivery
 from deferred_middleware.server.processends import ProcessEnds
@@ -17,6 +15,7 @@ from deferred_middleware.server.quarantine import Quarantine
 from deferred_middleware.server.queuegates import QueueGates
 from deferred_middleware.server.queueregistry import QueueRegistry
 from deferred_middleware.server.records import ClaimedTask, Completion
+from deferred_middleware.server.results import Results
 from deferred_middleware.server.services import Service, ServiceDirectory
 from deferred_middleware.server.settling import settle
 from deferred_middleware.server.store import TaskStore
@@ -58,6 +57,7 @@ class Attempts:
         self.quarantine = Quarantine(store.attempts)
         self._lock = threading.Lock()
         self._abandoned = False
+        self._results = Results(store, written=self._written, failed=self._keep_unstored)
         self._unstored: list[Completion] = []
         self._store_again_at = 0.0
         # Results of attempts that were cut off, while their handlers go on.
@@ -98,7 +98,7 @@ class Attempts:
     def fail(self, task: ClaimedTask, reason: str, *, service: str) -> None:
         """Hand in an attempt that could not be made."""
         result = AttemptResult(status=None, duration_usec=0, reason=reason)
-        self._hand_in(self._settle(task, result, self._clock.now_usec(), service))
+        self._results.hand_in(self._settle(task, result, self._clock.now_usec(), service))
         self._gates.ended(task.queue, None, time.monotonic())
 
     def abandon(self, running: Iterable[ClaimedTask]) -> list[ClaimedTask]:
@@ -126,7 +126,8 @@ class Attempts:
             self._store_again_at = time.monotonic() + _STORE_AGAIN_SECONDS
             unstored, self._unstored = self._unstored, []
         for completion in unstored:
-            self._hand_in(completion)
+            # By itself, lest one that can never be written keeps the others from being.
+            self._results.hand_in_alone(completion)
         return _STORE_AGAIN_SECONDS
 
     def _conclude(
@@ -153,7 +154,7 @@ class Attempts:
         completion = self._settle(task, result, started_usec, service.id, quarantined=quarantined)
         if result.late is not None and not self._outlast(task, completion, result):
             return
-        self._hand_in(completion)
+        self._results.hand_in(completion)
 
     def _outlast(self, task: ClaimedTask, completion: Completion, result: AttemptResult) -> bool:
         """Wait for the end of a handler that was cut off; return whether the result is still to be handed in.
@@ -199,20 +200,11 @@ class Attempts:
             )
         return completion
 
-    def _hand_in(self, completion: Completion) -> None:
-        def written(future: Future[list[bool]]) -> None:
-            error = future.exception()
-            if error is not None:
-                self._keep_unstored(completion, error)
-            elif future.result() == [False]:
-                _log.info("A task was deleted or released while it ran; its result is dropped.")
-            elif completion.state == "ready":
-                self._wake()
-
-        try:
-            self._store.complete_later([completion]).add_done_callback(written)
-        except ServerError as error:
-            self._keep_unstored(completion, error)
+    def _written(self, completion: Completion, stood: bool) -> None:
+        if not stood:
+            _log.info("A task was deleted or released while it ran; its result is dropped.")
+        elif completion.state == "ready":
+            self._wake()
 
     def _keep_unstored(self, completion: Completion, error: BaseException) -> None:
         # Its task would not be claimed again before the next start, so go on trying to write the result.

@@ -35,9 +35,8 @@ _EXTERNAL_IDLE_SECONDS = 0.5
 # How much of a response is read before the other attempts of the thread have their turn.
 _READS_IN_A_ROW = 16
 
-# What can't be in a request's first line, and what would end a header or begin another.
+# What can't be in a request's first line.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
-_ILLEGAL_IN_HEADERS = re.compile(r"[\r\n\0]")
 
 # What the app may not set: it is the platform's, or belongs to the connection.
 _PLATFORM_PREFIX = "x-appengine-"
@@ -134,10 +133,11 @@ class Deliverer:
         headers = request_headers(task, host)
         if not service.external:
             headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
-        lines = [f"{name}: {value}" for name, value in headers]
-        if any(map(_ILLEGAL_IN_HEADERS.search, lines)):
+        lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
+        head = "\r\n".join(lines)
+        # Each line has one line break, and the empty one at the end another.
+        if head.count("\r") != len(lines) or head.count("\n") != len(lines) or "\0" in head:
             raise ValueError("a header has a line break in it")
-        head = "\r\n".join([f"{task.method} {task.url} HTTP/1.1", *lines, "\r\n"])
         return head.encode("latin-1") + task.body
 
     def take(self, service: Service) -> Connection:

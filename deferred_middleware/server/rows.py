@@ -8,12 +8,16 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from deferred_middleware.server.records import AttemptRecord, Completion, Headers, NewTask, TaskSummary
+from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Headers, NewTask, TaskSummary
 from deferred_middleware.server.retry import RetryPolicy
 
 TASK_COLUMNS = (
     "id, queue, name, state, eta_usec, created_usec, first_attempt_usec, finished_usec, method, url, target, retry,"
     " dispatch_deadline_usec, retry_count, execution_count, previous_response, retry_reason, tag"
+)
+CLAIMED_COLUMNS = (
+    f"{TASK_COLUMNS}, (SELECT headers FROM payloads WHERE task_id = tasks.id),"
+    " (SELECT body FROM payloads WHERE task_id = tasks.id)"
 )
 SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body FROM tasks JOIN payloads ON task_id = id"
 
@@ -27,6 +31,8 @@ _COMPLETE = """
     WHERE id = ? AND state = 'running' AND claim_token = ?
     RETURNING queue, name, user_named, attempts_before"""
 _SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
+_CLAIMED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body"]
+_decode_json = json.JSONDecoder().raw_decode
 _INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -121,6 +127,19 @@ def task_fields(row: Sequence[Any]) -> dict[str, Any]:
     return {**_summary_fields(columns), "headers": _decode_headers(headers), "body": body}
 
 
+def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
+    """Return a task that was claimed with ``token`` from a row of :data:`CLAIMED_COLUMNS`."""
+    fields = dict(zip(_CLAIMED_FIELDS, row, strict=True))
+    if fields["retry"] is not None:
+        fields["retry"] = RetryPolicy(**json.loads(fields["retry"]))
+    fields["headers"] = _decode_headers(fields["headers"])
+    fields["claim_token"] = token
+    task = ClaimedTask.__new__(ClaimedTask)
+    # Its __init__ would set each field by a call, which took longer than all else that is done for a claim here.
+    task.__dict__.update(fields)
+    return task
+
+
 def _summary_fields(row: Sequence[Any]) -> dict[str, Any]:
     fields = dict(zip(_SUMMARY_FIELDS, row, strict=True))
     if fields["retry"] is not None:
@@ -129,4 +148,5 @@ def _summary_fields(row: Sequence[Any]) -> dict[str, Any]:
 
 
 def _decode_headers(text: str) -> Headers:
-    return tuple((name, value) for name, value in json.loads(text))
+    headers: list[tuple[str, str]] = _decode_json(text)[0]
+    return tuple(map(tuple, headers))  # type: ignore[arg-type] # of two strings each

@@ -14,10 +14,12 @@ import logging
 import secrets
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from deferred_middleware.errors import ServerError
 from deferred_middleware.server import names, rows
 from deferred_middleware.server.browsing import StoreBrowsing
 from deferred_middleware.server.counts import EXECUTED
@@ -41,11 +43,11 @@ _CLAIM = f"""
         SELECT id FROM tasks
         WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target = ? AND eta_usec <= ?
         ORDER BY eta_usec, id LIMIT ?)
-    RETURNING {rows.TASK_COLUMNS}"""
+    RETURNING {rows.CLAIMED_COLUMNS}"""
 _CLAIM_FORCED = f"""
     UPDATE tasks SET state = 'running', claim_token = ?, forced = 0 WHERE id IN (
         SELECT id FROM tasks WHERE forced = 1 AND state = 'ready' ORDER BY id LIMIT ?)
-    RETURNING {rows.TASK_COLUMNS}"""
+    RETURNING {rows.CLAIMED_COLUMNS}"""
 _FORCE = """
     UPDATE tasks SET forced = 1, eta_usec = min(eta_usec, ?)
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
@@ -101,7 +103,7 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
             token = secrets.randbits(62)
             for lane, limit in limits.items():
                 found = connection.execute(_CLAIM, (token, lane.queue, lane.target, now_usec, limit)).fetchall()
-                claimed += _claimed(connection, tally, found, token)
+                claimed += _claimed(tally, found, token)
             claimed.sort(key=lambda task: (task.eta_usec, task.id))
             return claimed
 
@@ -121,7 +123,7 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
             found = connection.execute(_CLAIM_FORCED, (token, limit)).fetchall()
             if len(found) < limit:
                 self._forced_waiting = False
-            return _claimed(connection, tally, found, token)
+            return _claimed(tally, found, token)
 
         return self._writer.submit(operation, durable=False).result()
 
@@ -139,11 +141,15 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
 
     def complete(self, completions: Sequence[Completion]) -> list[bool]:
         """Write results of claimed tasks; return for each whether its claim still stood, and it was written."""
-        return self._hand_in(completions, patient=False).result()
+        return self._hand_in(lambda: completions, patient=False).result()
 
-    def complete_later(self, completions: Sequence[Completion]) -> Future[list[bool]]:
-        """Hand in results as :meth:`complete` does, without waiting for their commit, which others may share."""
-        return self._hand_in(completions, patient=True)
+    def complete_later(self, take: Callable[[], Sequence[Completion]]) -> Future[list[bool]]:
+        """Hand in results as :meth:`complete` does, without waiting for their commit, which others may share.
+
+        ``take`` is called when they are about to be written, by another thread and maybe twice. So what came meanwhile
+        can be written with them.
+        """
+        return self._hand_in(take, patient=True)
 
     def release(self, claimed: Iterable[ClaimedTask]) -> int:
         """Give claimed tasks back without an attempt, due as before; return how many claims still stood."""
@@ -207,17 +213,24 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
         """Forget the oldest succeeded tasks and expired names, a bounded number of them; return how many tasks."""
         return self._writer.submit(self._prune_some, durable=False).result()
 
-    def _hand_in(self, completions: Sequence[Completion], *, patient: bool) -> Future[list[bool]]:
+    def _hand_in(self, take: Callable[[], Sequence[Completion]], *, patient: bool) -> Future[list[bool]]:
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
+            completions = take()
+            self._results_since_prune += len(completions)
             return [self._complete_one(connection, tally, completion) for completion in completions]
 
         future = self._writer.submit(operation, patient=patient)
-        self._results_since_prune += len(completions)
+        future.add_done_callback(self._prune_when_due)
+        return future
+
+    def _prune_when_due(self, _written: Future[list[bool]]) -> None:
         if self._results_since_prune >= _PRUNE_EVERY_RESULTS or time.monotonic() >= self._next_prune:
             self._results_since_prune = 0
             self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
-            self._writer.submit(self._prune_some, durable=False).add_done_callback(_log_failed_prune)
-        return future
+            try:
+                self._writer.submit(self._prune_some, durable=False).add_done_callback(_log_failed_prune)
+            except ServerError as error:
+                _log.debug("Old tasks are forgotten when the store is open again: %s", error)
 
     def _add_one(self, connection: sqlite3.Connection, task: NewTask, now_usec: int) -> AddResult:
         if task.name is not None:
@@ -262,16 +275,11 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
         return removed
 
 
-def _claimed(
-    connection: sqlite3.Connection, tally: Tally, found: Sequence[tuple[object, ...]], token: int
-) -> list[ClaimedTask]:
-    claimed = []
-    for row in found:
-        payload = connection.execute("SELECT headers, body FROM payloads WHERE task_id = ?", (row[0],)).fetchone()
-        task = ClaimedTask(**rows.task_fields((*row, *payload)), claim_token=token)
-        tally[task.queue, "ready"] -= 1
-        tally[task.queue, "running"] += 1
-        claimed.append(task)
+def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:
+    claimed = [rows.claimed_task(row, token) for row in found]
+    for queue, number in Counter(task.queue for task in claimed).items():
+        tally[queue, "ready"] -= number
+        tally[queue, "running"] += number
     return claimed
 
 
