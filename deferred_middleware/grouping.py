@@ -27,12 +27,12 @@ class Group(Generic[T]):
     names: set[str] = dataclasses.field(default_factory=set)
     size_bytes: int = 0
 
-    def has_room_for(self, prepared: Prepared) -> bool:
-        """Tell whether ``prepared`` can go with the others: a name must not be in an add twice."""
+    def has_room_for(self, name: str | None, size_bytes: int) -> bool:
+        """Tell whether a call can go with the others: a name must not be in an add twice."""
         return (
             len(self.prepared) < protocol.MAX_TASKS_PER_ADD
-            and self.size_bytes + prepared.size_bytes <= protocol.MAX_ADD_BYTES
-            and prepared.call.options.name not in self.names
+            and self.size_bytes + size_bytes <= protocol.MAX_ADD_BYTES
+            and name not in self.names
         )
 
 
@@ -46,19 +46,17 @@ class Groups(Generic[T]):
 
     def add(self, prepared: Prepared, tag: T) -> Sequence[Group[T]]:
         """Add a call, and return the groups that are to be sent because of it."""
-        queue = prepared.queue
+        queue, name, size_bytes = prepared.queue, prepared.call.options.name, prepared.size_bytes
         group = self._groups.get(queue)
         full: Sequence[Group[T]] = ()
-        if group is not None and not group.has_room_for(prepared):
+        if group is not None and not group.has_room_for(name, size_bytes):
             full = [self._take(queue)]
             group = None
         if group is None:
             group = self._groups[queue] = Group()
-        size_bytes = prepared.size_bytes
         group.prepared.append(prepared)
         group.tags.append(tag)
         group.size_bytes += size_bytes
-        name = prepared.call.options.name
         if name is not None:
             group.names.add(name)
         self._waiting += 1

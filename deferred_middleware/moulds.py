@@ -75,15 +75,11 @@ class Draft:
                 self.added(self._enqueued_in, None)
         return self._task
 
-    @property
-    def has_message(self) -> bool:
-        """Whether :meth:`fill` can be used; where it can't, the SDK has to be given the task."""
-        return self._mould is not None and self._mould.message is not None
-
-    def fill(self, message: Any) -> None:
-        """Fill in a ``TaskQueueAddRequest``, as the SDK does it for the task."""
+    def fill(self, message: Any) -> bool:
+        """Fill in a ``TaskQueueAddRequest``, as the SDK does it for the task; return false where only the SDK can."""
         mould = self._mould
-        assert mould is not None
+        if mould is None or mould.message is None:
+            return False
         message.CopyFrom(mould.message)
         message.task_name = self.name.encode() if self.name else b""
         message.eta_usec = round(self.eta_posix * 1e6)
@@ -91,6 +87,7 @@ class Draft:
             message.body = self.payload
         if self.value is not None:
             message.header[mould.place].value = self.value.encode()
+        return True
 
     def added(self, queue: str, chosen_name: str | None) -> None:
         """Take note that the task is in ``queue``, under a name that the queue chose if it had none."""
@@ -193,10 +190,10 @@ class Mould:
         """Tell whether what is sent of ``draft`` is what the SDK sends of ``made``, and the same comes of it."""
         sent = _sent(queue, [made])
         message = taskqueue_pb.TaskQueueAddRequest()
-        draft.fill(message)
+        filled = draft.fill(message)
         sent.answer()
         draft.added(queue, None if draft.name else _CHOSEN_NAME)
-        return bool(message == sent.request.add_request[0]) and _same(made, draft.task)
+        return bool(filled and message == sent.request.add_request[0]) and _same(made, draft.task)
 
 
 def mould_of(make: Maker, header: str | None, queue: str | None = None) -> Mould | None:

@@ -85,8 +85,11 @@ def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings
     settings, options = around.settings, call.options
     queue = routing.queue_for(call, settings)
     plan = plans.plan_for(call, queue, around)
-    body = _body(call, queue, settings) if content is None else content
-
+    body = content
+    if body is None:
+        body = payload.dumps(call, settings.pickle_protocol)
+        if settings.allowed_callables or len(body) > settings.max_payload_bytes:
+            _check_body(call, queue, body, settings)
     if not around.has_engine:
         raise _no_engine(call, queue)
     transaction = transactions.of_call(call, queue) if options.transactional else None
@@ -152,23 +155,21 @@ def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_b
     return rejections.TaskTooLargeError(call.label, queue, call.options.name, task_bytes, limit_bytes, what)
 
 
-def _body(call: Call, queue: str, settings: Settings) -> bytes:
-    """Return the payload, which may be too large for a task but not for us."""
-    body = payload.dumps(call, settings.pickle_protocol)
+def _check_body(call: Call, queue: str, body: bytes, settings: Settings) -> None:
+    """Check the payload, which may be too large for a task but not for us."""
     if settings.allowed_callables:
         # The very checks that the task has to pass.
         allowing.check_payload(body, settings.allowed_callables, legacy=False)
         allowing.check_callable(call.func, settings.allowed_callables)
-    if len(body) <= settings.max_payload_bytes:
-        return body
-    raise rejections.TaskTooLargeError(
-        call.label,
-        queue,
-        call.options.name,
-        len(body),
-        settings.max_payload_bytes,
-        "its payload (limited by DEFERRED_MAX_PAYLOAD_BYTES)",
-    )
+    if len(body) > settings.max_payload_bytes:
+        raise rejections.TaskTooLargeError(
+            call.label,
+            queue,
+            call.options.name,
+            len(body),
+            settings.max_payload_bytes,
+            "its payload (limited by DEFERRED_MAX_PAYLOAD_BYTES)",
+        )
 
 
 def _no_engine(call: Call, queue: str) -> EnqueueError:

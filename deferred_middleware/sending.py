@@ -66,16 +66,23 @@ def start(queue: str, drafts: Sequence[Draft], seconds: float | None) -> Any:
             rpc = _Deadline(seconds)
         else:
             rpc = taskqueue.create_rpc(deadline=seconds)
-            if all(draft.has_message for draft in drafts):
-                request = taskqueue_pb.TaskQueueBulkAddRequest()
-                add = request.add_request.add
-                for draft in drafts:
-                    draft.fill(add())
+            request = _request(drafts)
+            if request is not None:
                 rpc.make_call("BulkAdd", request, taskqueue_pb.TaskQueueBulkAddResponse())
                 return rpc
         return taskqueue.Queue(queue).add_async([draft.task for draft in drafts], rpc=rpc)
     except Exception as error:  # noqa: BLE001 - whatever the SDK stumbles over becomes the calls' error
         return _NotStarted(error)
+
+
+def _request(drafts: Sequence[Draft]) -> Any | None:
+    """Return the message that adds the tasks, or None where one of them is without its part."""
+    request = taskqueue_pb.TaskQueueBulkAddRequest()
+    add = request.add_request.add
+    for draft in drafts:
+        if not draft.fill(add()):
+            return None
+    return request
 
 
 def future_of(rpc: Any) -> Future[Any] | None:
@@ -121,13 +128,11 @@ def _note_added(results: Sequence[Any], queue: str, drafts: Sequence[Draft]) -> 
     """Let each task that was added say so, as the SDK does where it is given the tasks; return whether all were."""
     if len(results) != len(drafts):
         raise AssertionError(f"expected {len(drafts)} results from BulkAdd, got {len(results)}")
-    all_added = True
-    for result, draft in zip(results, drafts, strict=True):
-        if result.result == _OK:
-            draft.added(queue, None if draft.name else result.chosen_task_name.decode())
-        else:
-            all_added = False
-    return all_added
+    codes = [result.result for result in results]
+    for place, draft in enumerate(drafts):
+        if codes[place] == _OK:
+            draft.added(queue, None if draft.name else results[place].chosen_task_name.decode())
+    return codes.count(_OK) == len(codes)
 
 
 def _of_all(error: Exception) -> bool:

@@ -41,7 +41,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[FaultyServer]:
     with faults.connected(server):
         if request.param == "a copied message":
             drafts = [preparing.prepare(call(sample.note)).draft for _ in range(3)]
-            assert drafts[-1].has_message
+            assert drafts[-1].fill(taskqueue_pb.TaskQueueAddRequest())
         yield server
     server.close()
 

@@ -120,7 +120,7 @@ def test_a_message_is_what_the_sdk_sends(name: str | None, payload: bytes, eta_p
         assert mould is not None
         draft = mould.cast(name, payload, round(eta_posix, 6), value)
         message = taskqueue_pb.TaskQueueAddRequest()
-        draft.fill(message)
+        assert draft.fill(message)
         made = make(name=name, payload=payload, eta_posix=eta_posix, value=value)
 
         assert message == sent_by_the_sdk(made)
