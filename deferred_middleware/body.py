@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from deferred_middleware.errors import BodyError
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import InputStream, WSGIEnvironment
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -27,38 +27,37 @@ def read(environ: WSGIEnvironment, limit_bytes: int) -> bytes:
     Raises :class:`BodyError`, with the status to answer with: 400, 411 or 413.
     """
     announced = environ.get("CONTENT_LENGTH")
-    if not announced:
-        if not environ.get("wsgi.input_terminated"):
-            raise BodyError(411, "its body has no Content-Length")
-        body = _read_up_to(environ, limit_bytes + 1)
-        if len(body) > limit_bytes:
+    if announced:
+        if not (announced.isascii() and announced.isdigit()):
+            raise BodyError(400, "its Content-Length is no number")
+        length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
+        if length > limit_bytes:
             raise BodyError(413, "its body is too large")
-        return body
-    if not (announced.isascii() and announced.isdigit()):
-        raise BodyError(400, "its Content-Length is no number")
-    length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
-    if length > limit_bytes:
-        raise BodyError(413, "its body is too large")
-    body = _read_up_to(environ, length)
-    if len(body) < length:
-        raise BodyError(400, "its body was cut off")
-    return body
-
-
-def _read_up_to(environ: WSGIEnvironment, length: int) -> bytes:
-    """Return ``length`` bytes of the body, or fewer if it ends earlier or breaks off."""
+    elif environ.get("wsgi.input_terminated"):
+        length = limit_bytes + 1
+    else:
+        raise BodyError(411, "its body has no Content-Length")
     stream = environ["wsgi.input"]
     try:
         body: bytes = stream.read(length)
-        if len(body) == length:
-            return body
-        gathered = bytearray(body)
-        # A stream may give less at a time than it has.
-        while body and len(gathered) < length:
-            body = stream.read(min(length - len(gathered), _PIECE_BYTES))
-            gathered += body
-        return bytes(gathered)
+        if len(body) != length:
+            body = _gathered(body, stream, length)
     except Exception as error:
         # Servers report a broken connection or malformed chunks with exceptions of their own, not with OSError alone.
         logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
         raise BodyError(400, "its body could not be read") from error
+    if announced and len(body) < length:
+        raise BodyError(400, "its body was cut off")
+    if len(body) > limit_bytes:
+        raise BodyError(413, "its body is too large")
+    return body
+
+
+def _gathered(body: bytes, stream: InputStream, length: int) -> bytes:
+    """Return ``body`` and what follows it in the stream: ``length`` bytes in all, or fewer if it ends earlier."""
+    gathered = bytearray(body)
+    # A stream may give less at a time than it has.
+    while body and len(gathered) < length:
+        body = stream.read(min(length - len(gathered), _PIECE_BYTES))
+        gathered += body
+    return bytes(gathered)

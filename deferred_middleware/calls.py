@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 
+Content = tuple[AnyCallable, tuple[Any, ...], Mapping[str, Any]]
+"""What a payload holds: a callable, its positional and its keyword arguments."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """A callable with its arguments, and the options for enqueueing it."""
@@ -28,6 +32,12 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Options = NO_OPTIONS
+
+    @classmethod
+    def of(cls, content: Content) -> Call:
+        """Return the call that a payload holds."""
+        func, args, kwargs = content
+        return cls(func=func, args=args, kwargs=kwargs)
 
     @property
     def label(self) -> Label:
@@ -41,20 +51,7 @@ class Call:
         google-cloud-ndb), an SDK UserRPC and a ``concurrent.futures`` one are waited for. Raises
         :class:`NeverRanError` if what came back is a generator that holds the callable's body and was never started.
         """
-        result = self.func(*self.args, **self.kwargs)
-        while result is not None:
-            if inspect.isawaitable(result):
-                from deferred_middleware import awaiting  # here, because asyncio takes longer to import than all of us
-
-                result = awaiting.run(result)
-            elif _is_of_an_executor(result):
-                result = result.result()
-            elif hasattr(result, "get_result") and hasattr(result, "check_success"):
-                result = result.get_result()
-            else:
-                _refuse_unstarted(self.func, result)
-                break
-        return result
+        return ended(self.func, self.func(*self.args, **self.kwargs))
 
     def describe(self, shown: arguments.Shown = "short") -> str:
         """Return the call for people: its label and its arguments.
@@ -63,6 +60,23 @@ class Call:
         ``@task(redact=…)``, is never shown.
         """
         return f"{self.label}({arguments.show(self.func, self.args, self.kwargs, shown)})"
+
+
+def ended(func: AnyCallable, result: Any) -> object:
+    """Wait for the end of a call of ``func`` that returned ``result``; see :meth:`Call.run`."""
+    while result is not None:
+        if inspect.isawaitable(result):
+            from deferred_middleware import awaiting  # here, because asyncio takes longer to import than all of us
+
+            result = awaiting.run(result)
+        elif _is_of_an_executor(result):
+            result = result.result()
+        elif hasattr(result, "get_result") and hasattr(result, "check_success"):
+            result = result.get_result()
+        else:
+            _refuse_unstarted(func, result)
+            break
+    return result
 
 
 def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:

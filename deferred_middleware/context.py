@@ -9,13 +9,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from deferred_middleware import protocol
+from deferred_middleware.calls import Call, Content
 from deferred_middleware.settings import current_deployment
 
 if TYPE_CHECKING:
     import webob
     from _typeshed.wsgi import WSGIEnvironment
-
-    from deferred_middleware.calls import Call
 
 _NAME = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
@@ -45,18 +44,26 @@ class TaskContext:
     number is None, or 0 for a count.
     """
 
-    __slots__ = ("_request", "_started", "_token", "call", "environ", "error", "label")
+    __slots__ = ("_call", "_request", "_started", "_token", "content", "environ", "error", "label")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
         self.environ = environ
         self.label = label
         """The call's label, ``module/qualname``; while the payload is being loaded, what the URL says."""
-        self.call: Call | None = None
-        """The call; None while the payload is being loaded, or if it can't be."""
+        self.content: Content | None = None
+        """The callable, its positional and its keyword arguments: what :attr:`call` is made of."""
         self.error: BaseException | None = None
         """What the attempt raised, for hooks; None while it runs, and if it went well."""
+        self._call: Call | None = None
         self._request: webob.Request | None = None
         self._started = time.monotonic()
+
+    @property
+    def call(self) -> Call | None:
+        """The call, made when first asked for; None while the payload is being loaded, or if it can't be."""
+        if self._call is None and self.content is not None:
+            self._call = Call.of(self.content)
+        return self._call
 
     @property
     def name(self) -> str:

@@ -118,7 +118,7 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
     keyring = signing.keyring_for(current_settings().secret_keys, found["application"])
     body = base64.b64decode(found["body"])
     path = found["path"].encode("latin-1")
-    _verify(keyring, found, environ, path, body)
+    _verify(keyring, found, environ, body)
     options = Options(**carrying.options_in(environ))
     ours = {key: value for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_AGAIN}
     # The names of the caller's own are signed with the rest; any other that the line has is none of the task's.
@@ -178,7 +178,7 @@ def _parse(line: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, str], path: bytes, body: bytes) -> None:
+def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, str], body: bytes) -> None:
     signature = environ.get(_SIGNATURE)
     if not keyring or signature is None:
         raise ReplayError(
@@ -189,12 +189,9 @@ def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, 
     try:
         digest = keyring.verify(
             signature,
-            method=_METHOD,
-            path=path,
-            query="",
+            {**environ, "REQUEST_METHOD": _METHOD, "PATH_INFO": found["path"]},
             queue=found["queue"],
             name=found["name"],
-            environ=environ,
             # Long ago, because what has expired may be run again by somebody who has the keys.
             now=0.0,
         )

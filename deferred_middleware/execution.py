@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending, tracing
-from deferred_middleware.callables import agrees, label_text
+from deferred_middleware import legacy, logs, namespaces, overflow, payload, pending, protocol, tracing
+from deferred_middleware.callables import AnyCallable, agrees, label_text
+from deferred_middleware.calls import ended
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
 from deferred_middleware.outcomes import DeadLetter, Failure, Outcome
 
 if TYPE_CHECKING:
-    from deferred_middleware.calls import Call
+    from deferred_middleware.calls import Content
     from deferred_middleware.context import TaskContext
     from deferred_middleware.hooks import Hooks
     from deferred_middleware.retrying import RetryLater
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EnqueueAgain = Callable[["TaskContext", bytes, "RetryLater"], None]
 """Enqueues the call of a task, given its payload, once more; raises if it is not enqueued."""
 
+_DONE: Final = Outcome.DONE  # an enumeration's attributes are slow to come by before Python 3.12
 _FINISHED = frozenset({Outcome.DONE, Outcome.POSTPONED})
 """The outcomes after which a payload in the datastore is of no more use; a dead letter's may be run again."""
 
@@ -48,11 +50,16 @@ class Runner:
         """
         with context:
             try:
-                reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
+                reference = None
+                if body.startswith(protocol.OVERFLOW_MAGIC):
+                    reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
                 content = body if reference is None else overflow.fetch(reference)
                 # In the task's namespace already when it is read: the keys in it may take the current one.
-                with namespaces.restored(context.environ):
+                before = namespaces.enter(context.environ)
+                try:
                     outcome = self._run(context, body, content, url_label)
+                finally:
+                    namespaces.leave(before)
             except PayloadFinishedError as error:
                 logs.repeated(context, error, self._settings)
                 return Outcome.DONE
@@ -64,17 +71,16 @@ class Runner:
 
     def _run(self, context: TaskContext, body: bytes, content: bytes, url_label: str | None) -> Outcome:
         """Run the task whose payload is ``content``; raises :class:`TaskContentError` if that is no call here."""
-        hooks = self._hooks
-        call = self._load(context, content, url_label)
+        func, args, kwargs = self._load(context, content, url_label)
         if self._before_task:
-            hooks.fire("before_task", context)
+            self._hooks.fire("before_task", context)
         logs.headers(context)
         try:
             if tracing.is_active():
                 with tracing.consumer_span(context):
-                    call.run()
+                    ended(func, func(*args, **kwargs))
             else:
-                call.run()
+                ended(func, func(*args, **kwargs))
             if pending.UNDER_WAY or pending.FAILED:
                 pending.raise_failure()
         except KeyboardInterrupt:
@@ -82,25 +88,25 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - SystemExit too fails the task, not the worker
             outcome = self._raised(context, body, content, error)
         else:
-            outcome = Outcome.DONE
+            outcome = _DONE
             logs.success(context, self._settings)
         if self._after_task:
-            hooks.fire("after_task", context, outcome)
+            self._hooks.fire("after_task", context, outcome)
         return outcome
 
-    def _load(self, context: TaskContext, content: bytes, url_label: str | None) -> Call:
+    def _load(self, context: TaskContext, content: bytes, url_label: str | None) -> Content:
         """Return the call in ``content``; raises :class:`TaskContentError` if this version can't have it."""
         if not self._warmup.done:
             self._warmup.run()
-        call = payload.loads(content, self._settings, legacy=url_label is None)
+        loaded = payload.content_of(content, self._settings, legacy=url_label is None)
         if url_label is None:
-            call, context.label = legacy.resolved(call, self._settings)
+            loaded, context.label = legacy.resolved(loaded, self._settings)
         else:
-            context.label = label = label_text(call.func)
+            context.label = label = label_text(loaded[0])
             if url_label != label:
-                _check_label(url_label, call)
-        context.call = call
-        return call
+                _check_label(url_label, loaded[0])
+        context.content = loaded
+        return loaded
 
     def _raised(self, context: TaskContext, body: bytes, content: bytes, error: BaseException) -> Outcome:
         """Return what becomes of a task whose call raised ``error``, after doing what that takes."""
@@ -161,11 +167,11 @@ def _end_of(context: TaskContext, outcome: Outcome) -> str | None:
     return None
 
 
-def _check_label(url_label: str, call: Call) -> None:
+def _check_label(url_label: str, func: AnyCallable) -> None:
     """Raise unless the URL names the call that its payload holds, so that dashboards and logs can be believed."""
     module, _, qualname = url_label.partition("/")
-    if not agrees(module, qualname, call.func):
-        raise PayloadError(f"the URL names {url_label!r}, but the payload calls {call.label}")
+    if not agrees(module, qualname, func):
+        raise PayloadError(f"the URL names {url_label!r}, but the payload calls {label_text(func)}")
 
 
 def label_in(path: str, prefix: str) -> str:

@@ -16,7 +16,6 @@ import webob
 from deferred_middleware import batches, logs, pending, protocol, trust
 from deferred_middleware import hooks as hooks_module
 from deferred_middleware import settings as settings_module
-from deferred_middleware.body import read
 from deferred_middleware.context import TaskContext
 from deferred_middleware.delivery import delivery_of
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
@@ -129,10 +128,7 @@ class TaskHandler:
         if environ["REQUEST_METHOD"] != "POST":
             return _NOT_POST
         try:
-            digest = self._gate.admit(environ)
-            body = read(environ, self.settings.max_payload_bytes)
-            if digest is not None:
-                trust.check_body(body, digest)
+            body = self._gate.body_of(environ)
         except UntrustedRequestError as refusal:
             refusal.count = next(self._refused)
             logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)

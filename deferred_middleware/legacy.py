@@ -8,11 +8,11 @@ unpickled (SDK: ``ext/deferred/deferred.py``, ``run`` and ``run_from_datastore``
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware import allowing, payload
-from deferred_middleware.calls import Call
+from deferred_middleware.callables import AnyCallable, label_text
+from deferred_middleware.calls import Call, Content
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 
 if TYPE_CHECKING:
@@ -21,35 +21,34 @@ if TYPE_CHECKING:
 _MODULE: Final = "google.appengine.ext.deferred.deferred"
 
 
-def resolved(call: Call, settings: Settings) -> tuple[Call, str]:
-    """Return the call that an older library meant by ``call``, and its label for people.
+def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
+    """Return the call that an older library meant by ``content``, and its label for people.
 
     Raises :class:`~deferred_middleware.errors.TaskContentError` when it can't be had here, or not now.
     """
-    name = _name(call)
-    if name == "run_from_datastore":
-        key = call.args[0]
-        stored, label = _unbound(payload.loads(_stored(key), settings, legacy=True), settings)
-        return dataclasses.replace(stored, func=_Kept(stored, key), args=(), kwargs={}), label
-    return _unbound(call, settings)
+    func, args, _ = content
+    if _name(func) == "run_from_datastore":
+        stored, label = _unbound(payload.content_of(_stored(args[0]), settings, legacy=True), settings)
+        return (_Kept(stored, args[0]), (), {}), label
+    return _unbound(content, settings)
 
 
-def _name(call: Call) -> str | None:
-    func = call.func
+def _name(func: AnyCallable) -> str | None:
     return getattr(func, "__name__", None) if getattr(func, "__module__", None) == _MODULE else None
 
 
-def _unbound(call: Call, settings: Settings) -> tuple[Call, str]:
-    if _name(call) == "invoke_member":
-        owner, member, *args = call.args
+def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
+    func, args, kwargs = content
+    if _name(func) == "invoke_member":
+        owner, member, *rest = args
         try:
-            method = getattr(owner, member)
+            func = getattr(owner, member)
         except AttributeError as error:
             raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
-        call = dataclasses.replace(call, func=method, args=tuple(args))
         if settings.allowed_callables:
-            allowing.check_callable(method, settings.allowed_callables)
-    return call, str(call.label)
+            allowing.check_callable(func, settings.allowed_callables)
+        args = tuple(rest)
+    return (func, args, kwargs), label_text(func)
 
 
 def _stored(key: str) -> bytes:
@@ -66,15 +65,15 @@ def _stored(key: str) -> bytes:
 class _Kept:
     """Runs a call, and deletes the entity that holds it once it is done with."""
 
-    def __init__(self, call: Call, key: str) -> None:
-        self._call = call
+    def __init__(self, content: Content, key: str) -> None:
+        self._content = content
         self._key = key
 
     def __call__(self) -> Any:
         from google.appengine.ext import db, deferred
 
         try:
-            result = self._call.run()
+            result = Call.of(self._content).run()
         except deferred.PermanentTaskFailure:
             db.delete(self._key)
             raise

@@ -8,7 +8,9 @@ otherwise run such a task in whatever namespace that finds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware import protocol
@@ -26,38 +28,45 @@ def header_value() -> str:
     return _manager().get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
-class restored:
-    """Make the namespace in which the task of ``environ`` was deferred the current one, in a ``with`` statement.
+def enter(environ: WSGIEnvironment) -> str | None:
+    """Make the namespace in which the task of ``environ`` was deferred the current one.
 
-    A task of the older libraries says it in the SDK's header; where neither is there, nothing changes. Raises
-    :class:`~deferred_middleware.errors.PayloadError` if the header holds no namespace.
+    A task of the older libraries says it in the SDK's header; where neither is there, nothing changes. Returns what
+    :func:`leave` needs; raises :class:`~deferred_middleware.errors.PayloadError` if the header holds no namespace.
     """
-
-    __slots__ = ("_before", "_named")
-
-    def __init__(self, environ: WSGIEnvironment) -> None:
-        named = environ.get(_NAMESPACE)
+    named = environ.get(_NAMESPACE)
+    if named is None:
+        named = environ.get(_SDK_NAMESPACE)
         if named is None:
-            named = environ.get(_SDK_NAMESPACE)
-        self._named = "" if named == protocol.DEFAULT_NAMESPACE else named
+            return None
+    if named == protocol.DEFAULT_NAMESPACE:
+        named = ""
+    manager = _manager()
+    before: str = manager.get_namespace()
+    if before != named:
+        try:
+            manager.set_namespace(named)
+        except manager.BadValueError as error:
+            raise PayloadError(f"the task's namespace can't be one: {error}") from error
+    return before
 
-    def __enter__(self) -> None:
-        if self._named is None:
-            return
-        manager = _manager()
-        self._before = manager.get_namespace()
-        if self._before != self._named:
-            try:
-                manager.set_namespace(self._named)
-            except manager.BadValueError as error:
-                raise PayloadError(f"the task's namespace can't be one: {error}") from error
 
-    def __exit__(self, *raised: object) -> None:
-        if self._named is None:
-            return
+def leave(before: str | None) -> None:
+    """Make the namespace current again that was so before :func:`enter`."""
+    if before is not None:
         manager = _manager()
-        if manager.get_namespace() != self._before:  # the call may have changed it
-            manager.set_namespace(self._before)
+        if manager.get_namespace() != before:  # the call may have changed it
+            manager.set_namespace(before)
+
+
+@contextlib.contextmanager
+def restored(environ: WSGIEnvironment) -> Iterator[None]:
+    """Be in the namespace in which the task of ``environ`` was deferred, in a ``with`` statement; see :func:`enter`."""
+    before = enter(environ)
+    try:
+        yield
+    finally:
+        leave(before)
 
 
 @functools.cache

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware import allowing
-from deferred_middleware.callables import explain_unimportable, plain_method, reference_to
-from deferred_middleware.calls import Call
+from deferred_middleware.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
+from deferred_middleware.calls import Call, Content
 from deferred_middleware.errors import (
     CallableNotFoundError,
     PayloadError,
@@ -25,7 +26,8 @@ from deferred_middleware.unpicklable import culprit, mentions_main
 if TYPE_CHECKING:
     from deferred_middleware.settings import Settings
 
-_FRAMED: Final = (b"\x80\x04", b"\x80\x05")
+_FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # what a pickle in frames begins with
+_FRAME_BYTES: Final = struct.Struct("<Q")
 _ZLIB: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
 
 
@@ -48,26 +50,31 @@ def dumps(call: Call, protocol: int) -> bytes:
 
 
 def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
-    """Return the call in a payload. This runs what the payload says: only for requests that are trusted.
+    """Return the call in a payload, as :func:`content_of` does with the process's settings where none are given."""
+    return Call.of(content_of(data, settings or current_settings(), legacy=legacy))
 
-    ``settings`` are those of the process if they are not given. ``legacy`` says that the call is given to
-    :func:`deferred_middleware.legacy.resolved`.
+
+def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
+    """Return what a payload holds. This runs what the payload says: only for requests that are trusted.
+
+    ``legacy`` says that the call is given to :func:`deferred_middleware.legacy.resolved`.
 
     Raises:
         NotAllowedError: the callable is not in ``DEFERRED_ALLOWED_CALLABLES``; nothing of it was imported.
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: anything else went wrong in reading it.
     """
-    settings = settings or current_settings()
     if data.startswith(_ZLIB):
         data = _decompressed(data, settings.max_payload_bytes)
     if settings.allowed_callables:
         allowing.check_payload(data, settings.allowed_callables, legacy=legacy)
-    stream = io.BytesIO(data)
     try:
-        # Before protocol 4, which has frames, each opcode is a call unless the stream lets it look ahead.
-        source = stream if data[:2] in _FRAMED else io.BufferedReader(stream)
-        content = pickle.Unpickler(source).load()  # noqa: S301 - the sender is trusted before this is called
+        if data.startswith(_FRAMED) and _FRAME_BYTES.unpack_from(data, 3)[0] == len(data) - 11:
+            # One frame and nothing else (PEP 3154), as pickle writes up to 64 KB: it needs no stream, which takes as
+            # long as the loading itself.
+            content, end = pickle.loads(data), len(data)  # noqa: S301 - the sender is trusted before this is called
+        else:
+            content, end = _streamed(data)
     except (ImportError, AttributeError) as error:
         raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
     except KeyboardInterrupt:
@@ -76,12 +83,26 @@ def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False
         # Loading runs the arguments' own code (__setstate__ and its like), which may raise anything.
         problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
         raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
-    if source.tell() != len(data):
-        raise PayloadError(f"the payload ({len(data):,} bytes) is followed by {len(data) - source.tell():,} others")
-    call = _as_call(content)
-    if settings.allowed_callables and not (legacy and allowing.is_legacy_wrapper(call.func)):
-        allowing.check_callable(call.func, settings.allowed_callables)
-    return call
+    if end != len(data):
+        raise PayloadError(f"the payload ({len(data):,} bytes) is followed by {len(data) - end:,} others")
+    if not (isinstance(content, tuple) and len(content) == 3):
+        raise _no_call(content)
+    func: Any
+    func, args, kwargs = content
+    if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
+        raise _no_call(content)
+    func = getattr(func, METHOD_ATTRIBUTE, func)
+    if settings.allowed_callables and not (legacy and allowing.is_legacy_wrapper(func)):
+        allowing.check_callable(func, settings.allowed_callables)
+    return func, args if type(args) is tuple else tuple(args), kwargs
+
+
+def _streamed(data: bytes) -> tuple[object, int]:
+    """Return what is pickled at the beginning of ``data``, and where that ends."""
+    stream = io.BytesIO(data)
+    # Before protocol 4, which has frames, each opcode is a call unless the stream lets it look ahead.
+    source = stream if data.startswith(_FRAMED) else io.BufferedReader(stream)
+    return pickle.Unpickler(source).load(), source.tell()  # noqa: S301 - as above
 
 
 def _decompressed(data: bytes, limit_bytes: int) -> bytes:
@@ -100,12 +121,8 @@ def _decompressed(data: bytes, limit_bytes: int) -> bytes:
     return content
 
 
-def _as_call(content: object) -> Call:
-    if isinstance(content, tuple) and len(content) == 3:
-        func, args, kwargs = content
-        if callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict):
-            return Call(func=plain_method(func), args=tuple(args), kwargs=kwargs)
-    raise PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
+def _no_call(content: object) -> PayloadError:
+    return PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
 
 
 def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentError:

@@ -16,12 +16,14 @@ believed here has one. That includes the user's IP, which the platform spells ex
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from deferred_middleware import protocol, signing
+from deferred_middleware.body import read
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
 _USER_IP: Final = protocol.environ_key(protocol.USER_IP_HEADER)
+_TASK_QUEUE_IP: Final = protocol.TASK_QUEUE_IP
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 
 
@@ -42,49 +45,34 @@ class Gate:
     """
 
     def __init__(self, settings: Settings, deployment: Deployment, *, clock: Callable[[], float] = time.time) -> None:
-        self._keyring = signing.keyring_for(settings.secret_keys, deployment.application)
+        keyring = signing.keyring_for(settings.secret_keys, deployment.application)
+        self._verify = keyring.verify if keyring else None
         self._signature_required = settings.require_signature or not deployment.on_app_engine_standard
+        self._max_bytes = settings.max_payload_bytes
         self._clock = clock
-        if self._signature_required and not self._keyring:
+        if self._signature_required and not keyring:
             raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
 
-    def admit(self, environ: WSGIEnvironment) -> str | None:
-        """Return the hash that the request's body has to have, or None where a request without a signature will do.
+    def body_of(self, environ: WSGIEnvironment) -> bytes:
+        """Return the body of a request that the task queue sent; that of another is not read.
 
-        The body is not touched. Raises :class:`UntrustedRequestError`.
+        Raises :class:`UntrustedRequestError`, and :class:`BodyError` with the status to answer with.
         """
         name, queue = environ.get(_NAME), environ.get(_QUEUE)
         if not name or "," in name:
             raise UntrustedRequestError("task-name", f"it has not exactly one {protocol.TASK_NAME_HEADER} header")
         if not queue or "," in queue:
             raise UntrustedRequestError("queue-name", f"it has not exactly one {protocol.QUEUE_NAME_HEADER} header")
-        if environ.get(_USER_IP, protocol.TASK_QUEUE_IP) != protocol.TASK_QUEUE_IP:
+        if environ.get(_USER_IP, _TASK_QUEUE_IP) != _TASK_QUEUE_IP:
             raise UntrustedRequestError("user-ip", f"its {protocol.USER_IP_HEADER} header is not the task queue's")
         signature = environ.get(_SIGNATURE)
-        if signature is None:
-            if self._signature_required:
-                raise UntrustedRequestError("signature-missing", "it is not signed")
-            return None
-        if not self._keyring:
-            # Only on App Engine standard: another version of the app has a key already, and signs.
-            return None
-        try:
-            path = (environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]).encode("latin-1")
-        except UnicodeEncodeError:
-            raise UntrustedRequestError("path", "its path is not as WSGI has it") from None
-        return self._keyring.verify(
-            signature,
-            method=environ["REQUEST_METHOD"],
-            path=path,
-            query=environ.get("QUERY_STRING", ""),
-            queue=queue,
-            name=name,
-            environ=environ,
-            now=self._clock(),
-        )
-
-
-def check_body(body: bytes, digest: str) -> None:
-    """Raise :class:`UntrustedRequestError` unless ``body`` is what was signed."""
-    if not hmac.compare_digest(signing.digest_of(body), digest):
-        raise UntrustedRequestError("body", "its body is not the one that was signed")
+        if signature is None and self._signature_required:
+            raise UntrustedRequestError("signature-missing", "it is not signed")
+        if signature is None or self._verify is None:
+            # There may be one and no key only on App Engine standard: another version of the app has one, and signs.
+            return read(environ, self._max_bytes)
+        digest = self._verify(signature, environ, queue, name, self._clock())
+        body = read(environ, self._max_bytes)
+        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            raise UntrustedRequestError("body", "its body is not the one that was signed")
+        return body

@@ -83,8 +83,9 @@ def run(data: bytes) -> Any:
     Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` for a payload that can't be
     read here, which is no permanent failure: another version may be able to.
     """
-    found, _ = resolved(payload.loads(data, legacy=True), settings_module.current_settings())
-    return found.run()
+    settings = settings_module.current_settings()
+    found, _ = resolved(payload.content_of(data, settings, legacy=True), settings)
+    return Call.of(found).run()
 
 
 class Handler:

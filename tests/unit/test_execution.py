@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sample
 from delivering import task_environ
+from google.appengine.api import namespace_manager
 from google.appengine.ext import deferred
 
 from deferred_middleware import Settings, call, payload
@@ -211,6 +212,19 @@ def test_several_first_tasks_warm_up_once(module: Path) -> None:
 
     assert sample.ran[0] == "warm"
     assert sorted(sample.ran[1:]) == [((n,), {}) for n in range(4)]
+
+
+@pytest.mark.parametrize("own", ["tenant", "(default)", "no namespace"])
+def test_the_requests_namespace_is_left_as_it_was(own: str) -> None:
+    """Whatever namespace a task has, and whichever its call chooses, the request goes on in its own."""
+    namespace_manager.set_namespace("of-the-request")
+    try:
+        outcome = run(namespace_manager.set_namespace, "of-the-call", HTTP_X_DEFERRED_NAMESPACE=own)
+
+        assert outcome is (Outcome.UNREADABLE if " " in own else Outcome.DONE)
+        assert namespace_manager.get_namespace() == "of-the-request"
+    finally:
+        namespace_manager.set_namespace("")
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,10 @@ def sign(keyring: Keyring, **changes: Any) -> str:
 
 def verify(keyring: Keyring, signature: str, **changes: Any) -> str:
     """Return what a signature says about the body of the task's request."""
-    facts = TASK | {"method": "POST", "query": "", "name": "123", "now": NOW, "environ": {}}
-    del facts["headers"]
-    return keyring.verify(signature, **facts | changes)
+    facts = TASK | {"method": "POST", "query": "", "name": "123", "now": NOW, "environ": {}} | changes
+    request = {"REQUEST_METHOD": facts["method"], "PATH_INFO": facts["path"].decode(), "QUERY_STRING": facts["query"]}
+    environ = {"HTTP_X_DEFERRED_SIGNATURE": signature, **request, **facts["environ"]}
+    return keyring.verify(signature, environ, facts["queue"], facts["name"], facts["now"])
 
 
 def refused(keyring: Keyring, signature: str, **changes: Any) -> str:
@@ -191,18 +192,80 @@ def test_the_mac_is_the_documented_one() -> None:
     signature = sign(RING, name="mine", headers=headers)
     claims, mac = signature.split(";s=")
     ours = (b"HTTP_X_DEFERRED_DEADLINE", b"30", b"HTTP_X_DEFERRED_NAMESPACE", "ä".encode())
-    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + block(claims.encode(), b"mine")
+    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + claims.encode() + b"mine"
     subkey = derive(NEW, b"deferred_middleware v1: sign tasks")
 
     assert mac == hmac.new(subkey, message, hashlib.sha256).hexdigest()
 
 
-@given(*[st.lists(st.binary(max_size=10), max_size=4)] * 4)
-def test_one_encoding_after_another_is_told_apart(
-    one: list[bytes], two: list[bytes], three: list[bytes], four: list[bytes]
-) -> None:
+several = st.lists(st.binary(max_size=10), max_size=4)
+
+
+@given(several, st.binary(max_size=40), several, st.binary(max_size=40))
+def test_what_follows_an_encoding_is_told_apart(one: list[bytes], two: bytes, three: list[bytes], four: bytes) -> None:
     """What follows the part that many tasks have in common can't be taken for a part of it."""
-    assert (encode(one) + encode(two) == encode(three) + encode(four)) == ((one, two) == (three, four))
+    assert (encode(one) + two == encode(three) + four) == ((one, two) == (three, four))
+
+
+@pytest.mark.parametrize("moved", range(1, 7))
+def test_the_border_of_the_name_is_fixed(moved: int) -> None:
+    """What is signed of the name can't be moved into the signature, nor what is signed of that into the name."""
+    signature = sign(RING, name="chosen")
+    claims, mac = signature.split(";s=")
+
+    assert refused(RING, f"{claims}{'chosen'[:moved]};s={mac}", name="chosen"[moved:]) == "signature-format"
+    assert refused(RING, f"{claims[:-moved]};s={mac}", name=claims[-moved:] + "chosen") == "signature-format"
+
+
+@pytest.mark.parametrize("moment", [0.0, 1_000_000_000.0, NOW, 6_000_000_000.0])
+def test_times_have_ten_digits(moment: float) -> None:
+    """Whenever it is made and however long it holds, a signature is as long as any, and verifies."""
+    signature = sign(RING, now=moment, lifetime_seconds=10**15)
+
+    assert len(signature) == len(sign(RING))
+    assert verify(RING, signature, now=moment)
+
+
+def test_what_is_usual_is_no_less_signed() -> None:
+    """Names of headers that came with a trusted request are remembered, and one of ours is refused as before."""
+    keyring = Keyring([NEW], "app")
+    signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
+    usual = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_OTHER": "1", "HTTP_HOST": "here"}
+
+    for _ in range(3):
+        assert verify(keyring, signature, environ=usual)
+        assert verify(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_NEW": "1"})
+        for change in (
+            {**usual, "HTTP_X_DEFERRED_ANYTHING": "added"},
+            {**usual, "HTTP_X_DEFERRED_NAMESPACE": "other"},
+            {"HTTP_X_OTHER": "1", "HTTP_HOST": "here"},
+        ):
+            assert refused(keyring, signature, environ=change) == "signature"
+
+
+def test_a_header_of_another_task_is_not_usual() -> None:
+    """What one task's signature covers is refused with another task that was signed without it."""
+    keyring = Keyring([NEW], "app")
+    namespace = {"X-Deferred-Namespace": "tenant"}
+    environ = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_DEFERRED_RETRY_LIMIT": "3"}
+
+    for _ in range(2):
+        assert verify(keyring, sign(keyring, headers={**namespace, "X-Deferred-Retry-Limit": "3"}), environ=environ)
+        assert refused(keyring, sign(keyring, headers=namespace), environ=environ) == "signature"
+
+
+def test_what_is_refused_is_not_remembered() -> None:
+    """Who can't sign can't fill what a keyring remembers, and who can only up to a bound."""
+    keyring = Keyring([NEW], "app")
+    signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
+    many = {f"HTTP_X_{number}": "" for number in range(400)}
+
+    refused(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "other", **many})
+    assert not keyring._usual
+    for batch in range(5):
+        others = {f"{key}_{batch}": "" for key in many}
+        assert verify(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "tenant", **others})
+    assert 800 < len(keyring._usual) < 1000
 
 
 @pytest.mark.parametrize(
@@ -214,7 +277,8 @@ def test_one_encoding_after_another_is_told_apart(
         ("v1;;;;;;;;s=", "signature-format"),
         ("v;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
         ("v1;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
-        (f"v1;k={16 * 'f'};i=1;e=2;n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-key"),
+        (f"v1;k={16 * 'f'};i={10 * '1'};e={10 * '2'};n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-key"),
+        (f"v1;k={16 * 'f'};i=1;e=2;n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-format"),
         ("v2;whatever", "signature-version"),
         ("v10;k=;i=;e=;n=;t=;b=;s=", "signature-version"),
         ("v1;k=é;i=;e=;n=;t=;b=;s=", "signature-format"),

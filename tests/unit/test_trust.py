@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from typing import Any
 
@@ -11,8 +12,8 @@ from delivering import task_environ
 from deferred_middleware import Settings, SettingsError
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.settings import Deployment
-from deferred_middleware.signing import Keyring, digest_of
-from deferred_middleware.trust import Gate, check_body
+from deferred_middleware.signing import Keyring
+from deferred_middleware.trust import Gate
 
 KEY = "k" * 32
 STANDARD = Deployment(environment="standard", application="app")
@@ -23,7 +24,7 @@ SIGNED = Settings(secret_keys=(KEY,))  # type: ignore[arg-type]
 def check_of(gate: Gate, **changes: Any) -> str | None:
     """Return the check that refuses a task's request, or None if it is let in."""
     try:
-        gate.admit(task_environ(b"", **changes))
+        gate.body_of(task_environ(b"", **changes))
     except UntrustedRequestError as error:
         return error.check
     return None
@@ -51,7 +52,7 @@ def gate(deployment: Deployment, settings: Settings = SIGNED) -> Gate:
 
 def test_the_task_queues_request_is_believed() -> None:
     """On App Engine standard a request with the platform's headers is a task."""
-    assert gate(STANDARD, Settings()).admit(task_environ(b"")) is None
+    assert gate(STANDARD, Settings()).body_of(task_environ(b"body")) == b"body"
 
 
 def test_the_user_ip_may_be_absent() -> None:
@@ -104,11 +105,11 @@ def test_a_missing_signature_is_accepted_on_app_engine_only() -> None:
 
 @pytest.mark.parametrize("deployment", [STANDARD, ELSEWHERE, Deployment(environment="localdev", application="app")])
 def test_a_signature_is_checked_everywhere(deployment: Deployment) -> None:
-    """A good signature is let in and says what the body must be; a bad one is refused, on App Engine too."""
+    """What has a good signature is let in; a bad one is refused, on App Engine too."""
     good = signature(body=b"body")
 
     environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=good)
-    assert gate(deployment).admit(environ) == digest_of(b"body")
+    assert gate(deployment).body_of(environ) == b"body"
     bad = [good[:-1], good + "0", "", "v1", "v2", signature(path=b"/x"), signature(queue="x"), signature(now=0.0)]
     for other in bad:
         assert check_of(gate(deployment), HTTP_X_DEFERRED_SIGNATURE=other) is not None
@@ -162,8 +163,18 @@ def test_requiring_signatures_needs_a_key() -> None:
 
 def test_another_body_is_refused() -> None:
     """The body must be the one that was signed, to the last byte."""
-    check_body(b"body", digest_of(b"body"))
+    signed = signature(body=b"body")
     for other in (b"", b"bodY", b"body "):
         with pytest.raises(UntrustedRequestError) as caught:
-            check_body(other, digest_of(b"body"))
+            gate(ELSEWHERE).body_of(task_environ(other, HTTP_X_DEFERRED_SIGNATURE=signed))
         assert caught.value.check == "body"
+
+
+def test_the_body_of_an_untrusted_request_is_not_read() -> None:
+    """Whoever can't sign can't make the app read what they send either."""
+    stream = io.BytesIO(b"body")
+    environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=signature(queue="x"), **{"wsgi.input": stream})
+
+    with pytest.raises(UntrustedRequestError):
+        gate(ELSEWHERE).body_of(environ)
+    assert stream.tell() == 0
