@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from deferred_middleware.server.records import AddResult
 
@@ -55,9 +55,9 @@ def is_live(connection: sqlite3.Connection, queue: str, name: str) -> bool:
     return any(state in _LIVE for state, _user_named in connection.execute(_BY_NAME, (queue, name)).fetchall())
 
 
-def block(connection: sqlite3.Connection, queue: str, name: str, until_usec: int) -> None:
-    """Keep a name from being used again until then."""
-    connection.execute(_BLOCK, (queue, name, until_usec))
+def block(connection: sqlite3.Connection, names: Iterable[tuple[str, str, int]]) -> None:
+    """Keep names from being used again, each of which is given by its queue, itself and until when."""
+    connection.executemany(_BLOCK, names)
 
 
 def forget(connection: sqlite3.Connection, queue: str, name: str | None, limit: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Headers, NewTask, TaskSummary
@@ -99,20 +99,23 @@ def complete(connection: sqlite3.Connection, completion: Completion) -> Complete
     return CompletedRow(*found[0]) if found else None
 
 
-def insert_attempt(connection: sqlite3.Connection, task_id: int, number: int, attempt: AttemptRecord) -> None:
-    """Write an attempt as the one with this number, whatever number it says itself."""
-    connection.execute(
+def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int, int, AttemptRecord]]) -> None:
+    """Write attempts, each with its task's id and the number that it is to have, whatever number it says itself."""
+    connection.executemany(
         _INSERT_ATTEMPT,
-        (
-            task_id,
-            number,
-            attempt.started_usec,
-            attempt.duration_usec,
-            attempt.status,
-            attempt.reason,
-            attempt.service,
-            attempt.excerpt,
-        ),
+        [
+            (
+                task_id,
+                number,
+                attempt.started_usec,
+                attempt.duration_usec,
+                attempt.status,
+                attempt.reason,
+                attempt.service,
+                attempt.excerpt,
+            )
+            for task_id, number, attempt in attempts
+        ],
     )
 
 

@@ -28,7 +28,7 @@ from deferred_middleware.server.groupcommit import Tally
 from deferred_middleware.server.holds import HeldTasks
 from deferred_middleware.server.leases import PullLeases
 from deferred_middleware.server.operations import StoreOperations
-from deferred_middleware.server.records import AddResult, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.records import AddResult, AttemptRecord, ClaimedTask, Completion, Lane, NewTask
 from deferred_middleware.server.retention import Retention
 from deferred_middleware.server.storecore import BATCH
 
@@ -217,7 +217,7 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
             completions = take()
             self._results_since_prune += len(completions)
-            return [self._complete_one(connection, tally, completion) for completion in completions]
+            return self._complete_all(connection, tally, completions)
 
         future = self._writer.submit(operation, patient=patient)
         future.add_done_callback(self._prune_when_due)
@@ -244,21 +244,33 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
         rows.insert(connection, task, name, now_usec, user_named=task.name is not None)
         return AddResult(name=name, outcome="added")
 
-    def _complete_one(self, connection: sqlite3.Connection, tally: Tally, completion: Completion) -> bool:
-        task = rows.complete(connection, completion)
-        if task is None:
-            return False
-        number = task.attempts_before + completion.attempt.number
-        rows.insert_attempt(connection, completion.task_id, number, completion.attempt)
-        kept = self._retention
-        if number > kept.first_attempts + kept.last_attempts:
-            connection.execute(_EXCESS_ATTEMPTS, (completion.task_id, kept.first_attempts, number - kept.last_attempts))
-        if completion.finished_usec is not None and task.user_named:
-            names.block(connection, task.queue, task.name, self._blocked_until(completion.finished_usec))
-        tally[task.queue, "running"] -= 1
-        tally[task.queue, completion.state] += 1
-        tally[task.queue, EXECUTED] += 1
-        return True
+    def _complete_all(
+        self, connection: sqlite3.Connection, tally: Tally, completions: Sequence[Completion]
+    ) -> list[bool]:
+        kept = self._retention.first_attempts + self._retention.last_attempts
+        stood: list[bool] = []
+        attempts: list[tuple[int, int, AttemptRecord]] = []
+        blocked: list[tuple[str, str, int]] = []
+        excess: list[tuple[int, int, int]] = []
+        for completion in completions:
+            task = rows.complete(connection, completion)
+            stood.append(task is not None)
+            if task is None:
+                continue
+            number = task.attempts_before + completion.attempt.number
+            attempts.append((completion.task_id, number, completion.attempt))
+            if number > kept:
+                last = number - self._retention.last_attempts
+                excess.append((completion.task_id, self._retention.first_attempts, last))
+            if completion.finished_usec is not None and task.user_named:
+                blocked.append((task.queue, task.name, self._blocked_until(completion.finished_usec)))
+            tally[task.queue, "running"] -= 1
+            tally[task.queue, completion.state] += 1
+            tally[task.queue, EXECUTED] += 1
+        rows.insert_attempts(connection, attempts)
+        names.block(connection, blocked)
+        connection.executemany(_EXCESS_ATTEMPTS, excess)
+        return stood
 
     def _prune_some(self, connection: sqlite3.Connection, tally: Tally) -> int:
         now_usec = self._now_usec()
