@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from google.appengine.api import apiproxy_stub_map
 from google.appengine.runtime import default_api_stub
 from local_queue_tasks import ping, work
 
 from deferred_middleware import call, defer, defer_many
-from deferred_middleware.server.delivery import Deliverer
+from deferred_middleware.server.appstart import AppProcessConfig, SpawnedApp
+from deferred_middleware.server.delivery import Deliverer, Delivery
 from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
+from deferred_middleware.server.workers import ServiceWorkers
 
 
 def connect() -> None:
@@ -39,32 +46,88 @@ def ping_once() -> None:
     defer(ping, time.monotonic(), "ping")
 
 
-def bare(address: str, count: int, *, threads: int) -> float:
-    """Return how many requests a second the bare app at ``address`` answers to so many threads."""
+def bare(address: str, count: int, *, threads: int, token: str) -> float:
+    """Return how many requests a second the bare app at ``address`` answers to what the queue process delivers with.
+
+    That is everything of it but the store. Without the ``token`` of its process the app is reached as by anybody.
+    """
     host, _, port = address.removeprefix("http://").partition(":")
     service = Service(name="default", version="local", host=host, port=int(port), concurrency=threads)
-    deliverer = Deliverer(delivery_token="none")
-    numbers = iter(range(count))
-    lock = threading.Lock()
+    deliverer = Deliverer(delivery_token=token)
+    over = threading.Semaphore(0)
 
-    def send() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            result = deliverer.deliver(_task(number), service, host=host)
-            assert result.status == 200, result
+    def begin(task: ClaimedTask, service: Service, ended: Callable[[], None]) -> _Request:
+        return _Request(deliverer.begin(task, service, host=host), ended, over)
 
-    senders = [threading.Thread(target=send) for _ in range(threads)]
+    workers = ServiceWorkers(service, begin, lambda: None)
+    tasks = [_task(number) for number in range(count)]
+    workers.start()
     began = time.perf_counter()
-    for sender in senders:
-        sender.start()
-    for sender in senders:
-        sender.join()
+    workers.put(tasks)
+    for _ in range(count):
+        assert over.acquire(timeout=60)
     seconds = time.perf_counter() - began
+    workers.stop()
+    workers.join(time.monotonic() + 60)
     deliverer.close()
     return count / seconds
+
+
+def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
+    """Return how many requests a second the bare app answers as deliveries, in an app process that is made for it."""
+    token = secrets.token_urlsafe(32)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "{}:{}".format(*listener.getsockname())
+        app = SpawnedApp(
+            AppProcessConfig(
+                app="local_queue_app:app",
+                directory=place,
+                service="default",
+                threads=threads + 2,
+                listener=listener,
+                environ=os.environ,
+                delivery_token=token,
+                api_ticket="none",
+                default_hostname=address,
+            )
+        )
+        with app.process:
+            try:
+                app.tell()
+                start = app.wait_until_ready()
+                assert start.failure is None, start
+                return bare(address, count, threads=threads, token=token)
+            finally:
+                app.process.terminate()
+
+
+class _Request:
+    """A request to the bare app, as the workers see an attempt."""
+
+    def __init__(self, delivery: Delivery, ended: Callable[[], None], over: threading.Semaphore) -> None:
+        self._delivery = delivery
+        self._ended = ended
+        self._over = over
+
+    @property
+    def awaited(self) -> int:
+        return self._delivery.awaited
+
+    @property
+    def deadline(self) -> float:
+        return self._delivery.deadline
+
+    def fileno(self) -> int:
+        return self._delivery.fileno()
+
+    def proceed(self) -> bool:
+        result = self._delivery.proceed()
+        if result is None:
+            return False
+        self._ended()
+        if result.status == 200:
+            self._over.release()
+        return True
 
 
 def _task(number: int) -> ClaimedTask:

@@ -131,8 +131,13 @@ class Ours(Contender):
         self._client.ping_once()
 
     def bare(self, count: int) -> float:
-        """Return how many requests a second the bare app answers, each like one that delivers a task."""
-        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS)
+        """Return how many requests a second the bare app answers, each like one that delivers a task, as to anybody."""
+        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS, token="none")
+        return requests_per_second
+
+    def bare_deliveries(self, count: int) -> float:
+        """Return the same for requests that come as deliveries."""
+        requests_per_second: float = self._client.bare_deliveries(HERE, count, threads=THREADS)
         return requests_per_second
 
     def _command(self, verb: str) -> None:
