@@ -253,9 +253,12 @@ class Attempt:
             result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
         if result.broken_off or result.late is not None:
             # Something is to be waited for now: what became of the process, or the handler's end.
-            threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
-        else:
-            self._conclude(result)
+            try:
+                threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
+                return True
+            except RuntimeError as error:
+                _log.error("%s, so that everything waits for the end of task %s.", error, self._task.name)
+        self._conclude(result)
         return True
 
     def _conclude(self, result: AttemptResult) -> None:

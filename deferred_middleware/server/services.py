@@ -14,6 +14,7 @@ another service than it was sent to.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -70,7 +71,7 @@ class Service:
         """What it is called here, where each version of a service is one of its own: ``v2.worker``, or ``worker``."""
         return self.name if self.version == LOCAL_VERSION else f"{self.version}.{self.name}"
 
-    @property
+    @functools.cached_property
     def address(self) -> str:
         """``host:port``, as a URL has it."""
         return f"{self.host}:{self.port}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import logging
 import math
 import select
 import socket
@@ -28,11 +29,13 @@ from deferred_middleware.server.connections import milliseconds_until
 from deferred_middleware.server.records import ClaimedTask
 from deferred_middleware.server.services import Service
 
+_log = logging.getLogger(__name__)
+
 # While its tasks take no longer than this a queue is given more than it can run at once, because its places would
 # stay empty while the next ones are claimed. Slow tasks wait in the store instead, where everybody can see them.
 _FAST_SECONDS = 0.05
 _LEAST_FACTOR = 4
-_MOST_FACTOR = 16
+_MOST_FACTOR = 32
 _NEWEST_WEIGHT = 0.2
 
 
@@ -44,6 +47,8 @@ class _Share:
     unbegun: collections.deque[ClaimedTask] = field(default_factory=collections.deque)
     mean_seconds: float = _FAST_SECONDS * 2
     last_turn: int = 0
+    # With how many in hand it is given more.
+    few: float = math.inf
 
     @property
     def slow(self) -> bool:
@@ -65,7 +70,10 @@ class _Share:
 
 
 class UnderWay(Protocol):
-    """An attempt that is being made, such as :class:`~deferred_middleware.server.attempts.Attempt`."""
+    """An attempt that is being made, such as :class:`~deferred_middleware.server.attempts.Attempt`.
+
+    Only a defect lets :meth:`proceed` raise. The attempt keeps its place then, and its task is run at the next start.
+    """
 
     @property
     def awaited(self) -> int:
@@ -152,9 +160,12 @@ class ServiceWorkers:
             number = min(max(fair, left), places - others_slow)
             if not mine.in_hand and others_slow < self._service.concurrency:
                 number = max(1, number)
-            if ahead:
+            mine.few = number
+            if ahead and not mine.slow:
                 number *= mine.factor
-            return max(0, number - mine.in_hand)
+                # Claims are cheaper together, and each keeps results from being written together with later ones.
+                mine.few = number // 2
+            return max(0, number - mine.in_hand) if mine.in_hand <= mine.few else 0
 
     def put(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
         """Take tasks in hand; those that are ``forced`` go first, and wait for nothing but a place."""
@@ -295,17 +306,23 @@ class ServiceWorkers:
             return None if self._stopping and not self._running else tasks
 
     def _start(self, task: ClaimedTask) -> None:
-        attempt = self._begin(task, self._service, functools.partial(self._end, task, time.monotonic()))
-        if not attempt.proceed():
-            descriptor = attempt.fileno()
-            self._watched[descriptor] = attempt
-            self._poll.register(descriptor, attempt.awaited)
-            self._next_deadline = min(self._next_deadline, attempt.deadline)
+        try:
+            attempt = self._begin(task, self._service, functools.partial(self._end, task, time.monotonic()))
+            if not attempt.proceed():
+                descriptor = attempt.fileno()
+                self._poll.register(descriptor, attempt.awaited)
+                self._watched[descriptor] = attempt
+                self._next_deadline = min(self._next_deadline, attempt.deadline)
+        except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
+            _log.exception("Task %s of queue %s could not be run.", task.name, task.queue)
 
     def _proceed(self, attempt: UnderWay, descriptor: int) -> None:
-        if not attempt.proceed():
-            self._poll.modify(descriptor, attempt.awaited)
-            return
+        try:
+            if not attempt.proceed():
+                self._poll.modify(descriptor, attempt.awaited)
+                return
+        except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
+            _log.exception("An attempt of service %s could not go on.", self._service.id)
         del self._watched[descriptor]
         self._poll.unregister(descriptor)
 
@@ -325,9 +342,7 @@ class ServiceWorkers:
             share = self._share(task.queue)
             share.running -= 1
             share.mean_seconds += _NEWEST_WEIGHT * (seconds - share.mean_seconds)
-            # Not for each task that is fast: claims are cheaper together.
-            few = self._service.concurrency * max(2, share.factor // 3)
-            wanted = self._hungry and (share.slow or share.in_hand <= few)
+            wanted = self._hungry and (share.slow or share.in_hand <= share.few)
             self._wake()
         if wanted:
             self._wake_scheduler()

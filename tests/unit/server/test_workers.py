@@ -85,10 +85,22 @@ def test_nobody_knows_how_long_the_first_tasks_take(work: Work) -> None:
 
 
 def test_short_tasks_are_claimed_many_at_a_time(work: Work) -> None:
-    """Of tasks that take no time sixteen for each thread are taken in hand, unless the queue has a rate."""
+    """Of tasks that take no time thirty-two for each place are taken in hand, unless the queue has a rate."""
     work.do(100)
-    assert work.room(ahead=True) == 16 * CONCURRENCY
+    assert work.room(ahead=True) == 32 * CONCURRENCY
     assert work.room(ahead=False) == CONCURRENCY
+
+
+def test_short_tasks_are_claimed_when_half_of_them_are_left(work: Work) -> None:
+    """A queue that has more than half of what it is given isn't given the rest, because claims are cheaper together."""
+    work.do(100)
+    work.workers.stop()
+    half = 16 * CONCURRENCY
+    tasks = [dataclasses.replace(TASK, id=task_id) for task_id in range(half + 1)]
+    work.workers.put(tasks[:half])
+    assert work.room(ahead=True) == half
+    work.workers.put(tasks[half:])
+    assert work.room(ahead=True) == 0
 
 
 def test_slow_tasks_wait_in_the_store(work: Work) -> None:
