@@ -103,6 +103,7 @@ class Connection:
             self._socket = None
 
     def _connect(self) -> socket.socket:
+        # Only a name may take a while to be looked up, and all that waits for it are attempts at the same name.
         family, kind, proto, _name, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, proto)
         try:

@@ -88,7 +88,11 @@ class DeliveryServer:
             self._open.add(connection)
         if self._stopping:
             self.request_stop()
-        threading.Thread(target=self._serve, args=(connection, peer, data), name="delivery", daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(connection, peer, data), name="delivery", daemon=True).start()
+        except RuntimeError as error:
+            _log.error("A delivery can't be answered: %s", error)
+            self._close(connection)
 
     @property
     def is_busy(self) -> bool:
@@ -118,23 +122,24 @@ class DeliveryServer:
         except OSError as error:
             _log.debug("A connection broke off: %s", error)
         finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
+            self._close(connection)
+
+    def _close(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(connection)
+        connection.close()
 
     def _answer_all(self, connection: socket.socket, peer: tuple[str, int], data: bytes) -> None:
         host, port = peer[:2]
         base = {**self._environ, "REMOTE_ADDR": host, "REMOTE_HOST": host, "REMOTE_PORT": str(port)}
         closes = False
         while not closes:
-            head, data = _read_head(connection, data)
-            if not head:
-                return
             environ = base.copy()
             response = WSGIResponse(connection.sendall)
-            # Whoever sends no more waits for no answer either.
-            response.closes = self._stopping
             try:
+                head, data = _read_head(connection, data)
+                if not head:
+                    return
                 length = read_head(head, environ)
             except RequestError as error:
                 response.closes = True
@@ -146,6 +151,8 @@ class DeliveryServer:
                 if len(body) < length:
                     return
             environ["wsgi.input"] = io.BytesIO(body)
+            # Then it says so, and nobody sends another request over this connection.
+            response.closes = self._stopping
             with self._permits:
                 response.answer(self._app, environ)
             closes = response.closes
@@ -157,8 +164,9 @@ def _read_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
         head, found, rest = data.partition(b"\r\n\r\n")
         if found:
             return head, rest
-        more = connection.recv(_READ_BYTES) if len(data) < _MAX_HEAD_BYTES else b""
-        if not more:
+        if len(data) > _MAX_HEAD_BYTES:
+            raise RequestError("431 Request Header Fields Too Large")
+        if not (more := connection.recv(_READ_BYTES)):
             return b"", b""
         data += more
 

@@ -102,9 +102,11 @@ class WSGIResponse:
             lowered = name.lower()
             if lowered == "content-length":
                 self._left = int(value)
+                if self._left < 0:
+                    raise ValueError(f"not a length: {value!r}")
             elif lowered in hop_by_hop:
                 raise AssertionError(f"{name} is a hop-by-hop header, which an app can't use (PEP 3333)")
-        self._head = status, headers
+        self._head = status, [*headers]
         return self._write
 
     def _write(self, part: bytes) -> None:

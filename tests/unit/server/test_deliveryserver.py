@@ -137,21 +137,30 @@ def test_a_request_may_come_bit_by_bit(serving: Callable[..., Serving]) -> None:
             answer += client.recv(1000)
 
 
-def test_an_odd_request_ends_the_connection(serving: Callable[..., Serving]) -> None:
-    """What the queue process would not send never reaches the app, though it has the token."""
+@pytest.mark.parametrize(
+    ("odd", "status"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"501"),
+        (b"Content-Length: +5\r\n\r\nhello", b"400"),
+        (b"X: " + b"x" * 300_000, b"431"),
+    ],
+)
+def test_an_odd_request_ends_the_connection(serving: Callable[..., Serving], odd: bytes, status: bytes) -> None:
+    """What the queue process would not send never reaches the app, though the connection has the token."""
     names: list[str] = []
     server = serving(thread_names(names))
-    request = (
-        f"POST / HTTP/1.1\r\n{SERVER_TOKEN_HEADER}: {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
-    )
+    start = f"POST / HTTP/1.1\r\n{SERVER_TOKEN_HEADER}: {TOKEN}\r\n".encode()
     with socket.create_connection(server.listener.getsockname(), timeout=WAIT_SECONDS) as client:
-        client.sendall(request)
+        client.sendall(start + b"Content-Length: 0\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
         answer = b""
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            client.sendall(start + odd)
         with contextlib.suppress(ConnectionResetError):
             while more := client.recv(1000):
                 answer += more
-    assert answer.startswith(b"HTTP/1.1 501 ")
-    assert names == []
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert names == ["delivery"]
 
 
 def test_no_more_requests_run_than_threads(serving: Callable[..., Serving]) -> None:
@@ -294,6 +303,8 @@ def test_an_app_may_write_and_may_change_its_mind(serving: Callable[..., Serving
         ("200 OK", [("X\n", "a")]),
         ("200 OK", [("Connection", "close")]),
         ("200 OK", [("Content-Length", "many")]),
+        ("200 OK", [("Content-Length", "-1")]),
+        ("200 OK", [("X", "\u20ac")]),
     ],
 )
 def test_a_head_that_is_none_is_a_500(
