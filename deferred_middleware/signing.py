@@ -6,9 +6,9 @@ The header is detached from the payload, so that versions with and without signa
 
 Times are seconds since 1970, in ten digits; ``t`` is 1 where the task was named before it was added, and its name is
 signed. The MAC is HMAC-SHA256 over method, application, path, query, queue and all other ``X-Deferred-*`` request
-headers, each with its length before it, then over the header itself up to ``;s=``, whose length is always the same, and
-over that name. So no two requests have the same bytes to sign. Hashes are lower-case hexadecimal, which leaves no
-second spelling of a signature.
+headers, and over the header itself up to ``;s=`` and that name. Each of these fields is told apart by its length, so
+that no two requests have the same bytes to sign. Hashes are lower-case hexadecimal, which leaves no second spelling of
+a signature.
 
 What many tasks have in common comes first, so that a keyring keeps the state of the MAC after it.
 
@@ -52,9 +52,7 @@ _IDENTIFYING: Final = b"deferred_middleware v1: identify the key"
 _FORMAT: Final = re.compile(
     r"v1;k=[0-9a-f]{16};i=[0-9]{10};e=[0-9]{10};n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}", re.ASCII
 )
-_BLOCK_BYTES: Final = 64
-_INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
-_OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
+_OWN: Final = struct.Struct(">3Q")
 _LENGTH: Final = 212  # so that each part of a signature is where it always is
 _USUAL: Final = 500
 """How many headers' names a keyring remembers, and one request's more."""
@@ -201,27 +199,23 @@ class Keyring:
 
 
 class Mac:
-    """HMAC-SHA256 (RFC 2104) of what tasks have in common, to be followed by what each has of its own.
+    """The HMAC-SHA256 of what tasks have in common, to be followed by what each has of its own."""
 
-    ``key`` has at most 64 bytes. ``hmac.HMAC`` takes half as long again to copy its state for each task.
-    """
-
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_begun",)
 
     def __init__(self, key: bytes, beginning: bytes) -> None:
-        block = key.ljust(_BLOCK_BYTES, b"\0")
-        self._inner = hashlib.sha256(block.translate(_INNER_PAD) + beginning)
-        self._outer = hashlib.sha256(block.translate(_OUTER_PAD))
+        begun = hmac.new(key, beginning, "sha256")
+        # What is copied for each task is OpenSSL's own, where there is one: it is copied in half the time.
+        self._begun: Any = getattr(begun, "_hmac", None) or begun
 
     def of(self, claims: str, name: str) -> str:
         """Return the end of a signature, which is the MAC of one task.
 
         Raises :class:`UnicodeEncodeError` for a name that no task has.
         """
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update((claims + name).encode("ascii"))
-        outer.update(inner.digest())
-        return f";s={outer.hexdigest()}"
+        mac = self._begun.copy()
+        mac.update(_OWN.pack(2, len(claims), len(name)) + (claims + name).encode("ascii"))  # as encode() has the two
+        return f";s={mac.hexdigest()}"
 
 
 class Signer:

@@ -192,7 +192,7 @@ def test_the_mac_is_the_documented_one() -> None:
     signature = sign(RING, name="mine", headers=headers)
     claims, mac = signature.split(";s=")
     ours = (b"HTTP_X_DEFERRED_DEADLINE", b"30", b"HTTP_X_DEFERRED_NAMESPACE", "ä".encode())
-    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + claims.encode() + b"mine"
+    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + block(claims.encode(), b"mine")
     subkey = derive(NEW, b"deferred_middleware v1: sign tasks")
 
     assert mac == hmac.new(subkey, message, hashlib.sha256).hexdigest()
