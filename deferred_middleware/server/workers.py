@@ -72,7 +72,7 @@ class _Share:
 class UnderWay(Protocol):
     """An attempt that is being made, such as :class:`~deferred_middleware.server.attempts.Attempt`.
 
-    Only a defect lets :meth:`proceed` raise. The attempt keeps its place then, and its task is run at the next start.
+    Only a defect lets :meth:`proceed` raise. The attempt's place is free then, and its task is run at the next start.
     """
 
     @property
@@ -124,7 +124,7 @@ class ServiceWorkers:
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name=f"deliver-{service.id}", daemon=True)
         # The thread's own: what it waits for, by descriptor, and when the first of them has to go on.
-        self._watched: dict[int, UnderWay] = {}
+        self._watched: dict[int, tuple[UnderWay, Callable[[], None]]] = {}
         self._poll = select.poll()
         self._next_deadline = math.inf
         # How it is woken: while it is asleep, by a byte.
@@ -277,8 +277,8 @@ class ServiceWorkers:
                 self._asleep = False
                 for descriptor, _event in ready:
                     if descriptor in self._watched:
-                        self._proceed(self._watched[descriptor], descriptor)
-                    else:
+                        self._proceed(descriptor)
+                    elif descriptor == woken.fileno():
                         woken.recv(4096)
                 if time.monotonic() >= self._next_deadline:
                     self._proceed_with_late()
@@ -306,38 +306,43 @@ class ServiceWorkers:
             return None if self._stopping and not self._running else tasks
 
     def _start(self, task: ClaimedTask) -> None:
+        end = functools.partial(self._end, task, time.monotonic())
         try:
-            attempt = self._begin(task, self._service, functools.partial(self._end, task, time.monotonic()))
+            attempt = self._begin(task, self._service, end)
             if not attempt.proceed():
                 descriptor = attempt.fileno()
                 self._poll.register(descriptor, attempt.awaited)
-                self._watched[descriptor] = attempt
+                self._watched[descriptor] = attempt, end
                 self._next_deadline = min(self._next_deadline, attempt.deadline)
         except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
             _log.exception("Task %s of queue %s could not be run.", task.name, task.queue)
+            end()
 
-    def _proceed(self, attempt: UnderWay, descriptor: int) -> None:
+    def _proceed(self, descriptor: int) -> None:
+        attempt, end = self._watched[descriptor]
         try:
             if not attempt.proceed():
                 self._poll.modify(descriptor, attempt.awaited)
                 return
         except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
             _log.exception("An attempt of service %s could not go on.", self._service.id)
+            end()
         del self._watched[descriptor]
         self._poll.unregister(descriptor)
 
     def _proceed_with_late(self) -> None:
         """Let the attempts go on whose deadline has come, and find out when the next one's does."""
-        for descriptor, attempt in list(self._watched.items()):
+        for descriptor, (attempt, _end) in list(self._watched.items()):
             if time.monotonic() >= attempt.deadline:
-                self._proceed(attempt, descriptor)
-        self._next_deadline = min((attempt.deadline for attempt in self._watched.values()), default=math.inf)
+                self._proceed(descriptor)
+        self._next_deadline = min((attempt.deadline for attempt, _end in self._watched.values()), default=math.inf)
 
     def _end(self, task: ClaimedTask, began: float) -> None:
         """Take note that an attempt ended; wake the scheduler if there is room for what it has."""
         seconds = time.monotonic() - began
         with self._lock:
-            del self._running[task.id]
+            if self._running.pop(task.id, None) is None:
+                return  # a defect came after its end
             self._running_alone.discard(task.id)
             share = self._share(task.queue)
             share.running -= 1

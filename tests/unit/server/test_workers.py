@@ -50,7 +50,10 @@ class Work:
         self.workers = ServiceWorkers(service, self._begin, lambda: None)
         self.workers.start()
 
-    def _begin(self, _task: ClaimedTask, _service: Service, ended: Callable[[], None]) -> Attempt:
+    def _begin(self, task: ClaimedTask, _service: Service, ended: Callable[[], None]) -> Attempt:
+        if task.url == "/defect":
+            raise KeyError("a defect")
+
         def end() -> None:
             ended()
             self.over.release()
@@ -108,3 +111,12 @@ def test_slow_tasks_wait_in_the_store(work: Work) -> None:
     work.seconds = 0.1
     work.do(6)
     assert work.room(ahead=True) == CONCURRENCY
+
+
+def test_a_defect_in_one_attempt_leaves_the_others(work: Work, caplog: pytest.LogCaptureFixture) -> None:
+    """An attempt that can't even begin is told with its traceback, and the tasks behind it are run."""
+    work.workers.put([dataclasses.replace(TASK, id=1_000, url="/defect")])
+    work.do(20)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert "could not be run" in record.getMessage()
