@@ -124,10 +124,10 @@ def _fits(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any
     count = len(args)
     if count > by_place:
         return False
-    missing = required - min(count, required_by_place)
+    missing = required - (count if count < required_by_place else required_by_place)
     for name in kwargs:
         place = places.get(name)
-        if place is None or place[0] < count or name.startswith("_"):
+        if place is None or place[0] < count:
             return False
         missing -= place[1]
     return missing == 0
@@ -137,22 +137,24 @@ def _fits(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any
 def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bool]], int, int, int]:
     """Return what a function takes, if that is a list of names.
 
-    For each name its place and whether it is required; how many can be given by place, -1 for a function that takes
-    anything else or is a generator's; how many are required; and how many of those by place.
+    For each name that is no option's its place and whether it is required; how many can be given by place, -1 for a
+    function that takes anything else or is a generator's; how many are required; and how many of those by place.
     """
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
         return {}, -1, 0, 0
     places: dict[str, tuple[int, bool]] = {}
-    by_place = required_by_place = 0
+    by_place = all_required = required_by_place = 0
     for place, parameter in enumerate(_function_signature(func).parameters.values()):
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             return {}, -1, 0, 0
         required = parameter.default is parameter.empty
-        places[parameter.name] = (place, required)
+        all_required += required
+        if not parameter.name.startswith("_"):
+            places[parameter.name] = (place, required)
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             by_place += 1
             required_by_place += required
-    return places, by_place, sum(required for _, required in places.values()), required_by_place
+    return places, by_place, all_required, required_by_place
 
 
 def _signature(func: AnyCallable) -> inspect.Signature | None:

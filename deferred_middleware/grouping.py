@@ -27,14 +27,6 @@ class Group(Generic[T]):
     names: set[str] = dataclasses.field(default_factory=set)
     size_bytes: int = 0
 
-    def has_room_for(self, name: str | None, size_bytes: int) -> bool:
-        """Tell whether a call can go with the others: a name must not be in an add twice."""
-        return (
-            len(self.prepared) < protocol.MAX_TASKS_PER_ADD
-            and self.size_bytes + size_bytes <= protocol.MAX_ADD_BYTES
-            and name not in self.names
-        )
-
 
 class Groups(Generic[T]):
     """Groups that are being filled, one for each queue."""
@@ -49,7 +41,8 @@ class Groups(Generic[T]):
         queue, name, size_bytes = prepared.queue, prepared.call.options.name, prepared.size_bytes
         group = self._groups.get(queue)
         full: Sequence[Group[T]] = ()
-        if group is not None and not group.has_room_for(name, size_bytes):
+        # A name must not be in an add twice. A group that has as many calls as may be has left already.
+        if group is not None and (group.size_bytes + size_bytes > protocol.MAX_ADD_BYTES or name in group.names):
             full = [self._take(queue)]
             group = None
         if group is None:

@@ -39,8 +39,9 @@ def dumps(call: Call, protocol: int) -> bytes:
         UnpicklableArgumentError: an argument can't be pickled, or belongs to the ``__main__`` script.
     """
     func = reference_to(call.func)
+    kwargs = call.kwargs
     try:
-        data = pickle.dumps((func, call.args, dict(call.kwargs)), protocol)
+        data = pickle.dumps((func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)), protocol)
     except Exception as error:
         explain_unimportable(call.func)
         raise _unpicklable(call, error) from error
