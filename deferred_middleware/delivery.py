@@ -31,6 +31,13 @@ class Delivery:
     """What the task raised."""
 
 
+def tell(environ: WSGIEnvironment, outcome: Outcome, error: BaseException | None) -> None:
+    """Tell who waits for it how the attempt ended."""
+    waiting = delivery_of(environ)
+    if waiting is not None:
+        waiting.outcome, waiting.error = outcome, error
+
+
 def delivery_of(environ: WSGIEnvironment) -> Delivery | None:
     """Return where somebody waits to hear what becomes of the task, if anybody does."""
     found = environ.get(KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ class Runner:
         self._hooks = hooks
         self._before_task = hooks.listens("before_task")
         self._after_task = hooks.listens("after_task")
+        self._log_level = settings.log_level
         self._warmup = warmup
         self._enqueue_again = enqueue_again
 
@@ -74,13 +76,14 @@ class Runner:
         func, args, kwargs = self._load(context, content, url_label)
         if self._before_task:
             self._hooks.fire("before_task", context)
-        logs.headers(context)
+        if logs.headers_logger.isEnabledFor(logging.DEBUG):
+            logs.headers(context)
         try:
             if tracing.is_active():
                 with tracing.consumer_span(context):
                     ended(func, func(*args, **kwargs))
-            else:
-                ended(func, func(*args, **kwargs))
+            elif (result := func(*args, **kwargs)) is not None:
+                ended(func, result)
             if pending.UNDER_WAY or pending.FAILED:
                 pending.raise_failure()
         except KeyboardInterrupt:
@@ -89,7 +92,8 @@ class Runner:
             outcome = self._raised(context, body, content, error)
         else:
             outcome = _DONE
-            logs.success(context, self._settings)
+            if logs.logger.isEnabledFor(self._log_level):
+                logs.success(context, self._log_level)
         if self._after_task:
             self._hooks.fire("after_task", context, outcome)
         return outcome

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from deferred_middleware import batches, logs, pending, protocol, trust
+from deferred_middleware import batches, delivery, logs, pending, protocol, trust
 from deferred_middleware import hooks as hooks_module
 from deferred_middleware import settings as settings_module
 from deferred_middleware.context import TaskContext
-from deferred_middleware.delivery import delivery_of
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
 from deferred_middleware.execution import Runner, label_in
 from deferred_middleware.hooks import Hooks
@@ -152,9 +151,8 @@ class TaskHandler:
         if (pending.UNDER_WAY or pending.FAILED) and not pending.settle_request() and outcome is Outcome.DONE:
             outcome = Outcome.FAILED
         answer = _ANSWERS[outcome]
-        delivery = delivery_of(environ)
-        if delivery is not None:
-            delivery.outcome, delivery.error = outcome, context.error
+        if delivery.KEY in environ:
+            delivery.tell(environ, outcome, context.error)
         if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
             return _with_traceback(answer, context.error)
         return answer

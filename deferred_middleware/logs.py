@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("deferred_middleware")
 # Apart, so that they can be turned off, or sent elsewhere, by themselves.
-_headers_logger = logging.getLogger("deferred_middleware.headers")
+headers_logger = logging.getLogger("deferred_middleware.headers")
 _dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"
@@ -40,20 +40,18 @@ _WHAT_HAPPENED: Final = {
 }
 
 
-def success(context: TaskContext, settings: Settings) -> None:
-    """Log that a task went well."""
-    if logger.isEnabledFor(settings.log_level):
-        milliseconds = context.elapsed_seconds * 1000
-        logger.log(
-            settings.log_level,
-            "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
-            context.label,
-            milliseconds,
-            context.queue,
-            context.name,
-            context.attempt,
-            extra=_fields(context, Outcome.DONE),
-        )
+def success(context: TaskContext, level: int) -> None:
+    """Log that a task went well; for the caller to leave out where ``logger`` isn't enabled for ``level``."""
+    logger.log(
+        level,
+        "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
+        context.label,
+        context.elapsed_seconds * 1000,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.DONE),
+    )
 
 
 def repeated(context: TaskContext, error: BaseException, settings: Settings) -> None:
@@ -124,15 +122,16 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
 
 
 def headers(context: TaskContext) -> None:
-    """Log the headers of a task's request at DEBUG, but for those that are secrets."""
-    if not _headers_logger.isEnabledFor(logging.DEBUG):
-        return
+    """Log the headers of a task's request at DEBUG, but for those that are secrets.
+
+    For the caller to leave out where ``headers_logger`` isn't enabled for it.
+    """
     shown = ", ".join(
         f"{key.removeprefix('HTTP_')}={value}"
         for key, value in context.environ.items()
         if key.startswith("HTTP_") and key not in protocol.SECRET_ENVIRON_KEYS
     )
-    _headers_logger.debug("headers of task %s: %s", context.name, shown)
+    headers_logger.debug("headers of task %s: %s", context.name, shown)
 
 
 def dead_letter(letter: DeadLetter, settings: Settings) -> None:

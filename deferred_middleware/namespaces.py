@@ -9,7 +9,6 @@ otherwise run such a task in whatever namespace that finds.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +24,7 @@ _SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
 
 def header_value() -> str:
     """Return what :data:`~deferred_middleware.protocol.NAMESPACE_HEADER` says of the current namespace."""
-    return _manager().get_namespace() or protocol.DEFAULT_NAMESPACE
+    return (_sdk or _manager()).get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
 def enter(environ: WSGIEnvironment) -> str | None:
@@ -41,7 +40,7 @@ def enter(environ: WSGIEnvironment) -> str | None:
             return None
     if named == protocol.DEFAULT_NAMESPACE:
         named = ""
-    manager = _manager()
+    manager = _sdk or _manager()
     before: str = manager.get_namespace()
     if before != named:
         try:
@@ -53,10 +52,8 @@ def enter(environ: WSGIEnvironment) -> str | None:
 
 def leave(before: str | None) -> None:
     """Make the namespace current again that was so before :func:`enter`."""
-    if before is not None:
-        manager = _manager()
-        if manager.get_namespace() != before:  # the call may have changed it
-            manager.set_namespace(before)
+    if before is not None and _sdk.get_namespace() != before:  # the call may have changed it
+        _sdk.set_namespace(before)
 
 
 @contextlib.contextmanager
@@ -69,9 +66,14 @@ def restored(environ: WSGIEnvironment) -> Iterator[None]:
         leave(before)
 
 
-@functools.cache
+_sdk: Any = None
+"""The SDK's namespace manager, which is not imported before a task needs it."""
+
+
 def _manager() -> Any:
-    """Return the SDK's namespace manager, which is not imported before a task needs it."""
+    """Return the SDK's namespace manager."""
+    global _sdk
     from google.appengine.api import namespace_manager
 
-    return namespace_manager
+    _sdk = namespace_manager
+    return _sdk
