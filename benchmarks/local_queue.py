@@ -9,10 +9,12 @@ begins anew in each, with its own processes. Every one of them is durable: what 
 * latency: from the call that enqueues to the beginning of the task, of one task when nothing else is to be done;
 * idle: what all processes of the queue take of one CPU while there is nothing to do.
 
-The ceiling is what all that the local server delivers with, without its store, gets from a bare app in an app process:
-once as anybody's requests, through waitress, and once as deliveries, over connections of their own. The higher one
-counts. The goals: at least 0.7 of the ceiling executed, more than the fastest of the others, half of the single tasks
-begun within 10 ms, and less than 1 % of a CPU when idle.
+The ceiling is what all that the local server delivers with, without its store, gets from a bare app in an app process
+that it reaches as anybody does, through waitress. The goals: at least 0.7 of the ceiling executed, more than the
+fastest of the others, half of the single tasks begun within 10 ms, and less than 1 % of a CPU when idle. Deliveries
+themselves have connections of their own, past waitress. What the bare app answers over these is printed too, and how
+much of that is executed: the rest is what a task takes in the app's middlewares, in being checked and run, and in the
+store.
 """
 
 from __future__ import annotations
@@ -46,10 +48,9 @@ class Figures:
     public: list[float] = field(default_factory=list)
     deliveries: list[float] = field(default_factory=list)
 
-    @property
-    def ceilings(self) -> list[float]:
-        """The higher ceiling of each round."""
-        return [max(both) for both in zip(self.public, self.deliveries, strict=True)]
+    def share_of(self, rates: Sequence[float]) -> float:
+        """Return how much of ``rates``, one of each round, was executed."""
+        return statistics.median(mine / most for mine, most in zip(self.executed, rates, strict=True))
 
 
 class Reports:
@@ -134,15 +135,17 @@ def print_results(results: dict[type[Contender], Figures]) -> None:
             f" {statistics.median(figures.executed):10,.0f}/s {percentile(figures.latencies, 50):5.1f} ms"
             f" {percentile(figures.latencies, 99):5.1f} ms {statistics.median(figures.idle):5.2f} %"
         )
-    for how, measured in (("anybody's", results[Ours].public), ("deliveries", results[Ours].deliveries)):
-        print(f"{f'ceiling: the bare app, {how}':36} {'':14} {'':14} {statistics.median(measured):10,.0f}/s")
+    ours = results[Ours]
+    for what, measured in (("ceiling: the bare app", ours.public), ("the bare app, deliveries", ours.deliveries)):
+        print(f"{what:36} {'':14} {'':14} {statistics.median(measured):10,.0f}/s")
+    print(f"  executed: {ours.share_of(ours.deliveries):.2f} of what the bare app answers as deliveries")
 
 
 def print_goals(results: dict[type[Contender], Figures]) -> int:
     """Print which goals are met; return 1 if one is missed."""
     ours = results[Ours]
     executed = statistics.median(ours.executed)
-    share = statistics.median(mine / most for mine, most in zip(ours.executed, ours.ceilings, strict=True))
+    share = ours.share_of(ours.public)
     others = [statistics.median(figures.executed) for kind, figures in results.items() if kind is not Ours]
     latency, idle = percentile(ours.latencies, 50), statistics.median(ours.idle)
     goals = [
