@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from google.appengine.api import apiproxy_stub_map
@@ -14,6 +14,7 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.ext import testbed
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
+from threadedserver import ThreadedHTTPServer
 
 Code = taskqueue_pb.TaskQueueServiceError
 BOUND_SECONDS = 60
@@ -180,8 +181,7 @@ class FaultyServer:
         self._names: set[tuple[bytes, bytes]] = set()
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"api": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = ThreadedHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,), daemon=True)
         self._thread.start()
         self.port: int = self._server.server_address[1]

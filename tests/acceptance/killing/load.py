@@ -7,11 +7,12 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
+from threadedserver import ThreadedHTTPServer
 
 _ANSWER_SECONDS = 30.0
 
@@ -60,10 +61,9 @@ class App:
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
         # A request whose server was killed is still being answered.
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # just for this one
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"

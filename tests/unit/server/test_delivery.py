@@ -9,10 +9,11 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
+from threadedserver import ThreadedHTTPServer, ThreadedTCPServer
 
 from deferred_middleware.server.delivery import EXCERPT_BYTES, AttemptResult, Deliverer, request_headers
 from deferred_middleware.server.records import ClaimedTask
@@ -71,8 +72,7 @@ class Server:
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.service = service_at(self._server.server_address[1])
@@ -122,8 +122,7 @@ def raw_server(handle: Callable[[socket.socket], None]) -> Iterator[Service]:
         def handle(self) -> None:
             handle(self.request)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as tcp_server:
-        tcp_server.daemon_threads = True
+    with ThreadedTCPServer(("127.0.0.1", 0), Handler) as tcp_server:
         thread = threading.Thread(target=tcp_server.serve_forever, args=(0.01,))
         thread.start()
         try:

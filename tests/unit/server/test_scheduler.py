@@ -8,11 +8,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from threadedserver import ThreadedHTTPServer
 
 from deferred_middleware.server.delivery import AttemptResult, Deliverer
 from deferred_middleware.server.queueconfig import QueueConfig
@@ -48,7 +49,7 @@ class App:
         self._condition = threading.Condition()
         self._servers = [self._serve(name) for name in ("default", "background")]
 
-    def _serve(self, service: str) -> ThreadingHTTPServer:
+    def _serve(self, service: str) -> ThreadedHTTPServer:
         app = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,8 +72,7 @@ class App:
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep quiet."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
+        server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), name=f"app-{service}").start()
         return server
 
