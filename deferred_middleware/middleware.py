@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from deferred_middleware import batches, pending, protocol
 from deferred_middleware.handler import TaskHandler
+from deferred_middleware.pending import FAILED, UNDER_WAY
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -55,21 +56,25 @@ class DeferredMiddleware:
         self._prefix = self._handler.prefix
         self._legacy = frozenset(handler.settings.legacy_urls)
         self._warms_up = handler.settings.warmup_module is not None
+        # One look tells that a request is none of ours, as nearly all are.
+        ours = (self._prefix, *self._legacy, *([protocol.WARMUP_PATH] if self._warms_up else []))
+        self._beginnings: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task that ``environ`` delivers, or pass the request on."""
         path = environ.get("PATH_INFO", "")
-        if path.startswith(self._prefix) or path in self._legacy:
-            return self._handler.answer(environ)(environ, start_response)
-        if self._warms_up and path == protocol.WARMUP_PATH:
-            return self._warm_up(environ, start_response)
+        if path.startswith(self._beginnings):
+            if path.startswith(self._prefix) or path in self._legacy:
+                return self._handler.answer(environ)(environ, start_response)
+            if self._warms_up and path == protocol.WARMUP_PATH:
+                return self._warm_up(environ, start_response)
         try:
             iterable = self._app(environ, start_response)
         except BaseException:
-            if pending.UNDER_WAY or pending.FAILED:
+            if UNDER_WAY or FAILED:
                 pending.settle_request()
             raise
-        if pending.UNDER_WAY or pending.FAILED:
+        if UNDER_WAY or FAILED:
             return pending.wait_after(iterable)
         return iterable
 
