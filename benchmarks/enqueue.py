@@ -88,14 +88,14 @@ def measure(count: int, rounds: int) -> dict[str, float]:
     loops = [("older defer", older), ("our defer", ours)]
     for number in range(rounds):
         for name, loop in loops if number % 2 else loops[::-1]:
-            times[name].append(timed(lambda loop=loop: loop(count)))  # type: ignore[misc]
+            times[name].append(timed(lambda loop=loop: loop(count)))  # type: ignore[misc] # of a default
         many(count)
         for turn in range(TURNS):
             same, plain = same_tasks(count), plain_tasks(count)
             short: list[tuple[str, Callable[[], object]]] = [
                 ("defer_many", lambda: many(count)),
-                ("ceiling", lambda same=same: ceiling(same)),  # type: ignore[misc]
-                ("ceiling, plain tasks", lambda plain=plain: ceiling(plain)),  # type: ignore[misc]
+                ("ceiling", lambda same=same: ceiling(same)),  # type: ignore[misc] # of a default
+                ("ceiling, plain tasks", lambda plain=plain: ceiling(plain)),  # type: ignore[misc] # of a default
             ]
             for name, contender in short[turn % 3 :] + short[: turn % 3]:
                 times[name].append(timed(contender))

@@ -41,12 +41,15 @@ def make(*, name: str | None, payload: bytes, eta_posix: float | None, value: st
     )
 
 
-@given(
+whatever_differs = given(
     name=st.none() | st.from_regex(r"[a-zA-Z0-9_-]{1,40}", fullmatch=True),
     payload=st.binary(max_size=200),
     eta_posix=st.floats(min_value=0, max_value=1_790_000_000),
     value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
 )
+
+
+@whatever_differs
 def test_a_copy_is_what_the_constructor_makes(name: str | None, payload: bytes, eta_posix: float, value: str) -> None:
     """Whatever differs, all that can be asked of the task is the same, and what is sent of it."""
     bed = testbed.Testbed()
@@ -103,12 +106,7 @@ def sent_by_the_sdk(task: taskqueue.Task) -> taskqueue_pb.TaskQueueAddRequest:
     return sent[0]
 
 
-@given(
-    name=st.none() | st.from_regex(r"[a-zA-Z0-9_-]{1,40}", fullmatch=True),
-    payload=st.binary(max_size=200),
-    eta_posix=st.floats(min_value=0, max_value=1_790_000_000),
-    value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
-)
+@whatever_differs
 def test_a_message_is_what_the_sdk_sends(name: str | None, payload: bytes, eta_posix: float, value: str) -> None:
     """Whatever differs, the queue is told what the SDK's own add would tell it, and the task knows the same then."""
     bed = testbed.Testbed()
