@@ -26,8 +26,8 @@ from google.appengine.ext import deferred
 from google.appengine.runtime import default_api_stub
 
 from deferred_middleware import Settings, call, defer, defer_many
-from deferred_middleware.preparing import prepare
-from deferred_middleware.settings import install_settings
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.enqueue.prepare import prepare
 
 LATENCIES_MS = (0, 5, 20)
 TURNS = 6

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
 SMALL, ROUNDS = 1_000, 300

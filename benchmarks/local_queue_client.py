@@ -15,11 +15,11 @@ from google.appengine.runtime import default_api_stub
 from local_queue_tasks import ping, work
 
 from deferred_middleware import call, defer, defer_many
-from deferred_middleware.server.appstart import AppProcessConfig, SpawnedApp
-from deferred_middleware.server.delivery import Deliverer, Delivery
-from deferred_middleware.server.records import ClaimedTask
-from deferred_middleware.server.services import Service
-from deferred_middleware.server.workers import ServiceWorkers
+from deferred_middleware.server.apps.spawn import AppProcessConfig, SpawnedApp
+from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.delivery.http_attempt import Deliverer, Delivery
+from deferred_middleware.server.dispatch.workers import ServiceWorkers
+from deferred_middleware.server.store.records import ClaimedTask
 
 
 def connect() -> None:

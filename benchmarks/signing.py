@@ -14,10 +14,12 @@ from collections.abc import Callable
 
 from interleave import measure, print_table
 
-from deferred_middleware import Settings, protocol, trust
-from deferred_middleware.secretkeys import SecretKey
-from deferred_middleware.settings import Deployment
-from deferred_middleware.signing import digest_of, keyring_for
+from deferred_middleware import Settings
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.settings import Deployment
+from deferred_middleware.execution import trust
+from deferred_middleware.wire import protocol
+from deferred_middleware.wire.signature import digest_of, keyring_for
 
 BAR_MICROSECONDS = 300.0
 SIZES = {"100 bytes": 100, "100 KB": 100_000}

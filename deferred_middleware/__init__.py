@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deferred_middleware.batches import defer_batch
-from deferred_middleware.calls import Call, call
-from deferred_middleware.context import TaskContext, current_task
-from deferred_middleware.decorator import task
-from deferred_middleware.enqueue import defer, defer_async, defer_many
+from deferred_middleware.calls.call import Call, call
+from deferred_middleware.config.settings import Settings
+from deferred_middleware.enqueue.api import defer, defer_async, defer_many
+from deferred_middleware.enqueue.batch import defer_batch
+from deferred_middleware.enqueue.decorator import task
+from deferred_middleware.enqueue.report import EnqueueReport
 from deferred_middleware.errors import (
     ArgumentsError,
     CallError,
@@ -31,18 +32,17 @@ from deferred_middleware.errors import (
     UnknownOptionError,
     UnpicklableArgumentError,
 )
-from deferred_middleware.levels import log_as_retried
-from deferred_middleware.middleware import DeferredMiddleware
-from deferred_middleware.outcomes import Outcome
-from deferred_middleware.report import EnqueueReport
-from deferred_middleware.settings import Settings
+from deferred_middleware.execution.context import TaskContext, current_task
+from deferred_middleware.execution.levels import log_as_retried
+from deferred_middleware.execution.middleware import DeferredMiddleware
+from deferred_middleware.execution.outcomes import Outcome
 
 if TYPE_CHECKING:
     from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
-    from deferred_middleware.futures import EnqueueFuture
-    from deferred_middleware.rejections import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
-    from deferred_middleware.retrying import RetryLater
+    from deferred_middleware.enqueue.futures import EnqueueFuture
+    from deferred_middleware.errors.sdk import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
+    from deferred_middleware.execution.retrying import RetryLater
 
 __version__ = "0.1.0"
 
@@ -83,13 +83,13 @@ __all__ = [
 ]
 
 _NEED_THE_SDK = {
-    "EnqueueError": "deferred_middleware.rejections",
-    "EnqueueFuture": "deferred_middleware.futures",
-    "NoEngineError": "deferred_middleware.rejections",
-    "NotAllEnqueuedError": "deferred_middleware.rejections",
-    "TaskTooLargeError": "deferred_middleware.rejections",
+    "EnqueueError": "deferred_middleware.errors.sdk",
+    "EnqueueFuture": "deferred_middleware.enqueue.futures",
+    "NoEngineError": "deferred_middleware.errors.sdk",
+    "NotAllEnqueuedError": "deferred_middleware.errors.sdk",
+    "TaskTooLargeError": "deferred_middleware.errors.sdk",
     "PermanentTaskFailure": "google.appengine.ext.deferred",
-    "RetryLater": "deferred_middleware.retrying",
+    "RetryLater": "deferred_middleware.execution.retrying",
     "SingularTaskFailure": "google.appengine.ext.deferred",
 }
 

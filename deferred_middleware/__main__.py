@@ -2,7 +2,7 @@
 
 import sys
 
-from deferred_middleware.cli import main
+from deferred_middleware.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

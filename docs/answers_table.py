@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from deferred_middleware import answers
-from deferred_middleware.answers import Answer
+from deferred_middleware.engines import answers
+from deferred_middleware.engines.answers import Answer
 
 PAGE = Path(__file__).with_name("answers.rst")
 _HEAD = """\

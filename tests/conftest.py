@@ -15,11 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from running import Recorder, Serve, Server
 from storing import Clock
 
-from deferred_middleware import Settings, secretkeys
-from deferred_middleware import hooks as hooks_module
-from deferred_middleware import settings as settings_module
-from deferred_middleware.server.retention import Retention
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware import Settings
+from deferred_middleware.config import hooks as hooks_module
+from deferred_middleware.config import keys as secretkeys
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.server.store.retention import Retention
+from deferred_middleware.server.store.store import TaskStore
 
 # No deadline for an example: how long one takes says more about the machine than about the code.
 hypothesis_settings.register_profile("default", deadline=None)

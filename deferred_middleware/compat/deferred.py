@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 from google.appengine.ext.deferred.deferred import Error
 
-from deferred_middleware import payload
-from deferred_middleware import settings as settings_module
-from deferred_middleware.callables import AnyCallable, check_kind
-from deferred_middleware.calls import Call, call
-from deferred_middleware.delivery import KEY, Delivery
-from deferred_middleware.enqueue import enqueue
-from deferred_middleware.handler import TaskHandler
-from deferred_middleware.legacy import resolved
-from deferred_middleware.routing import TargetAsGiven
+from deferred_middleware.calls import payload
+from deferred_middleware.calls.call import Call, call
+from deferred_middleware.calls.callables import AnyCallable, check_kind
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.enqueue.api import enqueue
+from deferred_middleware.enqueue.routing import TargetAsGiven
+from deferred_middleware.execution.delivery import KEY, Delivery
+from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.legacy import resolved
 
 if TYPE_CHECKING:
     import webob

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from google.appengine.api import taskqueue
 from google.appengine.ext import ndb
 
-from deferred_middleware import settings as settings_module
-from deferred_middleware.callables import AnyCallable
-from deferred_middleware.calls import call
-from deferred_middleware.context import current_task
-from deferred_middleware.enqueue import enqueue_async
-from deferred_middleware.levels import log_as_retried
-from deferred_middleware.protocol import TASK_NAME_HEADER
+from deferred_middleware.calls.call import call
+from deferred_middleware.calls.callables import AnyCallable
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.enqueue.api import enqueue_async
+from deferred_middleware.execution.context import current_task
+from deferred_middleware.execution.levels import log_as_retried
+from deferred_middleware.wire.protocol import TASK_NAME_HEADER
 
 if TYPE_CHECKING:
     import webob

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, got_request_exception, has_request_context, request
 
-from deferred_middleware import batches
 from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
-from deferred_middleware.delivery import delivery_of
-from deferred_middleware.handler import TaskHandler
+from deferred_middleware.enqueue import batch
+from deferred_middleware.execution.delivery import delivery_of
+from deferred_middleware.execution.handler import TaskHandler
 
 if TYPE_CHECKING:
-    from deferred_middleware.settings import Settings
+    from deferred_middleware.config.settings import Settings
 
 ENDPOINT = "deferred_middleware"
 """The endpoint of the route, as ``request.endpoint`` has it while a task runs."""
@@ -48,7 +48,7 @@ class Deferred:
     Args:
         app: the app, or None to call :meth:`init_app` later.
         settings: the settings, by default those of the environment.
-        hooks: objects that are told what happens, see :mod:`deferred_middleware.hooks`.
+        hooks: objects that are told what happens, see :mod:`deferred_middleware.config.hooks`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
@@ -88,7 +88,7 @@ class Deferred:
 
 def _forget(app: Flask, exception: BaseException, **extra: object) -> None:
     """Let nothing leave of what was deferred by a view that raises; Flask makes a page of the exception."""
-    batches.drop_request(exception)
+    batch.drop_request(exception)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from deferred_middleware import pending
-from deferred_middleware.delivery import KEY, Delivery, delivery_of
-from deferred_middleware.handler import TaskHandler
-from deferred_middleware.middleware import DeferredMiddleware
+from deferred_middleware.enqueue import request_end
+from deferred_middleware.execution.delivery import KEY, Delivery, delivery_of
+from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -71,8 +71,8 @@ class TaskGuard(DeferredMiddleware):
             answer = delivery.response
         finally:
             # What the framework's layers have started; for what the task has, its handler has waited.
-            if pending.UNDER_WAY or pending.FAILED:
-                pending.settle_request()
+            if request_end.UNDER_WAY or request_end.FAILED:
+                request_end.settle_request()
         return (answer_instead(answer.status_int, delivery, path) or answer)(environ, start_response)
 
 

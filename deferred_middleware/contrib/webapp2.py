@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import webapp2
 
-from deferred_middleware import batches
 from deferred_middleware.contrib.mounting import TaskGuard
-from deferred_middleware.delivery import delivery_of
-from deferred_middleware.handler import TaskHandler
+from deferred_middleware.enqueue import batch
+from deferred_middleware.execution.delivery import delivery_of
+from deferred_middleware.execution.handler import TaskHandler
 
 if TYPE_CHECKING:
-    from deferred_middleware.settings import Settings
+    from deferred_middleware.config.settings import Settings
 
 
 class Deferred(TaskGuard):
@@ -34,7 +34,7 @@ class Deferred(TaskGuard):
     Args:
         app: the ``webapp2.WSGIApplication``.
         settings: the settings, by default those of the environment.
-        hooks: objects that are told what happens, see :mod:`deferred_middleware.hooks`.
+        hooks: objects that are told what happens, see :mod:`deferred_middleware.config.hooks`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
@@ -51,7 +51,7 @@ class Deferred(TaskGuard):
         def handle_exception(request: Any, response: Any, error: Exception) -> Any:
             # webapp2 makes a page of whatever a handler raises.
             if not isinstance(error, webapp2.HTTPException):
-                batches.drop_request(error)
+                batch.drop_request(error)
             return handle(request, response, error)
 
         app.handle_exception = handle_exception

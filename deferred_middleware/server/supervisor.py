@@ -26,38 +26,38 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.addressfiles import AddressFile, RunningServer, about, content_of, server_file
-from deferred_middleware.server.announcing import announce, say, say_environ
-from deferred_middleware.server.api import JsonApi
-from deferred_middleware.server.appenviron import Platform, base_environ
-from deferred_middleware.server.appprocesses import AppProcesses
-from deferred_middleware.server.appserver import AppServer
-from deferred_middleware.server.delivery import Deliverer
-from deferred_middleware.server.externalapps import environ_file, exports, write_environ_file
-from deferred_middleware.server.guard import Guard, admin_names
-from deferred_middleware.server.listeners import address, bind_all, url
-from deferred_middleware.server.processends import ProcessEnds
-from deferred_middleware.server.processes import ProcessEvent, ProcessReady, StartFailed
-from deferred_middleware.server.queueregistry import QueueRegistry
-from deferred_middleware.server.queuewatcher import QueueYamlWatcher
-from deferred_middleware.server.queueyaml import find_queue_yaml
-from deferred_middleware.server.retention import DAY_SECONDS, Retention
-from deferred_middleware.server.rpc import RpcApplication
-from deferred_middleware.server.scheduler import Scheduler
-from deferred_middleware.server.sdk_stubs import make_stub_map
-from deferred_middleware.server.secretkey import SecretKey
-from deferred_middleware.server.serveconfig import DEFAULT_PROJECT, ServeConfig
-from deferred_middleware.server.served import DEFAULT_SERVICE
-from deferred_middleware.server.service import TaskQueueService
-from deferred_middleware.server.services import ServiceDirectory
-from deferred_middleware.server.servicesetup import (
+from deferred_middleware.server.admin.guard import Guard, admin_names
+from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, content_of, server_file
+from deferred_middleware.server.admin.terminal import announce, say, say_environ
+from deferred_middleware.server.api.rpc import RpcApplication
+from deferred_middleware.server.api.stubs import make_stub_map
+from deferred_middleware.server.api.taskqueue import TaskQueueService
+from deferred_middleware.server.apps.app_server import AppServer
+from deferred_middleware.server.apps.appprocesses import AppProcesses
+from deferred_middleware.server.apps.environ import Platform, base_environ
+from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
+from deferred_middleware.server.apps.process_ends import ProcessEnds
+from deferred_middleware.server.assembly import (
     external_environs,
     make_services,
     process_configs,
     tickets_of,
     warn_of_different_keys,
 )
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.config.external_apps import environ_file, exports, write_environ_file
+from deferred_middleware.server.config.queue_yaml import find_queue_yaml
+from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queuewatcher import QueueYamlWatcher
+from deferred_middleware.server.config.secretkey import SecretKey
+from deferred_middleware.server.config.serveconfig import DEFAULT_PROJECT, ServeConfig
+from deferred_middleware.server.config.served import DEFAULT_SERVICE
+from deferred_middleware.server.config.services import ServiceDirectory
+from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.listeners import address, bind_all, url
+from deferred_middleware.server.store.retention import DAY_SECONDS, Retention
+from deferred_middleware.server.store.store import TaskStore
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -229,7 +229,7 @@ class Supervisor:
         return queues
 
     def _code_watcher(self) -> contextlib.AbstractContextManager[object]:
-        from deferred_middleware.server.codewatcher import CodeWatcher
+        from deferred_middleware.server.apps.code_watcher import CodeWatcher
 
         return CodeWatcher(
             {served.service: served.directory or Path.cwd() for served in self._config.served.apps},

@@ -8,14 +8,15 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware import overflow, payload
-from deferred_middleware.callables import AnyCallable
+from deferred_middleware.calls import payload
+from deferred_middleware.calls.callables import AnyCallable
+from deferred_middleware.config.settings import current_settings
 from deferred_middleware.errors import DeferredError
-from deferred_middleware.settings import current_settings
 from deferred_middleware.testing.delivering import Attempt, TaskRun, TaskRunError, deliver
 from deferred_middleware.testing.expectations import Expectation, mismatch
 from deferred_middleware.testing.records import Clock, EnqueuedTask
 from deferred_middleware.testing.stub import CapturingStub, installed, target_of
+from deferred_middleware.wire import overflow
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

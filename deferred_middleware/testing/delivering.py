@@ -8,10 +8,10 @@ import sys
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from deferred_middleware import protocol
-from deferred_middleware.delivery import KEY, Delivery
+from deferred_middleware.execution.delivery import KEY, Delivery
 from deferred_middleware.testing.records import EnqueuedTask
 from deferred_middleware.testing.stub import HOSTNAME
+from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-    from deferred_middleware.outcomes import Outcome
+    from deferred_middleware.execution.outcomes import Outcome
 
 
 class TaskRunError(AssertionError):

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deferred_middleware.callables import AnyCallable
+from deferred_middleware.calls.callables import AnyCallable
 from deferred_middleware.testing.records import EnqueuedTask, describe
 
 _MISSING = object()

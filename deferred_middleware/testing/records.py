@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deferred_middleware.callables import AnyCallable, Label
-from deferred_middleware.calls import Call
+from deferred_middleware.calls.call import Call
+from deferred_middleware.calls.callables import AnyCallable, Label
 
 
 class Clock:

@@ -44,8 +44,8 @@ app = wrap_wsgi_app(pages)
 # The server's command, which kills itself before or after a step of a commit once the file "armed" is there.
 CRASHING = """
 import os, pathlib, runpy, signal
-from deferred_middleware.server.addmethods import TransactionMethods
-from deferred_middleware.server.datastore import DatastoreStub
+from deferred_middleware.server.api.taskqueue_add import TransactionMethods
+from deferred_middleware.server.api.datastore import DatastoreStub
 
 when, step = os.environ["KILL_AT"].split()
 owner = {"hold": TransactionMethods, "let_go": TransactionMethods, "replace": pathlib.Path}.get(step, DatastoreStub)

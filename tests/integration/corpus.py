@@ -13,9 +13,10 @@ import sample
 from delivering import task_environ
 from watching import KEY, NAME, QUEUE, SIGNATURE, USER_IP, Signed, middleware
 
-from deferred_middleware import call, payload
-from deferred_middleware.middleware import DeferredMiddleware
-from deferred_middleware.secretkeys import SecretKey
+from deferred_middleware import call
+from deferred_middleware.calls import payload
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.execution.middleware import DeferredMiddleware
 
 NOW = time.time()
 BODY = payload.dumps(call(sample.note, "ran"), 5)

@@ -7,8 +7,8 @@ import importlib
 import pytest
 from faults import ApplicationError, Closed, Fault, HttpStatus, Results, RpcError, Silent, Unreadable
 
-from deferred_middleware import answers
-from deferred_middleware.answers import Answer
+from deferred_middleware.engines import answers
+from deferred_middleware.engines.answers import Answer
 
 ANSWERS: list[tuple[str, Answer, Fault, bool]] = []
 """Name, what it means to us, what the server does, and whether the add takes effect."""

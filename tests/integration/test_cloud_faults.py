@@ -21,16 +21,16 @@ from deferred_middleware import (
     EnqueueError,
     NotAllEnqueuedError,
     Settings,
-    answers,
     call,
     defer,
     defer_async,
     defer_batch,
     defer_many,
-    overflow,
 )
-from deferred_middleware.answers import Answer
-from deferred_middleware.settings import install_settings
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.engines import answers
+from deferred_middleware.engines.answers import Answer
+from deferred_middleware.wire import overflow
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 FAULTS: list[tuple[str, Answer, Fault]] = []

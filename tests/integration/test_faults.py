@@ -15,22 +15,13 @@ from google.appengine.runtime import default_api_stub
 from queue_answers import each_answer, each_that_passes, sdk_type
 from timed_adds import Clock, add
 
-from deferred_middleware import (
-    DeferredError,
-    EnqueueError,
-    Settings,
-    adding,
-    answers,
-    attempts,
-    call,
-    defer,
-    defer_async,
-    defer_many,
-    preparing,
-)
-from deferred_middleware.answers import Answer
-from deferred_middleware.attempts import Timing
-from deferred_middleware.settings import install_settings
+from deferred_middleware import DeferredError, EnqueueError, Settings, call, defer, defer_async, defer_many
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.engines import answers
+from deferred_middleware.engines.answers import Answer
+from deferred_middleware.enqueue import add as adding
+from deferred_middleware.enqueue import attempts, prepare
+from deferred_middleware.enqueue.attempts import Timing
 
 
 @pytest.fixture(params=["the SDK's message", "a copied message"])
@@ -40,7 +31,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[FaultyServer]:
     install_settings(Settings(enqueue_seconds=0.5))
     with faults.connected(server):
         if request.param == "a copied message":
-            drafts = [preparing.prepare(call(sample.note)).draft for _ in range(3)]
+            drafts = [prepare.prepare(call(sample.note)).draft for _ in range(3)]
             assert drafts[-1].fill(taskqueue_pb.TaskQueueAddRequest())
         yield server
     server.close()
@@ -155,7 +146,7 @@ def test_delays_grow_and_chance_shortens_them(server: FaultyServer, clock: Clock
     timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: next(chances))
 
     with pytest.raises(EnqueueError, match=r"It was tried \d+ times"):
-        adding.add(preparing.prepare(call(sample.note)), timing)
+        adding.add(prepare.prepare(call(sample.note)), timing)
 
     assert clock.slept[:4] == pytest.approx([0.1, 0.15, 0.2002, 0.8])
     assert max(clock.slept) <= 5.0

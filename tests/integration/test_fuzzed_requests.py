@@ -27,8 +27,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from watching import KEY, NAME, QUEUE, SIGNATURE, USER_IP, Signed, middleware, watch
 
-from deferred_middleware import call, payload, protocol
-from deferred_middleware.middleware import DeferredMiddleware
+from deferred_middleware import call
+from deferred_middleware.calls import payload
+from deferred_middleware.execution.middleware import DeferredMiddleware
+from deferred_middleware.wire import protocol
 
 NOW = time.time()
 SECRET = "a secret of the payload"

@@ -16,11 +16,14 @@ from google.appengine.runtime import apiproxy_errors, default_api_stub
 from queue_answers import each_answer, each_that_passes
 from timed_adds import Clock, add
 
-from deferred_middleware import EnqueueError, Settings, attempts, call, defer_many, overflow, payload, protocol
-from deferred_middleware.answers import Answer
-from deferred_middleware.overflow import Reference
-from deferred_middleware.settings import install_settings
-from deferred_middleware.sweeping import sweep
+from deferred_middleware import EnqueueError, Settings, call, defer_many
+from deferred_middleware.calls import payload
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.engines.answers import Answer
+from deferred_middleware.enqueue import attempts
+from deferred_middleware.wire import overflow, protocol
+from deferred_middleware.wire.overflow import Reference
+from deferred_middleware.wire.sweeping import sweep
 
 # More than compression makes fit into a task, for it is of random bytes, and two chunks.
 LARGE_BYTES = 1_200_000

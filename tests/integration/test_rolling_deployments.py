@@ -17,13 +17,14 @@ import sample
 from google.appengine.ext import deferred
 from watching import other_pages
 
-from deferred_middleware import DeferredMiddleware, Settings, defer, secretkeys
-from deferred_middleware import settings as settings_module
-from deferred_middleware.secretkeys import SecretKey
-from deferred_middleware.settings import Deployment
+from deferred_middleware import DeferredMiddleware, Settings, defer
+from deferred_middleware.config import keys as secretkeys
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.settings import Deployment
+from deferred_middleware.execution.trust import Gate
 from deferred_middleware.testing import EnqueuedTask, capture_tasks
 from deferred_middleware.testing.delivering import Attempt, deliver
-from deferred_middleware.trust import Gate
 
 OLD, NEW = SecretKey("o" * 40), SecretKey("n" * 40)
 LEGACY_URL = "/_ah/queue/deferred"

@@ -6,8 +6,10 @@ from typing import Any
 
 import sample
 
-from deferred_middleware import adding, call, preparing
-from deferred_middleware.attempts import Timing
+from deferred_middleware import call
+from deferred_middleware.enqueue import add as adding
+from deferred_middleware.enqueue import prepare
+from deferred_middleware.enqueue.attempts import Timing
 
 
 class Clock:
@@ -26,4 +28,4 @@ class Clock:
 def add(clock: Clock, *args: Any, **options: Any) -> Any:
     """Enqueue a call as defer does, in the clock's time."""
     timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: 0.0)
-    return adding.add(preparing.prepare(call(sample.note, *args, **options)), timing)
+    return adding.add(prepare.prepare(call(sample.note, *args, **options)), timing)

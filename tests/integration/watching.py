@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from deferred_middleware import DeferredMiddleware, Settings, protocol
-from deferred_middleware import settings as settings_module
-from deferred_middleware.secretkeys import SecretKey
-from deferred_middleware.settings import Deployment
-from deferred_middleware.signing import Keyring
+from deferred_middleware import DeferredMiddleware, Settings
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.settings import Deployment
+from deferred_middleware.wire import protocol
+from deferred_middleware.wire.signature import Keyring
 
 KEY = SecretKey("k" * 40)
 SIGNATURE = protocol.environ_key(protocol.SIGNATURE_HEADER)

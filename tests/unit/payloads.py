@@ -17,7 +17,7 @@ from typing import Any
 import zoo
 
 from deferred_middleware import call
-from deferred_middleware.payload import dumps, loads
+from deferred_middleware.calls.payload import dumps, loads
 
 STORED = Path(__file__).parent / "data" / "payloads"
 """Where payloads of each version are kept."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deferred_middleware.server.records import PULL, AttemptRecord, ClaimedTask, Completion, Lane, NewTask
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import PULL, AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
 NOW = 1_700_000_000_000_000

@@ -22,21 +22,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from watching import watch
 
-from deferred_middleware import (
-    Call,
-    CallError,
-    DeferredMiddleware,
-    NotAllowedError,
-    Settings,
-    call,
-    defer,
-    defer_many,
-)
-from deferred_middleware import settings as settings_module
-from deferred_middleware.allowing import check_payload
+from deferred_middleware import Call, CallError, DeferredMiddleware, NotAllowedError, Settings, call, defer, defer_many
+from deferred_middleware.calls.allowlist import check_payload
+from deferred_middleware.calls.payload import dumps, loads
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import current_settings
 from deferred_middleware.errors import TaskContentError
-from deferred_middleware.payload import dumps, loads
-from deferred_middleware.settings import current_settings
 
 ann = sample.Mailer("ann")
 
@@ -288,7 +279,7 @@ def test_a_deep_nest_is_refused() -> None:
 
 def test_a_pickle_of_very_many_opcodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes too long to look through is not loaded."""
-    monkeypatch.setattr("deferred_middleware.allowing._MAX_OPCODES", 1000)
+    monkeypatch.setattr("deferred_middleware.calls.allowlist._MAX_OPCODES", 1000)
 
     assert loads(dumps(call(sample.note, list(range(400))), 5), allowing("sample:*")).args
     with pytest.raises(NotAllowedError, match="more than 1,000 opcodes"):
@@ -416,7 +407,9 @@ class TestTheOlderLibrarysTasks:
 
     def test_what_the_datastore_keeps_is_looked_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A call behind a datastore key has to be in the list too, and at our own URLs such a key isn't followed."""
-        monkeypatch.setattr("deferred_middleware.legacy._stored", lambda key: dumps(call(sample.pair, key), 5))
+        monkeypatch.setattr(
+            "deferred_middleware.execution.legacy._stored", lambda key: dumps(call(sample.pair, key), 5)
+        )
         monkeypatch.setattr("google.appengine.ext.db.delete", lambda key: None)
         body = pickle.dumps((deferred.deferred.run_from_datastore, ("key",), {}))
 

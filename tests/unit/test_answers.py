@@ -10,7 +10,7 @@ from google.appengine.api import taskqueue
 from google.appengine.runtime import apiproxy_errors
 from google.protobuf.message import DecodeError
 
-from deferred_middleware import answers
+from deferred_middleware.engines import answers
 
 DOCS = Path(__file__).parents[2] / "docs"
 

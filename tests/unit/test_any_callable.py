@@ -19,7 +19,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from deferred_middleware import DeferredMiddleware, call, defer
-from deferred_middleware.payload import dumps, loads
+from deferred_middleware.calls.payload import dumps, loads
 from deferred_middleware.testing import capture_tasks
 
 plain = st.recursive(

@@ -27,10 +27,10 @@ from deferred_middleware import (
     defer,
     defer_async,
     defer_batch,
-    payload,
-    pending,
 )
-from deferred_middleware.settings import install_settings
+from deferred_middleware.calls import payload
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.enqueue import request_end
 
 Code = pb.TaskQueueServiceError
 BOUND_SECONDS = 60
@@ -246,7 +246,7 @@ def test_a_requests_calls_coalesce(many: Engine) -> None:
     coalesced(work)
 
     assert sorted(map(len, many.rpcs)) == [1, 50, 100]
-    assert not pending.UNDER_WAY
+    assert not request_end.UNDER_WAY
 
 
 def test_who_asks_for_a_result_lets_them_leave(many: Engine) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from delivering import task_environ
 
-from deferred_middleware.body import read
 from deferred_middleware.errors import BodyError
+from deferred_middleware.execution.body import read
 
 
 class Counting(io.BytesIO):

@@ -16,17 +16,10 @@ from google.appengine.ext import ndb, testbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware import (
-    EnqueueReport,
-    NotAllEnqueuedError,
-    OptionError,
-    UnknownOptionError,
-    call,
-    defer_many,
-    protocol,
-)
-from deferred_middleware.grouping import Groups
-from deferred_middleware.report import EnqueueStatus
+from deferred_middleware import EnqueueReport, NotAllEnqueuedError, OptionError, UnknownOptionError, call, defer_many
+from deferred_middleware.enqueue.grouping import Groups
+from deferred_middleware.enqueue.report import EnqueueStatus
+from deferred_middleware.wire import protocol
 
 Code = pb.TaskQueueServiceError
 ENQUEUED, THERE, FAILED = EnqueueStatus.ENQUEUED, EnqueueStatus.ALREADY_THERE, EnqueueStatus.FAILED

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sample
 
-from deferred_middleware.callables import Label, agrees, check_kind, explain_unimportable, label_of, reference_to
+from deferred_middleware.calls.callables import Label, agrees, check_kind, explain_unimportable, label_of, reference_to
 from deferred_middleware.errors import NotCallableError, NotImportableError
 
 SECRET, SECRET_STATIC, SECRET_BUILD = sample.Mailer("ann").secrets()
@@ -161,7 +161,7 @@ def run_main(tmp_path: Path, *arguments: str, body: str) -> subprocess.Completed
     """Run a program that looks at callables of its own ``__main__``."""
     program = f"""
 import functools
-from deferred_middleware.callables import outside_main, label_of
+from deferred_middleware.calls.callables import outside_main, label_of
 def work(): pass
 class Thing:
     def method(self): pass

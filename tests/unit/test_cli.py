@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import deferred_middleware
-from deferred_middleware.cli import main
+from deferred_middleware.cli.main import main
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def test_help_does_not_load_the_server(tmp_path: Path) -> None:
     """Help comes at once: neither the SDK nor the server is imported for it."""
     code = (
         "import sys\n"
-        "from deferred_middleware.cli import main\n"
+        "from deferred_middleware.cli.main import main\n"
         "try:\n    main(['serve', '--help'])\n"
         "except SystemExit: pass\n"
         "assert not [n for n in sys.modules if n.startswith(('google.appengine', 'waitress'))], 'loaded'\n"

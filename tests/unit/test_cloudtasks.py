@@ -15,10 +15,11 @@ import sample
 from google.appengine.api.taskqueue import TaskRetryOptions, cloudtask
 from google.appengine.runtime.request_environment import current_request
 
-from deferred_middleware import DeferredWarning, Settings, SettingsError, cloudtasks, defer, defer_async
+from deferred_middleware import DeferredWarning, Settings, SettingsError, defer, defer_async
+from deferred_middleware.calls.options import Options
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.engines import cloudtasks
 from deferred_middleware.errors import LocationError
-from deferred_middleware.options import Options
-from deferred_middleware.settings import install_settings
 
 _VARIABLES = ("GAE_APPLICATION", "GOOGLE_CLOUD_PROJECT", "LOCAL_GCP_REGION", *cloudtasks.REGION_VARIABLES)
 INTEGRATION = Path(__file__).parents[1] / "integration"

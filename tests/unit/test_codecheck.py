@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.cli import main
-from deferred_middleware.codecheck import check_source
-from deferred_middleware.options import OPTION_NAMES
+from deferred_middleware.calls.options import OPTION_NAMES
+from deferred_middleware.cli.main import main
+from deferred_middleware.cli.source_check import check_source
 
 OURS = "from deferred_middleware import defer\n"
 SDK = "from google.appengine.ext import deferred\n"

@@ -18,9 +18,9 @@ import sample
 from delivering import request, task_environ
 
 from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, Settings, defer, task
-from deferred_middleware.cli import main
-from deferred_middleware.deadletters import MARK, ReplayError, replay
-from deferred_middleware.settings import current_deployment, current_settings, install_settings
+from deferred_middleware.cli.main import main
+from deferred_middleware.config.settings import current_deployment, current_settings, install_settings
+from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 
@@ -96,7 +96,7 @@ def test_it_is_run_again_after_its_signature_has_expired(
 
     line = dead_letter(tasks, caplog)
     later = time.time() + 400 * 24 * 3600
-    monkeypatch.setattr("deferred_middleware.deadletters.time.time", lambda: later)
+    monkeypatch.setattr("deferred_middleware.execution.dead_letters.time.time", lambda: later)
 
     assert replay(line, queue="other").queue_name == "other"
 
@@ -251,7 +251,7 @@ def test_it_runs_again_in_its_service(
     """It goes to the version that replays it; where there is none, to the service's default version."""
     line = changed(dead_letter(tasks, caplog), service=service)
     deployment = dataclasses.replace(current_deployment(), version=version)
-    monkeypatch.setattr("deferred_middleware.deadletters.current_deployment", lambda: deployment)
+    monkeypatch.setattr("deferred_middleware.execution.dead_letters.current_deployment", lambda: deployment)
     monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", "app.example")
 
     assert replay(line).target == target
@@ -260,7 +260,7 @@ def test_it_runs_again_in_its_service(
 def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no key the line promises no replay; once there is one, an unsigned task's line is signed."""
     deployment = dataclasses.replace(current_deployment(), environment="standard")
-    monkeypatch.setattr("deferred_middleware.handler.current_deployment", lambda: deployment)
+    monkeypatch.setattr("deferred_middleware.execution.handler.current_deployment", lambda: deployment)
     with capture_tasks() as tasks:
         install_settings(Settings(secret_keys=(), require_signature=False))
         tasks.app = DeferredMiddleware(app)

@@ -13,8 +13,11 @@ from delivering import Queued
 from google.appengine.api import datastore, datastore_errors, taskqueue
 from google.appengine.ext import db, ndb, testbed
 
-from deferred_middleware import DeferredError, OptionError, defer, overflow, payload, transactions
-from deferred_middleware.rejections import CrossGroupError, TransactionError, TransactionLimitError
+from deferred_middleware import DeferredError, OptionError, defer
+from deferred_middleware.calls import payload
+from deferred_middleware.engines import transactions
+from deferred_middleware.errors.sdk import CrossGroupError, TransactionError, TransactionLimitError
+from deferred_middleware.wire import overflow
 
 
 class Counter(ndb.Model):  # type: ignore[misc] # the SDK has no types

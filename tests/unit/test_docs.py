@@ -14,9 +14,9 @@ import pytest
 
 import deferred_middleware
 from deferred_middleware import Settings, TaskContext
-from deferred_middleware.cli import _COMMANDS
-from deferred_middleware.options import _CHECKS
-from deferred_middleware.settings import TABLE
+from deferred_middleware.calls.options import _CHECKS
+from deferred_middleware.cli.main import _COMMANDS
+from deferred_middleware.config.settings import TABLE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.rst").read_text()

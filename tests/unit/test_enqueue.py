@@ -28,12 +28,12 @@ from deferred_middleware import (
     UnpicklableArgumentError,
     call,
     defer,
-    payload,
 )
-from deferred_middleware import settings as settings_module
-from deferred_middleware.enqueue import enqueue
-from deferred_middleware.rejections import TargetError
-from deferred_middleware.settings import Deployment, install_settings
+from deferred_middleware.calls import payload
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import Deployment, install_settings
+from deferred_middleware.enqueue.api import enqueue
+from deferred_middleware.errors.sdk import TargetError
 
 
 @pytest.fixture

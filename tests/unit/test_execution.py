@@ -14,13 +14,14 @@ from delivering import task_environ
 from google.appengine.api import namespace_manager
 from google.appengine.ext import deferred
 
-from deferred_middleware import Settings, call, payload
-from deferred_middleware.context import TaskContext
+from deferred_middleware import Settings, call
+from deferred_middleware.calls import payload
+from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.errors import WarmupError
-from deferred_middleware.execution import Runner, label_in
-from deferred_middleware.hooks import Hooks
-from deferred_middleware.outcomes import Outcome
-from deferred_middleware.warmup import Warmup
+from deferred_middleware.execution.context import TaskContext
+from deferred_middleware.execution.outcomes import Outcome
+from deferred_middleware.execution.runner import Runner, label_in
+from deferred_middleware.execution.warmup import Warmup
 
 
 def never_again(*args: object) -> None:

@@ -26,10 +26,10 @@ from deferred_middleware import (
     UnpicklableArgumentError,
     call,
     defer_async,
-    payload,
-    pending,
 )
-from deferred_middleware.settings import install_settings
+from deferred_middleware.calls import payload
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.enqueue import request_end
 
 BOUND_SECONDS = 60
 
@@ -63,7 +63,7 @@ def slow(engine: testbed.Testbed) -> Iterator[Slow]:
     install_settings(Settings(enqueue_seconds=0))
     yield stub
     stub.gate.set()
-    pending.settle_request()
+    request_end.settle_request()
 
 
 def test_it_is_under_way_until_the_queue_answers(slow: Slow) -> None:
@@ -215,7 +215,7 @@ def test_a_failure_that_nobody_asked_about_is_logged(slow: Slow, caplog: pytest.
 
     defer_async(sample.note).add_done_callback(lambda _: decided.set())
     assert decided.wait(BOUND_SECONDS)
-    pending.settle_request()
+    request_end.settle_request()
     gc.collect()
 
     (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
@@ -231,7 +231,7 @@ def test_a_failure_that_somebody_asked_about_is_not_logged(slow: Slow, caplog: p
     with pytest.raises(EnqueueError):
         future.result(BOUND_SECONDS)
     del future
-    pending.settle_request()
+    request_end.settle_request()
     gc.collect()
 
     assert caplog.records == []
@@ -269,7 +269,7 @@ def test_a_request_waits_for_what_it_started(slow: Slow, caplog: pytest.LogCaptu
     response = request(DeferredMiddleware(app), task_environ(b"", "/page"))
 
     assert response.body == b"parts of it"
-    assert not pending.UNDER_WAY
+    assert not request_end.UNDER_WAY
     assert ["sample/note was not enqueued" in r.getMessage() for r in caplog.records] == [True]
 
 
@@ -293,7 +293,7 @@ def test_a_response_that_breaks_off_waits_too(slow: Slow, gone_through: bool) ->
     assert [next(response), next(response)] == [b"one", b"two"]
     assert next(response, None) is None if gone_through else response.close() is None  # type: ignore[attr-defined]
 
-    assert not pending.UNDER_WAY
+    assert not request_end.UNDER_WAY
     assert len(slow.names) == 2
 
 

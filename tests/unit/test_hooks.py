@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from deferred_middleware.hooks import Hooks
+from deferred_middleware.config.hooks import Hooks
 
 
 class Listening:

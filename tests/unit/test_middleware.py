@@ -17,8 +17,9 @@ import sample
 from delivering import Queued, Response, request, task_environ
 from google.appengine.ext import deferred
 
-from deferred_middleware import DeferredMiddleware, Settings, SettingsError, call, current_task, defer, payload
-from deferred_middleware.settings import current_settings
+from deferred_middleware import DeferredMiddleware, Settings, SettingsError, call, current_task, defer
+from deferred_middleware.calls import payload
+from deferred_middleware.config.settings import current_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -15,9 +15,10 @@ from google.appengine.ext import testbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware import defer, moulds
-from deferred_middleware.moulds import Mould, mould_of
-from deferred_middleware.settings import current_settings, install_settings
+from deferred_middleware import defer
+from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.engines import moulds
+from deferred_middleware.engines.moulds import Mould, mould_of
 
 pytestmark = pytest.mark.usefixtures("engine")
 HEADER = "X-Deferred-Signature"

@@ -20,9 +20,9 @@ from deferred_middleware import (
     call,
     current_task,
     defer,
-    payload,
 )
-from deferred_middleware.outcomes import DeadLetter, Enqueued, Failure, Refusal
+from deferred_middleware.calls import payload
+from deferred_middleware.execution.outcomes import DeadLetter, Enqueued, Failure, Refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -23,19 +23,12 @@ from google.appengine.runtime import apiproxy_errors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware import (
-    DeferredMiddleware,
-    Settings,
-    TaskTooLargeError,
-    call,
-    defer,
-    overflow,
-    payload,
-    protocol,
-)
+from deferred_middleware import DeferredMiddleware, Settings, TaskTooLargeError, call, defer
+from deferred_middleware.calls import payload
+from deferred_middleware.config.settings import install_settings
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
-from deferred_middleware.settings import install_settings
-from deferred_middleware.sweeping import sweep
+from deferred_middleware.wire import overflow, protocol
+from deferred_middleware.wire.sweeping import sweep
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware import NotImportableError, Settings, UnpicklableArgumentError, call
+from deferred_middleware.calls.payload import dumps, loads
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
-from deferred_middleware.payload import dumps, loads
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -12,12 +12,15 @@ import pytest
 import sample
 from google.appengine.api import namespace_manager, taskqueue
 
-from deferred_middleware import Settings, call, moulds, plans, protocol
-from deferred_middleware import settings as settings_module
-from deferred_middleware.arguments import REDACT_ATTRIBUTE
-from deferred_middleware.options import NO_OPTIONS
-from deferred_middleware.preparing import prepare
-from deferred_middleware.settings import install_settings
+from deferred_middleware import Settings, call
+from deferred_middleware.calls.options import NO_OPTIONS
+from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import install_settings
+from deferred_middleware.engines import moulds
+from deferred_middleware.enqueue import plans
+from deferred_middleware.enqueue.prepare import prepare
+from deferred_middleware.wire import protocol
 
 pytestmark = pytest.mark.usefixtures("engine")
 KEYS = ("0123456789abcdef" * 4,)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deferred_middleware.randomness import Source
+from deferred_middleware.wire.randomness import Source
 
 COUNT = 3000
 

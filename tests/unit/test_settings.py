@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from deferred_middleware import DeferredError, DeferredWarning, Settings, SettingsError
-from deferred_middleware import settings as settings_module
-from deferred_middleware.settings import TABLE, Deployment, _is_our_command, current_settings, install_settings
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import TABLE, Deployment, _is_our_command, current_settings, install_settings
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -159,7 +159,7 @@ def test_installed_settings_are_the_current_ones() -> None:
 
 def import_with(**environ: str) -> subprocess.CompletedProcess[str]:
     """Import the package in a new process with ``environ`` added."""
-    program = "import deferred_middleware.settings as s; print(s.current_settings(), s.current_deployment())"
+    program = "import deferred_middleware.config.settings as s; print(s.current_settings(), s.current_deployment())"
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environ},
@@ -190,7 +190,7 @@ def test_settings_and_deployment_are_read_at_import() -> None:
     ("arguments", "ours"),
     [
         (["python", "-m", "deferred_middleware", "serve"], True),
-        (["python", "-u", "-m", "deferred_middleware.server.appserver"], True),
+        (["python", "-u", "-m", "deferred_middleware.server.apps.app_server"], True),
         (["/venv/bin/python", "/venv/bin/deferred-middleware", "serve", "main:app"], True),
         (["python", "-m", "gunicorn", "-m", "deferred_middleware"], False),
         (["python", "main.py"], False),

@@ -12,13 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deferred_middleware import Settings
-from deferred_middleware import settings as settings_module
+from deferred_middleware.calls.options import Options
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.settings import Deployment
 from deferred_middleware.errors import UntrustedRequestError
-from deferred_middleware.options import Options
-from deferred_middleware.protocol import environ_key
-from deferred_middleware.secretkeys import SecretKey
-from deferred_middleware.settings import Deployment
-from deferred_middleware.signing import Keyring, derive, digest_of, encode, keyring_for, path_of, signer_for
+from deferred_middleware.wire.protocol import environ_key
+from deferred_middleware.wire.signature import Keyring, derive, digest_of, encode, keyring_for, path_of, signer_for
 
 OLD, NEW = SecretKey("o" * 32), SecretKey("n" * 32)
 NOW = 1_800_000_000.0

@@ -9,8 +9,8 @@ import pytest
 from google.appengine.api import datastore
 from google.appengine.ext import testbed
 
-from deferred_middleware import overflow
-from deferred_middleware.cli import main
+from deferred_middleware.cli.main import main
+from deferred_middleware.wire import overflow
 
 
 @pytest.fixture

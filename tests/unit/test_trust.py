@@ -10,10 +10,10 @@ import pytest
 from delivering import task_environ
 
 from deferred_middleware import Settings, SettingsError
+from deferred_middleware.config.settings import Deployment
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
-from deferred_middleware.settings import Deployment
-from deferred_middleware.signing import Keyring
-from deferred_middleware.trust import Gate
+from deferred_middleware.execution.trust import Gate
+from deferred_middleware.wire.signature import Keyring
 
 KEY = "k" * 32
 STANDARD = Deployment(environment="standard", application="app")

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deferred_middleware.callables import AnyCallable
-from deferred_middleware.calls import call
-from deferred_middleware.enqueue import enqueue
+from deferred_middleware.calls.call import call
+from deferred_middleware.calls.callables import AnyCallable
+from deferred_middleware.enqueue.api import enqueue
 
 
 def defer_on_commit(func: AnyCallable, /, *args: Any, _using: str | None = None, **kwargs: Any) -> None:

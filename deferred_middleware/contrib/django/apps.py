@@ -14,10 +14,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
-from deferred_middleware import hooks as hooks_module
-from deferred_middleware import settings as settings_module
+from deferred_middleware.config import hooks as hooks_module
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.errors import SettingsError
-from deferred_middleware.hooks import Hooks
 
 NAME = "deferred_middleware.contrib.django"
 MIDDLEWARE = f"{NAME}.middleware.TaskMiddleware"

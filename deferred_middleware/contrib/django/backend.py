@@ -22,9 +22,9 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 from django.utils.crypto import get_random_string
 
-from deferred_middleware.context import current_task
-from deferred_middleware.enqueue import defer
-from deferred_middleware.settings import current_deployment
+from deferred_middleware.config.settings import current_deployment
+from deferred_middleware.enqueue.api import defer
+from deferred_middleware.execution.context import current_task
 
 _OPTIONS = ("target", "retry_options", "deadline", "headers")
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-from deferred_middleware import batches, pending
+from deferred_middleware.config.settings import current_settings
 from deferred_middleware.contrib.django.views import is_news, task_handler
 from deferred_middleware.contrib.mounting import answer_instead, await_delivery
-from deferred_middleware.settings import current_settings
+from deferred_middleware.enqueue import batch, request_end
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
@@ -46,12 +46,12 @@ class TaskMiddleware:
         is_task = path.startswith(self._prefix) or path in self._legacy
         delivery = await_delivery(environ) if is_task else None
         try:
-            with batches.RequestBatch() if self._coalesce else contextlib.nullcontext():
+            with batch.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)
         finally:
             # What defer_async started in the request and nobody has waited for.
-            if pending.UNDER_WAY or pending.FAILED:
-                pending.settle_request()
+            if request_end.UNDER_WAY or request_end.FAILED:
+                request_end.settle_request()
         answer = None if delivery is None else answer_instead(response.status_code, delivery, path)
         if answer is None:
             return response
@@ -59,4 +59,4 @@ class TaskMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Forget what a view has deferred that raises; Django makes a response of the exception afterwards."""
-        batches.drop_request(exception)
+        batch.drop_request(exception)

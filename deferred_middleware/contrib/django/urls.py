@@ -6,8 +6,8 @@ import re
 
 from django.urls import re_path
 
+from deferred_middleware.config.settings import current_settings
 from deferred_middleware.contrib.django.views import run_task
-from deferred_middleware.settings import current_settings
 
 app_name = "deferred_middleware"
 

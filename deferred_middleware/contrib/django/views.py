@@ -10,8 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from deferred_middleware.contrib.mounting import run_mounted
-from deferred_middleware.delivery import delivery_of
-from deferred_middleware.handler import TaskHandler
+from deferred_middleware.execution.delivery import delivery_of
+from deferred_middleware.execution.handler import TaskHandler
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

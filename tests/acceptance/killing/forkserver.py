@@ -11,7 +11,7 @@ import os
 import sys
 
 import deferred_middleware.server.supervisor  # noqa: F401 - imported now, so that it needn't be after each fork
-from deferred_middleware.cli import main
+from deferred_middleware.cli.main import main
 
 
 def run() -> None:

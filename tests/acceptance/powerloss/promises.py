@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deferred_middleware.server.records import NewTask
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import NewTask
+from deferred_middleware.server.store.store import TaskStore
 from powerloss.workload import LANES
 
 _FAR_FUTURE_USEC = 1 << 60

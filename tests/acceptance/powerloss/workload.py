@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deferred_middleware.server.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.store.store import TaskStore
 
 NOTES = "acknowledged"
 STORE = "tasks.sqlite"

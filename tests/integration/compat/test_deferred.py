@@ -15,10 +15,10 @@ from google.appengine.ext import db, testbed
 from google.appengine.ext import deferred as sdk
 
 from deferred_middleware import DeferredMiddleware, Settings
-from deferred_middleware import settings as settings_module
 from deferred_middleware.compat import deferred
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import Deployment
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
-from deferred_middleware.settings import Deployment
 from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
 
 LEGACY_URL = "/_ah/queue/deferred"

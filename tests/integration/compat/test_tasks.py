@@ -14,9 +14,9 @@ from google.appengine.api import taskqueue
 from google.appengine.ext import ndb, testbed
 
 from deferred_middleware import ArgumentsError, Settings
-from deferred_middleware import settings as settings_module
 from deferred_middleware.compat import tasks as module
-from deferred_middleware.settings import Deployment, current_settings
+from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config.settings import Deployment, current_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 

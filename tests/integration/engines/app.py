@@ -23,9 +23,10 @@ from google.appengine.api import datastore, namespace_manager, taskqueue, wrap_w
 from google.appengine.ext import db, ndb
 from google.appengine.ext.deferred import PermanentTaskFailure
 
-from deferred_middleware import DeferredMiddleware, RetryLater, call, current_task, defer, overflow
-from deferred_middleware.enqueue import enqueue
-from deferred_middleware.sweeping import sweep
+from deferred_middleware import DeferredMiddleware, RetryLater, call, current_task, defer
+from deferred_middleware.enqueue.api import enqueue
+from deferred_middleware.wire import overflow
+from deferred_middleware.wire.sweeping import sweep
 from engines import ways
 
 if TYPE_CHECKING:

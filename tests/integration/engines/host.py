@@ -20,8 +20,8 @@ from google.appengine.api.taskqueue import taskqueue_stub
 from google.appengine.datastore import datastore_stub_util
 from waitress.server import create_server
 
-from deferred_middleware import protocol
-from deferred_middleware.server.frontend import Frontend
+from deferred_middleware.server.delivery.frontend import Frontend
+from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

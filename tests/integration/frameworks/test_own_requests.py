@@ -15,10 +15,11 @@ import webapp2
 from django.test import Client
 from werkzeug.test import Client as WSGIClient
 
-from deferred_middleware import EnqueueFuture, Settings, defer_async, pending
+from deferred_middleware import EnqueueFuture, Settings, defer_async
+from deferred_middleware.config.settings import current_settings, install_settings
 from deferred_middleware.contrib.flask import Deferred as FlaskDeferred
 from deferred_middleware.contrib.webapp2 import Deferred as Webapp2Deferred
-from deferred_middleware.settings import current_settings, install_settings
+from deferred_middleware.enqueue import request_end
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 django_site.application()
@@ -108,7 +109,7 @@ def test_what_a_request_deferred_leaves_before_it_ends(
 
     assert counts == rpcs
     assert len(tasks.enqueued) == 3
-    assert not pending.UNDER_WAY
+    assert not request_end.UNDER_WAY
 
 
 @each_glue

@@ -13,10 +13,10 @@ from wsgiref.validate import validator
 
 import pytest
 
-from deferred_middleware.server.api import JsonApi
-from deferred_middleware.server.queueregistry import QueueRegistry
-from deferred_middleware.server.records import AttemptRecord, Completion, Lane, NewTask
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
+from deferred_middleware.server.store.store import TaskStore
 
 TOKEN = "the-token-of-this-run"
 NOW_USEC = int(time.time() * 1e6)

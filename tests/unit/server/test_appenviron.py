@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from deferred_middleware.server.appenviron import Platform, app_environ, external_environ
-from deferred_middleware.server.services import Service
+from deferred_middleware.server.apps.environ import Platform, app_environ, external_environ
+from deferred_middleware.server.config.services import Service
 
 PLATFORM = Platform(
     project="local-app",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deferred_middleware.server import appserver
-from deferred_middleware.server.appserver import AppServer, AppServerConfig
+from deferred_middleware.server.apps import app_server
+from deferred_middleware.server.apps.app_server import AppServer, AppServerConfig
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -127,13 +127,13 @@ def test_a_response_begins_with_its_head_and_its_first_part(
 ) -> None:
     """Head and first part leave together, so that whoever reads is woken once; all of it arrives as the app gave it."""
     sent: list[bytes] = []
-    send = appserver._Channel.send
+    send = app_server._Channel.send
 
-    def note(channel: appserver._Channel, data: bytes, do_close: bool = True) -> object:
+    def note(channel: app_server._Channel, data: bytes, do_close: bool = True) -> object:
         sent.append(bytes(data))
         return send(channel, data, do_close)
 
-    monkeypatch.setattr(appserver._Channel, "send", note)
+    monkeypatch.setattr(app_server._Channel, "send", note)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", headers)
@@ -216,7 +216,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[loggi
         with monkeypatch.context() as patch:
             patch.setattr(root, "handlers", list(handlers))
             patch.setattr(root, "level", logging.WARNING)
-            appserver._configure_logging("background")
+            app_server._configure_logging("background")
             return root.handlers, root.level
 
     return arrange

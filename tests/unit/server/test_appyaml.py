@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server.appyaml import AppYaml, AppYamlError, read_app_yaml
+from deferred_middleware.server.config.app_yaml import AppYaml, AppYamlError, read_app_yaml
 
 RUNTIME = f"runtime: python3{sys.version_info.minor}\n"
 Read = Callable[[str], AppYaml]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.codewatcher import CodeWatcher
+from deferred_middleware.server.apps.code_watcher import CodeWatcher
 
 WAIT_SECONDS = 20.0
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.connections import Connection, Response
+from deferred_middleware.server.delivery.connections import Connection, Response
 
 RESPONSES = {
     "a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello", True),

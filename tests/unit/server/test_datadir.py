@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.datadir import LOCK_FILE, DataDirectory
+from deferred_middleware.server.config.data_dir import LOCK_FILE, DataDirectory
 
 
 def mode(path: Path) -> int:
@@ -98,7 +98,7 @@ def test_it_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
     """``kill -9`` leaves the lock's file, and not the lock."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from deferred_middleware.server.datadir import DataDirectory\n"
+        "from deferred_middleware.server.config.data_dir import DataDirectory\n"
         "DataDirectory(Path(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "data")], check=False, timeout=60)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from threadedserver import ThreadedHTTPServer, ThreadedTCPServer
 
-from deferred_middleware.server.delivery import EXCERPT_BYTES, AttemptResult, Deliverer, request_headers
-from deferred_middleware.server.records import ClaimedTask
-from deferred_middleware.server.services import Service
+from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.delivery.http_attempt import EXCERPT_BYTES, AttemptResult, Deliverer, request_headers
+from deferred_middleware.server.store.records import ClaimedTask
 
 TASK = ClaimedTask(
     id=1,

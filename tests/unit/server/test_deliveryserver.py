@@ -15,8 +15,8 @@ from wsgiref.validate import validator
 
 import pytest
 
-from deferred_middleware.protocol import SERVER_TOKEN_HEADER
-from deferred_middleware.server.appserver import AppServer
+from deferred_middleware.server.apps.app_server import AppServer
+from deferred_middleware.wire.protocol import SERVER_TOKEN_HEADER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server import diskreserve
-from deferred_middleware.server.diskreserve import RESERVE_BYTES, DiskReserve, StoreFullError, is_disk_full
+from deferred_middleware.server.store import disk_reserve
+from deferred_middleware.server.store.disk_reserve import RESERVE_BYTES, DiskReserve, StoreFullError, is_disk_full
 
 Limit = Callable[[int], None]
 
@@ -43,7 +43,7 @@ def test_the_space_is_taken_at_once_and_given_up_once(tmp_path: Path) -> None:
 
 def test_it_is_whole_again_when_there_is_space(tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is full it isn't whole and takes nothing; afterwards it is, by itself."""
-    monkeypatch.setattr(diskreserve, "_TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(disk_reserve, "_TRY_AGAIN_SECONDS", 0)
     reserve = DiskReserve(tmp_path / "reserve")
     reserve.spend()
     limit(100_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.externalapps import environ_file, external_app, write_environ_file
+from deferred_middleware.server.config.external_apps import environ_file, external_app, write_environ_file
 
 
 @pytest.mark.parametrize(

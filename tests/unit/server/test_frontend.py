@@ -8,7 +8,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from deferred_middleware.server.frontend import Frontend
+from deferred_middleware.server.delivery.frontend import Frontend
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

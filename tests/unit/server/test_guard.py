@@ -8,7 +8,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from deferred_middleware.server.guard import Guard, admin_names, shows_token
+from deferred_middleware.server.admin.guard import Guard, admin_names, shows_token
 
 
 def answer(method: str = "GET", host: str | None = "127.0.0.1:8000", **headers: str) -> tuple[str, dict[str, str]]:

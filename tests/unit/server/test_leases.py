@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from storing import NOW, Clock, new_task, pull_task, run_all
 
-from deferred_middleware.server import figures, leases
-from deferred_middleware.server.records import StoredTask
-from deferred_middleware.server.retry import RetryPolicy
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store import figures, leases
+from deferred_middleware.server.store.records import StoredTask
+from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.store import TaskStore
 
 MINUTE_USEC = 60_000_000
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server.loading import AppLoadError, load_application
+from deferred_middleware.server.apps.loading import AppLoadError, load_application
 
 _numbers = itertools.count()
 

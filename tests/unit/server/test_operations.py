@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, pull_task, run_all
 
-from deferred_middleware.server import browsing, operations, storecore
-from deferred_middleware.server.records import Lane, State, TaskPage
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store import browsing, operations, storecore
+from deferred_middleware.server.store.records import Lane, State, TaskPage
+from deferred_middleware.server.store.store import TaskStore
 
 
 def _names(page: TaskPage) -> list[str]:

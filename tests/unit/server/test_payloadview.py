@@ -17,10 +17,10 @@ from google.appengine.ext import deferred
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deferred_middleware import protocol
-from deferred_middleware.picklesketch import MAX_OPCODES, sketch
-from deferred_middleware.server.payloadview import MAX_BODY_BYTES, PayloadView, view_of
-from deferred_middleware.server.rendering import MAX_CHARACTERS, render
+from deferred_middleware.server.admin.payloadview import MAX_BODY_BYTES, PayloadView, view_of
+from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, render
+from deferred_middleware.wire import protocol
+from deferred_middleware.wire.pickle_tree import MAX_OPCODES, sketch
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 UTC = datetime.timezone.utc

@@ -15,16 +15,10 @@ from typing import Any
 import pytest
 
 import deferred_middleware
-from deferred_middleware.server import processes
-from deferred_middleware.server.appstart import AppProcessConfig
-from deferred_middleware.server.processends import ProcessEnds
-from deferred_middleware.server.processes import (
-    AppProcess,
-    ProcessEvent,
-    ProcessReady,
-    StartFailed,
-    pause_seconds,
-)
+from deferred_middleware.server.apps import process
+from deferred_middleware.server.apps.process import AppProcess, ProcessEvent, ProcessReady, StartFailed, pause_seconds
+from deferred_middleware.server.apps.process_ends import ProcessEnds
+from deferred_middleware.server.apps.spawn import AppProcessConfig
 
 WAIT_SECONDS = 30.0
 
@@ -336,7 +330,7 @@ def test_a_process_that_does_not_end_is_killed_for_the_next(
     running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread of the app's that goes on for ever doesn't keep the new code from being served."""
-    monkeypatch.setattr(processes, "_KILL_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(process, "_KILL_AFTER_SECONDS", 0.5)
     stubborn = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
     service = running(stubborn + VERSIONED.format(version="old"))
     service.start()

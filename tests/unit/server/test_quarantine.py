@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 from test_delivery import TASK
 
-from deferred_middleware.server.processends import ProcessEnd
-from deferred_middleware.server.quarantine import DEATHS, Quarantine
-from deferred_middleware.server.records import AttemptRecord, ClaimedTask
+from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.dispatch.quarantine import DEATHS, Quarantine
+from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 
 
 class History:

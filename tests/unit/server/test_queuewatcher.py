@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server.queueregistry import QueueRegistry
-from deferred_middleware.server.queuewatcher import QueueYamlWatcher
-from deferred_middleware.server.queueyaml import QueueYamlError
+from deferred_middleware.server.config.queue_yaml import QueueYamlError
+from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queuewatcher import QueueYamlWatcher
 
 _PATIENCE_SECONDS = 30.0
 

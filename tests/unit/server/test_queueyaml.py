@@ -9,9 +9,14 @@ from google.appengine.api import queueinfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.queueconfig import QueueConfig
-from deferred_middleware.server.queueyaml import QueueYamlError, find_queue_yaml, parse_queue_yaml, read_queue_yaml
-from deferred_middleware.server.retry import RetryPolicy
+from deferred_middleware.server.config.queue_yaml import (
+    QueueYamlError,
+    find_queue_yaml,
+    parse_queue_yaml,
+    read_queue_yaml,
+)
+from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.store.retry import RetryPolicy
 
 
 def test_every_field_is_understood() -> None:

@@ -13,9 +13,9 @@ import pytest
 from storing import NOW, completion
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.records import ClaimedTask, Completion, Lane, NewTask
-from deferred_middleware.server.results import Results
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.dispatch.results import Results
+from deferred_middleware.server.store.records import ClaimedTask, Completion, Lane, NewTask
+from deferred_middleware.server.store.store import TaskStore
 
 WAIT_SECONDS = 10.0
 NUMBER = 10

@@ -14,7 +14,7 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.server.rpc import RpcApplication
+from deferred_middleware.server.api.rpc import RpcApplication
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

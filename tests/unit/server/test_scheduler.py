@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from threadedserver import ThreadedHTTPServer
 
-from deferred_middleware.server.delivery import AttemptResult, Deliverer
-from deferred_middleware.server.queueconfig import QueueConfig
-from deferred_middleware.server.queueregistry import QueueRegistry
-from deferred_middleware.server.records import ClaimedTask, NewTask, State, StoredTask
-from deferred_middleware.server.retry import RetryPolicy
-from deferred_middleware.server.scheduler import Scheduler
-from deferred_middleware.server.services import Service, ServiceDirectory
-from deferred_middleware.server.settling import settle
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.config.services import Service, ServiceDirectory
+from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer
+from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.dispatch.settling import settle
+from deferred_middleware.server.store.records import ClaimedTask, NewTask, State, StoredTask
+from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.store import TaskStore
 
 QUICK = RetryPolicy(min_backoff_seconds=0.01, max_backoff_seconds=0.05)
 _PATIENCE_SECONDS = 20.0

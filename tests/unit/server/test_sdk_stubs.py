@@ -20,9 +20,9 @@ from google.appengine.ext import ndb
 from google.protobuf.message import Message
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.datastore import DATASTORE_FILE
-from deferred_middleware.server.sdk_stubs import make_stub_map, message_types
-from deferred_middleware.server.services import Service, ServiceDirectory
+from deferred_middleware.server.api.datastore import DATASTORE_FILE
+from deferred_middleware.server.api.stubs import make_stub_map, message_types
+from deferred_middleware.server.config.services import Service, ServiceDirectory
 
 APP_ID = "dev~local-app"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.served import what_is_served
+from deferred_middleware.server.config.served import what_is_served
 
 
 def pairs(apps: list[str], services: list[str]) -> list[tuple[str, str]]:

@@ -14,9 +14,9 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.runtime import apiproxy_errors
 from taskqueueapi import DIRECTORY, Api, Code, add_request
 
-from deferred_middleware.server.datastore import DatastoreStub
-from deferred_middleware.server.records import Lane
-from deferred_middleware.server.retry import RetryPolicy
+from deferred_middleware.server.api.datastore import DatastoreStub
+from deferred_middleware.server.store.records import Lane
+from deferred_middleware.server.store.retry import RetryPolicy
 
 
 @pytest.fixture

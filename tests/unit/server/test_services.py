@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from deferred_middleware.errors import DeferredError
-from deferred_middleware.server.services import Service, ServiceDirectory, UnknownServiceError, name_and_version
+from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError, name_and_version
 
 
 def _service(name: str, port: int, *, version: str = "local", concurrency: int = 2) -> Service:

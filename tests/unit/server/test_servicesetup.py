@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.servicesetup import warn_of_different_keys
+from deferred_middleware.server.assembly import warn_of_different_keys
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server import figures
-from deferred_middleware.server import store as store_module
-from deferred_middleware.server.diskreserve import StoreFullError
-from deferred_middleware.server.records import Lane, NewTask
-from deferred_middleware.server.retry import RetryPolicy
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store import figures
+from deferred_middleware.server.store import store as store_module
+from deferred_middleware.server.store.disk_reserve import StoreFullError
+from deferred_middleware.server.store.records import Lane, NewTask
+from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.store import TaskStore
 
 
 def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
@@ -386,8 +386,8 @@ def test_acknowledged_tasks_survive_a_kill_and_those_in_flight_run_again(tmp_pat
     script = f"""
 import os
 from pathlib import Path
-from deferred_middleware.server.records import *
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import *
+from deferred_middleware.server.store.store import TaskStore
 store = TaskStore(Path({str(path)!r}))
 new = lambda name: NewTask(queue="default", name=name, url="/", eta_usec=1)
 store.add([new("done"), new("running"), new("waiting")])

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from storing import Clock, completion, new_task
 
-from deferred_middleware.server.records import ClaimedTask, Lane
-from deferred_middleware.server.retention import Retention
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.store.records import ClaimedTask, Lane
+from deferred_middleware.server.store.retention import Retention
+from deferred_middleware.server.store.store import TaskStore
 
 RETENTION = Retention(
     succeeded_seconds=3600, succeeded_tasks=4, first_attempts=2, last_attempts=2, tombstone_seconds=2 * 3600

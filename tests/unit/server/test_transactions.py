@@ -13,10 +13,10 @@ from google.appengine.api import apiproxy_stub_map, full_app_id
 from google.appengine.api.taskqueue import taskqueue
 from google.appengine.ext import db, ndb
 
-from deferred_middleware.server.datastore import DATASTORE_FILE, DatastoreStub
-from deferred_middleware.server.service import TaskQueueService
-from deferred_middleware.server.services import Service, ServiceDirectory
-from deferred_middleware.server.store import TaskStore
+from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
+from deferred_middleware.server.api.taskqueue import TaskQueueService
+from deferred_middleware.server.config.services import Service, ServiceDirectory
+from deferred_middleware.server.store.store import TaskStore
 
 DIRECTORY = ServiceDirectory([Service(name="default", version="local", host="127.0.0.1", port=8080, concurrency=1)])
 

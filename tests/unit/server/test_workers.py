@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from test_delivery import TASK
 
-from deferred_middleware.server.records import ClaimedTask
-from deferred_middleware.server.services import Service
-from deferred_middleware.server.workers import ServiceWorkers
+from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.dispatch.workers import ServiceWorkers
+from deferred_middleware.server.store.records import ClaimedTask
 
 CONCURRENCY = 2
 

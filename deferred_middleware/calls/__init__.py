@@ -1,0 +1,1 @@
+"""A call: what is deferred, its options, its name, and its bytes."""

@@ -1,0 +1,344 @@
+"""The options of ``defer``: what the leading-underscore arguments are, and whether their values can be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import inspect
+import math
+import re
+import sys
+import time
+import urllib.parse
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from deferred_middleware.calls.callables import AnyCallable, Label
+from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError
+from deferred_middleware.wire import protocol
+
+if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name (RFC 9110, section 5.6.2)
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # a header's value (RFC 9110, section 5.5)
+_TARGET: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?){0,2}")
+# Headers of the platform's that a task may bring: by this one an attempt fails at once where no instance is free.
+_OF_TASKS: Final = ("x-appengine-fail-fast",)
+_MAX_ETA_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How and when a call is enqueued; None where the caller left it to the settings or the queue."""
+
+    queues: tuple[str, ...] | None = None
+    """Queues to choose from."""
+    eta_posix: float | None = None
+    """When the task may run at the earliest, in seconds since 1970."""
+    name: str | None = None
+    target: str | None = None
+    transactional: bool | Literal["auto"] = False
+    """Whether to enqueue with the surrounding datastore transaction; ``"auto"`` does where there is one."""
+    retry_options: taskqueue.TaskRetryOptions | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    deadline_seconds: float | None = None
+    """Dispatch deadline: how long an attempt may take."""
+    url: str | None = None
+    max_attempts: int | None = None
+    """How often the call may be tried in all, whatever its queue allows."""
+    earlier_attempts: int = 0
+    """How often the call was tried already, in tasks that this one follows."""
+
+    @classmethod
+    def take_from(
+        cls, kwargs: Mapping[str, Any], label: Label, signature: inspect.Signature | None
+    ) -> tuple[Options, dict[str, Any]]:
+        """Split ``kwargs`` into options and the call's own arguments.
+
+        An option that is None counts as not given. Raises :class:`UnknownOptionError` for a name with a leading
+        underscore that neither we nor the function know, and :class:`OptionError` for a value that can't be used.
+        """
+        own = {name: value for name, value in kwargs.items() if name not in _CHECKS}
+        for name in own:
+            if name.startswith("_"):
+                _check_own(name, label, signature)
+        if kwargs.get("_eta") is not None and kwargs.get("_countdown") is not None:
+            raise OptionError(
+                "_countdown",
+                kwargs["_countdown"],
+                "there is an _eta too; a task takes one of the two.",
+            )
+        values: dict[str, Any] = {}
+        for name, (field, check) in _CHECKS.items():
+            value = kwargs.get(name)
+            if value is not None:
+                values[field] = check(value)
+        if values.get("transactional") is True and "name" in values:
+            raise OptionError(
+                "_name",
+                values["name"],
+                "a task added in a transaction can't have a name of its own.",
+            )
+        return cls(**values), own
+
+
+NO_OPTIONS: Final = Options()
+
+DECLARED_ATTRIBUTE: Final = "__deferred_options__"
+"""The attribute of a function that holds its own options, as ``@task`` declares them."""
+
+
+def with_declared(func: AnyCallable, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return ``kwargs`` with the options that ``func`` declares itself, where the call gives none."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    # A bound method hands its function's attributes out as its own.
+    declared = getattr(func, DECLARED_ATTRIBUTE, None)
+    if not declared:
+        return kwargs
+    if kwargs.get("_eta") is not None:
+        declared = {name: value for name, value in declared.items() if name != "_countdown"}
+    return {**declared, **kwargs}
+
+
+def _check_own(name: str, label: Label, signature: inspect.Signature | None) -> None:
+    """Raise unless ``name`` is an argument of the function itself."""
+    parameters = signature.parameters if signature is not None else {}
+    if name in parameters:
+        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    import difflib  # for this error only
+
+    nearest = difflib.get_close_matches(name, _CHECKS, n=1, cutoff=0.75 if takes_any else 0.5)
+    if takes_any and not nearest:
+        return
+    suggestion = nearest[0] if nearest else None
+    message = f"{name} is neither an option of defer() nor an argument of {label}."
+    if takes_any:
+        message = (
+            f"{name} looks like a misspelt option of defer(). If {label} is to have it among its **kwargs, "
+            f"pass it in a functools.partial."
+        )
+    if suggestion:
+        message += f" Is it meant as {suggestion}?"
+    else:
+        message += f" The options are {', '.join(_CHECKS)}."
+    raise UnknownOptionError(str(label), name, suggestion, message)
+
+
+def _rejection(kind: str, option: str, value: object, message: str) -> OptionError:
+    """Return the OptionError that is the SDK's own type too; made here because it imports the SDK."""
+    from deferred_middleware.errors import sdk
+
+    error: OptionError = getattr(sdk, kind)(option, value, message)
+    return error
+
+
+def _queue_name(value: object) -> str:
+    if not isinstance(value, str) or not protocol.QUEUE_NAME_PATTERN.fullmatch(value):
+        raise _rejection(
+            "InvalidQueueNameError",
+            "_queue",
+            value,
+            "a queue's name is 1 to 100 of the characters a-z, A-Z, 0-9 and -.",
+        )
+    return value
+
+
+def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (_queue_name(value),)
+    try:
+        names = tuple(value)
+    except TypeError:
+        raise OptionError("_queue", value, "it takes a queue's name, or a list of names.") from None
+    if not names:
+        raise OptionError("_queue", value, "there is no queue in the list.")
+    return tuple(_queue_name(name) for name in names)
+
+
+def _seconds(option: str, value: object) -> float:
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(option, value, "it takes seconds as a number, or a timedelta.")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf
+    if math.isnan(seconds):
+        raise OptionError(option, value, "it is not a number.")
+    return seconds
+
+
+def _countdown(value: object) -> float:
+    seconds = _seconds("_countdown", value)
+    now = time.time()
+    if seconds < 0:
+        warn(f"_countdown={value!r} is negative; the task runs now.")
+        return now
+    return _not_too_late("_countdown", value, now + seconds, now)
+
+
+def _eta(value: object) -> float:
+    if not isinstance(value, datetime.datetime):
+        raise _rejection("InvalidEtaError", "_eta", value, "it takes a datetime, best with a time zone.")
+    if value.utcoffset() is None:
+        warn(f"_eta={value!r} has no time zone; it is taken as local time, as the SDK does.")
+    now = time.time()
+    try:
+        eta = value.timestamp()
+    except (OverflowError, ValueError, OSError):
+        eta = math.inf if value.year > 1970 else 0.0
+    if eta < now:
+        warn(f"_eta={value!r} is in the past; the task runs now.")
+        return now
+    return _not_too_late("_eta", value, eta, now)
+
+
+def _not_too_late(option: str, value: object, eta: float, now: float) -> float:
+    if eta - now > _MAX_ETA_SECONDS:
+        raise _rejection(
+            "InvalidEtaError",
+            option,
+            value,
+            f"a task can be at most {protocol.MAX_ETA_DAYS} days ({_MAX_ETA_SECONDS:,} s) ahead. "
+            "Store the date and let a cron task defer the call when it is near.",
+        )
+    return eta
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not protocol.TASK_NAME_PATTERN.fullmatch(value):
+        raise _rejection(
+            "InvalidTaskNameError",
+            "_name",
+            value,
+            "a task's name is 1 to 500 of the characters a-z, A-Z, 0-9, _ and -. Leave it out to have one chosen.",
+        )
+    return value
+
+
+def _target(value: object) -> str:
+    if not isinstance(value, str) or not _TARGET.fullmatch(value):
+        raise OptionError(
+            "_target",
+            value,
+            "it takes the name of a service, or <version>.<service>, or <instance>.<version>.<service>.",
+        )
+    return value
+
+
+def _transactional(value: object) -> bool | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, bool):
+        raise OptionError("_transactional", value, 'it takes True or False, or "auto": True inside a transaction.')
+    return value
+
+
+def _retry_options(value: object) -> taskqueue.TaskRetryOptions:
+    from google.appengine.api import taskqueue
+
+    if isinstance(value, taskqueue.TaskRetryOptions):
+        return value
+    if not isinstance(value, Mapping):
+        raise OptionError("_retry_options", value, "it takes a TaskRetryOptions, or a dict of its arguments.")
+    try:
+        return taskqueue.TaskRetryOptions(**value)
+    except (taskqueue.InvalidTaskRetryOptionsError, TypeError) as error:
+        raise _rejection("InvalidRetryOptionsError", "_retry_options", value, f"{error}.") from error
+
+
+def _headers(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise OptionError("_headers", value, "it takes a dict of header names and values.")
+    for name, content in value.items():
+        problem = _problem_of_header(name, content)
+        if problem:
+            raise _rejection("InvalidHeaderError", "_headers", {name: content}, problem)
+    return dict(value)
+
+
+def _problem_of_header(name: object, content: object) -> str | None:
+    if not isinstance(name, str) or not isinstance(content, str):
+        return "a header's name and its value are strings."
+    if not _TOKEN.fullmatch(name):
+        return "this is no legal name of a header."
+    if not _VALUE.fullmatch(content):
+        return "a header's value is printable Latin-1 in one line."
+    lower = name.lower()
+    if lower.startswith(("x-appengine-", "x-google-")) and lower not in _OF_TASKS:
+        return "the platform drops headers of this name; choose another one."
+    if lower.startswith("x-deferred-") or lower == "content-length":
+        return "this header is deferred_middleware's own; choose another name."
+    if lower == "host":
+        return "a task is sent elsewhere with _target, not with a Host header."
+    return None
+
+
+def _deadline(value: object) -> float:
+    seconds = _seconds("_deadline", value)
+    shortest, longest = (
+        protocol.MIN_DISPATCH_DEADLINE_SECONDS,
+        protocol.MAX_DISPATCH_DEADLINE_SECONDS,
+    )
+    if not shortest <= seconds <= longest:
+        raise _rejection(
+            "InvalidDispatchDeadlineError",
+            "_deadline",
+            value,
+            f"a dispatch deadline is {shortest} to {longest:,} seconds.",
+        )
+    return seconds
+
+
+def _max_attempts(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError("_max_attempts", value, "it takes a whole number, at least 1.")
+    return value
+
+
+def _url(value: object) -> str:
+    if not isinstance(value, str):
+        raise OptionError("_url", value, "it takes a path, as a string.")
+    parts = urllib.parse.urlsplit(value)
+    illegal = not value.startswith("/") or value.startswith("//") or parts.query or parts.fragment
+    if illegal or not re.fullmatch(r"[\x21-\x7e]+", value) or "?" in value or "#" in value:
+        raise _rejection(
+            "InvalidUrlError",
+            "_url",
+            value,
+            "it takes a path of this app, percent-encoded, that starts with a slash and has no query.",
+        )
+    return value
+
+
+def warn(message: str) -> None:
+    """Warn where the code outside the package stands that called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("deferred_middleware."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DeferredWarning, stacklevel=level)
+
+
+_CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], object]]]] = {
+    "_queue": ("queues", _queues),
+    "_countdown": ("eta_posix", _countdown),
+    "_eta": ("eta_posix", _eta),
+    "_name": ("name", _name),
+    "_target": ("target", _target),
+    "_transactional": ("transactional", _transactional),
+    "_retry_options": ("retry_options", _retry_options),
+    "_headers": ("headers", _headers),
+    "_deadline": ("deadline_seconds", _deadline),
+    "_max_attempts": ("max_attempts", _max_attempts),
+    "_url": ("url", _url),
+}
+"""Each option: the field of Options that it fills, and the check that makes the field's value."""
+
+OPTION_NAMES: Final = tuple(_CHECKS)
+"""The options' names, each with its leading underscore."""

@@ -1,0 +1,70 @@
+"""A call's arguments for people: shortened, by their names alone, or not at all, and never one that is redacted.
+
+A function says which of its arguments no log may show with ``@task(redact=("password",))``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from deferred_middleware.calls.callables import AnyCallable
+
+Shown = Literal["none", "names", "short"]
+"""How much of the arguments is shown."""
+
+REDACT_ATTRIBUTE: Final = "__deferred_redact__"
+"""The attribute of a function that holds the names of the arguments to redact."""
+
+_REDACTED: Final = "<redacted>"
+
+
+def redacted_by(func: AnyCallable) -> frozenset[str]:
+    """Return the names of the arguments of ``func`` that no log may show."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    # A bound method hands its function's attributes out as its own.
+    names = getattr(func, REDACT_ATTRIBUTE, None)
+    return names if isinstance(names, frozenset) else frozenset()
+
+
+def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object], shown: Shown) -> str:
+    """Return the arguments as they stand between a call's parentheses."""
+    if shown == "none" and (args or kwargs):
+        return "…"
+    names = _names(func, len(args))
+    if shown == "names":
+        return ", ".join([*(name or f"#{number}" for number, name in enumerate(names, 1)), *kwargs])
+    redacted = redacted_by(func)
+    parts = [
+        _REDACTED if redacted and (name is None or name in redacted) else shortened(value)
+        for name, value in zip(names, args, strict=True)
+    ]
+    parts += [f"{name}={_REDACTED if name in redacted else shortened(value)}" for name, value in kwargs.items()]
+    return ", ".join(parts)
+
+
+def shortened(value: object) -> str:
+    """Return a short ``repr`` that never fails."""
+    try:
+        return reprlib.repr(value)
+    except Exception as error:  # noqa: BLE001 - a __repr__ of the user's may raise anything; the log must not
+        return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"
+
+
+def _names(func: AnyCallable, count: int) -> list[str | None]:
+    """Return the names of the first ``count`` positional arguments, each None where it has none of its own.
+
+    They are those of the function that a wrapper stands for: it is there that a name means something.
+    """
+    names: list[str | None] = []
+    try:
+        for parameter in inspect.signature(func).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+    except (ValueError, TypeError):
+        pass  # some builtins have no signature
+    return [*names, *[None] * count][:count]

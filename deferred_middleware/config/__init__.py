@@ -1,0 +1,1 @@
+"""What a process is told once: settings, secret keys, hooks and its deployment."""

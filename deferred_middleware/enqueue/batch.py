@@ -1,0 +1,225 @@
+"""Calls that leave together: :class:`defer_batch`, and a whole request's with ``DEFERRED_COALESCE``."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from deferred_middleware.enqueue.futures import EnqueueFuture
+    from deferred_middleware.enqueue.prepare import Prepared
+    from deferred_middleware.enqueue.report import EnqueueReport
+
+logger = logging.getLogger("deferred_middleware")
+
+_current: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
+_PARALLEL = 10
+
+
+def current() -> Batch | None:
+    """Return the innermost batch that still takes calls, or None."""
+    batch = _current.get()
+    while batch is not None and not batch.is_open:
+        batch = batch.outer
+    return batch
+
+
+class Batch:
+    """Calls that were deferred and have not left."""
+
+    takes_plain_calls = True
+    """Whether ``defer`` adds to it too, and not only ``defer_async``."""
+
+    def __init__(self) -> None:
+        self.outer: Batch | None = None
+        self.is_open = False
+        self._lock = threading.Lock()
+        self._gathered: list[tuple[Prepared, EnqueueFuture | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._gathered)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def take(self, prepared: Prepared, future: EnqueueFuture | None = None) -> bool:
+        """Take a call, unless the batch has left meanwhile."""
+        with self._lock:
+            if self.is_open:
+                self._gathered.append((prepared, future))
+            return self.is_open
+
+    def asked_about(self, future: EnqueueFuture) -> None:
+        """Do what is to be done when somebody waits for a call that has not left."""
+
+    def _open(self) -> None:
+        if self.is_open:
+            raise RuntimeError("a batch is entered once at a time")
+        self.outer = current()
+        self._token = _current.set(self)
+        self.is_open = True
+
+    def _close(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+        """Take no more calls, and return those that were taken."""
+        _current.reset(self._token)
+        with self._lock:
+            self.is_open = False
+        return self._take_all()
+
+    def _take_all(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+        with self._lock:
+            gathered, self._gathered = self._gathered, []
+        return gathered
+
+    def _drop(self, gathered: list[tuple[Prepared, EnqueueFuture | None]], error: BaseException | None) -> None:
+        """Forget calls that are not to leave, because of ``error``."""
+        if not gathered:
+            return
+        logger.warning("%d deferred calls don't leave, because what they were deferred in failed", len(gathered))
+        from deferred_middleware.errors.sdk import EnqueueError
+
+        for prepared, future in gathered:
+            if future is not None:
+                call = prepared.call
+                reason = "what it was deferred in failed."
+                dropped = EnqueueError(call.label, prepared.queue, call.options.name, reason)
+                dropped.__cause__ = error
+                future._drop(dropped)
+
+
+class defer_batch(Batch):
+    """Let the calls that are deferred inside leave together at the end, and none of them if the block raises.
+
+    ::
+
+        with defer_batch() as batch:
+            for order in orders:
+                defer(ship, order.key)
+
+    Each call is checked and pickled where it is deferred. What ``defer`` returns there, and what ``defer_async`` does,
+    is enqueued when the block has ended. ``async with`` doesn't block the event loop. A batch inside another one leaves
+    with that one. Calls of a transaction don't wait for a batch: the transaction decides when they leave.
+
+    Raises:
+        NotAllEnqueuedError: at the end, if some are not enqueued; its ``report`` tells of each. ``batch.report`` is the
+            same.
+    """
+
+    report: EnqueueReport | None = None
+    """What became of the calls, in order; None before the end, or if they left with the outer batch."""
+
+    def __enter__(self) -> defer_batch:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gathered = self._close()
+        if kind is not None:
+            self._drop(gathered, error)
+        else:
+            self._leave(gathered)
+
+    async def __aenter__(self) -> defer_batch:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gathered = self._close()
+        if kind is not None:
+            self._drop(gathered, error)
+        elif gathered:
+            import asyncio
+
+            from deferred_middleware.enqueue.scope import Scope
+
+            await asyncio.to_thread(Scope().run, self._leave, gathered)
+
+    def asked_about(self, future: EnqueueFuture) -> None:
+        """Raise :class:`RuntimeError` where waiting could only wait for itself."""
+        if current() is self:
+            raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
+
+    def _leave(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
+        if self.outer is not None and all(self.outer.take(*one) for one in gathered):
+            for _, future in gathered:
+                if future is not None:
+                    future.batch = self.outer
+            return
+        from deferred_middleware.enqueue import many
+
+        # A name that is taken is an error here as it is of defer().
+        stream = many.Stream(_PARALLEL, taken_names_fail=True)
+        self.report = stream.report
+        for prepared, future in gathered:
+            stream.take(prepared, future)
+        stream.finish()
+        stream.wait()
+        if not stream.report.ok:
+            many.raise_for(stream.report)
+
+
+class RequestBatch(Batch):
+    """The ``defer_async`` calls of a request, which leave when the app has returned its response.
+
+    If somebody waits for one of them before, those that there are leave at once.
+    """
+
+    takes_plain_calls = False
+
+    def __enter__(self) -> RequestBatch:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gathered = self._close()
+        if kind is not None:
+            self._drop(gathered, error)
+        else:
+            self._start(gathered)
+
+    def asked_about(self, future: EnqueueFuture) -> None:
+        """Let what was gathered leave."""
+        self._start(self._take_all())
+
+    def drop(self, error: BaseException | None = None) -> None:
+        """Forget what was gathered."""
+        self._drop(self._take_all(), error)
+
+    def _start(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
+        if not gathered:
+            return
+        from deferred_middleware.enqueue import futures
+
+        futures.start_many([(prepared, future) for prepared, future in gathered if future is not None])
+
+
+def drop_request(error: BaseException) -> None:
+    """Forget what the current request has gathered, because of ``error``, of which its framework makes a page."""
+    batch = current()
+    while batch is not None and not isinstance(batch, RequestBatch):
+        batch = batch.outer
+    if batch is not None:
+        batch.drop(error)
+
+
+def coalescing(app: WSGIApplication) -> WSGIApplication:
+    """Return ``app`` with the ``defer_async`` calls of each request leaving together."""
+
+    def coalesced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with RequestBatch():
+            return app(environ, start_response)
+
+    return coalesced

@@ -1,0 +1,272 @@
+"""An enqueue that is under way: :class:`EnqueueFuture`, which ``defer_async`` returns.
+
+Importing this module imports the SDK.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import logging
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from google.appengine.api import apiproxy_rpc, apiproxy_stub_map
+from google.appengine.ext.ndb import eventloop, tasklets
+
+from deferred_middleware.engines import sending
+from deferred_middleware.enqueue import request_end
+from deferred_middleware.enqueue.add import Add, add
+from deferred_middleware.enqueue.alarm import ALARM
+from deferred_middleware.enqueue.grouping import Groups
+from deferred_middleware.enqueue.scope import Scope
+
+if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
+    from deferred_middleware.enqueue.prepare import Prepared
+
+logger = logging.getLogger("deferred_middleware")
+
+
+class Gathering(Protocol):
+    """A batch of calls that have not left."""
+
+    def asked_about(self, future: EnqueueFuture) -> None:
+        """Do what is to be done when somebody waits for one of them."""
+
+
+class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no types
+    """The result of :func:`deferred_middleware.defer_async`: the task, or what kept it from being enqueued.
+
+    It goes on by itself, retries included, whether or not somebody waits. A coroutine can ``await`` it, a tasklet of
+    the SDK's ndb can ``yield`` it, alone or in a list, on each engine.
+    """
+
+    def __init__(self, prepared: Prepared, batch: Gathering | None = None) -> None:
+        # Nothing of the ndb Future's own state is used: its result comes from another thread than its event loop's.
+        self.prepared = prepared
+        self.key = request_end.key_of_request()
+        self._outcome: concurrent.futures.Future[taskqueue.Task] = concurrent.futures.Future()
+        self._outcome.set_running_or_notify_cancel()  # so that nobody who waits can cancel it for the others
+        self._asked = False
+        self._next = None  # ndb keeps its chain of waiting tasklets here
+        self.batch = batch
+        """The batch that it is in and has not left."""
+        if batch is None:
+            request_end.started(self)
+
+    def leave(self) -> None:
+        """Leave the batch, because the RPC is about to start."""
+        if self.batch is not None:
+            self.batch = None
+            request_end.started(self)
+
+    @classmethod
+    def decided(cls, prepared: Prepared) -> EnqueueFuture:
+        """Return the future of a task that is enqueued already."""
+        future = cls(prepared)
+        future._decide(None)
+        return future
+
+    @property
+    def label(self) -> str:
+        """The call's label, ``module/qualname``."""
+        return str(self.prepared.call.label)
+
+    def result(self, timeout: float | None = None) -> taskqueue.Task:
+        """Wait up to ``timeout`` seconds, and return the task; it is enqueued then.
+
+        Raises:
+            EnqueueError: the task is not enqueued, or not known to be.
+            TimeoutError: it is not decided yet (``concurrent.futures.TimeoutError`` before Python 3.11).
+        """
+        self._ask()
+        try:
+            return self._outcome.result(timeout)
+        finally:
+            self._asked = self._asked or self._outcome.done()
+
+    def get_result(self) -> taskqueue.Task:
+        """Wait, and return the task, as the SDK's RPC objects do."""
+        return self.result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait up to ``timeout`` seconds, and return what :meth:`result` would raise, or None."""
+        self._ask()
+        error = self._outcome.exception(timeout)
+        self._asked = True
+        return error
+
+    def done(self) -> bool:
+        """Tell whether it is decided."""
+        return self._outcome.done()
+
+    def add_done_callback(self, callback: Callable[[EnqueueFuture], object]) -> None:
+        """Call ``callback`` with this future when it is decided, in whichever thread decides it; at once if it is.
+
+        What the callback raises is logged.
+        """
+        self._outcome.add_done_callback(lambda done: callback(self))
+
+    def __await__(self) -> Generator[Any, None, taskqueue.Task]:
+        """Wait in a coroutine, without blocking its event loop."""
+        import asyncio
+
+        self._ask()
+        self._asked = True
+        return asyncio.wrap_future(self._outcome).__await__()
+
+    def settle(self) -> bool:
+        """Wait, and log a failure that nobody asked about; return whether there is no such failure."""
+        concurrent.futures.wait([self._outcome])
+        return not self._report()
+
+    def raise_failure(self) -> None:
+        """Wait, and raise a failure that nobody asked about."""
+        if not self._asked:
+            self.result()
+
+    def _ask(self) -> None:
+        if self.batch is not None:
+            self.batch.asked_about(self)
+
+    def _drop(self, error: Exception) -> None:
+        """Decide that it is not enqueued because it was not to be, which needs no report."""
+        self._asked = True
+        self._outcome.set_exception(error)
+
+    def _report(self) -> bool:
+        if self._asked or not self._outcome.done() or self._outcome.exception() is None:
+            return False
+        self._asked = True
+        logger.error("%s, and nobody asked", self._outcome.exception(), exc_info=self._outcome.exception())
+        return True
+
+    def __del__(self) -> None:
+        if hasattr(self, "_asked"):
+            self._report()
+
+    def _decide(self, error: BaseException | None) -> None:
+        request_end.ended(self, failed=error is not None)
+        if error is None:
+            self._outcome.set_result(self.prepared.task)
+        else:
+            self._outcome.set_exception(error)
+
+    # What ndb asks of a future of its own.
+
+    @property
+    def state(self) -> int:
+        """What ndb calls its state."""
+        return int(apiproxy_rpc.RPC.FINISHING if self.done() else apiproxy_rpc.RPC.RUNNING)
+
+    def wait(self) -> None:
+        """Wait until it is decided."""
+        self._ask()
+        concurrent.futures.wait([self._outcome])
+
+    def check_success(self) -> None:
+        """Wait, and raise what went wrong, if anything did."""
+        self.result()
+
+    def get_exception(self) -> BaseException | None:
+        """Wait, and return what went wrong."""
+        return self.exception()
+
+    def get_traceback(self) -> Any:
+        """Wait, and return the traceback of what went wrong."""
+        error = self.exception()
+        return None if error is None else error.__traceback__
+
+    def add_callback(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        """Let this thread's ndb event loop call ``callback`` when it is decided."""
+        self._ask()
+        if self.done():
+            eventloop.queue_call(None, callback, *args, **kwargs)
+        else:
+            eventloop.queue_rpc(_AsRPC(self._outcome), callback, *args, **kwargs)
+
+    add_immediate_callback = add_callback
+
+    def __repr__(self) -> str:
+        # What google-cloud-ndb shows of it to a tasklet that yields it, which works in the SDK's ndb only.
+        state = "decided" if self.done() else "under way"
+        return f"<EnqueueFuture {self.label} queue={self.prepared.queue!r} {state}; .result() waits for it>"
+
+
+class _AsRPC(apiproxy_stub_map.UserRPC):  # type: ignore[misc] # the SDK has no types
+    """An RPC as ndb's event loop waits for: only its future and its state are asked for."""
+
+    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
+        self._awaited = future
+        # What UserRPC.wait_any looks at (SDK: apiproxy_stub_map.py) is the state and the Wait of a lower RPC.
+        self._UserRPC__rpc = self
+        self._UserRPC__service = "taskqueue"
+
+    @property
+    def future(self) -> concurrent.futures.Future[Any]:
+        """The future that is done when the RPC is."""
+        return self._awaited
+
+    @property
+    def state(self) -> int:
+        """RUNNING or FINISHING."""
+        return int(apiproxy_rpc.RPC.FINISHING if self._awaited.done() else apiproxy_rpc.RPC.RUNNING)
+
+    def Wait(self) -> None:
+        """Wait for it."""
+        concurrent.futures.wait([self._awaited])
+
+
+def start(prepared: Prepared) -> EnqueueFuture:
+    """Start to add one task; one of a transaction is added when this returns, or :class:`EnqueueError` is raised."""
+    if prepared.transactional:
+        add(prepared)
+        return EnqueueFuture.decided(prepared)
+    future = EnqueueFuture(prepared)
+    run(Add((prepared,)), functools.partial(_decide, [future]))
+    return future
+
+
+def start_many(several: Iterable[tuple[Prepared, EnqueueFuture]]) -> None:
+    """Start to add several tasks, in as few RPCs as may be; their futures are told."""
+    groups: Groups[EnqueueFuture] = Groups()
+    full = [group for prepared, future in several for group in groups.add(prepared, future)]
+    for group in [*full, *groups.rest()]:
+        for future in group.tags:
+            future.leave()
+        run(Add(group.prepared), functools.partial(_decide, group.tags))
+
+
+def _decide(futures: Sequence[EnqueueFuture], done: Add) -> None:
+    for place, future in enumerate(futures):
+        future._decide(done.errors.get(place))
+
+
+def run(adding: Add, when_done: Callable[[Add], object]) -> None:
+    """Run ``adding`` to its end, in other threads where the engine allows, and call ``when_done`` then."""
+    scope = Scope()
+
+    def attempt() -> None:
+        rpc = adding.start()
+        future = sending.future_of(rpc)
+        if future is None:
+            answered(rpc)
+        else:
+            future.add_done_callback(lambda _: scope.run(answered, rpc))
+
+    def answered(rpc: Any) -> None:
+        try:
+            delay = adding.finish(rpc)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not leave somebody waiting for ever
+            adding.fail_all(error)
+            delay = None
+        if delay is None:
+            when_done(adding)
+        elif delay:
+            ALARM.call_later(delay, lambda: scope.run(attempt))
+        else:
+            attempt()
+
+    attempt()

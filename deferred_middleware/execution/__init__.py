@@ -1,0 +1,1 @@
+"""From a delivered request to an outcome."""

@@ -1,0 +1,210 @@
+"""What is logged of a task: a line when it went well, a record with its traceback when it failed.
+
+Each record also carries its facts as ``json_fields``, which is where google-cloud-logging's handlers look for what to
+put into the entry's ``jsonPayload`` (https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration).
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import urllib.parse
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from deferred_middleware.execution.outcomes import Outcome
+from deferred_middleware.wire import protocol
+
+if TYPE_CHECKING:
+    from deferred_middleware.config.settings import Settings
+    from deferred_middleware.execution.context import TaskContext
+    from deferred_middleware.execution.outcomes import DeadLetter
+
+logger = logging.getLogger("deferred_middleware")
+# Apart, so that they can be turned off, or sent elsewhere, by themselves.
+headers_logger = logging.getLogger("deferred_middleware.headers")
+_dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
+
+FIELD: Final = "deferred_task"
+"""The key of a task's facts in ``json_fields``."""
+
+_OURS: Final = str(Path(__file__).parents[1]) + "/"
+_OF_LOOPS: Final = tuple(str(Path(logging.__file__).parents[1] / name) for name in ("asyncio/", "concurrent/"))
+
+_WHAT_HAPPENED: Final = {
+    Outcome.FAILED: "failed and will be retried",
+    Outcome.PERMANENT_FAILURE: "failed for good and is dropped",
+    Outcome.ATTEMPTS_EXHAUSTED: "failed in the last attempt that its function allows and is dropped",
+    Outcome.UNREADABLE: "can't be run by this version of the app",
+}
+
+
+def success(context: TaskContext, level: int) -> None:
+    """Log that a task went well; for the caller to leave out where ``logger`` isn't enabled for ``level``."""
+    logger.log(
+        level,
+        "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
+        context.label,
+        context.elapsed_seconds * 1000,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.DONE),
+    )
+
+
+def repeated(context: TaskContext, error: BaseException, settings: Settings) -> None:
+    """Log that a task was delivered again after it was done."""
+    logger.log(
+        settings.log_level,
+        "task %s is not run again: %s (queue %s)",
+        context.name,
+        error,
+        context.queue,
+        extra=_fields(context, Outcome.DONE),
+    )
+
+
+def retry(context: TaskContext, error: BaseException) -> None:
+    """Log that a task asks for another attempt."""
+    logger.debug(
+        "%s asks for another attempt: %s (queue %s, task %s, attempt %d)",
+        context.label,
+        error,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.RETRY),
+    )
+
+
+def postponed(context: TaskContext, error: BaseException) -> None:
+    """Log that a task's call is enqueued again."""
+    logger.debug(
+        "%s is enqueued again: %s (queue %s, task %s, attempt %d)",
+        context.label,
+        error,
+        context.queue,
+        context.name,
+        context.attempt,
+        extra=_fields(context, Outcome.POSTPONED),
+    )
+
+
+def failure(context: TaskContext, error: BaseException, outcome: Outcome, settings: Settings) -> None:
+    """Log that a task failed, once and as loudly as it deserves; cut our own frames off the error's traceback."""
+    error.__traceback__ = of_the_user(error.__traceback__)
+    last = outcome is not Outcome.FAILED or context.is_last_attempt
+    level = logging.ERROR if last else settings.retry_log_level
+    if not logger.isEnabledFor(level):
+        return
+    call = context.call
+    what = _WHAT_HAPPENED[outcome]
+    if outcome is Outcome.FAILED and last:
+        what = "failed in its last attempt"
+    description = (
+        urllib.parse.unquote(str(context.environ.get("PATH_INFO")))
+        if call is None
+        else call.describe(settings.log_arguments)
+    )
+    logger.log(
+        level,
+        "task %s %s: %s (queue %s, attempt %d)",
+        context.name,
+        what,
+        description,
+        context.queue,
+        context.attempt,
+        exc_info=error,
+        extra=_fields(context, outcome, call=description, error=type(error).__name__),
+    )
+
+
+def headers(context: TaskContext) -> None:
+    """Log the headers of a task's request at DEBUG, but for those that are secrets.
+
+    For the caller to leave out where ``headers_logger`` isn't enabled for it.
+    """
+    shown = ", ".join(
+        f"{key.removeprefix('HTTP_')}={value}"
+        for key, value in context.environ.items()
+        if key.startswith("HTTP_") and key not in protocol.SECRET_ENVIRON_KEYS
+    )
+    headers_logger.debug("headers of task %s: %s", context.name, shown)
+
+
+def dead_letter(letter: DeadLetter, settings: Settings) -> None:
+    """Log all that it takes to run a dead letter again, unless its arguments are not to be logged."""
+    from deferred_middleware.execution import dead_letters
+
+    context = letter.context
+    if settings.log_arguments != "short" or _is_redacted(letter):
+        _dead_letters_logger.warning(
+            "task %s of queue %s is not tried again, because %s; its arguments are not to be logged, so that only a "
+            "hook (on_dead_letter) can keep it",
+            context.name,
+            context.queue,
+            letter.reason,
+        )
+        return
+    record = dead_letters.record(letter, settings)
+    _dead_letters_logger.warning(
+        "task %s of queue %s is not tried again, because %s; %s: %s%s",
+        context.name,
+        context.queue,
+        letter.reason,
+        "`deferred-middleware replay` runs it again from this line"
+        if record.is_signed
+        else "this is all there is of it, and `deferred-middleware replay` does not run it, because it is not signed "
+        "(DEFERRED_SECRET_KEYS)",
+        dead_letters.MARK,
+        record.text,
+    )
+
+
+def _is_redacted(letter: DeadLetter) -> bool:
+    """Tell whether the function redacts arguments, which also a version that can't load the payload must know."""
+    from deferred_middleware.calls.redaction import redacted_by
+
+    if protocol.environ_key(protocol.REDACTED_HEADER) in letter.context.environ:
+        return True
+    return letter.call is not None and bool(redacted_by(letter.call.func))
+
+
+def _fields(context: TaskContext, outcome: Outcome, **more: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "function": context.label,
+        "queue": context.queue,
+        "name": context.name,
+        "attempt": context.attempt,
+        "milliseconds": round(context.elapsed_seconds * 1000, 1),
+        "outcome": outcome.value,
+        "service": context.service,
+        "version": context.version,
+        **more,
+    }
+    return {"json_fields": {FIELD: facts}}
+
+
+def of_the_user(found: TracebackType | None) -> TracebackType | None:
+    """Return the traceback without the frames before the user's first one; all of it if there is none of theirs.
+
+    Before it are ours, and those of the event loop that we run a coroutine in.
+    """
+    rest = found
+    while rest is not None:
+        file = rest.tb_frame.f_code.co_filename
+        if not file.startswith((_OURS, *_OF_LOOPS)):
+            return rest
+        rest = rest.tb_next
+    return found
+
+
+def traceback_text(error: BaseException, limit: int) -> str:
+    """Return the traceback as text, of at most ``limit`` characters: the middle of a longer one is left out."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) <= limit:
+        return text
+    head = limit // 4
+    return f"{text[:head]}\n  […]\n{text[-(limit - head - 7) :]}"

@@ -1,0 +1,1 @@
+"""What people see: the JSON API, its guard, and payloads as text."""

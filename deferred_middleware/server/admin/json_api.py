@@ -1,0 +1,295 @@
+"""The JSON API for people's commands and pages, version 1, under ``/api/v1/``. ``docs/operations.rst`` describes it.
+
+Everything in it needs the token of this run, also what only looks: a task's arguments may be anybody's secrets. What
+changes something takes POST. :mod:`~deferred_middleware.server.admin.guard` stands before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import parse_qs
+
+from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin.guard import shows_token
+from deferred_middleware.server.admin.views import task_summary, task_whole
+from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.store.records import State, StoredTask
+from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+API_PREFIX = "/api/v1"
+"""Path of everything here. A change that would break who uses it gets another number."""
+
+_MAX_BODY_BYTES = 64 * 1024
+_MAX_PAGE = 1000
+_PAGE = 100
+_STATES: tuple[str, ...] = get_args(State)
+
+_logger = logging.getLogger(__name__)
+
+
+class _ApiError(Exception):
+    def __init__(self, status: HTTPStatus, code: str, message: str, **headers: str) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+        super().__init__(message)
+
+
+class JsonApi:
+    """A WSGI app that answers under :data:`API_PREFIX`, and lets ``pages`` answer all else.
+
+    ``queues`` returns what is configured, ``wake`` has the scheduler look for what is due, ``about`` is what is told of
+    the server, ``token`` what every request has to show.
+    """
+
+    def __init__(
+        self,
+        store: TaskStore,
+        *,
+        queues: Callable[[], Mapping[str, QueueConfig]],
+        wake: Callable[[], None],
+        about: Mapping[str, object],
+        token: str,
+        pages: WSGIApplication | None = None,
+    ) -> None:
+        self._store = store
+        self._queues = queues
+        self._wake = wake
+        self._about = dict(about)
+        self._token = token
+        self._pages = pages
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request with JSON."""
+        path = environ.get("PATH_INFO", "")
+        if self._pages is not None and not (path == API_PREFIX or path.startswith(API_PREFIX + "/")):
+            return self._pages(environ, start_response)
+        headers: dict[str, str] = {}
+        status = HTTPStatus.OK
+        try:
+            content = self._answer(environ, path)
+        except _ApiError as error:
+            status, headers = error.status, error.headers
+            content = {"error": {"code": error.code, "message": error.message}}
+        except (sqlite3.Error, ServerError) as error:
+            _logger.exception("The task store failed.")
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            content = {"error": {"code": "store-failed", "message": f"The task store failed: {error}"}}
+        body = json.dumps(content, indent=2).encode() + b"\n"
+        start_response(
+            f"{status.value} {status.phrase}",
+            [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                *((name.replace("_", "-"), value) for name, value in headers.items()),
+            ],
+        )
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def _answer(self, environ: WSGIEnvironment, path: str) -> dict[str, Any]:
+        if not path.startswith(API_PREFIX + "/"):
+            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-page", f"Nothing is here; the API is at {API_PREFIX}/.")
+        if not shows_token(environ, self._token):
+            message = (
+                f"The header {ADMIN_TOKEN_HEADER} has to show the token of this run, which is in the data directory."
+            )
+            raise _ApiError(HTTPStatus.UNAUTHORIZED, "no-token", message, WWW_Authenticate=ADMIN_TOKEN_HEADER)
+        # PATH_INFO is decoded, and no name has a slash in it.
+        looks: Callable[[], dict[str, Any]]
+        match path[len(API_PREFIX) + 1 :].split("/"):
+            case [""]:
+                looks = lambda: {"server": self._about}  # noqa: E731 - like its neighbours
+            case ["queues"]:
+                looks = self._all_queues
+            case ["tasks"]:
+                looks = lambda: self._find(environ)  # noqa: E731
+            case ["tasks", task_id]:
+                looks = lambda: self._show(self._task(task_id))  # noqa: E731
+            case ["tasks", queue, name] if not (queue.isdecimal() and name in _TASK_ACTIONS):
+                looks = lambda: self._show(self._task(queue, name))  # noqa: E731
+            case ["tasks", task_id, action]:
+                return self._change(environ, lambda: _TASK_ACTIONS[action](self, self._task(task_id)))
+            case ["tasks", queue, name, action] if action in _TASK_ACTIONS:
+                return self._change(environ, lambda: _TASK_ACTIONS[action](self, self._task(queue, name)))
+            case ["queues", queue, action] if action in _QUEUE_ACTIONS:
+                return self._change(environ, lambda: _QUEUE_ACTIONS[action](self, self._known(queue), _body(environ)))
+            case ["retry"]:
+                return self._change(environ, self._retry_all)
+            case _:
+                raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-page", f"The API has nothing at {path!r}.")
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "This takes GET.", Allow="GET, HEAD")
+        return looks()
+
+    def _change(self, environ: WSGIEnvironment, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if environ["REQUEST_METHOD"] != "POST":
+            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "This takes POST.", Allow="POST")
+        changed = change()
+        self._wake()
+        return changed
+
+    def _all_queues(self) -> dict[str, Any]:
+        counts = self._store.counts()
+        configured = self._queues()
+        paused = self._store.paused()
+        rows = []
+        for name in sorted({*configured, *counts}):
+            config = configured.get(name)
+            waiting = self._store.waiting(name)
+            numbers: dict[str, int] = dict(counts.get(name, {}))  # type: ignore[arg-type] # its keys are texts
+            rows.append(
+                {
+                    "name": name,
+                    "configured": config is not None,
+                    "paused": name in paused,
+                    **{state: numbers.get(state, 0) for state in _STATES},
+                    **dataclasses.asdict(waiting),
+                    "executed_last_minute": self._store.executed(name)[0],
+                    "config": None if config is None else dataclasses.asdict(config),
+                }
+            )
+        return {"queues": rows}
+
+    def _find(self, environ: WSGIEnvironment) -> dict[str, Any]:
+        asked = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        unknown = sorted(set(asked) - {"queue", "state", "function", "before", "limit"})
+        if unknown:
+            raise _bad(
+                f"tasks can't be asked for by {unknown[0]!r}; queue, state, function, before and limit are known."
+            )
+        given = {name: values[-1] for name, values in asked.items()}
+        state = given.get("state")
+        if state is not None and state not in _STATES:
+            raise _bad(f"state={state!r} is none: {', '.join(_STATES)} are.")
+        queue = given.get("queue")
+        if queue is not None:
+            self._known(queue)
+        page = self._store.find(
+            queue=queue,
+            state=state,
+            contains=given.get("function") or None,
+            before_id=_number(given, "before", None, 2**62),
+            limit=_number(given, "limit", _PAGE, _MAX_PAGE) or _PAGE,
+        )
+        return {"tasks": [task_summary(task) for task in page.tasks], "next_before": page.next_before_id}
+
+    def _show(self, task: StoredTask) -> dict[str, Any]:
+        return {"task": task_whole(task, self._store.attempts(task.id))}
+
+    def _task(self, queue_or_id: str, name: str | None = None) -> StoredTask:
+        if name is None:
+            found = None
+            if queue_or_id.isdecimal() and len(queue_or_id) < 19:
+                found = self._store.get_by_id(int(queue_or_id))
+            shown = queue_or_id
+        else:
+            found = self._store.get(queue_or_id, name)
+            shown = f"{queue_or_id}/{name}"
+        if found is None:
+            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"There is no task {shown!r}; it may be forgotten.")
+        return found
+
+    def _known(self, queue: str) -> str:
+        configured = self._queues()
+        if queue not in configured and queue not in self._store.counts():
+            known = ", ".join(sorted(configured))
+            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-queue", f"There is no queue {queue!r}; there is {known}.")
+        return queue
+
+    def _run(self, task: StoredTask) -> dict[str, Any]:
+        if not self._store.force_run(task.id):
+            now = self._store.get_by_id(task.id)
+            state = "gone" if now is None else now.state
+            if state == "ready":
+                raise _conflict("not-waiting", f"Task {task.id} is a pull queue's, which is leased and never run.")
+            hint = "; retry it instead" if state == "failed" else ""
+            raise _conflict("not-waiting", f"Task {task.id} doesn't wait to be run, it is {state}{hint}.")
+        return {"task": task.id, "done": "run"}
+
+    def _retry(self, task: StoredTask) -> dict[str, Any]:
+        outcome = self._store.retry(task.id)
+        if outcome == "retried":
+            return {"task": task.id, "done": "retry"}
+        if outcome == "name taken":
+            raise _conflict("name-taken", f"A later task has the name of task {task.id}; delete one of them first.")
+        hint = "; to have it run at once, run it" if task.state == "ready" else ""
+        raise _conflict("not-failed", f"Task {task.id} has not failed for good, it is {task.state}{hint}.")
+
+    def _delete(self, task: StoredTask) -> dict[str, Any]:
+        if not self._store.remove([task.id]):
+            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"Task {task.id} is gone already.")
+        return {"task": task.id, "done": "delete"}
+
+    def _retry_all(self) -> dict[str, Any]:
+        queues = [name for name, numbers in self._store.counts().items() if numbers.get("failed")]
+        return {"retried": sum(self._store.retry_failed(name) for name in queues)}
+
+    def _forget(self, queue: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        name = body.get("name")
+        if name is not None and not isinstance(name, str):
+            raise _bad("name has to be a text.")
+        return {"queue": queue, "forgotten": self._store.forget_names(queue, name)}
+
+
+_TASK_ACTIONS: dict[str, Callable[[JsonApi, StoredTask], dict[str, Any]]] = {
+    "run": JsonApi._run,
+    "retry": JsonApi._retry,
+    "delete": JsonApi._delete,
+}
+_QUEUE_ACTIONS: dict[str, Callable[[JsonApi, str, Mapping[str, Any]], dict[str, Any]]] = {
+    "pause": lambda api, queue, _body: {"queue": queue, "changed": api._store.pause(queue)},
+    "resume": lambda api, queue, _body: {"queue": queue, "changed": api._store.resume(queue)},
+    "purge": lambda api, queue, _body: {"queue": queue, "deleted": api._store.purge(queue)},
+    "retry": lambda api, queue, _body: {"queue": queue, "retried": api._store.retry_failed(queue)},
+    "delete-failed": lambda api, queue, _body: {"queue": queue, "deleted": api._store.remove_failed(queue)},
+    "run-scheduled": lambda api, queue, _body: {"queue": queue, "made_due": api._store.make_due(queue)},
+    "forget": JsonApi._forget,
+}
+
+
+def _bad(message: str) -> _ApiError:
+    return _ApiError(HTTPStatus.BAD_REQUEST, "bad-request", message)
+
+
+def _conflict(code: str, message: str) -> _ApiError:
+    return _ApiError(HTTPStatus.CONFLICT, code, message)
+
+
+def _number(given: Mapping[str, str], name: str, default: int | None, highest: int) -> int | None:
+    text = given.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or len(text) > 20 or not 1 <= int(text) <= highest:
+        raise _bad(f"{name}={text[:40]!r} is no whole number from 1 to {highest}.")
+    return int(text)
+
+
+def _body(environ: WSGIEnvironment) -> Mapping[str, Any]:
+    """Return the JSON object that a request brings; an empty one when it brings nothing."""
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if length > _MAX_BODY_BYTES:
+        raise _ApiError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"A body has at most {_MAX_BODY_BYTES} bytes."
+        )
+    data = environ["wsgi.input"].read(length)
+    if not data:
+        return {}
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise _bad("The body has to be a JSON object.")
+    return content

@@ -1,0 +1,1 @@
+"""What the SDK in an app calls: ``POST /rpc_http``."""

@@ -1,0 +1,147 @@
+"""The SDK's services other than the task queue, answered by the SDK's own stubs.
+
+:func:`make_stub_map` makes them: the datastore, kept in a file; memcache; modules, answered from the
+:class:`~deferred_middleware.server.config.services.ServiceDirectory`; app identity; and those that need no setting
+up (URL
+fetch, users, capabilities, mail, which is written to the log instead of being sent).
+
+This runs in the queue process only, which never calls ``wrap_wsgi_app``: that would patch ``os.environ`` and the
+starting of threads under everything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.appengine.api import (
+    apiproxy_stub_map,
+    full_app_id,
+    mail_stub,
+    request_info,
+    urlfetch_stub,
+    user_service_stub,
+)
+from google.appengine.api.app_identity import app_identity_stub
+from google.appengine.api.capabilities import capability_stub
+from google.appengine.api.memcache import memcache_stub
+from google.appengine.api.modules import modules_stub
+
+from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
+from deferred_middleware.server.api.sdk_messages import message_types
+from deferred_middleware.server.config.services import Service, ServiceDirectory
+
+__all__ = ["make_stub_map", "message_types"]
+
+
+def make_stub_map(
+    *,
+    app_id: str,
+    data_dir: Path,
+    directory: ServiceDirectory,
+    taskqueue_stub: Any,
+    callers: Mapping[str, Service] | None = None,
+) -> Any:
+    """Return an ``APIProxyStubMap`` with every service, and install it as this process's own.
+
+    It has to be the process's own because the datastore stub calls ``taskqueue.Add`` through it when a transaction
+    with tasks commits. ``callers`` says which service each API ticket was given to, for calls that mean "the service I
+    am in". Raises
+    :class:`~deferred_middleware.errors.ServerError` when the datastore's file can't be read.
+    """
+    # Stubs ask the environment for the app they belong to.
+    full_app_id.put(app_id)
+    request_data = _RequestInfo(directory, callers or {})
+    stub_map = apiproxy_stub_map.APIProxyStubMap()
+    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub))
+    stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
+    stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
+    stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())
+    stub_map.RegisterStub("urlfetch", urlfetch_stub.URLFetchServiceStub())
+    stub_map.RegisterStub("user", user_service_stub.UserServiceStub(request_data=request_data))
+    stub_map.RegisterStub("capability_service", capability_stub.CapabilityServiceStub())
+    stub_map.RegisterStub("mail", mail_stub.MailServiceStub())
+    stub_map.RegisterStub("taskqueue", taskqueue_stub)
+    apiproxy_stub_map.apiproxy = stub_map
+    return stub_map
+
+
+class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has no types
+    """Tells the modules stub what is served."""
+
+    def __init__(self, directory: ServiceDirectory) -> None:
+        self._directory = directory
+
+    def get_module_names(self) -> list[str]:
+        return sorted({service.name for service in self._directory})
+
+    def get_versions(self, module: str) -> list[str]:
+        versions = [service.version for service in self._directory if service.name == module]
+        if not versions:
+            raise request_info.ModuleDoesNotExistError(module)
+        return versions
+
+    def get_default_version(self, module: str) -> str:
+        return self.get_versions(module)[0]
+
+    def get_hostname(self, module: str, version: str, instance: str | None = None) -> str:
+        service = self._find(module, version)
+        if instance not in (None, "0"):
+            raise request_info.InvalidInstanceIdError(instance)
+        if service is self._directory.default:
+            return self._directory.default_hostname
+        return f"{service.host}:{service.port}"
+
+    def get_num_instances(self, module: str, version: str) -> int:
+        self._find(module, version)
+        return 1
+
+    def set_num_instances(self, module: str, version: str, instances: int) -> None:
+        self._refuse_scaling(module, version)
+
+    def start_version(self, module: str, version: str) -> None:
+        self._refuse_scaling(module, version)
+
+    def stop_version(self, module: str, version: str) -> None:
+        self._refuse_scaling(module, version)
+
+    def _refuse_scaling(self, module: str, version: str) -> None:
+        self._find(module, version)
+        raise request_info.NotSupportedWithAutoScalingError(module)
+
+    def _find(self, module: str, version: str) -> Service:
+        if version not in self.get_versions(module):
+            raise request_info.VersionDoesNotExistError(version)
+        return next(s for s in self._directory if (s.name, s.version) == (module, version))
+
+
+class _RequestInfo(request_info.RequestInfo):  # type: ignore[misc] # the SDK has no types
+    """Tells the stubs about the request that a call was made in, as far as it is known here."""
+
+    def __init__(self, directory: ServiceDirectory, callers: Mapping[str, Service]) -> None:
+        self._directory = directory
+        self._callers = callers
+        self._dispatcher = _Dispatcher(directory)
+
+    def get_request_url(self, request_id: str | None) -> str:
+        service = self._service(request_id)
+        return f"http://{service.host}:{service.port}/"
+
+    def get_request_environ(self, request_id: str | None) -> dict[str, str]:
+        return {}
+
+    def get_module(self, request_id: str | None) -> str:
+        return self._service(request_id).name
+
+    def get_version(self, request_id: str | None) -> str:
+        return self._service(request_id).version
+
+    def get_instance(self, request_id: str | None) -> str:
+        return "0"
+
+    def get_dispatcher(self) -> _Dispatcher:
+        return self._dispatcher
+
+    def _service(self, request_id: str | None) -> Service:
+        return self._callers.get(request_id or "") or self._directory.default

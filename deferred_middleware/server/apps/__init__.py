@@ -1,0 +1,1 @@
+"""The app processes: start, restart, environment, and what runs inside."""

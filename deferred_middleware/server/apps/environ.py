@@ -1,0 +1,108 @@
+"""The environment of an app process: what App Engine sets, and what leads the app's SDK to the local server."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deferred_middleware.server.config.secretkey import SECRET_KEYS_VARIABLE
+from deferred_middleware.server.config.services import Service
+
+# With it the SDK would send tasks to Google instead of here (api/taskqueue/taskqueue.py).
+_CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+
+_logger = logging.getLogger(__name__)
+
+
+def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, str]:
+    """Return what app processes inherit of this process's environment, with the key that tasks are signed with.
+
+    An environment that has keys of its own keeps them.
+    """
+    inherited = dict(environ)
+    if inherited.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
+        _logger.warning(
+            "%s is not passed on to the app: with it, tasks would go to Google instead of here.", _CLOUD_TASKS_VARIABLE
+        )
+    if not inherited.get(SECRET_KEYS_VARIABLE, "").strip():
+        inherited[SECRET_KEYS_VARIABLE] = secret_key
+    return inherited
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    """What all services see of where they run.
+
+    ``inherited`` is :func:`base_environ`, ``api_address`` where the queue process answers the SDK.
+    """
+
+    project: str
+    app_id: str
+    default_hostname: str
+    api_address: tuple[str, int]
+    inherited: Mapping[str, str]
+
+
+def app_environ(
+    platform: Platform,
+    service: Service,
+    *,
+    api_ticket: str,
+    env_variables: Mapping[str, str] | None = None,
+    source: object = None,
+) -> dict[str, str]:
+    """Return the environment of an app process: what it inherits, ``env_variables``, and what App Engine sets.
+
+    Of the same name the latter wins, and where ``env_variables`` had something else it is said that ``source`` did.
+
+    Source: https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables, and for the last
+    four the SDK's ``runtime/default_api_stub.py``.
+    """
+    set_here = {
+        "GAE_ENV": "localdev",
+        "GAE_SERVICE": service.name,
+        "GAE_VERSION": service.version,
+        "GAE_INSTANCE": f"{service.id}-0",
+        "GAE_RUNTIME": f"python3{sys.version_info.minor}",
+        "GAE_APPLICATION": platform.app_id,
+        "APPLICATION_ID": platform.app_id,
+        "GOOGLE_CLOUD_PROJECT": platform.project,
+        "PYTHONUNBUFFERED": "1",
+        "DEFAULT_VERSION_HOSTNAME": platform.default_hostname,
+        "API_HOST": platform.api_address[0],
+        "API_PORT": str(platform.api_address[1]),
+        "HTTP_X_APPENGINE_API_TICKET": api_ticket,
+    }
+    own = dict(env_variables or {})
+    if not own.get(SECRET_KEYS_VARIABLE, "").strip():
+        own.pop(SECRET_KEYS_VARIABLE, None)
+    if own.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
+        _logger.warning(
+            "%s sets %s, which is not passed on: with it, tasks would go to Google instead of here.",
+            source,
+            _CLOUD_TASKS_VARIABLE,
+        )
+    for name in sorted(set_here.keys() & own.keys()):
+        if own[name] != set_here[name]:
+            _logger.warning("%s sets %s; what the local server itself sets it to is used instead.", source, name)
+    return {**platform.inherited, **own, **set_here}
+
+
+def external_environ(platform: Platform, service: Service, *, api_ticket: str) -> dict[str, str]:
+    """Return what an app that runs elsewhere needs in its environment, and nothing more.
+
+    The first three lead its SDK here. Without the keys it would refuse every task; without the hostname the SDK drops a
+    task's target; the application is part of entities' keys and of signatures, service and version of tasks' targets.
+    """
+    return {
+        "API_HOST": platform.api_address[0],
+        "API_PORT": str(platform.api_address[1]),
+        "HTTP_X_APPENGINE_API_TICKET": api_ticket,
+        SECRET_KEYS_VARIABLE: platform.inherited[SECRET_KEYS_VARIABLE],
+        "DEFAULT_VERSION_HOSTNAME": platform.default_hostname,
+        "GAE_APPLICATION": platform.app_id,
+        "GAE_SERVICE": service.name,
+        "GAE_VERSION": service.version,
+    }

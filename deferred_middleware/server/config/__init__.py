@@ -1,0 +1,1 @@
+"""What the local server is told: command line, app.yaml, queue.yaml, data directory."""

@@ -1,0 +1,186 @@
+"""``queue.yaml``: what it says about the queues, read by the SDK's own parser.
+
+    queues = read_queue_yaml(Path("queue.yaml"))
+
+Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/queueref. What can't be is a
+:class:`QueueYamlError` that names the file, the line, and what the field takes. Beyond the parser's own checks, a name
+may be there only once, and numbers have to make sense.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from google.appengine.api import queueinfo, yaml_errors
+
+from deferred_middleware.server.config.queues import PLATFORM_BUCKET_SIZE, PLATFORM_RATE_PER_SECOND, QueueConfig
+from deferred_middleware.server.config.yaml_files import (
+    YamlFileError,
+    compose,
+    is_mapping,
+    is_sequence,
+    line_of,
+    problem_of,
+    read_text,
+    value_of,
+    wrong_value,
+)
+from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.wire import protocol
+
+_log = logging.getLogger(__name__)
+
+FILE_NAMES = ("queue.yaml", "queue.yml")
+"""What the file may be called, in the order in which it is looked for."""
+
+_PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")
+# What each field takes, for whoever wrote something else.
+_TAKES = {
+    "name": "letters, digits and hyphens, up to 100 of them",
+    "mode": "push or pull",
+    "rate": "a number and a unit, such as 5/s (or /m, /h, /d), or 0, which pauses the queue",
+    "bucket_size": "a whole number from 1 up",
+    "max_concurrent_requests": "a whole number from 1 up",
+    "target": "[version.]service, in lower case",
+    "retry_parameters": "task_retry_limit, task_age_limit, min_backoff_seconds, max_backoff_seconds, max_doublings",
+    "task_retry_limit": "a whole number from 0 up",
+    "task_age_limit": "a number and a unit, such as 2d (or s, m, h), more than 0",
+    "min_backoff_seconds": "a number from 0 up",
+    "max_backoff_seconds": "a number from 0 up, and not less than min_backoff_seconds",
+    "max_doublings": "a whole number from 0 up",
+}
+
+
+class QueueYamlError(YamlFileError):
+    """``queue.yaml`` can't be used."""
+
+
+def read_queue_yaml(path: Path) -> list[QueueConfig]:
+    """Return the queues of the file at ``path``. Raises :class:`QueueYamlError` when it can't be read or is wrong."""
+    text = read_text(path, QueueYamlError)
+    return parse_queue_yaml(text, path=str(path))
+
+
+def parse_queue_yaml(text: str, *, path: str) -> list[QueueConfig]:
+    """Return the queues that ``text`` lists. Raises :class:`QueueYamlError`, in which the file is called ``path``."""
+    places = _Places(text, path)
+    info = _parse(text, path)
+    configs: dict[str, QueueConfig] = {}
+    for index, entry in enumerate(info.queue or ()):
+        # The parser's pattern takes empty names, and longer ones than the API does.
+        if not protocol.QUEUE_NAME_PATTERN.fullmatch(entry.name):
+            raise _wrong(path, places.line(index, "name"), "name", entry.name)
+        if entry.name in configs:
+            raise QueueYamlError(path, places.line(index, "name"), f"queue {entry.name} is listed twice.")
+        configs[entry.name] = _config(entry, path, places, index)
+    return list(configs.values())
+
+
+def find_queue_yaml(directories: Sequence[Path]) -> Path:
+    """Return the first ``queue.yaml`` in these directories, or where it would be: in the first of them."""
+    for directory in directories:
+        for name in FILE_NAMES:
+            if (directory / name).exists():
+                return directory / name
+    return directories[0] / FILE_NAMES[0]
+
+
+def _parse(text: str, path: str) -> Any:
+    try:
+        return queueinfo.LoadSingleQueue(text)
+    except yaml_errors.EventError as error:
+        problem = problem_of(error, _TAKES)
+        if isinstance(error.cause, yaml_errors.UnexpectedAttribute):
+            problem = f"{problem.partition(' for object')[0]}; the fields of a queue are {', '.join(_TAKES)}"
+        raise QueueYamlError(path, line_of(error.event), f"{problem}.") from error
+    except (yaml_errors.Error, queueinfo.MalformedQueueConfiguration) as error:
+        raise QueueYamlError(path, None, f"{error}") from error
+
+
+def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
+    retry = _retry(entry, path, places, index)
+    if entry.mode == "pull":
+        for name in _PUSH_ONLY:
+            if getattr(entry, name) is not None:
+                _log.warning("%s, line %s: %s means nothing for a pull queue.", path, places.line(index, name), name)
+        return QueueConfig(name=entry.name, mode="pull", retry=retry)
+    for name in ("bucket_size", "max_concurrent_requests"):
+        value = getattr(entry, name)
+        if value is not None and value < 1:
+            raise _wrong(path, places.line(index, name), name, value)
+    rate = PLATFORM_RATE_PER_SECOND if entry.rate is None else queueinfo.ParseRate(entry.rate)
+    if not math.isfinite(rate):
+        raise _wrong(path, places.line(index, "rate"), "rate", entry.rate)
+    return QueueConfig(
+        name=entry.name,
+        rate_per_second=rate,
+        bucket_size=entry.bucket_size or PLATFORM_BUCKET_SIZE,
+        max_concurrent_requests=entry.max_concurrent_requests,
+        target=entry.target or None,
+        retry=retry,
+    )
+
+
+def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
+    if entry.retry_parameters is None:
+        return RetryPolicy()
+    given = {name: value for name, value in entry.retry_parameters.ToDict().items() if value is not None}
+    for name, value in given.items():
+        # "not >=", because of NaN.
+        if name != "task_age_limit" and not 0 <= value < math.inf:
+            raise _wrong(path, places.line(index, "retry_parameters", name), name, value)
+    try:
+        parameters = queueinfo.TranslateRetryParameters(entry.retry_parameters)
+    except (queueinfo.MalformedQueueConfiguration, ValueError, OverflowError) as error:
+        message = str(error)
+        name = "task_age_limit" if "age" in message.lower() else "max_backoff_seconds"
+        if name not in given:
+            name = next(iter(given))
+        raise _wrong(path, places.line(index, "retry_parameters", name), name, given[name]) from error
+    return RetryPolicy(
+        retry_limit=parameters.retry_limit if parameters.HasField("retry_limit") else None,
+        age_limit_seconds=parameters.age_limit_sec if parameters.HasField("age_limit_sec") else None,
+        min_backoff_seconds=parameters.min_backoff_sec,
+        max_backoff_seconds=parameters.max_backoff_sec,
+        max_doublings=parameters.max_doublings,
+    )
+
+
+def _wrong(path: str, line: int | None, name: str, value: object) -> QueueYamlError:
+    return QueueYamlError(path, line, f"{wrong_value(name, value, _TAKES)}.")
+
+
+class _Places:
+    """Where in a text the fields of its queues are. Raises :class:`QueueYamlError` when it is no list of queues."""
+
+    def __init__(self, text: str, path: str) -> None:
+        self._root = compose(text, path, QueueYamlError)
+        if self._root is None:
+            raise QueueYamlError(path, None, "it is empty; it has to say 'queue:' at least.")
+        if not is_mapping(self._root):
+            raise self._misshapen(path, self._root)
+        queues = value_of(self._root, "queue")
+        if is_sequence(queues):
+            for node in queues.value:
+                if not is_mapping(node):
+                    raise self._misshapen(path, node)
+        elif queues is not None and queues.value != "":
+            raise self._misshapen(path, queues)
+
+    @staticmethod
+    def _misshapen(path: str, node: Any) -> QueueYamlError:
+        return QueueYamlError(path, line_of(node), "it takes 'queue:', and under it a list of '- name: …'.")
+
+    def line(self, index: int, *names: str) -> int | None:
+        """Return the line of a field of the queue that is listed as number ``index``."""
+        node = value_of(self._root, "queue")
+        if not is_sequence(node):
+            return None
+        node = node.value[index]
+        for name in names:
+            node = value_of(node, name) or node
+        return line_of(node)

@@ -1,0 +1,1 @@
+"""A task on its way to an app: both ends of the connection."""

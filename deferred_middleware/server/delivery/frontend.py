@@ -1,0 +1,78 @@
+"""App Engine's front end in small: what stands between the network and the app in an app process.
+
+On App Engine nobody outside can send an ``X-AppEngine-*`` header, and every request that reaches the app carries the
+few that the platform itself sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's
+own checks for the task queue work as they do there:
+
+    waitress.create_server(Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080"))
+
+A request is believed to come from the queue process only if it carries the delivery token, which exists nowhere but
+in that process and this one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import random
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from deferred_middleware.wire.protocol import (
+    API_TICKET_HEADER,
+    DEFAULT_VERSION_HOSTNAME_HEADER,
+    HTTPS_HEADER,
+    LOCAL_SERVER_ENVIRON_KEY,
+    REQUEST_LOG_ID_HEADER,
+    SERVER_TOKEN_HEADER,
+    TASK_QUEUE_IP,
+    USER_IP_HEADER,
+    environ_key,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_PLATFORM_PREFIX = "HTTP_X_APPENGINE_"
+_SERVER_TOKEN_KEY = environ_key(SERVER_TOKEN_HEADER)
+_API_TICKET_KEY = environ_key(API_TICKET_HEADER)
+_HOSTNAME_KEY = environ_key(DEFAULT_VERSION_HOSTNAME_HEADER)
+_LOG_ID_KEY = environ_key(REQUEST_LOG_ID_HEADER)
+_USER_IP_KEY = environ_key(USER_IP_HEADER)
+_HTTPS_KEY = environ_key(HTTPS_HEADER)
+
+
+class Frontend:
+    """A WSGI app that passes requests on to ``app`` with exactly the platform headers they are entitled to.
+
+    ``api_ticket`` is what the SDK sends with each API call; ``default_hostname`` what the app sees as
+    ``DEFAULT_VERSION_HOSTNAME``, without which the SDK silently drops a task's target.
+    """
+
+    def __init__(self, app: WSGIApplication, *, delivery_token: str, api_ticket: str, default_hostname: str) -> None:
+        self._app = app
+        self._delivery_token = delivery_token.encode()
+        self._api_ticket = api_ticket
+        self._default_hostname = default_hostname
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Clean the request's headers, add the platform's, and let the app answer."""
+        token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
+        if hmac.compare_digest(token, self._delivery_token):
+            environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
+            environ[LOCAL_SERVER_ENVIRON_KEY] = True
+        else:
+            # Servers differ in which spellings of a header they fold into one key, so compare the folded form.
+            for key in [key for key in environ if _is_platform_key(key)]:
+                del environ[key]
+            # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
+            environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
+        environ[_API_TICKET_KEY] = self._api_ticket
+        environ[_HOSTNAME_KEY] = self._default_hostname
+        # Nobody has to be kept from guessing it.
+        environ[_LOG_ID_KEY] = f"{random.getrandbits(128):032x}"
+        environ[_HTTPS_KEY] = "off"
+        return self._app(environ, start_response)
+
+
+def _is_platform_key(key: str) -> bool:
+    return key.upper().replace("-", "_").startswith(_PLATFORM_PREFIX)

@@ -1,0 +1,346 @@
+"""One attempt to run a task: an HTTP request to the service, as App Engine's task queue sends it.
+
+Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . What matters
+beyond them is that an attempt ends in time, and that it is counted exactly when it took place: a connection that the
+service has closed while it was idle is not used again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import http.client
+import logging
+import math
+import re
+import select
+import threading
+import time
+from dataclasses import dataclass
+
+from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.delivery.connections import Connection, Response
+from deferred_middleware.server.store.records import ClaimedTask
+from deferred_middleware.wire import protocol
+
+_log = logging.getLogger(__name__)
+
+EXCERPT_BYTES = 4096
+"""How much of a response's body is kept."""
+
+# Servers close idle connections, waitress after 120 s, gunicorn after 2 s. Long before that ours is given up, so that a
+# request is never on its way while the service closes.
+_IDLE_SECONDS = 30.0
+_EXTERNAL_IDLE_SECONDS = 0.5
+# How much of a response is read before the other attempts of the thread have their turn.
+_READS_IN_A_ROW = 16
+
+# What can't be in a request's first line.
+_ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
+
+# What the app may not set: it is the platform's, or belongs to the connection.
+_PLATFORM_PREFIX = "x-appengine-"
+_PASSED_ON = frozenset({"x-appengine-current-namespace", "x-appengine-default-namespace"})
+_REPLACED = frozenset(
+    {
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        protocol.SERVER_TOKEN_HEADER.lower(),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptResult:
+    """How one attempt ended.
+
+    ``status`` is None when there was no complete HTTP response: no connection, cut off at the dispatch deadline, or the
+    service went away; ``reason`` then says which, for a person. ``outcome`` is the response's ``X-Deferred-Outcome``,
+    ``excerpt`` the beginning of its body. ``broken_off`` says that the service ended the connection in the middle,
+    ``late`` that its handler goes on beyond the dispatch deadline.
+    """
+
+    status: int | None
+    duration_usec: int
+    reason: str | None = None
+    outcome: str | None = None
+    excerpt: bytes = b""
+    broken_off: bool = False
+    late: LateHandler | None = None
+
+    @property
+    def http_response(self) -> bool:
+        """Whether the attempt counts as an execution."""
+        return self.status is not None
+
+    def because(self, reason: str) -> AttemptResult:
+        """Return the same result with another reason."""
+        return dataclasses.replace(self, reason=reason)
+
+
+class Deliverer:
+    """Sends tasks to services, over connections that are kept open.
+
+    ``delivery_token`` goes with every request, and is how a service knows that the task queue sent it. Only one that
+    runs elsewhere doesn't get it: whoever is there could pose as the queue then.
+    """
+
+    def __init__(self, *, delivery_token: str) -> None:
+        self._delivery_token = delivery_token
+        self._lock = threading.Lock()
+        self._busy: set[Connection] = set()
+        # By the service's address; the last one that was used is used next.
+        self._idle: dict[str, list[Connection]] = {}
+        self._closed = False
+
+    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> Delivery:
+        """Return an attempt that is to be made, with ``host`` as its ``Host`` header."""
+        return Delivery(self, task, service, host)
+
+    def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
+        """Make one attempt, with ``host`` as its ``Host`` header; return how it ended, whatever happens on the way."""
+        delivery = self.begin(task, service, host=host)
+        while (result := delivery.proceed()) is None:
+            delivery.wait()
+        return result
+
+    def close(self) -> None:
+        """Close all connections; attempts that are under way end without a response."""
+        with self._lock:
+            self._closed = True
+            for connection in self._busy:
+                connection.shut_down()
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
+
+    def request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
+        """Return the request that delivers a task. Raises :class:`ValueError` for what would not be one."""
+        if _ILLEGAL_IN_URL.search(task.url):
+            raise ValueError(f"the URL has a character that no URL has: {task.url!r}")
+        headers = request_headers(task, host)
+        if not service.external:
+            headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
+        lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
+        head = "\r\n".join(lines)
+        # Each line has one line break, and the empty one at the end another.
+        if head.count("\r") != len(lines) or head.count("\n") != len(lines) or "\0" in head:
+            raise ValueError("a header has a line break in it")
+        return head.encode("latin-1") + task.body
+
+    def take(self, service: Service) -> Connection:
+        """Return a connection to a service, new or fit to be used again, which has to be put back."""
+        idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
+        with self._lock:
+            if self._closed:
+                raise ConnectionAbortedError("the server is stopping")
+            idle = self._idle.get(service.address)
+            while idle:
+                connection = idle.pop()
+                if connection.usable(idle_seconds):
+                    break
+                connection.close()
+            else:
+                connection = Connection(service.host.strip("[]"), service.port)
+            self._busy.add(connection)
+        return connection
+
+    def put_back(self, connection: Connection, service: Service, *, keep: bool) -> None:
+        """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
+        with self._lock:
+            self._busy.discard(connection)
+            if not keep or self._closed:
+                connection.close()
+                return
+            connection.idle_since = time.monotonic()
+            self._idle.setdefault(service.address, []).append(connection)
+
+
+class Delivery:
+    """One attempt, made bit by bit and never waited for: :meth:`proceed` does what can be done now.
+
+    ``deadline`` is its dispatch deadline by the monotonic clock.
+    """
+
+    def __init__(self, deliverer: Deliverer, task: ClaimedTask, service: Service, host: str) -> None:
+        self._deliverer = deliverer
+        self._task = task
+        self._service = service
+        self._host = host
+        self._deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
+        self._began = time.monotonic()
+        self._connection: Connection | None = None
+        self._response: Response | None = None
+        self._excerpt = b""
+        self.deadline = self._began + self._deadline_usec / 1e6
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection that it waits for, -1 if there is none any more."""
+        return -1 if self._connection is None else self._connection.fileno()
+
+    @property
+    def awaited(self) -> int:
+        """What the connection waits for, as :mod:`select` has it."""
+        return 0 if self._connection is None else self._connection.awaited
+
+    def wait(self) -> None:
+        """Wait until there is something to do."""
+        if self._connection is not None:
+            self._connection.wait(self.deadline)
+
+    def proceed(self) -> AttemptResult | None:
+        """Go on, the first time by sending; return how the attempt ended, None if it goes on.
+
+        To be called when the connection has what it waits for, or the deadline has come.
+        """
+        response = self._response
+        reason: str | None = None
+        broken_off = False
+        late: LateHandler | None = None
+        try:
+            if response is None:
+                self._send()
+                return None
+            self._read(response)
+            return self._ended(response.status, outcome=response.header(protocol.OUTCOME_HEADER))
+        except BlockingIOError:
+            if time.monotonic() < self.deadline:
+                return None
+            reason = f"cut off: no complete response within its dispatch deadline of {self._deadline_usec / 1e6:g} s"
+            if self._connection is not None and response is not None and self._connection.awaited == select.POLLIN:
+                late = LateHandler(self._deliverer, self._connection, response, self._service)
+        except http.client.RemoteDisconnected:
+            reason = "the service closed the connection without a response"
+            broken_off = True
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            if self._service.external and isinstance(error, ConnectionRefusedError):
+                reason = f"nothing answers at {self._service.url}; is the app running there?"
+            broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
+        return self._ended(None, reason=reason, broken_off=broken_off, late=late)
+
+    def _send(self) -> None:
+        request = self._deliverer.request(self._task, self._service, self._host)
+        self._connection = connection = self._deliverer.take(self._service)
+        self._response = Response(connection.receive, has_body=self._task.method != "HEAD")
+        connection.send(request)
+
+    def _read(self, response: Response) -> None:
+        assert self._connection is not None
+        self._connection.flush()
+        self._connection.reads_left = _READS_IN_A_ROW
+        response.read_head()
+        # To the end: an app may do its work while it is being read, and the connection is to be used again.
+        while part := response.read():
+            if len(self._excerpt) < EXCERPT_BYTES:
+                self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
+
+    def _ended(
+        self,
+        status: int | None,
+        *,
+        reason: str | None = None,
+        outcome: str | None = None,
+        broken_off: bool = False,
+        late: LateHandler | None = None,
+    ) -> AttemptResult:
+        connection, self._connection = self._connection, None
+        if connection is not None and late is None:
+            keep = self._response is not None and self._response.keeps_connection
+            self._deliverer.put_back(connection, self._service, keep=keep)
+        return AttemptResult(
+            status=status,
+            duration_usec=int((time.monotonic() - self._began) * 1e6),
+            reason=reason,
+            outcome=outcome,
+            excerpt=self._excerpt,
+            broken_off=broken_off,
+            late=late,
+        )
+
+
+def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
+    """Return the headers of a task's next attempt; each character stands for one byte."""
+    headers = [
+        ("Host", host),
+        ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
+        (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
+        (protocol.QUEUE_NAME_HEADER, task.queue),
+        (protocol.TASK_NAME_HEADER, task.name),
+        (protocol.RETRY_COUNT_HEADER, str(task.retry_count)),
+        (protocol.EXECUTION_COUNT_HEADER, str(task.execution_count)),
+        (protocol.ETA_HEADER, f"{task.eta_usec // 1_000_000}.{task.eta_usec % 1_000_000:06d}"),
+    ]
+    if task.previous_response is not None:
+        headers.append((protocol.PREVIOUS_RESPONSE_HEADER, str(task.previous_response)))
+    if task.retry_reason is not None:
+        headers.append((protocol.RETRY_REASON_HEADER, task.retry_reason))
+    if task.body or task.method in ("POST", "PUT"):
+        headers.append(("Content-Length", str(len(task.body))))
+    has_type = False
+    for name, value in task.headers:
+        folded = _folded(name)
+        if folded is not None:
+            has_type = has_type or folded == "content-type"
+            headers.append((name, value))
+    if task.body and not has_type:
+        headers.append(("Content-Type", protocol.CONTENT_TYPE))
+    return headers
+
+
+@functools.lru_cache(maxsize=1024)
+def _folded(name: str) -> str | None:
+    """Return what servers make of a header's name, or None when the app may not send it."""
+    # Some servers take an underscore for a hyphen, and so would take X_AppEngine_TaskName for the platform's.
+    folded = name.lower().replace("_", "-")
+    if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
+        return None
+    return folded
+
+
+class LateHandler:
+    """A handler that goes on although its attempt was cut off.
+
+    Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
+    """
+
+    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response, service: Service) -> None:
+        self._deliverer = deliverer
+        self._connection = connection
+        self._response = response
+        self._service = service
+
+    def wait(self) -> int | None:
+        """Return when the handler has ended, its process has, or the deliverer is closed; the status if it gave one."""
+        status: int | None = None
+        try:
+            self._connection.reads_left = math.inf
+            while not self._has_ended():
+                self._connection.wait(math.inf)
+            status = self._response.status
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            _log.debug("A handler that was cut off ended without a response: %s", error)
+        finally:
+            self._deliverer.put_back(self._connection, self._service, keep=False)
+        return status
+
+    def _has_ended(self) -> bool:
+        try:
+            self._response.read_head()
+            while self._response.read():
+                pass
+        except BlockingIOError:
+            return False
+        return True

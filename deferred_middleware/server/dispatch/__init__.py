@@ -1,0 +1,1 @@
+"""Which task runs next, where, and what becomes of it."""

@@ -1,0 +1,172 @@
+"""What all parts of the task store share: its file, its writer, its reader, its counts and its clock."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deferred_middleware.server.store.counts import StoreCounts
+from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.retention import Retention
+from deferred_middleware.server.store.storefile import StoreLock, open_reader, open_writer
+from deferred_middleware.server.store.task_names import NameChooser
+from deferred_middleware.server.store.writer import GroupCommitWriter, Operation, Tally
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Parameters = Sequence[Any] | dict[str, Any]
+
+BATCH = 1000
+"""How many rows one operation changes at most where there may be many: everybody else waits for it."""
+
+
+class Reader:
+    """A connection that can only read, for one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_reader(path)
+        self._lock = threading.Lock()
+
+    def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
+        """Return the rows of one statement."""
+        with self._lock:
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def use(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what an operation finds."""
+        with self._lock:
+            return operation(self._connection)
+
+    def close(self) -> None:
+        """Close the connection, once nobody reads."""
+        with self._lock:
+            self._connection.close()
+
+
+class StoreCore:
+    """The store in the SQLite file at ``path``, without what can be done with it.
+
+    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server died are due again
+    once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once when another process has the
+    store, or when the file can't be used.
+    """
+
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float] = time.time, retention: Retention | None = None
+    ) -> None:
+        self._clock = clock
+        self._retention = retention or Retention()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = StoreLock(path.with_name(path.name + ".lock"))
+        try:
+            connection = open_writer(path)
+            try:
+                reserve = DiskReserve(path.with_name(path.name + ".reserve"))
+                try:
+                    self._recover(connection)
+                except sqlite3.OperationalError as error:
+                    if not is_disk_full(error) or not reserve.spend():
+                        raise
+                    self._recover(connection)
+                self._counts = StoreCounts(connection)
+                self._reader = Reader(path)
+                # People's questions may take a while, and the scheduler's must not wait for them.
+                self._lanes_reader = Reader(path)
+            except BaseException:
+                connection.close()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+        self._closed = False
+        self._writer = GroupCommitWriter(connection, self._counts, reserve)
+        self.choose_name = NameChooser(self._now_usec)
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed since the store was opened."""
+        return self._writer.commits
+
+    def close(self) -> None:
+        """Write what was handed in, close the file, and let another server have it."""
+        if self._closed:
+            return
+        self._closed = True
+        # Before the writer: the last connection to close folds the log into the database, and must be able to.
+        self._reader.close()
+        self._lanes_reader.close()
+        self._writer.close()
+        self._lock.release()
+
+    def _read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
+        return self._reader.read(sql, parameters)
+
+    def _in_batches(self, operation: Operation[int]) -> int:
+        """Do an operation of at most :data:`BATCH` rows again and again until it finds fewer; return their number."""
+        total = 0
+        while True:
+            number = self._writer.submit(operation).result()
+            total += number
+            if number < BATCH:
+                return total
+
+    def _now_usec(self) -> int:
+        return int(self._clock() * 1e6)
+
+    def _blocked_until(self, now_usec: int) -> int:
+        return now_usec + int(self._retention.tombstone_seconds * 1e6)
+
+    def _remove(
+        self,
+        connection: sqlite3.Connection,
+        where: str,
+        parameters: Sequence[Any],
+        tally: Tally,
+        *,
+        all_names: bool = False,
+    ) -> int:
+        """Delete the rows that ``where`` names.
+
+        The names of unfinished ones that the app chose (or all of their names) stay blocked; those of finished tasks
+        have been since they were finished.
+        """
+        blocked = "1" if all_names else "user_named"
+        connection.execute(
+            "INSERT OR REPLACE INTO tombstones SELECT queue, name, ? FROM tasks"
+            f" WHERE {where} AND finished_usec IS NULL AND {blocked}",
+            (self._blocked_until(self._now_usec()), *parameters),
+        )
+        gone = connection.execute(f"DELETE FROM tasks WHERE {where} RETURNING queue, state", parameters).fetchall()
+        for key, number in Counter(gone).items():
+            if key[1] != "held":
+                tally[key] -= number
+        return len(gone)
+
+    def _recover(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            queues = connection.execute("SELECT queue FROM counts WHERE state = 'running' AND number <> 0").fetchall()
+            recovered = 0
+            for (queue,) in queues:
+                # They were due when they were claimed; if the clock has been set back since, they still are.
+                number = connection.execute(
+                    "UPDATE tasks SET state = 'ready', claim_token = NULL, eta_usec = min(eta_usec, ?)"
+                    " WHERE queue = ? AND state = 'running'",
+                    (self._now_usec(), queue),
+                ).rowcount
+                StoreCounts.move(connection, queue, "running", "ready", number)
+                recovered += number
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        if recovered:
+            _log.warning("%d tasks were in flight when the server ended; they run again.", recovered)
