@@ -32,8 +32,7 @@ from deferred_middleware.errors import (
     UnknownOptionError,
     UnpicklableArgumentError,
 )
-from deferred_middleware.execution.context import TaskContext, current_task
-from deferred_middleware.execution.levels import log_as_retried
+from deferred_middleware.execution.context import TaskContext, current_task, log_as_retried
 from deferred_middleware.execution.middleware import DeferredMiddleware
 from deferred_middleware.execution.outcomes import Outcome
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.errors.sdk import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
-    from deferred_middleware.execution.retrying import RetryLater
+    from deferred_middleware.execution.retry_later import RetryLater
 
 __version__ = "0.1.0"
 
@@ -89,7 +88,7 @@ _NEED_THE_SDK = {
     "NotAllEnqueuedError": "deferred_middleware.errors.sdk",
     "TaskTooLargeError": "deferred_middleware.errors.sdk",
     "PermanentTaskFailure": "google.appengine.ext.deferred",
-    "RetryLater": "deferred_middleware.execution.retrying",
+    "RetryLater": "deferred_middleware.execution.retry_later",
     "SingularTaskFailure": "google.appengine.ext.deferred",
 }
 

@@ -19,7 +19,7 @@ from deferred_middleware import Settings
 from deferred_middleware.config import hooks as hooks_module
 from deferred_middleware.config import keys as secretkeys
 from deferred_middleware.config import settings as settings_module
-from deferred_middleware.server.store.retention import Retention
+from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.store import TaskStore
 
 # No deadline for an example: how long one takes says more about the machine than about the code.

@@ -1,7 +1,7 @@
 """The options that travel with a task, as headers: the platform tells the handler none of them.
 
 A running task reads them to know where it stands (:class:`~deferred_middleware.TaskContext`), and they are there for a
-task that follows it (:mod:`deferred_middleware.execution.again`).
+task that follows it (:mod:`deferred_middleware.execution.retry_later`).
 """
 
 from __future__ import annotations

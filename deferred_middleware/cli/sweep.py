@@ -19,7 +19,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
         help="remove expired payloads from the datastore",
         description="Remove payloads too large for a task, and receipts of such, whose time is over. It needs the "
         "datastore that the app's SDK reaches: on the local server, the variables API_HOST, API_PORT and "
-        "HTTP_X_APPENGINE_API_TICKET. On App Engine call deferred_middleware.wire.sweeping.sweep() in a handler that "
+        "HTTP_X_APPENGINE_API_TICKET. On App Engine call deferred_middleware.wire.overflow.sweep() in a handler that "
         "cron.yaml names.",
     )
     parser.add_argument("--max-seconds", type=float, default=300.0, help="when to end at the latest (default: 300)")
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from google.appengine.api import apiproxy_stub_map, datastore_errors
     from google.appengine.runtime import apiproxy_errors
 
-    from deferred_middleware.wire.sweeping import sweep
+    from deferred_middleware.wire.overflow import sweep
 
     connect()
     if apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is None:

@@ -24,8 +24,7 @@ from deferred_middleware.calls.callables import AnyCallable, check_kind
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.enqueue.routing import TargetAsGiven
-from deferred_middleware.execution.delivery import KEY, Delivery
-from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler
 from deferred_middleware.execution.legacy import resolved
 
 if TYPE_CHECKING:

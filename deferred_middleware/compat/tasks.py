@@ -23,8 +23,7 @@ from deferred_middleware.calls.call import call
 from deferred_middleware.calls.callables import AnyCallable
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.enqueue.api import enqueue_async
-from deferred_middleware.execution.context import current_task
-from deferred_middleware.execution.levels import log_as_retried
+from deferred_middleware.execution.context import current_task, log_as_retried
 from deferred_middleware.wire.protocol import TASK_NAME_HEADER
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""Settings: one table of name, default and meaning, read once from the environment.
+"""Make a setting's value from a variable's text, or check one that was given in code.
+
+Each function raises :class:`ValueError` for what can't be used; the table of settings says what can.
+
+Settings: one table of name, default and meaning, read once from the environment.
 
 They are read when the package is imported, in the importing thread: the SDK's ``wrap_wsgi_app`` later replaces
 ``os.environ`` by a request-local one that is empty in other threads (SDK: ``runtime/request_environment.py``). For the
@@ -13,15 +17,123 @@ import dataclasses
 import logging
 import os
 import pickle
+import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from deferred_middleware.config import conversions, keys
+from deferred_middleware.config import keys
 from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.errors import DeferredWarning, SettingsError
 from deferred_middleware.wire import protocol
+
+_SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
+_URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def queues(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of queues in a list."""
+    names = value.split(",") if isinstance(value, str) else value
+    queues = tuple(name.strip() for name in names)
+    if not queues or not all(protocol.QUEUE_NAME_PATTERN.fullmatch(name) for name in queues):
+        raise ValueError(value)
+    if len(set(queues)) < len(queues):
+        raise ValueError(value)
+    return queues
+
+
+def service(value: str | None) -> str | None:
+    """Return a service's name."""
+    if value is not None and not _SERVICE_NAME.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def module(value: str | None) -> str | None:
+    """Return a module's dotted name."""
+    if value is not None and not _MODULE_NAME.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def callables(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of callables in a list, as module:qualname, or module:* for a module's own functions."""
+    names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
+    if not all(_CALLABLE_NAME.fullmatch(name) for name in names):
+        raise ValueError(value)
+    return names
+
+
+def paths(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the paths in a list."""
+    paths = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
+    if not all(re.fullmatch(r"/[\x21-\x7e]*", path) and "?" not in path for path in paths):
+        raise ValueError(value)
+    return paths
+
+
+def url_prefix(value: str) -> str:
+    """Return a path without a slash at its end."""
+    if not _URL_PREFIX.fullmatch(value):
+        raise ValueError(value)
+    return value
+
+
+def boolean(value: str | bool) -> bool:
+    """Return what true or false means."""
+    if isinstance(value, bool):
+        return value
+    if value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise ValueError(value)
+
+
+def integer(lowest: int, highest: int) -> Callable[[str | int], int]:
+    """Return what makes a whole number from ``lowest`` to ``highest``."""
+
+    def convert(value: str | int) -> int:
+        if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
+            raise ValueError(value)
+        number = int(value)
+        if not lowest <= number <= highest:
+            raise ValueError(value)
+        return number
+
+    return convert
+
+
+def seconds(value: str | float) -> float:
+    """Return a number of seconds."""
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
+        raise ValueError(value)
+    seconds = float(value)
+    if not 0 <= seconds <= 600:
+        raise ValueError(value)
+    return seconds
+
+
+def log_level(value: str | int) -> int:
+    """Return the number of a log level."""
+    if isinstance(value, str) and value.upper() in LEVELS:
+        return int(getattr(logging, value.upper()))
+    return integer(0, 100)(value)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return what takes one of ``words``."""
+
+    def convert(value: str) -> str:
+        if value not in words:
+            raise ValueError(value)
+        return value
+
+    return convert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +164,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="default_queues",
         variable="DEFERRED_DEFAULT_QUEUES",
         alias="DEFAULT_QUEUES",
-        convert=conversions.queues,
+        convert=queues,
         accepts="queue names ([a-zA-Z0-9-], up to 100 characters each) separated by commas, each once",
         meaning=(
             "The queues for calls without _queue. An unnamed call goes to one of them at random, "
@@ -64,7 +176,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="background_module",
         variable="DEFERRED_BACKGROUND_MODULE",
         alias="BACKGROUND_MODULE",
-        convert=conversions.service,
+        convert=service,
         accepts="the name of a service: [a-z0-9-], up to 63 characters",
         meaning=(
             "The service that runs the tasks enqueued from the default service, at the same "
@@ -75,21 +187,21 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="warmup_module",
         variable="DEFERRED_WARMUP_MODULE",
         alias="WARMUP_MODULE",
-        convert=conversions.module,
+        convert=module,
         accepts="the dotted name of a module that can be imported",
         meaning="A module that is imported once, before the first payload is decoded.",
     ),
     Setting(
         field="url_prefix",
         variable="DEFERRED_URL_PREFIX",
-        convert=conversions.url_prefix,
+        convert=url_prefix,
         accepts="a path such as /_cb/deferred, with a slash at its start and none at its end",
         meaning="The path under which tasks are delivered.",
     ),
     Setting(
         field="legacy_urls",
         variable="DEFERRED_LEGACY_URLS",
-        convert=conversions.paths,
+        convert=paths,
         accepts="paths that begin with a slash, separated by commas",
         meaning=(
             "Paths at which tasks of google.appengine.ext.deferred are run as well, such as /_ah/queue/deferred: those "
@@ -110,14 +222,14 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="require_signature",
         variable="DEFERRED_REQUIRE_SIGNATURE",
-        convert=conversions.boolean,
+        convert=boolean,
         accepts="true or false",
         meaning=("Whether a task without a signature is refused on App Engine standard. Anywhere else it always is."),
     ),
     Setting(
         field="allowed_callables",
         variable="DEFERRED_ALLOWED_CALLABLES",
-        convert=conversions.callables,
+        convert=callables,
         accepts="names such as shop.mail:send, shop.orders:Order.close or shop.jobs:*, separated by commas",
         meaning=(
             "The callables that a task may call: nothing else is deferred or run, and of a task's payload nothing is "
@@ -128,14 +240,14 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="pickle_protocol",
         variable="DEFERRED_PICKLE_PROTOCOL",
-        convert=conversions.integer(0, pickle.HIGHEST_PROTOCOL),
+        convert=integer(0, pickle.HIGHEST_PROTOCOL),
         accepts=f"a whole number from 0 to {pickle.HIGHEST_PROTOCOL}",
         meaning="The pickle protocol that payloads are written with; any is read.",
     ),
     Setting(
         field="max_payload_bytes",
         variable="DEFERRED_MAX_PAYLOAD_BYTES",
-        convert=conversions.integer(1, 2**31),
+        convert=integer(1, 2**31),
         accepts="a whole number of bytes, at least 1",
         meaning=(
             "The largest payload: a larger one is an error at defer(), and a larger request body is "
@@ -146,7 +258,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="enqueue_seconds",
         variable="DEFERRED_ENQUEUE_SECONDS",
-        convert=conversions.seconds,
+        convert=seconds,
         accepts="a number of seconds, 0 to 600",
         meaning=(
             "How long an enqueue is tried: transient errors and time-outs are tried again until then, "
@@ -156,7 +268,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="coalesce",
         variable="DEFERRED_COALESCE",
-        convert=conversions.boolean,
+        convert=boolean,
         accepts="true or false",
         meaning=(
             "Whether the defer_async calls of a request leave together when the app has returned its response, "
@@ -166,15 +278,15 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="log_level",
         variable="DEFERRED_LOG_LEVEL",
-        convert=conversions.log_level,
-        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
+        convert=log_level,
+        accepts=f"one of {', '.join(LEVELS)}, or a number",
         meaning="The level of the log line for a task that went well.",
     ),
     Setting(
         field="retry_log_level",
         variable="DEFERRED_RETRY_LOG_LEVEL",
-        convert=conversions.log_level,
-        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
+        convert=log_level,
+        accepts=f"one of {', '.join(LEVELS)}, or a number",
         meaning=(
             "The level of the record for a failed attempt that will be tried again. An attempt "
             "known to be the last (its _retry_options had a task_retry_limit alone) is always an "
@@ -184,7 +296,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="log_arguments",
         variable="DEFERRED_LOG_ARGUMENTS",
-        convert=conversions.one_of("none", "names", "short"),
+        convert=one_of("none", "names", "short"),
         accepts="none, names or short",
         meaning=(
             "How much of a call's arguments is logged when it fails: none, their names, or their values, shortened. "

@@ -32,8 +32,7 @@ from flask import Flask, Response, got_request_exception, has_request_context, r
 
 from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
 from deferred_middleware.enqueue import batch
-from deferred_middleware.execution.delivery import delivery_of
-from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.handler import TaskHandler, delivery_of
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import webob
 
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.execution.delivery import KEY, Delivery, delivery_of
-from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler, delivery_of
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:

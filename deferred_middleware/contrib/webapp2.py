@@ -21,8 +21,7 @@ import webapp2
 
 from deferred_middleware.contrib.mounting import TaskGuard
 from deferred_middleware.enqueue import batch
-from deferred_middleware.execution.delivery import delivery_of
-from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.handler import TaskHandler, delivery_of
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings

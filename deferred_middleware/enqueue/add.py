@@ -1,4 +1,8 @@
-"""Add prepared calls to their queue: attempts, their answers, and what became of each call.
+"""How often and how long an enqueue is tried: arithmetic of deadlines and back-off, with clock and chance given.
+
+Put prepared calls together that can be added in one RPC: the same queue, not too many, and not too large.
+
+Add prepared calls to their queue: attempts, their answers, and what became of each call.
 
 An attempt that failed for now, or of which nobody knows how it ended, is repeated under the same name. That the name is
 taken is then success for a name of our own, because nobody else can have it; a name of the caller's keeps its meaning.
@@ -6,16 +10,19 @@ taken is then success for a name of our own, because nobody else can have it; a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from google.appengine.api.taskqueue import TombstonedTaskError
 
 from deferred_middleware.config.hooks import current_hooks
 from deferred_middleware.engines import answers, sending, transactions
-from deferred_middleware.enqueue.attempts import REAL, Attempts, Timing
 from deferred_middleware.errors import sdk
 from deferred_middleware.execution.outcomes import Enqueued
+from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
@@ -23,6 +30,118 @@ if TYPE_CHECKING:
     from deferred_middleware.engines.sending import Refusal
     from deferred_middleware.enqueue.prepare import Prepared
     from deferred_middleware.errors.sdk import EnqueueError
+
+LONGEST_RPC_SECONDS: Final = 10.0
+"""How long one attempt may wait for the queue's answer; the platform's own is typically 5 s (SDK: create_rpc)."""
+FEWEST_ATTEMPTS: Final = 3
+"""One attempt that hangs takes only this part of the time, so that others can follow."""
+FIRST_DELAY_SECONDS: Final = 0.1
+LONGEST_DELAY_SECONDS: Final = 5.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timing:
+    """Where time and chance come from. ``clock`` and ``sleep`` count seconds, ``chance`` is in [0, 1)."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], object] = time.sleep
+    chance: Callable[[], float] = random.random
+
+
+REAL: Final = Timing()
+
+
+class Attempts:
+    """The attempts at one add, in at most ``seconds``; 0 means a single one."""
+
+    __slots__ = ("_ends", "_seconds", "_timing", "failed")
+
+    def __init__(self, seconds: float, timing: Timing = REAL) -> None:
+        self._seconds = seconds
+        self._timing = timing
+        self._ends = timing.clock() + seconds
+        self.failed = 0
+        """How many attempts have failed."""
+
+    def rpc_seconds(self) -> float | None:
+        """Return how long the next attempt may wait for its answer; None leaves it to the SDK."""
+        if not self._seconds:
+            return None
+        shortest = self._seconds / 10
+        left = max(self._ends - self._timing.clock(), shortest)
+        return min(LONGEST_RPC_SECONDS, self._seconds / FEWEST_ATTEMPTS, left)
+
+    def delay(self) -> float | None:
+        """Count a failed attempt; return how many seconds to wait before the next, or None if there is none.
+
+        The bound doubles with each failure, and chance takes up to half of it away, so that clients that failed
+        together don't come back together.
+        """
+        self.failed += 1
+        bound = min(FIRST_DELAY_SECONDS * 2.0 ** min(self.failed - 1, 16), LONGEST_DELAY_SECONDS)
+        delay = bound * (1 - self._timing.chance() / 2)
+        return delay if self._timing.clock() + delay < self._ends else None
+
+
+T = TypeVar("T")
+
+_MAX_WAITING: Final = 1000
+"""How many calls may wait for others of their queue."""
+_MAX_WAITING_BYTES: Final = 4 * protocol.MAX_ADD_BYTES
+
+
+@dataclasses.dataclass(slots=True)
+class Group(Generic[T]):
+    """Calls of one queue for one RPC; ``tags`` tell the caller which they are."""
+
+    prepared: list[Prepared] = dataclasses.field(default_factory=list)
+    tags: list[T] = dataclasses.field(default_factory=list)
+    names: set[str] = dataclasses.field(default_factory=set)
+    size_bytes: int = 0
+
+
+class Groups(Generic[T]):
+    """Groups that are being filled, one for each queue."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Group[T]] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
+
+    def add(self, prepared: Prepared, tag: T) -> Sequence[Group[T]]:
+        """Add a call, and return the groups that are to be sent because of it."""
+        queue, name, size_bytes = prepared.queue, prepared.call.options.name, prepared.size_bytes
+        group = self._groups.get(queue)
+        full: Sequence[Group[T]] = ()
+        # A name must not be in an add twice. A group that has as many calls as may be has left already.
+        if group is not None and (group.size_bytes + size_bytes > protocol.MAX_ADD_BYTES or name in group.names):
+            full = [self._take(queue)]
+            group = None
+        if group is None:
+            group = self._groups[queue] = Group()
+        group.prepared.append(prepared)
+        group.tags.append(tag)
+        group.size_bytes += size_bytes
+        if name is not None:
+            group.names.add(name)
+        self._waiting += 1
+        self._waiting_bytes += size_bytes
+        if len(group.prepared) == protocol.MAX_TASKS_PER_ADD:
+            return [*full, self._take(queue)]
+        if self._waiting > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
+            return [*full, self._take(max(self._groups, key=lambda name: self._groups[name].size_bytes))]
+        return full
+
+    def rest(self) -> Iterator[Group[T]]:
+        """Give what is left."""
+        while self._groups:
+            yield self._take(next(iter(self._groups)))
+
+    def _take(self, queue: str) -> Group[T]:
+        group = self._groups.pop(queue)
+        self._waiting -= len(group.prepared)
+        self._waiting_bytes -= group.size_bytes
+        return group
 
 
 class Add:

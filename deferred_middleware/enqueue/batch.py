@@ -141,7 +141,7 @@ class defer_batch(Batch):
         elif gathered:
             import asyncio
 
-            from deferred_middleware.enqueue.scope import Scope
+            from deferred_middleware.enqueue.futures import Scope
 
             await asyncio.to_thread(Scope().run, self._leave, gathered)
 

@@ -1,4 +1,11 @@
-"""An enqueue that is under way: :class:`EnqueueFuture`, which ``defer_async`` returns.
+"""The request that code runs in, handed on to another thread.
+
+The SDK keeps what it knows of a request in context variables, in a thread-local copy of ``os.environ``, and in a
+thread-local flag that lets the thread use the request's API ticket (SDK: ``runtime/middlewares.py``,
+``runtime/request_environment.py``, ``runtime/default_api_stub.py``). A thread that is to call the SDK's services for a
+request needs all three.
+
+An enqueue that is under way: :class:`EnqueueFuture`, which ``defer_async`` returns.
 
 Importing this module imports the SDK.
 """
@@ -6,25 +13,57 @@ Importing this module imports the SDK.
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import functools
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from google.appengine.api import apiproxy_rpc, apiproxy_stub_map
 from google.appengine.ext.ndb import eventloop, tasklets
+from google.appengine.runtime import default_api_stub, request_environment
 
 from deferred_middleware.engines import sending
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.enqueue.add import Add, add
-from deferred_middleware.enqueue.alarm import ALARM
-from deferred_middleware.enqueue.grouping import Groups
-from deferred_middleware.enqueue.scope import Scope
+from deferred_middleware.enqueue.add import Add, Groups, add
+from deferred_middleware.enqueue.background import ALARM
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.enqueue.prepare import Prepared
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Scope:
+    """What the current thread knows of its request. The request must still be going on when it is used."""
+
+    __slots__ = ("_context", "_request", "_ticket")
+
+    def __init__(self) -> None:
+        self._context = contextvars.copy_context()
+        current = request_environment.current_request
+        self._request = (current.errors, current.environ, current.runtime_stats)
+        self._ticket = default_api_stub.DefaultApiStub.ShouldUseRequestSecurityTicketForThread()
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``function`` in this thread as if it were in the request."""
+        return self._context.copy().run(functools.partial(self._run, function, *args, **kwargs))
+
+    def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        current, stub = request_environment.current_request, default_api_stub.DefaultApiStub
+        before = (current.errors, current.environ, current.runtime_stats)
+        ticket_before = stub.ShouldUseRequestSecurityTicketForThread()
+        current.errors, current.environ, current.runtime_stats = self._request
+        stub.SetUseRequestSecurityTicketForThread(self._ticket)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            current.errors, current.environ, current.runtime_stats = before
+            stub.SetUseRequestSecurityTicketForThread(ticket_before)
+
 
 logger = logging.getLogger("deferred_middleware")
 

@@ -14,8 +14,7 @@ from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.options import NO_OPTIONS, Options
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import futures, plans
-from deferred_middleware.enqueue.add import Add
-from deferred_middleware.enqueue.grouping import Group, Groups
+from deferred_middleware.enqueue.add import Add, Group, Groups
 from deferred_middleware.enqueue.prepare import Prepared, prepare
 from deferred_middleware.enqueue.report import EnqueueReport
 from deferred_middleware.errors.sdk import NotAllEnqueuedError

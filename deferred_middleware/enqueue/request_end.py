@@ -15,8 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from deferred_middleware.enqueue.alarm import ALARM
-from deferred_middleware.enqueue.processend import BeforeEnd
+from deferred_middleware.enqueue.background import ALARM, BeforeEnd
 
 logger = logging.getLogger("deferred_middleware")
 

@@ -1,15 +1,21 @@
-"""Answer the request that delivers a task: is it the queue's, what is its body, how did it end.
+"""What became of a delivered task, for whoever stands around the request: test tools and frameworks' glue.
+
+Whoever wants to know puts a :class:`Delivery` into the request's ``environ`` under :data:`KEY`; it is filled while the
+task runs. Unlike a response it can't be changed by a layer in between.
+
+Answer the request that delivers a task: is it the queue's, what is its body, how did it end.
 
 :class:`TaskHandler` is what :class:`~deferred_middleware.DeferredMiddleware` and the frameworks' glue have in common.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import webob
 
@@ -20,18 +26,46 @@ from deferred_middleware.config.settings import current_deployment
 from deferred_middleware.enqueue import batch as batches
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
-from deferred_middleware.execution import delivery, logs, trust
+from deferred_middleware.execution import logs, trust
 from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome, Refusal
-from deferred_middleware.execution.runner import Runner, label_in
-from deferred_middleware.execution.warmup import Warmup
+from deferred_middleware.execution.runner import Runner, Warmup, label_in
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from deferred_middleware.config.settings import Settings
-    from deferred_middleware.execution.retrying import RetryLater
+    from deferred_middleware.execution.retry_later import RetryLater
+
+KEY: Final = "deferred_middleware.execution.handler"
+"""The key in ``environ``; no header of a request can set it."""
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Delivery:
+    """What became of the task of one request: nothing yet, or all of this."""
+
+    response: webob.Response | None = None
+    """What the task's handler answered, kept by the glue of a framework that may change it on its way."""
+    outcome: Outcome | None = None
+    """How the attempt ended; None where the request was refused, or not even reached the task's handler."""
+    error: BaseException | None = None
+    """What the task raised."""
+
+
+def tell(environ: WSGIEnvironment, outcome: Outcome, error: BaseException | None) -> None:
+    """Tell who waits for it how the attempt ended."""
+    waiting = delivery_of(environ)
+    if waiting is not None:
+        waiting.outcome, waiting.error = outcome, error
+
+
+def delivery_of(environ: WSGIEnvironment) -> Delivery | None:
+    """Return where somebody waits to hear what becomes of the task, if anybody does."""
+    found = environ.get(KEY)
+    return found if isinstance(found, Delivery) else None
+
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -81,7 +115,7 @@ _BODY_PROBLEMS = {
 
 
 def _enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
-    from deferred_middleware.execution.again import enqueue_again  # here, because enqueueing imports the SDK
+    from deferred_middleware.execution.retry_later import enqueue_again  # here, because enqueueing imports the SDK
 
     enqueue_again(context, content, retry)
 
@@ -158,8 +192,8 @@ class TaskHandler:
         ):
             outcome = Outcome.FAILED
         answer = _ANSWERS[outcome]
-        if delivery.KEY in environ:
-            delivery.tell(environ, outcome, context.error)
+        if KEY in environ:
+            tell(environ, outcome, context.error)
         if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
             return _with_traceback(answer, context.error)
         return answer

@@ -1,8 +1,16 @@
-"""Run one delivered task and say how it ended; what that is in HTTP is the handler's affair."""
+"""The warm-up: a module that is imported once, before the first payload is decoded.
+
+Run one delivered task and say how it ended; what that is in HTTP is the handler's affair.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
+import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +18,7 @@ from deferred_middleware.calls import payload
 from deferred_middleware.calls.call import ended
 from deferred_middleware.calls.callables import AnyCallable, agrees, label_text
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.errors import PayloadError, PayloadFinishedError, TaskContentError
+from deferred_middleware.errors import PayloadError, PayloadFinishedError, SettingsError, TaskContentError, WarmupError
 from deferred_middleware.execution import legacy, logs
 from deferred_middleware.execution.outcomes import DeadLetter, Failure, Outcome
 from deferred_middleware.wire import namespace, overflow, protocol, tracing
@@ -20,8 +28,55 @@ if TYPE_CHECKING:
     from deferred_middleware.config.hooks import Hooks
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.execution.context import TaskContext
-    from deferred_middleware.execution.retrying import RetryLater
-    from deferred_middleware.execution.warmup import Warmup
+    from deferred_middleware.execution.retry_later import RetryLater
+
+logger = logging.getLogger("deferred_middleware")
+
+
+class Warmup:
+    """Imports a module once; a failed import is tried again the next time.
+
+    Raises :class:`~deferred_middleware.SettingsError` when there is no such module.
+    """
+
+    def __init__(self, module: str | None) -> None:
+        self._module = module
+        self._lock = threading.Lock()
+        self.done = module is None
+        """Whether there is nothing left to do."""
+        if module is not None and not _exists(module):
+            raise SettingsError("DEFERRED_WARMUP_MODULE", module, "the name of a module that can be imported")
+
+    def run(self) -> None:
+        """Import the module if that is still to be done; whoever comes meanwhile waits. Raises :class:`WarmupError`."""
+        with self._lock:
+            if self.done or self._module is None:
+                return
+            started = time.perf_counter()
+            try:
+                importlib.import_module(self._module)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                milliseconds = (time.perf_counter() - started) * 1000
+                raise WarmupError(
+                    self._module,
+                    f"the warm-up module {self._module} can't be imported: {type(error).__name__}: {error} "
+                    f"(after {milliseconds:.0f} ms)",
+                ) from error
+            self.done = True
+            logger.info("warm-up module %s imported in %.0f ms", self._module, (time.perf_counter() - started) * 1000)
+
+
+def _exists(module: str) -> bool:
+    """Tell whether ``module`` is there to import, without importing more of it than its parent packages."""
+    if module in sys.modules:
+        return True
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
 
 EnqueueAgain = Callable[["TaskContext", bytes, "RetryLater"], None]
 """Enqueues the call of a task, given its payload, once more; raises if it is not enqueued."""
@@ -119,7 +174,7 @@ class Runner:
         """Return what becomes of a task whose call raised ``error``, after doing what that takes."""
         from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
-        from deferred_middleware.execution.retrying import RetryLater
+        from deferred_middleware.execution.retry_later import RetryLater
 
         if isinstance(error, PermanentTaskFailure):
             return self._failed(context, body, error, Outcome.PERMANENT_FAILURE)

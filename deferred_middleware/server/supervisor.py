@@ -34,29 +34,29 @@ from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.app_server import AppServer
-from deferred_middleware.server.apps.appprocesses import AppProcesses
 from deferred_middleware.server.apps.environ import Platform, base_environ
-from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
+from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.assembly import (
+    address,
+    bind_all,
     external_environs,
     make_services,
     process_configs,
     tickets_of,
+    url,
     warn_of_different_keys,
 )
+from deferred_middleware.server.config.data_dir import SecretKey
 from deferred_middleware.server.config.external_apps import environ_file, exports, write_environ_file
-from deferred_middleware.server.config.queue_yaml import find_queue_yaml
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queuewatcher import QueueYamlWatcher
-from deferred_middleware.server.config.secretkey import SecretKey
+from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
+from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.serveconfig import DEFAULT_PROJECT, ServeConfig
 from deferred_middleware.server.config.served import DEFAULT_SERVICE
 from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.dispatch.scheduler import Scheduler
-from deferred_middleware.server.listeners import address, bind_all, url
-from deferred_middleware.server.store.retention import DAY_SECONDS, Retention
+from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from deferred_middleware.execution.delivery import KEY, Delivery
+from deferred_middleware.execution.handler import KEY, Delivery
 from deferred_middleware.testing.records import EnqueuedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol

@@ -17,6 +17,11 @@ What happens to the chunks:
 
 Entities are read and written with the SDK's low-level datastore API, over a connection of our own: the current one may
 be ndb's, which takes its models only (SDK: ``ext/ndb/model.py``, ModelAdapter).
+
+Remove payloads from the datastore whose time is over; see :mod:`deferred_middleware.wire.overflow`.
+
+Most are removed when their task is done. What is left is what nobody could remove: an enqueue whose outcome was not
+known, a process that ended in between, a task that failed for good.
 """
 
 from __future__ import annotations
@@ -248,3 +253,32 @@ def _left_behind(reference: Reference, error: BaseException) -> None:
         error,
         exc_info=error,
     )
+
+
+_BATCH = 500  # keys to one Delete (SDK: datastore/datastore_rpc.py, MAX_DELETE_KEYS)
+
+
+def sweep(*, max_seconds: float = 300.0) -> int:
+    """Remove the expired payloads; return how many entities that were.
+
+    It ends after ``max_seconds`` at the latest, and what is left then is for the next one. Safe to run at any time, and
+    at the same time as another. Raises the SDK's ``datastore_errors``.
+    """
+    from google.appengine.api import datastore
+    from google.appengine.datastore import datastore_rpc
+
+    ends_at = time.monotonic() + max_seconds
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    connection = datastore_rpc.Connection(adapter=datastore.DatastoreAdapter())
+    removed = 0
+    while time.monotonic() < ends_at:
+        query = datastore.Query(KIND, {f"{EXPIRES} <": now}, keys_only=True, namespace="")
+        keys = query.Get(_BATCH)
+        if not keys:
+            break
+        connection.delete(keys)
+        removed += len(keys)
+        if len(keys) < _BATCH:
+            break
+    logger.info("%d expired entities of payloads were removed from the datastore", removed)
+    return removed

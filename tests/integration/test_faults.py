@@ -20,8 +20,9 @@ from deferred_middleware.config.settings import install_settings
 from deferred_middleware.engines import answers
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as adding
-from deferred_middleware.enqueue import attempts, prepare
-from deferred_middleware.enqueue.attempts import Timing
+from deferred_middleware.enqueue import add as attempts
+from deferred_middleware.enqueue import prepare
+from deferred_middleware.enqueue.add import Timing
 
 
 @pytest.fixture(params=["the SDK's message", "a copied message"])

@@ -20,10 +20,9 @@ from deferred_middleware import EnqueueError, Settings, call, defer_many
 from deferred_middleware.calls import payload
 from deferred_middleware.config.settings import install_settings
 from deferred_middleware.engines.answers import Answer
-from deferred_middleware.enqueue import attempts
+from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.wire import overflow, protocol
-from deferred_middleware.wire.overflow import Reference
-from deferred_middleware.wire.sweeping import sweep
+from deferred_middleware.wire.overflow import Reference, sweep
 
 # More than compression makes fit into a task, for it is of random bytes, and two chunks.
 LARGE_BYTES = 1_200_000

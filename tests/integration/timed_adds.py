@@ -9,7 +9,7 @@ import sample
 from deferred_middleware import call
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import prepare
-from deferred_middleware.enqueue.attempts import Timing
+from deferred_middleware.enqueue.add import Timing
 
 
 class Clock:

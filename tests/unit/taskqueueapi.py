@@ -9,12 +9,11 @@ from typing import Any
 
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 
-from deferred_middleware.server.api.sdk_messages import message_types
+from deferred_middleware.server.api.rpc import message_types
 from deferred_middleware.server.api.taskqueue import TaskQueueService
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
 
 Code = taskqueue_pb.TaskQueueServiceError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.enqueue.attempts import LONGEST_DELAY_SECONDS, LONGEST_RPC_SECONDS, Attempts, Timing
+from deferred_middleware.enqueue.add import LONGEST_DELAY_SECONDS, LONGEST_RPC_SECONDS, Attempts, Timing
 
 seconds = st.floats(0.01, 600)
 chances = st.floats(0, 1, exclude_max=True)

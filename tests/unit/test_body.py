@@ -9,7 +9,7 @@ import pytest
 from delivering import task_environ
 
 from deferred_middleware.errors import BodyError
-from deferred_middleware.execution.body import read
+from deferred_middleware.execution.trust import read
 
 
 class Counting(io.BytesIO):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware import EnqueueReport, NotAllEnqueuedError, OptionError, UnknownOptionError, call, defer_many
-from deferred_middleware.enqueue.grouping import Groups
+from deferred_middleware.enqueue.add import Groups
 from deferred_middleware.enqueue.report import EnqueueStatus
 from deferred_middleware.wire import protocol
 

@@ -20,8 +20,7 @@ from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.errors import WarmupError
 from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome
-from deferred_middleware.execution.runner import Runner, label_in
-from deferred_middleware.execution.warmup import Warmup
+from deferred_middleware.execution.runner import Runner, Warmup, label_in
 
 
 def never_again(*args: object) -> None:

@@ -28,7 +28,7 @@ from deferred_middleware.calls import payload
 from deferred_middleware.config.settings import install_settings
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
 from deferred_middleware.wire import overflow, protocol
-from deferred_middleware.wire.sweeping import sweep
+from deferred_middleware.wire.overflow import sweep
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -12,7 +12,7 @@ import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.calls.unpicklable import culprit, mentions_main
+from deferred_middleware.calls.payload import culprit, mentions_main
 
 
 def found(value: object) -> tuple[str, str]:

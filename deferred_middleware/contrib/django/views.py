@@ -10,8 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from deferred_middleware.contrib.mounting import run_mounted
-from deferred_middleware.execution.delivery import delivery_of
-from deferred_middleware.execution.handler import TaskHandler
+from deferred_middleware.execution.handler import TaskHandler, delivery_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

@@ -29,7 +29,7 @@ from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
 
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
-from deferred_middleware.server.api.sdk_messages import message_types
+from deferred_middleware.server.api.rpc import message_types
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 
 __all__ = ["make_stub_map", "message_types"]

@@ -13,8 +13,16 @@ from google.appengine.datastore import datastore_pb
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.api.servicecore import PULL_MODE, Code, ServiceCore, application_error, text
-from deferred_middleware.server.api.taskrequests import RefusedError, is_transactional, new_task
+from deferred_middleware.server.api.taskqueue_messages import (
+    PULL_MODE,
+    Code,
+    RefusedError,
+    ServiceCore,
+    application_error,
+    is_transactional,
+    new_task,
+    text,
+)
 from deferred_middleware.server.store.records import AddResult, NewTask
 from deferred_middleware.wire import protocol
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deferred_middleware.server.config.secretkey import SECRET_KEYS_VARIABLE
+from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE
 from deferred_middleware.server.config.services import Service
 
 # With it the SDK would send tasks to Google instead of here (api/taskqueue/taskqueue.py).

@@ -13,6 +13,12 @@ callback:
 
 A process that fails before it has ever served is not started again: that is a mistake to be told to a person. One that
 can't serve with its code as it was changed is started again when it has changed once more.
+
+All app processes of a server: one for each service whose app runs here, started, and stopped, together.
+
+processes = AppProcesses(configs, on_event=events.put, ends=ends)
+processes.start()       # what becomes of each is told to on_event
+processes.stop()
 """
 
 from __future__ import annotations
@@ -23,13 +29,19 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deferred_middleware.server.apps.app_server import STOP_GRACE_SECONDS
-from deferred_middleware.server.apps.childprocess import describe_end, kill_group, peek_status
 from deferred_middleware.server.apps.process_ends import ProcessEnds
-from deferred_middleware.server.apps.spawn import AppProcessConfig, SpawnedApp, Start
+from deferred_middleware.server.apps.spawn import (
+    AppProcessConfig,
+    SpawnedApp,
+    Start,
+    describe_end,
+    kill_group,
+    peek_status,
+)
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
@@ -257,3 +269,42 @@ def _say_failure(service: str, start: Start, what_then: str, *, known: bool) -> 
     """Tell why a service can't be started again; where in its code only once, however often it is tried."""
     shown = f"\n{start.traceback.rstrip()}" if start.traceback and not known else ""
     _logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_then, shown)
+
+
+class AppProcesses:
+    """Keeps the services of ``configs`` running; for the callbacks see :class:`AppProcess`."""
+
+    def __init__(
+        self, configs: Iterable[AppProcessConfig], *, on_event: Callable[[ProcessEvent], None], ends: ProcessEnds
+    ) -> None:
+        self._processes = {config.service: AppProcess(config, on_event=on_event, ends=ends) for config in configs}
+
+    @property
+    def services(self) -> set[str]:
+        """The names of the services."""
+        return set(self._processes)
+
+    def start(self) -> None:
+        """Begin."""
+        for process in self._processes.values():
+            process.start()
+
+    def is_serving(self, service: str) -> bool:
+        """Tell whether the process of a service answers, and is not about to be started again."""
+        return self._processes[service].is_serving
+
+    def restart(self, service: str) -> None:
+        """Have the process of a service started again with its code as it is now."""
+        self._processes[service].restart()
+
+    def stop(self) -> None:
+        """Ask all to finish what runs, and to end; return when they are gone."""
+        for process in self._processes.values():
+            process.request_stop()
+        for process in self._processes.values():
+            process.stop()
+
+    def kill(self) -> None:
+        """End all at once."""
+        for process in self._processes.values():
+            process.kill()

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from deferred_middleware.server.apps.process_ends import ProcessEnds
-from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, Delivery
 from deferred_middleware.server.dispatch.clock import WatchedClock
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.dispatch.queue_limits import QueueGates
-from deferred_middleware.server.dispatch.results import Results
-from deferred_middleware.server.dispatch.settling import settle
+from deferred_middleware.server.dispatch.results import Results, settle
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.server.store.store import TaskStore
 

@@ -1,4 +1,18 @@
-"""Whether a queue may begin another attempt: its rate, its concurrency, its being paused, and 503s.
+"""The token bucket that a queue's ``rate`` and ``bucket_size`` describe. Pure arithmetic: the clock is injected.
+
+A token is what an attempt costs. A bucket holds ``size`` of them at most and is filled at a steady rate, so that in any
+span of time no more than ``size`` and what the rate gives in that time can begin. Source:
+https://cloud.google.com/appengine/docs/standard/reference/queueref#bucket_size .
+
+How a queue slows down when its service says 503, and how it recovers. Pure arithmetic: the clock is injected.
+
+On App Engine a 503 means that the service can't take more, and throttles the whole queue; how much is not documented
+(https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers). Here the queue begins nothing
+for :data:`FIRST_PAUSE_SECONDS`, then one attempt at a time. Each attempt that is answered with anything but 503 doubles
+how many may be under way, up to :data:`RECOVERED`, from where on there is no limit. The next 503 begins it anew, with
+twice the pause, up to :data:`LONGEST_PAUSE_SECONDS`, unless the queue has recovered in between.
+
+Whether a queue may begin another attempt: its rate, its concurrency, its being paused, and 503s.
 
 One :class:`QueueGates` for all queues of a server. The scheduler asks :meth:`~QueueGates.allowance` before it claims,
 says what it claimed, and the workers say how the attempts ended.
@@ -12,10 +26,93 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queues import QueueConfig
-from deferred_middleware.server.dispatch.ratelimit import TokenBucket
-from deferred_middleware.server.dispatch.throttle import Throttle
+from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
+
+# A wait for a token ends at a clock's next tick, where a sum of floats may be a hair short of a whole token.
+_HAIR = 1e-6
+
+
+class TokenBucket:
+    """A bucket that is full at first. ``clock`` returns seconds that never go back. Not for several threads at once."""
+
+    def __init__(self, rate_per_second: float, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate_per_second = rate_per_second
+        self._size = size
+        self._clock = clock
+        self._tokens = float(size)
+        self._filled_at = clock()
+
+    def available(self) -> int:
+        """Return how many tokens there are."""
+        self._fill()
+        return int(self._tokens + _HAIR)
+
+    def take(self, number: int) -> None:
+        """Take tokens out; whoever takes more than there are is paid back by the following wait."""
+        self._fill()
+        self._tokens -= number
+
+    def wait_seconds(self) -> float:
+        """Return how long it takes until there is a token: 0 if there is one, infinity if there will be none."""
+        if self.available() >= 1:
+            return 0.0
+        return (1 - self._tokens) / self._rate_per_second if self._rate_per_second > 0 else math.inf
+
+    def change(self, rate_per_second: float, size: int) -> None:
+        """Have another rate and size from now on. What was saved up stays, as far as there is room."""
+        self._fill()
+        self._rate_per_second = rate_per_second
+        self._size = size
+        self._tokens = min(self._tokens, float(size))
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._size, self._tokens + (now - self._filled_at) * self._rate_per_second)
+        self._filled_at = now
+
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+RECOVERED = 64
+
+
+class Throttle:
+    """What 503s mean for one queue. ``clock`` returns seconds that never go back. Not for several threads at once."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._limit: int | None = None
+        self._pause_seconds = 0.0
+        self._until = 0.0
+
+    @property
+    def limit(self) -> int | None:
+        """How many attempts may be under way once the pause is over; None is no limit."""
+        return self._limit
+
+    def wait_seconds(self) -> float:
+        """Return how long nothing may begin."""
+        return max(0.0, self._until - self._clock()) if self._limit is not None else 0.0
+
+    def answered(self, status: int | None, began_at: float) -> bool:
+        """Take note of how an attempt that began at ``began_at`` ended; return whether the queue was slowed down.
+
+        Attempts that were under way when it was slowed down say nothing new. No answer (None) says nothing either.
+        """
+        if status == 503:
+            if self._limit is not None and began_at < self._until:
+                return False
+            self._pause_seconds = min(LONGEST_PAUSE_SECONDS, max(FIRST_PAUSE_SECONDS, 2 * self._pause_seconds))
+            self._until = self._clock() + self._pause_seconds
+            self._limit = 1
+            return True
+        if status is not None and self._limit is not None and began_at >= self._until:
+            self._limit *= 2
+            if self._limit > RECOVERED:
+                self._limit = None
+                self._pause_seconds = 0.0
+        return False
+
 
 UNLIMITED = 1_000_000
 """More than anybody claims at once."""

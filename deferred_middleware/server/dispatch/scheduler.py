@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from deferred_middleware.server.apps.process_ends import ProcessEnds
-from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.dispatch.attempts import Attempts

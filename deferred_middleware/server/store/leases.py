@@ -15,9 +15,8 @@ from typing import Literal
 
 from deferred_middleware.server.store import rows, task_names
 from deferred_middleware.server.store.counts import EXECUTED
-from deferred_middleware.server.store.records import StoredTask
-from deferred_middleware.server.store.retry import RetryPolicy
-from deferred_middleware.server.store.storecore import StoreCore
+from deferred_middleware.server.store.database import StoreCore
+from deferred_middleware.server.store.records import RetryPolicy, StoredTask
 from deferred_middleware.server.store.writer import Tally
 
 _log = logging.getLogger(__name__)

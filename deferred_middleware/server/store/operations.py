@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deferred_middleware.server.store import task_names
-from deferred_middleware.server.store.records import RetryOutcome, State
-from deferred_middleware.server.store.retention import Retention
-from deferred_middleware.server.store.storecore import BATCH
-from deferred_middleware.server.store.waiting import WaitingTasks
+from deferred_middleware.server.store.database import BATCH
+from deferred_middleware.server.store.queries import WaitingTasks
+from deferred_middleware.server.store.records import Retention, RetryOutcome, State
 from deferred_middleware.server.store.writer import Tally
 
 # What a dead letter forgets when it is tried again; its attempts stay, and later ones are counted on from them.

@@ -14,9 +14,9 @@ from deferred_middleware.server.store.records import (
     Completion,
     Headers,
     NewTask,
+    RetryPolicy,
     TaskSummary,
 )
-from deferred_middleware.server.store.retry import RetryPolicy
 
 TASK_COLUMNS = (
     "id, queue, name, state, eta_usec, created_usec, first_attempt_usec, finished_usec, method, url, target, retry,"

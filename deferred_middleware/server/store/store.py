@@ -22,14 +22,20 @@ from pathlib import Path
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store import task_names as names
-from deferred_middleware.server.store.browsing import StoreBrowsing
 from deferred_middleware.server.store.counts import EXECUTED
-from deferred_middleware.server.store.figures import StoreFigures
+from deferred_middleware.server.store.database import BATCH
 from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.operations import StoreOperations
-from deferred_middleware.server.store.records import AddResult, AttemptRecord, ClaimedTask, Completion, Lane, NewTask
-from deferred_middleware.server.store.retention import Retention
-from deferred_middleware.server.store.storecore import BATCH
+from deferred_middleware.server.store.queries import StoreBrowsing, StoreFigures
+from deferred_middleware.server.store.records import (
+    AddResult,
+    AttemptRecord,
+    ClaimedTask,
+    Completion,
+    Lane,
+    NewTask,
+    Retention,
+)
 from deferred_middleware.server.store.transactional import HeldTasks
 from deferred_middleware.server.store.writer import Tally
 

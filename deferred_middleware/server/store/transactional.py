@@ -13,8 +13,8 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from deferred_middleware.server.store import rows
+from deferred_middleware.server.store.database import StoreCore
 from deferred_middleware.server.store.records import NewTask
-from deferred_middleware.server.store.storecore import StoreCore
 from deferred_middleware.server.store.writer import Tally
 
 _log = logging.getLogger(__name__)

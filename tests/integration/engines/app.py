@@ -26,7 +26,7 @@ from google.appengine.ext.deferred import PermanentTaskFailure
 from deferred_middleware import DeferredMiddleware, RetryLater, call, current_task, defer
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.wire import overflow
-from deferred_middleware.wire.sweeping import sweep
+from deferred_middleware.wire.overflow import sweep
 from engines import ways
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from wsgiref.validate import validator
 import pytest
 
 from deferred_middleware.server.admin.json_api import JsonApi
-from deferred_middleware.server.config.queueregistry import QueueRegistry
+from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
 

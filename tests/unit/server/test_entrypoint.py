@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.config.entrypoint import EntrypointApp, wsgi_app_of
+from deferred_middleware.server.config.app_yaml import EntrypointApp, wsgi_app_of
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from storing import NOW, Clock, new_task, pull_task, run_all
 
-from deferred_middleware.server.store import figures, leases
-from deferred_middleware.server.store.records import StoredTask
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store import leases, queries
+from deferred_middleware.server.store.records import RetryPolicy, StoredTask
 from deferred_middleware.server.store.store import TaskStore
 
 MINUTE_USEC = 60_000_000
@@ -158,8 +157,8 @@ def test_a_lease_of_no_time_ends_at_once(store: TaskStore) -> None:
         (leases.OLDEST, ("pull", 1, 1), "tasks_leasable"),
         (leases.OLDEST_OF_TAG, ("pull", "x", 1, 1), "tasks_tagged"),
         (leases.OLDEST_OF_TAG, ("pull", None, 1, 1), "tasks_tagged"),
-        (figures.OLDEST_LEASABLE, ("pull",), "tasks_leasable"),
-        (figures.OLDEST_RUNNING, ("pull",), "tasks_states"),
+        (queries.OLDEST_LEASABLE, ("pull",), "tasks_leasable"),
+        (queries.OLDEST_RUNNING, ("pull",), "tasks_states"),
     ],
 )
 def test_leases_read_an_index_in_its_order(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, pull_task, run_all
 
-from deferred_middleware.server.store import browsing, operations, storecore
+from deferred_middleware.server.store import database, operations, queries
 from deferred_middleware.server.store.records import Lane, State, TaskPage
 from deferred_middleware.server.store.store import TaskStore
 
@@ -74,7 +74,7 @@ def test_tasks_are_found_by_a_part_of_their_url(store: TaskStore) -> None:
 
 def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page may be empty and not the last; going on finds all there is, once, in any combination of lists."""
-    monkeypatch.setattr(browsing, "_LOOKED_AT", 3)
+    monkeypatch.setattr(queries, "_LOOKED_AT", 3)
     for number in range(40):
         url = f"/wanted/{number}" if number % 18 == 0 else "/else"
         store.add([new_task(f"t{number}", url=url, queue=("default", "other")[number % 2])])
@@ -94,7 +94,7 @@ def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypat
         assert pages > len(found)
 
 
-@pytest.mark.parametrize("select", [browsing._NEWEST, browsing._NEWEST_OF_ALL])
+@pytest.mark.parametrize("select", [queries._NEWEST, queries._NEWEST_OF_ALL])
 def test_lists_for_people_read_no_more_than_they_show(store: TaskStore, tmp_path: Path, select: str) -> None:
     """A page is read from an index, or from the end of the table, in the order in which it is shown."""
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
@@ -195,7 +195,7 @@ def test_what_is_no_dead_letter_is_not_retried(store: TaskStore) -> None:
 def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, all of one queue are tried again, but for those whose names are taken."""
     monkeypatch.setattr(operations, "BATCH", 4)
-    monkeypatch.setattr(storecore, "BATCH", 4)
+    monkeypatch.setattr(database, "BATCH", 4)
     store.add([new_task(f"t{n}") for n in range(10)] + [new_task("x", queue="other")])
     run_all(store, "failed")
     run_all(store, "failed", queue="other")
@@ -223,7 +223,7 @@ def test_removing_takes_tasks_of_any_state(store: TaskStore) -> None:
 def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A purge takes every unfinished task of the queue, and none of the dead letters, in several transactions."""
     monkeypatch.setattr(operations, "BATCH", 3)
-    monkeypatch.setattr(storecore, "BATCH", 3)
+    monkeypatch.setattr(database, "BATCH", 3)
     _fill(store)
     store.add([new_task() for _ in range(10)])
     store.claim({LANE: 4}, NOW)

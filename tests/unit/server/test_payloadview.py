@@ -17,8 +17,8 @@ from google.appengine.ext import deferred
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.admin.payloadview import MAX_BODY_BYTES, PayloadView, view_of
 from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, render
+from deferred_middleware.server.admin.views import MAX_BODY_BYTES, PayloadView, view_of
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.pickle_tree import MAX_OPCODES, sketch
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queues import QueueConfig
-from deferred_middleware.server.dispatch.queue_limits import UNLIMITED, Allowance, QueueGates
-from deferred_middleware.server.dispatch.throttle import FIRST_PAUSE_SECONDS
+from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
+from deferred_middleware.server.dispatch.queue_limits import FIRST_PAUSE_SECONDS, UNLIMITED, Allowance, QueueGates
 
 
 class Gates:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queues import IMPLICIT_DEFAULT, QueueConfig
+from deferred_middleware.server.config.queues import IMPLICIT_DEFAULT, QueueConfig, QueueRegistry
 
 MAIL = QueueConfig(name="mail", rate_per_second=1)
 

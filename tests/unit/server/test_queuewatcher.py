@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server.config.queue_yaml import QueueYamlError
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queuewatcher import QueueYamlWatcher
+from deferred_middleware.server.config.queue_yaml import QueueYamlError, QueueYamlWatcher
+from deferred_middleware.server.config.queues import QueueRegistry
 
 _PATIENCE_SECONDS = 30.0
 

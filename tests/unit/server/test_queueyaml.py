@@ -16,7 +16,7 @@ from deferred_middleware.server.config.queue_yaml import (
     read_queue_yaml,
 )
 from deferred_middleware.server.config.queues import QueueConfig
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import RetryPolicy
 
 
 def test_every_field_is_understood() -> None:

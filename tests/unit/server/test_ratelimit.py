@@ -7,8 +7,13 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.dispatch.ratelimit import TokenBucket
-from deferred_middleware.server.dispatch.throttle import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, RECOVERED, Throttle
+from deferred_middleware.server.dispatch.queue_limits import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    RECOVERED,
+    Throttle,
+    TokenBucket,
+)
 
 
 class Clock:

@@ -10,7 +10,7 @@ from google.appengine.api.taskqueue import taskqueue_stub
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import RetryPolicy
 
 # Sixty-fourths are exact in binary and whole microseconds: the rounding of the SDK's parameters changes nothing.
 _SECONDS = st.integers(1, 640_000).map(lambda number: number / 64)

@@ -15,14 +15,12 @@ from typing import Any
 import pytest
 from threadedserver import ThreadedHTTPServer
 
-from deferred_middleware.server.config.queueregistry import QueueRegistry
-from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer
+from deferred_middleware.server.dispatch.results import settle
 from deferred_middleware.server.dispatch.scheduler import Scheduler
-from deferred_middleware.server.dispatch.settling import settle
-from deferred_middleware.server.store.records import ClaimedTask, NewTask, State, StoredTask
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import ClaimedTask, NewTask, RetryPolicy, State, StoredTask
 from deferred_middleware.server.store.store import TaskStore
 
 QUICK = RetryPolicy(min_backoff_seconds=0.01, max_backoff_seconds=0.05)

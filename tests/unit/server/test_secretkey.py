@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.config.secretkey import SecretKey
+from deferred_middleware.server.config.data_dir import SecretKey
 
 
 def test_it_is_made_once(tmp_path: Path) -> None:

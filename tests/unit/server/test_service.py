@@ -15,8 +15,7 @@ from google.appengine.runtime import apiproxy_errors
 from taskqueueapi import DIRECTORY, Api, Code, add_request
 
 from deferred_middleware.server.api.datastore import DatastoreStub
-from deferred_middleware.server.store.records import Lane
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import Lane, RetryPolicy
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.store import figures
+from deferred_middleware.server.store import queries
 from deferred_middleware.server.store import store as store_module
 from deferred_middleware.server.store.disk_reserve import StoreFullError
-from deferred_middleware.server.store.records import Lane, NewTask
-from deferred_middleware.server.store.retry import RetryPolicy
+from deferred_middleware.server.store.records import Lane, NewTask, RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
 
 
@@ -119,8 +118,8 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
     try:
         for sql, parameters in (
             (store_module._CLAIM, (1, "", "", 0, 0)),
-            (figures.NEXT_QUEUE, ("",)),
-            (figures.NEXT_TARGET, ("", "")),
+            (queries.NEXT_QUEUE, ("",)),
+            (queries.NEXT_TARGET, ("", "")),
         ):
             plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
             assert "INDEX tasks_ready" in plan

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from storing import Clock, completion, new_task
 
-from deferred_middleware.server.store.records import ClaimedTask, Lane
-from deferred_middleware.server.store.retention import Retention
+from deferred_middleware.server.store.records import ClaimedTask, Lane, Retention
 from deferred_middleware.server.store.store import TaskStore
 
 RETENTION = Retention(

@@ -9,8 +9,8 @@ import pytest
 from storing import DAY_USEC, LANE, NOW, Clock, new_task
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.database import SCHEMA_VERSION
 from deferred_middleware.server.store.store import TaskStore
-from deferred_middleware.server.store.storefile import SCHEMA_VERSION
 
 DATA = Path(__file__).parent / "data"
 

@@ -1,14 +1,156 @@
-"""Looking at tasks: lists of them, page by page, and everything about one."""
+"""The figures of a queue that the taskqueue API and people ask for; no task is counted for them.
+
+What waits in a queue, and for what: its turn, its ETA, or another attempt.
+
+Looking at tasks: lists of them, page by page, and everything about one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import urllib.parse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from deferred_middleware.server.store import rows, task_names
-from deferred_middleware.server.store.records import AttemptRecord, State, StoredTask, TaskPage, TaskSummary
-from deferred_middleware.server.store.storecore import StoreCore
+from deferred_middleware.server.store.database import BATCH, StoreCore
+from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
+from deferred_middleware.server.store.writer import Tally
+
+# Two statements, because SQLite reads all that has the same queue for "(queue, target) > (?, ?)".
+NEXT_TARGET = """
+    SELECT queue, target, eta_usec FROM tasks
+    WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target > ? ORDER BY target, eta_usec LIMIT 1"""
+NEXT_QUEUE = """
+    SELECT queue, target, eta_usec FROM tasks
+    WHERE state = 'ready' AND method <> 'PULL' AND queue > ? ORDER BY queue, target, eta_usec LIMIT 1"""
+OLDEST_RUNNING = "SELECT min(eta_usec) FROM tasks WHERE queue = ? AND state = 'running'"
+OLDEST_LEASABLE = """
+    SELECT eta_usec FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ? ORDER BY eta_usec, id LIMIT 1"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueFigures:
+    """How a queue stands.
+
+    ``tasks`` are those that are not finished. ``oldest_eta_usec`` is the earliest ETA among them, None when there are
+    none. What was executed, run or leased, is known since the server was started.
+    """
+
+    tasks: int
+    oldest_eta_usec: int | None
+    in_flight: int
+    executed_last_minute: int
+    executed_last_hour: int
+
+
+class StoreFigures(StoreCore):
+    """What the store knows of its queues at a glance."""
+
+    def lanes(self) -> list[tuple[Lane, int]]:
+        """Return each lane that has tasks waiting, with the earliest ETA among them."""
+        lanes: list[tuple[Lane, int]] = []
+        # Jumps from lane to lane in the index: the cost grows with the lanes, not with the tasks in them. The name of a
+        # queue is never empty, so "" comes before all of them.
+        found = self._lanes_reader.read(NEXT_QUEUE, ("",))
+        while found:
+            queue, target, eta_usec = found[0]
+            lanes.append((Lane(queue, target), eta_usec))
+            found = self._lanes_reader.read(NEXT_TARGET, (queue, target)) or self._lanes_reader.read(
+                NEXT_QUEUE, (queue,)
+            )
+        return lanes
+
+    def next_eta_usec(self) -> int | None:
+        """Return the earliest ETA of the tasks that wait, None when none does."""
+        return min((eta_usec for _lane, eta_usec in self.lanes()), default=None)
+
+    def figures(self, queue: str) -> QueueFigures:
+        """Return how a queue stands, be it known or not."""
+        etas = [eta_usec for lane, eta_usec in self.lanes() if lane.queue == queue]
+        etas += [row[0] for row in self._read(OLDEST_LEASABLE, (queue,))]
+        etas += [row[0] for row in self._read(OLDEST_RUNNING, (queue,)) if row[0] is not None]
+        minute, hour = self._counts.executed(queue)
+        return QueueFigures(
+            tasks=self._counts.of(queue, "ready", "running"),
+            oldest_eta_usec=min(etas, default=None),
+            in_flight=self._counts.of(queue, "running"),
+            executed_last_minute=minute,
+            executed_last_hour=hour,
+        )
+
+
+MOST_COUNTED = 10_000
+"""No more tasks than these are counted of a queue's and target's; there are at least as many then."""
+
+_READY = "state = 'ready' AND method <> 'PULL'"
+_NEXT_TARGET = f"SELECT target FROM tasks WHERE {_READY} AND queue = ? AND target > ? ORDER BY target LIMIT 1"
+_FIRST_TARGET = f"SELECT target FROM tasks WHERE {_READY} AND queue = ? ORDER BY target LIMIT 1"
+_DUE = f"""
+    SELECT count(*) FROM (
+        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
+_LATER = f"""
+    SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
+        SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
+        ORDER BY eta_usec LIMIT ?)"""
+_MAKE_DUE = f"""
+    UPDATE tasks SET eta_usec = ? WHERE id IN (
+        SELECT id FROM tasks WHERE {_READY} AND queue = ? AND eta_usec > ? AND retry_count = 0 LIMIT ?)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """How many push tasks of a queue are due, scheduled for a later ETA, or waiting to be tried again.
+
+    ``next_eta_usec`` is the earliest ETA of those that aren't due, None when there is none.
+    """
+
+    due: int = 0
+    scheduled: int = 0
+    retrying: int = 0
+    next_eta_usec: int | None = None
+
+
+class WaitingTasks(StoreCore):
+    """The part of the store that answers for what waits."""
+
+    def waiting(self, queue: str) -> Waiting:
+        """Count what waits in a queue, at most :data:`MOST_COUNTED` due ones and as many later ones per target."""
+        now_usec = self._now_usec()
+        due = later = retrying = 0
+        etas = []
+        found = self._read(_FIRST_TARGET, (queue,))
+        while found:
+            target = found[0][0]
+            lane = (queue, target, now_usec, MOST_COUNTED)
+            due += self._read(_DUE, lane)[0][0]
+            number, tried, eta_usec = self._read(_LATER, lane)[0]
+            later += number
+            retrying += tried or 0
+            if eta_usec is not None:
+                etas.append(eta_usec)
+            found = self._read(_NEXT_TARGET, (queue, target))
+        return Waiting(
+            due=due, scheduled=later - retrying, retrying=retrying, next_eta_usec=min(etas) if etas else None
+        )
+
+    def make_due(self, queue: str) -> int:
+        """Give the push tasks of a queue that wait for their ETA the present one; return how many.
+
+        Those that wait for another attempt keep their back-off.
+        """
+        now_usec = self._now_usec()
+
+        def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
+            return connection.execute(_MAKE_DUE, (now_usec, queue, now_usec, BATCH)).rowcount
+
+        return self._in_batches(operation)
+
+    def executed(self, queue: str) -> tuple[int, int]:
+        """Return how many tasks of a queue were run or leased in the last minute, and in the last hour."""
+        return self._counts.executed(queue)
+
 
 # How many tasks are looked at for one page when their URLs have to be read.
 _LOOKED_AT = 20_000
