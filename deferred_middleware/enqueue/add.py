@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from google.appengine.api.taskqueue import TombstonedTaskError
 
-from deferred_middleware.config.hooks import current_hooks
+from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.config.process import current_hooks
 from deferred_middleware.engines import answers, sending, transactions
 from deferred_middleware.errors import sdk
-from deferred_middleware.execution.outcomes import Enqueued
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:

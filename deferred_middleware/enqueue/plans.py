@@ -19,15 +19,16 @@ from google.appengine.runtime import context
 from deferred_middleware.calls import headers as carrying
 from deferred_middleware.calls import redaction
 from deferred_middleware.calls.options import NO_OPTIONS
-from deferred_middleware.config.settings import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.engines import cloudtasks, moulds
 from deferred_middleware.enqueue import routing
-from deferred_middleware.wire import namespace, protocol, signature, tracing
+from deferred_middleware.wire import namespace, protocol, tracing
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
     from deferred_middleware.calls.options import Options
-    from deferred_middleware.config.settings import Deployment, Settings
+    from deferred_middleware.config.process import Deployment
+    from deferred_middleware.config.settings import Settings
 
 _MOST_PLANS: Final = 1000
 
@@ -89,7 +90,9 @@ class Plan:
         self._options = call.options
         self._headers = _headers(call, trace)
         # The last header of them, because it signs the others.
-        self._signer = signature.signer_for(call.options, queue=queue, url=self._url, headers=self._headers)
+        self._signer = carrying.signer_for(
+            call.options, around.settings, around.deployment, queue=queue, url=self._url, headers=self._headers
+        )
         self._mould: moulds.Mould | None = None
         # On Cloud Tasks what is sent of a task is not the taskqueue API's message.
         self._queue = None if around.on_cloud_tasks else queue

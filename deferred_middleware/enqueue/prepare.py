@@ -7,6 +7,7 @@ queue is asked. Importing this module imports the SDK.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import allowlist, payload
@@ -14,7 +15,7 @@ from deferred_middleware.calls.options import warn
 from deferred_middleware.engines import cloudtasks, moulds, transactions
 from deferred_middleware.enqueue import plans, routing
 from deferred_middleware.errors import sdk
-from deferred_middleware.wire import overflow, protocol, randomness
+from deferred_middleware.wire import overflow, protocol
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
@@ -89,7 +90,7 @@ def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings
     tried_seconds = settings.enqueue_seconds if transaction is None else 0.0
     named_by_us = options.name is None and tried_seconds > 0
     # 128 random bits, evenly spread, as the platform advises for names.
-    digits = randomness.hex32()
+    digits = os.urandom(16).hex()
     name = digits if named_by_us else options.name
     nonce = digits[:24]
     limit_bytes = _limit_on_cloud_tasks(call) if around.on_cloud_tasks else protocol.MAX_PUSH_TASK_BYTES

@@ -10,7 +10,8 @@ from deferred_middleware.errors import OptionError
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
-    from deferred_middleware.config.settings import Deployment, Settings
+    from deferred_middleware.config.process import Deployment
+    from deferred_middleware.config.settings import Settings
 
 
 class TargetAsGiven(str):

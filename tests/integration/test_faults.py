@@ -16,7 +16,7 @@ from queue_answers import each_answer, each_that_passes, sdk_type
 from timed_adds import Clock, add
 
 from deferred_middleware import DeferredError, EnqueueError, Settings, call, defer, defer_async, defer_many
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import answers
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as adding

@@ -17,7 +17,7 @@ from google.appengine.runtime import default_api_stub
 from waitress.server import create_server
 
 from deferred_middleware import DeferredMiddleware, Settings, defer_async
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -17,7 +17,7 @@ from google.appengine.runtime.request_environment import current_request
 
 from deferred_middleware import DeferredWarning, Settings, SettingsError, defer, defer_async
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import cloudtasks
 from deferred_middleware.errors import LocationError
 

@@ -30,8 +30,8 @@ from deferred_middleware import (
     defer,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment, install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.errors.sdk import TargetError
 
@@ -39,7 +39,7 @@ from deferred_middleware.errors.sdk import TargetError
 @pytest.fixture
 def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be version v1 of the default service."""
-    monkeypatch.setattr(settings_module, "_deployment", Deployment(service="default", version="v1"))
+    monkeypatch.setattr(process, "_deployment", Deployment(service="default", version="v1"))
 
 
 def test_a_deferred_call_is_in_the_queue(queued: Queued) -> None:
@@ -208,13 +208,13 @@ def test_an_unknown_queue_is_named(queued: Queued) -> None:
 
     assert isinstance(caught.value, EnqueueError)
     assert (caught.value.label, caught.value.queue) == ("sample/note", "nope")
-    assert str(caught.value).startswith("sample/note was not enqueued to queue 'nope': there is no such queue.")
+    assert str(caught.value).startswith("sample/note was not enqueued to queue 'nope': the queue does not exist.")
     assert "queue.yaml" in str(caught.value)
 
 
 def test_a_pull_queue_is_refused(queued: Queued) -> None:
     """A pull queue delivers nothing, so that a deferred call does not belong there."""
-    with pytest.raises(taskqueue.InvalidQueueModeError, match="it is a pull queue") as caught:
+    with pytest.raises(taskqueue.InvalidQueueModeError, match="the queue is a pull queue") as caught:
         defer(sample.note, _queue="pull")
 
     assert isinstance(caught.value, EnqueueError)
@@ -224,7 +224,10 @@ def test_a_name_in_use_is_named(queued: Queued) -> None:
     """A second task of the same name is the SDK's error, with name and queue in it."""
     defer(sample.note, _name="n1")
 
-    with pytest.raises(taskqueue.TaskAlreadyExistsError, match=r"queue 'default' as task 'n1'.*waits") as caught:
+    with pytest.raises(
+        taskqueue.TaskAlreadyExistsError,
+        match=r"queue 'default' as task 'n1'.*the queue already has a task with this name",
+    ) as caught:
         defer(sample.note, _name="n1")
 
     assert isinstance(caught.value, EnqueueError)
@@ -326,7 +329,7 @@ def test_an_empty_answer_is_an_error(answering: Any) -> None:
     """The SDK's AssertionError for an answer without a result becomes ours."""
     answering([])
 
-    with pytest.raises(EnqueueError, match=r"makes no sense.*expected 1 results"):
+    with pytest.raises(EnqueueError, match=r"is invalid.*expected 1 results"):
         defer(sample.note)
 
 

@@ -28,7 +28,7 @@ from deferred_middleware import (
     defer_async,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue import request_end
 
 BOUND_SECONDS = 60

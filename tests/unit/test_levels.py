@@ -8,6 +8,7 @@ import pytest
 from delivering import task_environ
 
 from deferred_middleware import TaskContext, log_as_retried
+from deferred_middleware.execution.context import CURRENT_TASK
 
 
 @pytest.mark.parametrize(
@@ -17,8 +18,11 @@ from deferred_middleware import TaskContext, log_as_retried
 def test_the_level_grows_with_the_retries(caplog: pytest.LogCaptureFixture, retries: int, level: int) -> None:
     """First INFO, then WARNING, then ERROR, then CRITICAL."""
     caplog.set_level(logging.DEBUG)
-    with TaskContext(task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=str(retries))):
+    token = CURRENT_TASK.set(TaskContext(task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=str(retries))))
+    try:
         log_as_retried("no answer from %s", "host")
+    finally:
+        CURRENT_TASK.reset(token)
 
     (record,) = caplog.records
     assert (record.levelno, record.getMessage(), record.name) == (level, "no answer from host", "root")

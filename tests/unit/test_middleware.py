@@ -19,7 +19,7 @@ from google.appengine.ext import deferred
 
 from deferred_middleware import DeferredMiddleware, Settings, SettingsError, call, current_task, defer
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -183,7 +183,7 @@ def test_tasks_are_posted(method: str) -> None:
     response = request(DeferredMiddleware(app), task_environ(b"", REQUEST_METHOD=method))
 
     assert (response.status, response.headers["allow"]) == (405, "POST")
-    assert response.body == (b"" if method == "HEAD" else b"tasks are posted\n")
+    assert response.body == (b"" if method == "HEAD" else b"send tasks with POST\n")
 
 
 @pytest.mark.parametrize("missing", ["HTTP_X_APPENGINE_TASKNAME", "HTTP_X_APPENGINE_QUEUENAME"])

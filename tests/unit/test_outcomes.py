@@ -22,7 +22,8 @@ from deferred_middleware import (
     defer,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.execution.outcomes import DeadLetter, Enqueued, Failure, Refusal
+from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.execution.outcomes import DeadLetter, Failure, RefusedRequest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -52,9 +53,9 @@ class Listener:
         """Hear of a dead letter."""
         self._hear("on_dead_letter", letter)
 
-    def on_refused(self, refusal: Refusal) -> None:
+    def on_refused(self, refused: RefusedRequest) -> None:
         """Hear of a refusal."""
-        self._hear("on_refused", refusal)
+        self._hear("on_refused", refused)
 
     def on_enqueue(self, enqueued: Enqueued) -> None:
         """Hear of an enqueued call."""

@@ -15,8 +15,8 @@ from google.appengine.api import namespace_manager, taskqueue
 from deferred_middleware import Settings, call
 from deferred_middleware.calls.options import NO_OPTIONS
 from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import moulds
 from deferred_middleware.enqueue import plans
 from deferred_middleware.enqueue.prepare import prepare
@@ -54,12 +54,12 @@ def facts(**options: Any) -> dict[str, Any]:
 
 def change_settings(**changes: Any) -> None:
     """Change the process's settings."""
-    install_settings(dataclasses.replace(settings_module.current_settings(), **changes))
+    install_settings(dataclasses.replace(process.current_settings(), **changes))
 
 
 def change_deployment(**changes: Any) -> None:
     """Change what is known of the process's service."""
-    settings_module._deployment = dataclasses.replace(settings_module._deployment, **changes)
+    process._deployment = dataclasses.replace(process._deployment, **changes)
 
 
 @pytest.mark.parametrize(

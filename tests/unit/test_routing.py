@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware import OptionError, Settings, call
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.enqueue.routing import queue_for, target_for, url_for
 
 DEFAULT = Deployment(service="default", version="v1")

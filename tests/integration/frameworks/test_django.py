@@ -23,7 +23,7 @@ from django.test import Client, override_settings
 from django_site import seen
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
-from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 
 APPLICATION = django_site.application()
