@@ -120,7 +120,7 @@ def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answe
 @each_answer
 def test_many(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, fault: Fault, added: bool) -> None:
     """Of many calls each that is there has its payload, and of the others only those that may be there do."""
-    monkeypatch.setattr(attempts, "LONGEST_RPC_SECONDS", 0.2)
+    monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.2)
     install_settings(Settings(enqueue_seconds=30))
     server.fail(fault, None)
     contents = [os.urandom(LARGE_BYTES) for _ in range(2)]

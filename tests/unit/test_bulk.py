@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware import EnqueueReport, NotAllEnqueuedError, OptionError, UnknownOptionError, call, defer_many
-from deferred_middleware.enqueue.add import Groups
+from deferred_middleware.enqueue.add import AddGroups
 from deferred_middleware.enqueue.report import EnqueueStatus
 from deferred_middleware.wire import protocol
 
@@ -299,7 +299,7 @@ def test_groups_lose_nothing_and_keep_the_bounds(calls: list[tuple[str, int, str
             self.queue, self.size_bytes = queue, size
             self.call = call(sample.note, _name=name)
 
-    groups: Groups[int] = Groups()
+    groups: AddGroups[int] = AddGroups()
     made = [Fake(*facts) for facts in calls]
     left = [group for number, fake in enumerate(made) for group in groups.add(fake, number)]  # type: ignore[arg-type]
     left += list(groups.rest())

@@ -1,8 +1,7 @@
-"""Tests of transactions.py: tasks in the transactions of the SDK's ndb and db, on the SDK's own stubs."""
+"""Tests of tasks in the transactions of the SDK's ndb and db, on the SDK's own stubs."""
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from deferred_middleware import DeferredError, OptionError, defer
 from deferred_middleware.calls import payload
 from deferred_middleware.engines import transactions
 from deferred_middleware.errors.sdk import CrossGroupError, TransactionError, TransactionLimitError
-from deferred_middleware.wire import overflow
+from deferred_middleware.wire import entities, overflow
 
 
 class Counter(ndb.Model):  # type: ignore[misc] # the SDK has no types
@@ -181,18 +180,19 @@ def test_a_name_in_a_transaction_is_an_error(run: Any, queued: Queued) -> None:
 
 @both
 def test_the_sixth_task_is_an_error_before_the_queue_is_asked(
-    run: Any, queued: Queued, monkeypatch: pytest.MonkeyPatch
+    run: Any, stored: testbed.Testbed, queued: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transaction takes five tasks, and each transaction counts for itself."""
     adds: list[object] = []
-    original = taskqueue.Queue.add_async
+    stub = stored.get_stub(testbed.TASKQUEUE_SERVICE_NAME)
+    original = stub.MakeSyncCall
 
-    def counted(queue: Any, task: Any, transactional: bool = False, rpc: Any = None) -> Any:
-        if transactional:
-            adds.append(task)
-        return original(queue, task, transactional, rpc)
+    def counted(service: str, call: str, *args: Any) -> Any:
+        if call == "BulkAdd":
+            adds.append(args)
+        return original(service, call, *args)
 
-    monkeypatch.setattr(taskqueue.Queue, "add_async", counted)
+    monkeypatch.setattr(stub, "MakeSyncCall", counted)
 
     def work(count: int) -> None:
         for number in range(count):
@@ -211,12 +211,29 @@ def test_the_sixth_task_is_an_error_before_the_queue_is_asked(
 
 
 def test_transactions_that_are_over_are_forgotten() -> None:
-    """Counting their tasks keeps no transaction alive."""
+    """The monitor keeps nothing of a transaction that was committed or rolled back."""
+
+    def rolled_back() -> None:
+        defer(sample.note, _transactional=True)
+        raise ndb.Rollback
+
     in_db(lambda: defer(sample.note, _transactional=True))
     in_ndb(lambda: defer(sample.note, _transactional=True))
-    gc.collect()
+    in_ndb(rolled_back)
 
-    assert len(transactions._added) == 0
+    assert len(transactions.MONITOR._transactions) == 0
+
+
+def test_transactions_that_never_end_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor forgets the oldest transactions beyond its limit."""
+    monkeypatch.setattr(transactions, "MAX_TRANSACTIONS", 3)
+    monkeypatch.setattr(transactions.TransactionMonitor, "_after_call", lambda *_: None)
+
+    for _ in range(5):
+        in_ndb(lambda: defer(sample.note, _transactional=True))
+
+    assert len(transactions.MONITOR._transactions) == 3
+    transactions.MONITOR._transactions.clear()
 
 
 @both
@@ -301,35 +318,38 @@ def test_another_tasklet_is_not_in_the_transaction(queued: Queued) -> None:
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def bystander() -> Any:
         for _ in range(4):
-            outside.append(transactions.current())
+            outside.append(entities.in_transaction())
             yield ndb.sleep(0)
 
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def work() -> Any:
-        assert transactions.current() is not None
+        assert entities.in_transaction()
         for _ in range(4):
             yield ndb.sleep(0)
-        assert transactions.current() is not None
+        assert entities.in_transaction()
 
     beside = bystander()
     ndb.transaction_async(work).get_result()
     beside.get_result()
 
-    assert outside == [None] * 4
+    assert outside == [False] * 4
 
 
-def test_a_transaction_of_ndb_inside_one_of_db_is_the_inner_one() -> None:
-    """The innermost transaction counts. The SDK has none of db inside one of ndb."""
-    found: list[Any] = []
+def test_a_transaction_of_ndb_inside_one_of_db_is_the_inner_one(queued: Queued) -> None:
+    """A task belongs to the innermost transaction. The SDK has none of db inside one of ndb."""
 
     def outer() -> None:
-        found.append(transactions.current())
-        in_ndb(lambda: found.append(transactions.current()))
-        found.append(transactions.current())
+        defer(sample.note, "outer", os.urandom(200_000), _transactional=True)
+        in_ndb(lambda: defer(sample.note, "inner", os.urandom(200_000), _transactional=True))
+        assert len(queued.tasks()) == 1
+        defer(sample.note, "outer too", _transactional=True)
+        raise db.Rollback
 
     in_db(outer)
 
-    assert found[0] is found[2] is not None
-    assert found[1] is not None
-    assert found[1] is not found[0]
-    assert transactions.current() is None
+    (task,) = queued.tasks()
+    reference = overflow.Reference.parse(task.payload, 2**31)
+    assert reference is not None
+    assert payload.loads(overflow.fetch(reference)).args[0] == "inner"
+    assert len(kept()) == reference.chunks
+    assert not entities.in_transaction()

@@ -30,6 +30,7 @@ from deferred_middleware import (
 from deferred_middleware.calls import payload
 from deferred_middleware.config.settings import install_settings
 from deferred_middleware.enqueue import request_end
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
 BOUND_SECONDS = 60
 
@@ -77,7 +78,7 @@ def test_it_is_under_way_until_the_queue_answers(slow: Slow) -> None:
 
     task = future.result(timeout=BOUND_SECONDS)
     assert isinstance(future, EnqueueFuture)
-    assert isinstance(task, taskqueue.Task)
+    assert isinstance(task, EnqueuedTask)
     assert task.was_enqueued
     assert future.done()
     assert future.get_result() is task

@@ -22,7 +22,8 @@ from deferred_middleware import (
     defer,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.execution.outcomes import DeadLetter, Enqueued, Failure, Refusal
+from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.execution.outcomes import DeadLetter, Failure, Refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

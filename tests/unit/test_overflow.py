@@ -27,6 +27,7 @@ from deferred_middleware import DeferredMiddleware, Settings, TaskTooLargeError,
 from deferred_middleware.calls import payload
 from deferred_middleware.config.settings import install_settings
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
+from deferred_middleware.wire import entities as stored_entities
 from deferred_middleware.wire import overflow, protocol
 from deferred_middleware.wire.overflow import sweep
 
@@ -239,8 +240,8 @@ def test_a_failed_enqueue_leaves_nothing_unless_the_task_may_be_there(
     def fails(*args: Any) -> Any:
         raise problem
 
-    rpc = SimpleNamespace(future=None, get_result=fails, check_success=fails)
-    monkeypatch.setattr(taskqueue.Queue, "add_async", lambda *args, **kwargs: rpc)
+    rpc = SimpleNamespace(future=None, make_call=lambda *args: None, check_success=fails)
+    monkeypatch.setattr(taskqueue, "create_rpc", lambda deadline: rpc)
     install_settings(Settings(enqueue_seconds=0))
 
     with pytest.raises(type(problem)):
@@ -284,7 +285,7 @@ def test_the_sweep_removes_what_expired_and_nothing_else(stored: testbed.Testbed
 
 def test_the_sweep_goes_on_until_its_time_is_over(stored: testbed.Testbed) -> None:
     """It removes more than one batch, and stops when it was told to."""
-    with_one = [overflow.Overflowed(b"x", None, None) for _ in range(501)]
+    with_one = [overflow.Overflowed(b"x", None, transactional=False) for _ in range(501)]
     for overflowed in with_one:
         overflowed.store()
     expire(entities())
@@ -371,5 +372,5 @@ def test_a_reference_is_read_as_it_was_written(body: bytes, eta: float | None) -
 
 def test_the_stub_map_is_asked_for_a_datastore(stored: testbed.Testbed) -> None:
     """There is a datastore where the SDK has something that answers for it."""
-    assert overflow.is_available()
+    assert stored_entities.is_available()
     assert apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is not None

@@ -1,4 +1,4 @@
-"""Tests of routing.py."""
+"""Tests of where a call goes: its queue, target and URL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deferred_middleware import OptionError, Settings, call
 from deferred_middleware.config.settings import Deployment
-from deferred_middleware.enqueue.routing import queue_for, target_for, url_for
+from deferred_middleware.enqueue.prepare import queue_for, target_for, url_for
 
 DEFAULT = Deployment(service="default", version="v1")
 
@@ -62,29 +62,24 @@ def test_names_are_spread_over_the_queues() -> None:
         (DEFAULT, "background", None, "v1.background"),
         (Deployment(service="api", version="v2"), "background", None, "v2.api"),
         (Deployment(service="background", version="v2"), "background", None, "v2.background"),
-        (DEFAULT, "background", "worker", "v1.worker"),
-        (DEFAULT, "background", "default", "v1.default"),
+        (DEFAULT, "background", "worker", "worker"),
+        (DEFAULT, "background", "default", "default"),
         (DEFAULT, "background", "v9.worker", "v9.worker"),
         (DEFAULT, None, "0.v9.worker", "0.v9.worker"),
         (Deployment(), "background", None, None),
         (Deployment(service="default"), "background", None, None),
         (Deployment(version="v1"), None, None, None),
         (Deployment(), None, "v9.worker", "v9.worker"),
+        (Deployment(), "background", "worker", "worker"),
     ],
 )
 def test_the_target_is_version_and_service(
     deployment: Deployment, background: str | None, given: str | None, target: str | None
 ) -> None:
-    """Tasks of the default service go to the background module, others stay; both labels are always sent."""
+    """Tasks of the default service go to the background module, others stay; a given target is sent as given."""
     made = call(sample.note, _target=given)
 
     assert target_for(made, Settings(background_module=background), deployment) == target
-
-
-def test_a_service_alone_needs_a_version() -> None:
-    """Where the process's version is not known, a target of one label can't be completed."""
-    with pytest.raises(OptionError, match=r"GAE_VERSION is not set; write <version>\.<service>"):
-        target_for(call(sample.note, _target="worker"), Settings(), Deployment())
 
 
 def test_the_url_names_the_call() -> None:

@@ -1,7 +1,8 @@
-"""Tests of plans.py: what is worked out once still is what holds now."""
+"""Tests of the templates for similar calls: what was worked out once is still what holds now."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -10,16 +11,14 @@ from typing import Any
 
 import pytest
 import sample
-from google.appengine.api import namespace_manager, taskqueue
+from google.appengine.api import apiproxy_stub, apiproxy_stub_map, namespace_manager
 
-from deferred_middleware import Settings, call
-from deferred_middleware.calls.options import NO_OPTIONS
+from deferred_middleware import call
 from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.config.settings import install_settings
-from deferred_middleware.engines import moulds
-from deferred_middleware.enqueue import plans
-from deferred_middleware.enqueue.prepare import prepare
+from deferred_middleware.enqueue import prepare as prepare_module
+from deferred_middleware.enqueue.prepare import enqueue_context, prepare
 from deferred_middleware.wire import protocol
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -28,28 +27,48 @@ KEYS = ("0123456789abcdef" * 4,)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start without plans, and end in the default namespace."""
-    monkeypatch.setattr(plans, "_plans", {})
+    """Start without templates, and end in the default namespace."""
+    monkeypatch.setattr(prepare_module, "_templates", {})
     yield
     namespace_manager.set_namespace("")
 
 
 def facts(**options: Any) -> dict[str, Any]:
-    """Return what a task is that is prepared now."""
+    """Return what is sent of a task that is prepared now, except for what is its own."""
     prepared = prepare(call(sample.note, **options))
-    task = prepared.task
-    headers = dict(task.headers)
+    seen: list[Any] = []
+    with recorded(seen):
+        prepared.engine.start([prepared.message], None).results()
+    (request,) = seen
+    headers = {header.key.decode(): header.value.decode() for header in request.header}
     signature = headers.pop(protocol.SIGNATURE_HEADER, "")
     return {
-        "queue": prepared.queue,
-        "url": task.url,
-        "target": task.target,
+        "queue": request.queue_name,
+        "url": request.url,
+        "target": prepared.task.target,
         "headers": headers,
-        "retry": task.retry_options and task.retry_options.task_retry_limit,
-        "deadline": task.dispatch_deadline_usec,
+        "retry": request.retry_parameters.retry_limit if request.HasField("retry_parameters") else None,
+        "deadline": request.dispatch_deadline_usec,
         "key": signature[: signature.find(";i=")],
-        "size": task.size - len(signature),
+        "size": prepared.task.size - len(signature),
     }
+
+
+@contextlib.contextmanager
+def recorded(seen: list[Any]) -> Iterator[None]:
+    """Append each task that is sent, and add none."""
+
+    class Recording(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
+        def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
+            seen.extend(request.add_request)
+
+    proxy = apiproxy_stub_map.apiproxy
+    stub = proxy.GetStub("taskqueue")
+    proxy.ReplaceStub("taskqueue", Recording("taskqueue"))
+    try:
+        yield
+    finally:
+        proxy.ReplaceStub("taskqueue", stub)
 
 
 def change_settings(**changes: Any) -> None:
@@ -67,7 +86,6 @@ def change_deployment(**changes: Any) -> None:
     [
         lambda: namespace_manager.set_namespace("tenant"),
         lambda: os.environ.update(HTTP_HOST="other.example.com"),
-        lambda: os.environ.update(DEFAULT_VERSION_HOSTNAME="example.com"),
         lambda: os.environ.update(HTTP_X_APPENGINE_DEFAULT_NAMESPACE="apps"),
         lambda: change_settings(url_prefix="/elsewhere"),
         lambda: change_settings(default_queues=("quick",)),
@@ -76,7 +94,7 @@ def change_deployment(**changes: Any) -> None:
         lambda: setattr(sample.note, REDACT_ATTRIBUTE, frozenset({"a"})),
         lambda: setattr(sample.note, "__qualname__", "renamed"),
     ],
-    ids=["namespace", "host", "hostname", "default namespace", "prefix", "queue", "key", "service", "redact", "name"],
+    ids=["namespace", "host", "default namespace", "prefix", "queue", "key", "service", "redact", "name"],
 )
 def test_a_change_shows_in_the_next_task(change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change of what a task tells, the next one tells it, as if none had been made before."""
@@ -88,11 +106,22 @@ def test_a_change_shows_in_the_next_task(change: Callable[[], None], monkeypatch
 
     change()
     after = facts()
-    plans._plans.clear()
+    prepare_module._templates.clear()
 
     assert before[0] == before[1] == before[2] == before[3]
     assert after == facts()
     assert after != before[0]
+
+
+def test_another_hostname_shows_in_the_next_task() -> None:
+    """A target is part of the hostname that is current."""
+    change_deployment(service="default", version="v1")
+    before = [facts() for _ in range(2)]
+
+    os.environ["DEFAULT_VERSION_HOSTNAME"] = "example.com"
+
+    assert [each["headers"]["Host"] for each in before] == ["v1.default.app.example.com"] * 2
+    assert facts()["headers"]["Host"] == "v1.default.example.com"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +157,7 @@ def test_options_show_in_the_task(options: dict[str, Any]) -> None:
 
 
 def test_each_task_is_its_own() -> None:
-    """Names, payloads, ETAs and signatures differ between tasks of one plan."""
+    """Names, payloads, ETAs and signatures differ between tasks of one template."""
     change_settings(secret_keys=KEYS)
 
     tasks = [prepare(call(sample.note, number, _countdown=number)).task for number in range(1, 6)]
@@ -140,46 +169,21 @@ def test_each_task_is_its_own() -> None:
     assert waits == pytest.approx([1] * 4, abs=0.5)
 
 
-def test_where_copies_are_not_the_same_the_constructor_makes_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another version of the SDK tasks are as before."""
-    monkeypatch.setattr(moulds.Mould, "fits", lambda self, make: False)
-    monkeypatch.setattr(moulds.Mould, "cast", None)
-
-    found = [facts() for _ in range(4)]
-
-    assert found[0] == found[3]
-
-
-def test_an_instrumented_constructor_sees_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever puts something in place of the SDK's constructor is asked for each task from then on."""
-    for _ in range(4):
-        facts()
-    seen = []
-    of_the_sdk = taskqueue.Task.__init__
-
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        of_the_sdk(self, *args, **kwargs)
-        seen.append(kwargs["name"])
-
-    monkeypatch.setattr(taskqueue.Task, "__init__", init)
-    names = [prepare(call(sample.note)).task.name for _ in range(5)]
-
-    assert [name for name in seen if name in names] == names
-
-
-def test_plans_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app that has a namespace for each of its users does not fill its memory with plans."""
-    monkeypatch.setattr(plans, "_MOST_PLANS", 10)
+def test_templates_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app that has a namespace for each of its users does not fill its memory with templates."""
+    monkeypatch.setattr(prepare_module, "MAX_TEMPLATES", 10)
 
     for number in range(35):
         namespace_manager.set_namespace(f"user{number}")
         prepare(call(sample.note))
 
-    assert 1 <= len(plans._plans) <= 10
+    assert 1 <= len(prepare_module._templates) <= 10
 
 
-def test_the_settings_defaults_are_the_same() -> None:
-    """A call without options shares its plan with nobody who has some."""
-    assert plans._differing(NO_OPTIONS) == ()
-    assert plans._differing(dataclasses.replace(NO_OPTIONS, name="mine")) is None
-    assert Settings().url_prefix == "/_cb/deferred"
+def test_only_calls_that_others_resemble_have_a_kept_template() -> None:
+    """A call with a name or headers of its own fills no memory with a template that serves it alone."""
+    context = enqueue_context()
+
+    assert prepare_module._key_of(call(sample.note), "default", context) is not None
+    assert prepare_module._key_of(call(sample.note, _name="mine"), "default", context) is None
+    assert prepare_module._key_of(call(sample.note, _headers={"X-Mine": "1"}), "default", context) is None
