@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines.apps import ENGINES, App, running_on
+
+from tests.support.engines.apps import ENGINES, App, running_on
 
 WAIT_SECONDS = 60.0
 
@@ -49,7 +50,7 @@ def test_a_call_runs(app: App, mark: str) -> None:
 
     told = app.told_of(mark)
     assert told["args"] == [mark, 1, [2], {"three": 3}]
-    assert told["path"] == "/_cb/deferred/engines.app/record"
+    assert told["path"] == "/_cb/deferred/tests.support.engines.app/record"
     assert told["queue"] == answer["queue"] == "default"
     assert told["name"] == answer["name"]
     assert answer["was_enqueued"]

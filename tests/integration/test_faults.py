@@ -5,15 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-import faults
 import pytest
-import sample
-from faults import Closed, Fault, FaultyServer, Results, Silent
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
-from queue_answers import each_answer, each_that_passes, sdk_type
-from timed_adds import Clock, add
 
 from deferred_middleware import DeferredError, EnqueueError, Settings, call, defer, defer_async, defer_many
 from deferred_middleware.config.settings import install_settings
@@ -23,6 +18,10 @@ from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.enqueue import prepare
 from deferred_middleware.enqueue.add import Timing
+from tests.support import faults, sample
+from tests.support.faults import Closed, Fault, FaultyServer, Results, Silent
+from tests.support.queue_answers import each_answer, each_that_passes, sdk_type
+from tests.support.timed_adds import Clock, add
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer
     error = caught.value
     assert isinstance(error, DeferredError)
     assert isinstance(error, sdk_type(answer))
-    assert str(error).startswith("sample/note was not enqueued to queue 'default': ")
+    assert str(error).startswith("tests.support.sample/note was not enqueued to queue 'default': ")
     assert error.maybe_enqueued is answer.maybe_enqueued
     assert ("may have the task" in str(error)) is answer.maybe_enqueued
     assert (len(server.attempts) > 1) is answer.retried

@@ -7,14 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import faults
 import pytest
-import sample
-from faults import Fault, FaultyServer
 from google.appengine.api import apiproxy_stub_map, datastore
 from google.appengine.runtime import apiproxy_errors, default_api_stub
-from queue_answers import each_answer, each_that_passes
-from timed_adds import Clock, add
 
 from deferred_middleware import EnqueueError, Settings, call, defer_many
 from deferred_middleware.calls import payload
@@ -23,6 +18,10 @@ from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.wire import overflow, protocol
 from deferred_middleware.wire.overflow import Reference, sweep
+from tests.support import faults, sample
+from tests.support.faults import Fault, FaultyServer
+from tests.support.queue_answers import each_answer, each_that_passes
+from tests.support.timed_adds import Clock, add
 
 # More than compression makes fit into a task, for it is of random bytes, and two chunks.
 LARGE_BYTES = 1_200_000
