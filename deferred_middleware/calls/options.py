@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deferred_middleware.calls.callables import AnyCallable, Label, without_partials
-from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError, nearest_name
+from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError, nearest
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _check_own(name: str, label: Label, signature: inspect.Signature | None) -> 
     if name in parameters:
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    suggestion = nearest_name(name, _CHECKS, cutoff=0.75 if takes_any else 0.5)
+    suggestion = nearest(name, _CHECKS, similarity=0.75 if takes_any else 0.5)
     if takes_any and suggestion is None:
         return
     message = f"{name} is neither an option of defer() nor an argument of {label}."

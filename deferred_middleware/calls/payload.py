@@ -19,6 +19,7 @@ from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
+from deferred_middleware.wire.compression import ZLIB_PREFIX, decompress
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -28,7 +29,6 @@ _MAX_DEPTH: Final = 40
 _WAY_OUT: Final = "Pass what identifies it (a key, an id, a path) and open or load it in the task."
 _FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # the start of a pickle with frames
 _FRAME_BYTES: Final = struct.Struct("<Q")
-_ZLIB: Final = b"\x78"  # the start of zlib.compress's output (RFC 1950); no pickle starts with it
 
 
 def dumps(call: Call, protocol: int) -> bytes:
@@ -65,7 +65,7 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: the payload can't be read for any other reason.
     """
-    if data.startswith(_ZLIB):
+    if data.startswith(ZLIB_PREFIX):
         data = _decompressed(data, settings.max_payload_bytes)
     if settings.allowed_callables:
         from deferred_middleware.calls import allowlist  # few apps have a list
@@ -110,19 +110,20 @@ def _load_from_stream(data: bytes) -> tuple[object, int]:
 
 def _decompressed(data: bytes, limit_bytes: int) -> bytes:
     """Return the content of compressed data if it is complete and has at most ``limit_bytes``."""
-    from deferred_middleware.wire import overflow  # few payloads are compressed
-
     try:
-        content, problem = overflow.decompress(data, limit_bytes + 1)
+        found = decompress(data, limit_bytes)
     except zlib.error as error:
         raise PayloadError(f"the payload ({len(data):,} bytes) can't be decompressed: {error}") from error
-    if len(content) > limit_bytes:
+    if found.exceeds_limit:
         raise PayloadError(
             f"the payload takes more than {limit_bytes:,} bytes, the value of DEFERRED_MAX_PAYLOAD_BYTES"
         )
-    if problem is not None:
-        raise PayloadError(f"the compressed payload ({len(data):,} bytes) is damaged: {problem}")
-    return content
+    if found.is_cut_off:
+        raise PayloadError(f"the end of the compressed payload ({len(data):,} bytes) is missing")
+    if found.trailing_bytes:
+        end = len(data) - found.trailing_bytes
+        raise PayloadError(f"the compressed payload ends after {end:,} of {len(data):,} bytes")
+    return found.content
 
 
 def _not_a_call(content: object) -> PayloadError:
@@ -156,9 +157,9 @@ def find_unpicklable(values: Mapping[str, object], *, main_is_wrong: bool) -> tu
 
 def mentions_main(data: bytes) -> bool:
     """Tell whether a pickle refers to the ``__main__`` module; a text that contains the name does not count."""
-    from deferred_middleware.wire.pickle_tree import modules_named_in  # few payloads contain the name
+    from deferred_middleware.wire.pickle_tree import sketch  # few payloads contain the name
 
-    return "__main__" in modules_named_in(data)
+    return any(name.module == "__main__" for name in sketch(data, max_opcodes=len(data)).names)
 
 
 def _problem(value: object, main_is_wrong: bool) -> str | None:

@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.calls.call import Call
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -70,7 +69,7 @@ class Enqueued:
     """The call."""
     queue: str
     """The queue's name."""
-    task: taskqueue.Task
+    task: EnqueuedTask
     """The task. A task that is added in a transaction has no final name, and exists only if the transaction commits."""
     transactional: bool = False
     """Whether the task was added in a transaction."""

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from deferred_middleware.config import keys
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.errors import DeferredWarning, SettingsError, nearest_name
+from deferred_middleware.errors import DeferredWarning, SettingsError, nearest
 from deferred_middleware.wire import protocol
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -365,7 +365,7 @@ def _warn_of_misspelt_variables(environ: Mapping[str, str]) -> None:
     known = [setting.variable for setting in TABLE]
     for variable in environ:
         if variable.startswith("DEFERRED_") and variable not in known:
-            nearest = nearest_name(variable, known, cutoff=0.85)
-            if nearest:
-                message = f"{variable} is not a setting of deferred_middleware. Did you mean {nearest}?"
+            meant = nearest(variable, known, similarity=0.85)
+            if meant:
+                message = f"{variable} is not a setting of deferred_middleware. Did you mean {meant}?"
                 warnings.warn(message, DeferredWarning, stacklevel=4)

@@ -185,11 +185,11 @@ class ServerError(DeferredError):
     """The local server can't start or continue. The message is one sentence for the person at the terminal."""
 
 
-def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to ``name``, to suggest in an error; None if none is similar.
+def nearest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the known name that is most similar to ``name``, to suggest in a message; None if none is similar.
 
-    ``cutoff`` is the least similarity, from 0 to 1.
+    ``similarity`` is the least similarity, from 0 to 1, as in :func:`difflib.get_close_matches`.
     """
-    import difflib  # only needed for errors
+    import difflib  # only needed for messages
 
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)), None)

@@ -7,10 +7,9 @@ is both such an error and a :class:`deferred_middleware.DeferredError`. Importin
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from google.appengine.api import datastore_errors, taskqueue
-from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import DeferredError, OptionError
@@ -170,7 +169,7 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
         # The SDK asserts that the queue answers for each task (SDK: taskqueue.py, Queue.__AddTasks).
         reason = f"the queue's answer is invalid ({error or 'an assertion in the SDK failed'})."
     elif reason is None:
-        reason = f"{detail or 'the queue gave no reason'} ({_name(type(error))})"
+        reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
         reason = f"{reason} ({detail})"
     joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
@@ -179,79 +178,10 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
     return explained
 
 
-_Code: Final = taskqueue_pb.TaskQueueServiceError
-_TASKQUEUE_ERRORS: Final[dict[int, type[Exception]]] = {
-    _Code.UNKNOWN_QUEUE: taskqueue.UnknownQueueError,
-    _Code.TRANSIENT_ERROR: taskqueue.TransientError,
-    _Code.INTERNAL_ERROR: taskqueue.InternalError,
-    _Code.TASK_TOO_LARGE: taskqueue.TaskTooLargeError,
-    _Code.INVALID_TASK_NAME: taskqueue.InvalidTaskNameError,
-    _Code.INVALID_QUEUE_NAME: taskqueue.InvalidQueueNameError,
-    _Code.INVALID_URL: taskqueue.InvalidUrlError,
-    _Code.INVALID_QUEUE_RATE: taskqueue.InvalidQueueError,
-    _Code.PERMISSION_DENIED: taskqueue.PermissionDeniedError,
-    _Code.TASK_ALREADY_EXISTS: taskqueue.TaskAlreadyExistsError,
-    _Code.TOMBSTONED_TASK: taskqueue.TombstonedTaskError,
-    _Code.INVALID_ETA: taskqueue.InvalidEtaError,
-    _Code.DUPLICATE_TASK_NAME: taskqueue.DuplicateTaskNameError,
-    _Code.TOO_MANY_TASKS: taskqueue.TooManyTasksError,
-    _Code.INVALID_QUEUE_MODE: taskqueue.InvalidQueueModeError,
-    _Code.TRANSACTIONAL_REQUEST_TOO_LARGE: taskqueue.TransactionalRequestTooLargeError,
-    _Code.TASK_LEASE_EXPIRED: taskqueue.TaskLeaseExpiredError,
-    _Code.QUEUE_PAUSED: taskqueue.QueuePausedError,
-    _Code.INVALID_TAG: taskqueue.InvalidTagError,
-    _Code.INVALID_REQUEST: taskqueue.Error,
-    _Code.UNKNOWN_TASK: taskqueue.Error,
-    _Code.TOMBSTONED_QUEUE: taskqueue.Error,
-}
-"""The SDK's error for a code, if it has one: a table of its own that is private (SDK: ``taskqueue.py``)."""
-_DATASTORE_ERRORS: Final[dict[int, type[Exception]]] = {
-    _Code.DATASTORE_BAD_REQUEST: datastore_errors.BadRequestError,
-    _Code.DATASTORE_CONCURRENT_TRANSACTION: datastore_errors.TransactionFailedError,
-    _Code.DATASTORE_INTERNAL_ERROR: datastore_errors.InternalError,
-    _Code.DATASTORE_NEED_INDEX: datastore_errors.NeedIndexError,
-    _Code.DATASTORE_TIMEOUT: datastore_errors.Timeout,
-    _Code.DATASTORE_BIGTABLE_ERROR: datastore_errors.Timeout,
-    _Code.DATASTORE_COMMITTED_BUT_STILL_APPLYING: datastore_errors.CommittedButStillApplying,
-    _Code.DATASTORE_CAPABILITY_DISABLED: apiproxy_errors.CapabilityDisabledError,
-    _Code.DATASTORE_RESOURCE_EXHAUSTED: apiproxy_errors.OverQuotaError,
-    _Code.DATASTORE_SNAPSHOT_VERSION_TOO_OLD: datastore_errors.SnapshotVersionTooOldError,
-}
-"""The datastore's errors, in the same way (SDK: ``datastore/datastore_rpc.py``)."""
-
-
-def from_code(code: int, detail: str) -> Exception:
-    """Return the SDK's exception for a ``TaskQueueServiceError``."""
-    if code >= _Code.DATASTORE_ERROR:
-        kind = _DATASTORE_ERRORS.get(code, datastore_errors.Error)
-        translated: Exception = _datastore_error(kind)(f"the datastore failed: {detail or kind.__name__}")
-    elif code == _Code.SKIPPED:
-        translated = taskqueue.Error("the queue skipped the task")
-    elif code in _TASKQUEUE_ERRORS:
-        translated = _TASKQUEUE_ERRORS[code](detail)
-    else:
-        translated = taskqueue.Error(f"application error {code}: {detail}")
-    return translated
-
-
-@functools.lru_cache(maxsize=64)
-def _datastore_error(kind: type[Exception]) -> type[Exception]:
-    """Return the class that is both ``kind``, an error of the datastore, and a ``taskqueue.DatastoreError``."""
-    if issubclass(taskqueue.DatastoreError, kind):
-        error: type[Exception] = taskqueue.DatastoreError
-        return error
-    return type(kind.__name__, (kind, taskqueue.DatastoreError), {"__doc__": kind.__doc__})
-
-
 @functools.lru_cache(maxsize=64)
 def _joined(kind: type[BaseException]) -> type[EnqueueError]:
     """Return the class that is both an EnqueueError and ``kind``, with the name of ``kind``."""
     if issubclass(EnqueueError, kind) or issubclass(kind, AssertionError):
         return EnqueueError
     # Some of the SDK's errors define __str__, which would hide our message.
-    return type(_name(kind), (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})
-
-
-def _name(kind: type[BaseException]) -> str:
-    """Return the name of an error's type; the SDK joins a datastore error with its own in one of no useful name."""
-    return kind.__mro__[1].__name__ if kind.__name__ == "JointException" else kind.__name__
+    return type(kind.__name__, (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})

@@ -36,7 +36,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
-from deferred_middleware.wire import protocol
+from deferred_middleware.wire import entities, protocol
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -59,29 +59,6 @@ def forms(body: bytes) -> Iterator[bytes]:
     compressed = zlib.compress(body)
     if len(compressed) < len(body):
         yield compressed
-
-
-def decompress(data: bytes, limit_bytes: int) -> tuple[bytes, str | None]:
-    """Return at most ``limit_bytes`` of the content of compressed data, and what is wrong with the data, if anything.
-
-    Raises :class:`zlib.error` if it is not compressed data.
-    """
-    decompressor = zlib.decompressobj()
-    content = decompressor.decompress(data, limit_bytes)
-    if decompressor.unconsumed_tail:
-        return content, f"it has more than {limit_bytes:,} bytes when it is decompressed"
-    if not decompressor.eof:
-        return content, "its end is missing"
-    if decompressor.unused_data:
-        return content, f"it ends after {len(data) - len(decompressor.unused_data):,} bytes"
-    return content, None
-
-
-def is_available() -> bool:
-    """Tell whether this process can use a datastore."""
-    from google.appengine.api import apiproxy_stub_map
-
-    return apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,31 +140,38 @@ class Reference:
 class Overflowed:
     """A payload to keep in the datastore, for one task.
 
-    ``transaction`` is the datastore connection of the transaction in which the task is added, if there is one.
+    If ``transactional`` is true, the task is added in the current datastore transaction.
     """
 
-    def __init__(self, body: bytes, eta_posix: float | None, transaction: Any | None) -> None:
+    def __init__(self, body: bytes, eta_posix: float | None, *, transactional: bool) -> None:
         self.reference = Reference.to(body, eta_posix)
         self._body = body
-        self._transaction = transaction
+        self._transactional = transactional
         self._stored = False
 
     def store(self) -> None:
         """Write the chunks if they are not written yet. Raises the SDK's ``datastore_errors``."""
         if self._stored:
             return
-        entities = []
-        for number, key in enumerate(self.reference.chunk_keys()):
-            entities.append(_entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES]))
-        self._stored = True  # before the write, because a write that fails may have written some of the chunks
-        _connection(self._transaction).put(entities)
+        chunks = [
+            _entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES])
+            for number, key in enumerate(self.reference.chunk_keys())
+        ]
+        self._stored = True  # before the write, because a write that fails may have written some chunks
+        if self._transactional:
+            entities.put_in_transaction(chunks)
+        else:
+            entities.outside_transaction().put(chunks)
 
     def remove(self) -> None:
         """Remove the chunks of a task that was not enqueued. A failure is logged; the sweep removes them later."""
-        if not self._stored or (self._transaction is not None and self._transaction.finished):
+        if not self._stored or (self._transactional and not entities.in_transaction()):
             return
         try:
-            _connection(self._transaction).delete(self.reference.chunk_keys())
+            if self._transactional:
+                entities.delete_in_transaction(self.reference.chunk_keys())
+            else:
+                entities.outside_transaction().delete(self.reference.chunk_keys())
         except Exception as error:  # noqa: BLE001 - the caller has to get the error of the enqueue
             _log_left_behind(self.reference, error)
 
@@ -200,20 +184,20 @@ def fetch(reference: Reference) -> bytes:
         PayloadMissingError: the payload is not in the datastore, or the datastore did not answer.
         PayloadError: the payload does not match the reference.
     """
-    connection = _connection(None)
+    connection = entities.outside_transaction()
     keys = [reference.root(), *reference.chunk_keys()]
     gathered = bytearray()
     for start in range(0, len(keys), _CHUNKS_AT_ONCE):
         # A Get by key always returns the latest write.
         try:
-            entities = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
+            found = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
         except Exception as error:
             raise PayloadMissingError(
                 reference.key, f"the task's payload could not be read from the datastore: {error}"
             ) from error
-        if start == 0 and entities.pop(0) is not None:
+        if start == 0 and found.pop(0) is not None:
             raise PayloadFinishedError(reference.key, "the task was already done, and its payload was removed")
-        for entity in entities:
+        for entity in found:
             if entity is None:
                 raise PayloadMissingError(
                     reference.key, f"the task's payload is not in the datastore ({KIND} {reference.key!r})"
@@ -230,7 +214,7 @@ def fetch(reference: Reference) -> bytes:
 
 def finish(reference: Reference) -> None:
     """Replace the payload of a task that is done by a receipt. A failure is logged; the sweep removes the payload."""
-    connection = _connection(None)
+    connection = entities.outside_transaction()
     try:
         connection.put([_entity(reference.root(), reference, None)])
         connection.delete(reference.chunk_keys())
@@ -247,17 +231,6 @@ def _entity(key: Any, reference: Reference, data: bytes | None) -> Any:
     if data is not None:
         entity[_DATA] = datastore_types.Blob(data)
     return entity
-
-
-def _connection(transaction: Any | None) -> Any:
-    """Return a new connection, in ``transaction`` if there is one. The current connection does not matter."""
-    from google.appengine.api import datastore
-    from google.appengine.datastore import datastore_rpc
-
-    adapter = datastore.DatastoreAdapter()
-    if transaction is None:
-        return datastore_rpc.Connection(adapter=adapter)
-    return datastore_rpc.TransactionalConnection(adapter=adapter, transaction=transaction.transaction)
 
 
 def _log_left_behind(reference: Reference, error: BaseException) -> None:
@@ -278,11 +251,10 @@ def sweep(*, max_seconds: float = 300.0) -> int:
     the same time as another sweep. Raises the SDK's ``datastore_errors``.
     """
     from google.appengine.api import datastore
-    from google.appengine.datastore import datastore_rpc
 
     ends_at = time.monotonic() + max_seconds
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-    connection = datastore_rpc.Connection(adapter=datastore.DatastoreAdapter())
+    connection = entities.outside_transaction()
     removed = 0
     while time.monotonic() < ends_at:
         query = datastore.Query(KIND, {f"{EXPIRES} <": now}, keys_only=True, namespace="")

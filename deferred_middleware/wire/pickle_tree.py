@@ -12,11 +12,10 @@ another way than the unpickler; this module reads them as the unpickler does.
 from __future__ import annotations
 
 import _compat_pickle
-import contextlib
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 MAX_OPCODES = 100_000
 """The default limit of opcodes to read."""
@@ -83,13 +82,15 @@ class Sketch:
     """The object that a pickle would make, as a node.
 
     If the pickle can't be read to its end, ``problem`` says why, and ``parts`` has the nodes read until then, outermost
-    first. ``trailing_bytes`` is the number of bytes that follow the pickle.
+    first. ``trailing_bytes`` is the number of bytes that follow the pickle. ``names`` are all names in the pickle, in
+    order.
     """
 
     node: Node | None
     problem: str | None = None
     parts: tuple[Node, ...] = ()
     trailing_bytes: int = 0
+    names: tuple[Name, ...] = ()
 
 
 class _MalformedError(Exception):
@@ -103,8 +104,8 @@ class _Machine:
         self.stack: list[Node | None] = []
         """The nodes; None is a mark."""
         self.memo: dict[int, Node] = {}
-        self.modules: set[str] = set()
-        """The modules that have been named."""
+        self.names: list[Name] = []
+        """The names that have been read, in order."""
         self.protocol = 0
 
     def pop(self) -> Node:
@@ -205,8 +206,8 @@ class _Machine:
                 module, qualname = _compat_pickle.NAME_MAPPING[module, qualname]
             else:
                 module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        self.modules.add(module)
-        return Name(module, qualname)
+        self.names.append(Name(module, qualname))
+        return self.names[-1]
 
     def name_at(self, data: bytes, position: int) -> Name:
         """Return the name after the opcode at ``position``: the module and the attribute, each on its line.
@@ -301,45 +302,21 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     machine = _Machine()
     problem = "it has no end"
     try:
-        for number, (opcode, argument, position) in enumerate(_opcodes(machine, data)):
-            if opcode == "STOP":
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if opcode.name == "STOP":
                 node = machine.pop()
-                return Sketch(node=node, trailing_bytes=len(data) - position - 1)
+                trailing_bytes = len(data) - (position or 0) - 1
+                return Sketch(node=node, trailing_bytes=trailing_bytes, names=tuple(machine.names))
             if number >= max_opcodes:
                 problem = f"it has more than {max_opcodes:,} opcodes"
                 break
-            _OPCODES[opcode](machine, argument)
+            if opcode.name in ("GLOBAL", "INST"):
+                argument = machine.name_at(data, position or 0)
+            _OPCODES[opcode.name](machine, argument)
     except _MalformedError as error:
         problem = str(error)
-    except _DAMAGES as error:
+    except (ValueError, UnicodeError, IndexError, OverflowError, Warning) as error:
+        # pickletools warns of an invalid escape, and a process may turn warnings into exceptions.
         problem = f"it is damaged ({str(error)[:100]})"
-    return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not None))
-
-
-def modules_named_in(data: bytes) -> set[str]:
-    """Return the modules that loading the pickle at the start of ``data`` would import from.
-
-    If the pickle is damaged, they are those that it names before the damage.
-    """
-    machine = _Machine()
-    with contextlib.suppress(_MalformedError, *_DAMAGES):
-        for opcode, argument, _ in _opcodes(machine, data):
-            if opcode == "STOP":
-                break
-            _OPCODES[opcode](machine, argument)
-    return machine.modules
-
-
-# pickletools warns of an invalid escape, and a process may turn warnings into exceptions.
-_DAMAGES: Final = (ValueError, UnicodeError, IndexError, OverflowError, Warning)
-
-
-def _opcodes(machine: _Machine, data: bytes) -> Iterator[tuple[str, Any, int]]:
-    """Yield the name, the argument and the position of each opcode.
-
-    Raise one of ``_DAMAGES`` if the data is damaged.
-    """
-    for opcode, argument, position in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            argument = machine.name_at(data, position or 0)
-        yield opcode.name, argument, position or 0
+    parts = tuple(part for part in machine.stack if part is not None)
+    return Sketch(node=None, problem=problem, parts=parts, names=tuple(machine.names))

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pytest
-import sample
-from delivering import task_environ
-from module_trace import trace
 
 from deferred_middleware import DeferredMiddleware, Settings, defer
 from deferred_middleware.testing import capture_tasks
+from tests.support import sample
+from tests.support.delivering import task_environ
+from tests.support.module_trace import trace
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
