@@ -1,16 +1,24 @@
-"""Measure what importing the package costs, beyond the interpreter and webob.
+"""Measure what importing the package costs, compared with the part of the SDK that it stands before.
 
-Run ``python benchmarks/import_time.py``. The bar: less than 30 ms, and the SDK is not imported.
+Run ``python benchmarks/import_time.py``. The bar: at most 0.12 of the time of ``import google.appengine.api.taskqueue``
+in the same run, and the SDK is not imported. Each import runs in new interpreters, which take turns. webob is
+imported before the time is taken, because both need it. Modules are compiled in the first round, which does not count.
+
+The public names are imported when they are first used, so a second figure shows the import of those that an app uses.
+It has no bar.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 
-BAR_MS = 30.0
+BAR = 0.12
+OURS = "deferred_middleware"
+PEER = "google.appengine.api.taskqueue"
 PROGRAM = """
 import sys, time
 import webob
@@ -21,8 +29,9 @@ print((time.perf_counter() - started) * 1000, any(name.startswith("google.appeng
 CONTENDERS = {
     "nothing more": "pass",
     "dataclasses, inspect, logging, pickle, typing": "import dataclasses, inspect, logging, pickle, typing",
-    "deferred_middleware": "import deferred_middleware",
-    "google.appengine.api.taskqueue": "import google.appengine.api.taskqueue",
+    OURS: "import deferred_middleware",
+    "DeferredMiddleware, defer, task": "from deferred_middleware import DeferredMiddleware, defer, task",
+    PEER: "import google.appengine.api.taskqueue",
 }
 
 
@@ -32,22 +41,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
 
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     samples: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     imports_sdk = False
     for _ in range(options.rounds + 1):
         for name, statement in CONTENDERS.items():
             run = [sys.executable, "-c", PROGRAM.format(statement=statement)]
-            text = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
-            samples[name].append(float(text[0]))
-            if name == "deferred_middleware":
-                imports_sdk = imports_sdk or text[1] == "True"
-    # The first round only compiled what was not yet.
+            result = subprocess.run(run, capture_output=True, text=True, check=True, env=environ)
+            milliseconds, has_sdk = result.stdout.split()
+            samples[name].append(float(milliseconds))
+            if name != PEER:
+                imports_sdk = imports_sdk or has_sdk == "True"
     medians = {name: statistics.median(times[1:]) for name, times in samples.items()}
-    for name, milliseconds in medians.items():
-        print(f"  {name:46} {milliseconds:7.1f} ms")
-    ours = medians["deferred_middleware"]
-    print(f"deferred_middleware: {ours:.1f} ms (bar {BAR_MS:.0f}), SDK imported: {imports_sdk}")
-    return 0 if ours < BAR_MS and not imports_sdk else 1
+    for name, median in medians.items():
+        print(f"  {name:46} {median:7.1f} ms {median / medians[PEER]:6.3f}")
+    ratio = medians[OURS] / medians[PEER]
+    print(f"import {OURS}: {ratio:.3f} of import {PEER} (bar {BAR}), SDK imported: {imports_sdk}")
+    return 0 if ratio <= BAR and not imports_sdk else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from deferred_middleware.errors import PayloadError, PayloadFinishedError, Setti
 from deferred_middleware.execution import logs
 from deferred_middleware.execution.context import CURRENT_TASK
 from deferred_middleware.execution.outcomes import DeadLetter, Failure, Outcome
-from deferred_middleware.wire import namespace, protocol, tracing
+from deferred_middleware.wire import namespace, overflow, protocol, tracing
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Content
@@ -102,41 +102,32 @@ class Runner:
         ``url_label`` is the label in the URL; None if the URL is not one of ours and names no call. Every exception of
         the task becomes an outcome, except KeyboardInterrupt, which is meant for the developer at the terminal.
         """
+        reference = None
         token = CURRENT_TASK.set(context)
         try:
+            content = body
             if body.startswith(protocol.OVERFLOW_MAGIC):
-                return self._run_overflowed(context, body, url_label)
-            return self._run_in_namespace(context, body, body, url_label)
+                reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
+                assert reference is not None  # the body starts as a reference does
+                content = overflow.fetch(reference)
+            # The payload is read in the task's namespace too: datastore keys in it may get the current namespace.
+            before = namespace.enter(context.environ)
+            try:
+                outcome = self._run(context, body, content, url_label)
+            finally:
+                # The call may have changed the namespace.
+                if before is not None and namespace.manager.get_namespace() != before:
+                    namespace.manager.set_namespace(before)
+        except PayloadFinishedError as error:
+            logs.repeated(context, error, self._settings)
+            return _DONE
         except TaskContentError as error:
             return self._failed(context, body, error, Outcome.UNREADABLE)
         finally:
             CURRENT_TASK.reset(token)
-
-    def _run_overflowed(self, context: TaskContext, body: bytes, url_label: str | None) -> Outcome:
-        """Run a task whose payload is in the datastore."""
-        from deferred_middleware.wire import overflow
-
-        reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
-        assert reference is not None  # the body starts as a reference does
-        try:
-            content = overflow.fetch(reference)
-        except PayloadFinishedError as error:
-            logs.repeated(context, error, self._settings)
-            return _DONE
-        outcome = self._run_in_namespace(context, body, content, url_label)
-        if outcome in _FINISHED:
+        if reference is not None and outcome in _FINISHED:
             overflow.finish(reference)
         return outcome
-
-    def _run_in_namespace(self, context: TaskContext, body: bytes, content: bytes, url_label: str | None) -> Outcome:
-        """Run the task whose payload is ``content`` in the namespace in which it was deferred."""
-        # The payload is read in the namespace too, because datastore keys in it may get the current namespace.
-        leave = namespace.enter(context.environ)
-        try:
-            return self._run(context, body, content, url_label)
-        finally:
-            if leave is not None:
-                leave()
 
     def _run(self, context: TaskContext, body: bytes, content: bytes, url_label: str | None) -> Outcome:
         """Run the task whose payload is ``content``. Raises :class:`TaskContentError` if the payload can't be read."""

@@ -9,8 +9,7 @@ from its host, would run such a task in the namespace that it chose.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.errors import PayloadError
@@ -23,13 +22,17 @@ _NAMESPACE: Final = protocol.environ_key(protocol.NAMESPACE_HEADER)
 _SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
 
 
+manager: Any = None
+"""The SDK's namespace manager, after :func:`header_value` or :func:`enter` has imported it."""
+
+
 def header_value() -> str:
     """Return the value of the header :data:`~deferred_middleware.wire.protocol.NAMESPACE_HEADER` for this moment."""
-    return (_manager or _import_manager()).get_namespace() or protocol.DEFAULT_NAMESPACE
+    return (manager or _import_manager()).get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
-def enter(environ: WSGIEnvironment) -> Callable[[], object] | None:
-    """Make the namespace in which the task of ``environ`` was deferred current; return a function that undoes this.
+def enter(environ: WSGIEnvironment) -> str | None:
+    """Make the namespace in which the task of ``environ`` was deferred current; return the one that was current before.
 
     A task of the older libraries has the namespace in the SDK's header. If neither header is there, the namespace stays
     as it is, and None is returned. Raises :class:`~deferred_middleware.errors.PayloadError` if the header's value is
@@ -42,35 +45,31 @@ def enter(environ: WSGIEnvironment) -> Callable[[], object] | None:
             return None
     if namespace == protocol.DEFAULT_NAMESPACE:
         namespace = ""
-    manager = _manager or _import_manager()
-    before: str = manager.get_namespace()
+    sdk = manager or _import_manager()
+    before: str = sdk.get_namespace()
     if before != namespace:
         try:
-            manager.set_namespace(namespace)
-        except manager.BadValueError as error:
+            sdk.set_namespace(namespace)
+        except sdk.BadValueError as error:
             raise PayloadError(f"the task's namespace is invalid: {error}") from error
-    return functools.partial(manager.set_namespace, before)
+    return before
 
 
 @contextlib.contextmanager
 def restored(environ: WSGIEnvironment) -> Iterator[None]:
     """Run a ``with`` block in the namespace in which the task of ``environ`` was deferred; see :func:`enter`."""
-    leave = enter(environ)
+    before = enter(environ)
     try:
         yield
     finally:
-        if leave is not None:
-            leave()
-
-
-_manager: Any = None
-"""The SDK's namespace manager, which is imported when a task first needs it."""
+        if before is not None:
+            manager.set_namespace(before)
 
 
 def _import_manager() -> Any:
     """Return the SDK's namespace manager."""
-    global _manager
+    global manager
     from google.appengine.api import namespace_manager
 
-    _manager = namespace_manager
-    return _manager
+    manager = namespace_manager
+    return manager

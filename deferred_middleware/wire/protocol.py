@@ -1,4 +1,4 @@
-"""Constants of the wire: header names, the URL prefix, and the platform's limits, each with its source.
+"""The constants of the wire: header names, the URL prefix, and the platform's limits, each with its source.
 
 Sources: [push] https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers ;
 [quota] https://cloud.google.com/appengine/docs/standard/quotas#Task_Queue ;
@@ -12,14 +12,14 @@ import re
 from typing import Final
 
 URL_PREFIX: Final = "/_cb/deferred"
-"""Default path under which tasks are delivered; ``/<module>/<qualname>`` follows."""
+"""The default path under which tasks are delivered; ``/<module>/<qualname>`` follows it."""
 
 WARMUP_PATH: Final = "/_ah/warmup"
-"""Where App Engine sends a new instance its warm-up request
+"""The path of the warm-up request that App Engine sends to a new instance
 (https://cloud.google.com/appengine/docs/standard/configuring-warmup-requests)."""
 
 CONTENT_TYPE: Final = "application/octet-stream"
-"""Content type of a payload, the older library's too."""
+"""The content type of a payload, as in the older library."""
 
 # Headers that the platform sets on a push task's request [push].
 QUEUE_NAME_HEADER: Final = "X-AppEngine-QueueName"
@@ -40,55 +40,57 @@ REQUEST_LOG_ID_HEADER: Final = "X-Appengine-Request-Log-Id"
 HTTPS_HEADER: Final = "X-Appengine-Https"
 
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
-"""Request headers of the W3C's trace context, which a task carries from where it was enqueued."""
+"""The request headers of the W3C's trace context; a task has those of the place where it was enqueued."""
 
 # Our own headers.
 OUR_HEADER_PREFIX: Final = "X-Deferred-"
 SIGNATURE_HEADER: Final = "X-Deferred-Signature"
 """Request header: see :mod:`deferred_middleware.wire.signature`. It covers all our other request headers."""
 OUTCOME_HEADER: Final = "X-Deferred-Outcome"
-"""Response header: says what became of a task where the status can't, such as ``permanent-failure`` with 200."""
+"""Response header: the outcome of a task if the status does not show it, such as ``permanent-failure`` with 200."""
 PERMANENT_FAILURE: Final = "permanent-failure"
 ATTEMPTS_EXHAUSTED: Final = "attempts-exhausted"
-"""As :data:`PERMANENT_FAILURE`, where a function's own cap of attempts is reached."""
+"""Like :data:`PERMANENT_FAILURE`, if the function allows no more attempts."""
 POSTPONED: Final = "postponed"
-"""The task is done, and its call enqueued again as another one."""
+"""The task is done, and its call was enqueued again as another task."""
 DEAD_LETTERS: Final = frozenset({PERMANENT_FAILURE, ATTEMPTS_EXHAUSTED})
-"""The outcomes of tasks that are not tried again and did not succeed."""
+"""The outcomes of tasks that did not succeed and are not retried."""
 RETRY_LIMIT_HEADER: Final = "X-Deferred-Retry-Limit"
-"""Request header: the task's own ``task_retry_limit``, which the platform doesn't tell the handler."""
+"""Request header: the task's own ``task_retry_limit``, which the platform does not pass on to the handler."""
 NAMESPACE_HEADER: Final = "X-Deferred-Namespace"
 """Request header: the datastore namespace in which the call was deferred, :data:`DEFAULT_NAMESPACE` for the default."""
 DEFAULT_NAMESPACE: Final = "(default)"
-"""Stands for the default namespace, whose name is empty, in a header; no namespace can have this name."""
+"""The value for the default namespace, whose name is empty; no namespace can have this name."""
 MAX_ATTEMPTS_HEADER: Final = "X-Deferred-Max-Attempts"
-"""Request header: how often the call may be tried in all, whatever the queue allows."""
+"""Request header: the total number of attempts of the call, whatever the queue allows."""
 EARLIER_ATTEMPTS_HEADER: Final = "X-Deferred-Earlier-Attempts"
-"""Request header: how often the call was tried before, in the tasks that this one follows."""
+"""Request header: the number of attempts of the call in the earlier tasks that this task follows."""
 DEADLINE_HEADER: Final = "X-Deferred-Deadline"
-"""Request header: the task's own dispatch deadline in seconds, which the platform doesn't tell the handler."""
+"""Request header: the task's own dispatch deadline in seconds, which the platform does not pass on to the handler."""
 RETRY_OPTIONS_HEADER: Final = "X-Deferred-Retry-Options"
 """Request header: the task's own retry options as a JSON object, for a task that follows this one."""
 OWN_HEADERS_HEADER: Final = "X-Deferred-Own-Headers"
 """Request header: the names of the caller's own headers, separated by spaces, for a task that follows this one."""
 ENQUEUED_HEADER: Final = "X-Deferred-Enqueued"
-"""Request header: when a task with a name of its caller's was enqueued, which tells it from others of that name."""
+"""Request header: the time at which a task was enqueued whose caller chose its name. It distinguishes the task from
+others with the same name."""
 REDACTED_HEADER: Final = "X-Deferred-Redacted"
-"""Request header: ``1`` on a task whose function redacts arguments: its payload is no log's, also where it can't be
-loaded."""
+"""Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
+that can't read it."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
-"""Request header by which the local server's queue process proves itself to an app process, which removes it."""
+"""Request header that proves to an app process that the local server's queue process sent the request; the app process
+removes it."""
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
-"""WSGI environ key: true on requests that the local server's queue process delivered."""
+"""The WSGI environ key that is true on requests from the local server's queue process."""
 ADMIN_TOKEN_HEADER: Final = "X-Deferred-Admin-Token"
-"""Request header by which a person's command or page shows the local server that it may look and change."""
+"""Request header with which a command or a page proves to the local server that it may read and change tasks."""
 
 TASK_QUEUE_IP: Final = "0.1.0.2"
-"""What the platform gives as the user's IP in a task's request [push]."""
+"""The value that the platform sets for the user's IP in the request of a task [push]."""
 TASK_QUEUE_USER_AGENT: Final = "AppEngine-Google; (+http://code.google.com/appengine)"
 
 OVERFLOW_MAGIC: Final = b"\xf0deferred-overflow-1\n"
-"""What a body begins with that refers to a payload in the datastore; a JSON object follows. No pickle begins so."""
+"""The start of a body that refers to a payload in the datastore; a JSON object follows. No pickle starts with it."""
 
 MAX_PUSH_TASK_BYTES: Final = 102_400
 """A push task's method, URL, headers and body together [sdk: MAX_PUSH_TASK_SIZE_BYTES]."""
@@ -96,8 +98,8 @@ MAX_PULL_TASK_BYTES: Final = 1 << 20  # [sdk: MAX_PULL_TASK_SIZE_BYTES]
 MAX_TRANSACTIONAL_REQUEST_BYTES: Final = 1 << 20  # [sdk: MAX_TRANSACTIONAL_REQUEST_SIZE_BYTES]
 MAX_TASKS_PER_ADD: Final = 100  # [sdk]
 MAX_ADD_BYTES: Final = 3 << 20
-"""The tasks of one add together: below the 32 MB of an API call [quota], and the 4 MiB that a gRPC server takes
-(https://grpc.github.io/grpc/core/group__grpc__arg__keys.html, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH)."""
+"""The total size of the tasks in one add: below the 32 MB of an API call [quota], and the 4 MiB that a gRPC server
+takes (https://grpc.github.io/grpc/core/group__grpc__arg__keys.html, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH)."""
 MAX_TASKS_PER_TRANSACTION: Final = 5
 """Tasks added in one datastore transaction [quota], and [sdk: cloudtask_transactional.py]."""
 MAX_TASKS_PER_LEASE: Final = 1000  # [sdk]
@@ -108,12 +110,12 @@ MAX_ETA_DAYS: Final = 30  # [sdk: _MAX_COUNTDOWN_SECONDS] and [ct]
 MIN_DISPATCH_DEADLINE_SECONDS: Final = 15  # [sdk]
 MAX_DISPATCH_DEADLINE_SECONDS: Final = 24 * 3600  # [sdk]
 DEFAULT_DISPATCH_DEADLINE_SECONDS: Final = 600
-"""How long a handler may take with automatic scaling [push]."""
+"""How long a handler may run with automatic scaling [push]."""
 
 TASK_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9_-]{1,500}")  # [sdk]; always used with fullmatch
 QUEUE_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9-]{1,100}")  # [sdk]; always used with fullmatch
 
-# Retry parameters of a queue that sets none [push], and of queue.yaml's reference.
+# The retry parameters of a queue that sets none ([push], and the reference of queue.yaml).
 DEFAULT_MIN_BACKOFF_SECONDS: Final = 0.1
 DEFAULT_MAX_BACKOFF_SECONDS: Final = 3600.0
 DEFAULT_MAX_DOUBLINGS: Final = 16
@@ -125,7 +127,7 @@ TOMBSTONE_DAYS: Final = 9
 
 
 def environ_key(header: str) -> str:
-    """Return the WSGI ``environ`` key that carries ``header`` (PEP 3333)."""
+    """Return the key of ``header`` in a WSGI ``environ`` (PEP 3333)."""
     return "HTTP_" + header.upper().replace("-", "_")
 
 
@@ -140,4 +142,4 @@ SECRET_ENVIRON_KEYS: Final = frozenset(
         "Cookie",
     )
 )
-"""The headers, as keys of a WSGI ``environ``, whose values are no log's."""
+"""The headers, as keys of a WSGI ``environ``, whose values must not be logged."""
