@@ -67,7 +67,9 @@ def plain_tasks(count: int) -> list[list[taskqueue.Task]]:
 
 def same_tasks(count: int) -> list[list[taskqueue.Task]]:
     """Return the tasks that defer_many would add."""
-    return _hundreds([_task_of_the_sdk(prepare(call(work, number, text="a few words")).task) for number in range(count)])
+    return _hundreds(
+        [_task_of_the_sdk(prepare(call(work, number, text="a few words")).task) for number in range(count)]
+    )
 
 
 def _task_of_the_sdk(task: EnqueuedTask) -> taskqueue.Task:

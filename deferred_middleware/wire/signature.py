@@ -53,7 +53,7 @@ _FORMAT: Final = re.compile(
     r"v1;k=[0-9a-f]{16};i=[0-9]{10};e=[0-9]{10};n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}", re.ASCII
 )
 _OWN: Final = struct.Struct(">3Q")
-_LENGTH: Final = 212  # so that each part of a signature is where it always is
+LENGTH: Final = 212  # so that each part of a signature is where it always is
 _USUAL: Final = 500
 """How many headers' names a keyring remembers, and one request's more."""
 _BEGUN: Final = 128
@@ -147,7 +147,7 @@ class Keyring:
         :class:`UntrustedRequestError`.
         """
         # The rest of its form is looked at only if it does not fit: what fits, we have written.
-        if len(signature) != _LENGTH or not signature.isascii():
+        if len(signature) != LENGTH or not signature.isascii():
             raise _explain(signature, "signature-format", "its signature is malformed")
         claims = signature[:-67]
         # Asking a set of names that were seen takes a third of the time that looking at each does.
