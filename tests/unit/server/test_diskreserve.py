@@ -34,34 +34,34 @@ def blocks(path: Path) -> int:
 def test_the_space_is_taken_at_once_and_given_up_once(tmp_path: Path) -> None:
     """The file has real blocks, not a hole; spending frees them, and there is nothing more to spend then."""
     reserve = DiskReserve(tmp_path / "reserve")
-    assert reserve.is_whole()
+    assert reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") >= RESERVE_BYTES
-    assert reserve.spend()
+    assert reserve.free()
     assert blocks(tmp_path / "reserve") == 0
-    assert not reserve.spend()
+    assert not reserve.free()
 
 
 def test_it_is_whole_again_when_there_is_space(tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is full it isn't whole and takes nothing; afterwards it is, by itself."""
-    monkeypatch.setattr(disk_reserve, "_TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(disk_reserve, "_RETRY_SECONDS", 0)
     reserve = DiskReserve(tmp_path / "reserve")
-    reserve.spend()
+    reserve.free()
     limit(100_000)
-    assert not reserve.is_whole()
+    assert not reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") == 0
     limit(2 * RESERVE_BYTES)
-    assert reserve.is_whole()
+    assert reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") >= RESERVE_BYTES
-    assert reserve.spend()
+    assert reserve.free()
 
 
 def test_it_is_not_tried_at_every_add(tmp_path: Path) -> None:
     """Whether there is space again is looked at once in a second, however many ask."""
     reserve = DiskReserve(tmp_path / "reserve")
-    reserve.spend()
-    assert reserve.is_whole()
-    reserve.spend()
-    assert not reserve.is_whole()
+    reserve.free()
+    assert reserve.ensure_allocated()
+    reserve.free()
+    assert not reserve.ensure_allocated()
 
 
 def test_a_disk_that_is_full_at_the_start(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +69,7 @@ def test_a_disk_that_is_full_at_the_start(tmp_path: Path, limit: Limit, caplog: 
     limit(100_000)
     reserve = DiskReserve(tmp_path / "reserve")
     assert "full" in caplog.text
-    assert not reserve.is_whole()
+    assert not reserve.ensure_allocated()
     assert isinstance(reserve.full_error, StoreFullError)
     assert str(tmp_path) in str(reserve.full_error)
 

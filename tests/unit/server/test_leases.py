@@ -24,7 +24,7 @@ def lease(
     by_tag: bool = False,
 ) -> list[StoredTask]:
     """Lease tasks of the queue ``pull`` for a minute."""
-    return store.lease(
+    return store.leases.lease(
         "pull",
         lease_usec=MINUTE_USEC,
         limit=limit,
@@ -69,10 +69,10 @@ def test_a_lease_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clo
 def test_pull_tasks_are_never_claimed_and_push_tasks_never_leased(store: TaskStore) -> None:
     """Each kind of task goes its own way, also in a queue that has both."""
     store.add([pull_task("a"), new_task("b", queue="pull")])
-    assert [lane.queue for lane, _eta in store.lanes()] == ["pull"]
+    assert [lane.queue for lane, _eta in store.queries.lanes()] == ["pull"]
     run_all(store, queue="pull")
     assert names(lease(store)) == ["a"]
-    assert store.lanes() == []
+    assert store.queries.lanes() == []
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_a_lease_can_be_prolonged_and_ended(store: TaskStore, clock: Clock) -> N
     store.add([pull_task("a")])
     (task,) = lease(store)
     clock.usec += 1000
-    longer = store.change_lease("pull", "a", eta_usec=task.eta_usec, lease_usec=2 * MINUTE_USEC)
+    longer = store.leases.change("pull", "a", eta_usec=task.eta_usec, lease_usec=2 * MINUTE_USEC)
     assert (longer.outcome, longer.eta_usec) == ("changed", NOW + 1000 + 2 * MINUTE_USEC)
-    assert store.change_lease("pull", "a", eta_usec=task.eta_usec, lease_usec=0).outcome == "expired"
-    assert store.change_lease("pull", "a", eta_usec=longer.eta_usec, lease_usec=0).outcome == "changed"
+    assert store.leases.change("pull", "a", eta_usec=task.eta_usec, lease_usec=0).outcome == "expired"
+    assert store.leases.change("pull", "a", eta_usec=longer.eta_usec, lease_usec=0).outcome == "changed"
     assert names(lease(store)) == ["a"]
 
 
@@ -109,12 +109,12 @@ def test_a_lease_that_is_over_cannot_be_changed(store: TaskStore, clock: Clock) 
     """A lease that has ended, a deleted task's and an unknown one's are told apart."""
     store.add([pull_task("a"), pull_task("b")])
     ends = {task.name: task.eta_usec for task in lease(store)}
-    store.delete("pull", ["b"])
+    store.operations.delete_by_name("pull", ["b"])
     clock.usec = NOW + MINUTE_USEC + 1
     change = {"lease_usec": MINUTE_USEC, "eta_usec": ends["a"]}
-    assert store.change_lease("pull", "a", **change).outcome == "expired"
-    assert store.change_lease("pull", "b", **change).outcome == "tombstoned"
-    assert store.change_lease("pull", "c", **change).outcome == "unknown"
+    assert store.leases.change("pull", "a", **change).outcome == "expired"
+    assert store.leases.change("pull", "b", **change).outcome == "tombstoned"
+    assert store.leases.change("pull", "c", **change).outcome == "unknown"
 
 
 def test_a_task_that_was_leased_too_often_is_a_dead_letter(store: TaskStore, clock: Clock) -> None:
@@ -124,12 +124,12 @@ def test_a_task_that_was_leased_too_often_is_a_dead_letter(store: TaskStore, clo
         assert len(lease(store, policy=RetryPolicy(retry_limit=2))) == 3
         clock.usec += MINUTE_USEC
     assert names(lease(store, policy=RetryPolicy(retry_limit=2))) == ["own"]
-    assert store.counts() == {"pull": {"ready": 1, "failed": 2}}
-    dead = store.get("pull", "queue's")
+    assert store.queries.counts() == {"pull": {"ready": 1, "failed": 2}}
+    dead = store.queries.get("pull", "queue's")
     assert dead is not None
     assert (dead.state, dead.retry_count) == ("failed", 2)
     assert store.add([pull_task("queue's")])[0].outcome == "tombstoned"
-    assert store.retry(dead.id) == "retried"
+    assert store.operations.retry(dead.id) == "retried"
     assert names(lease(store, policy=RetryPolicy(retry_limit=2))) == ["queue's"]
 
 
@@ -140,14 +140,14 @@ def test_dead_letters_do_not_make_a_lease_short(store: TaskStore, clock: Clock) 
     clock.usec += MINUTE_USEC
     store.add([pull_task(f"new{n}", eta_usec=clock.usec) for n in range(4)])
     assert names(lease(store, 3, policy=RetryPolicy(retry_limit=1))) == ["new0", "new1", "new2"]
-    assert store.counts() == {"pull": {"ready": 4, "failed": 5}}
+    assert store.queries.counts() == {"pull": {"ready": 4, "failed": 5}}
 
 
 def test_a_lease_of_no_time_ends_at_once(store: TaskStore) -> None:
     """A lease of 0 seconds hands out each task once and leaves it for the next."""
     store.add([pull_task("a"), pull_task("b")])
     for _ in range(2):
-        tasks = store.lease("pull", lease_usec=0, limit=5, policy=RetryPolicy())
+        tasks = store.leases.lease("pull", lease_usec=0, limit=5, policy=RetryPolicy())
         assert names(tasks) == ["a", "b"]
 
 

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, pull_task, run_all
+from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, prune, pull_task, run_all
 
 from deferred_middleware.server.store import database, operations, queries
 from deferred_middleware.server.store.records import Lane, State, TaskPage
@@ -18,7 +18,7 @@ def _names(page: TaskPage) -> list[str]:
 
 
 def _id(store: TaskStore, name: str, queue: str = "default") -> int:
-    task = store.get(queue, name)
+    task = store.queries.get(queue, name)
     assert task is not None
     return task.id
 
@@ -53,7 +53,7 @@ def test_pages_have_every_task_once(
     found: list[str] = []
     before_id = None
     for _ in range(20):
-        page = store.find(queue=queue, state=state, before_id=before_id, limit=limit)
+        page = store.queries.find(queue=queue, state=state, before_id=before_id, limit=limit)
         assert len(page.tasks) <= limit
         found += _names(page)
         before_id = page.next_before_id
@@ -66,15 +66,15 @@ def test_tasks_are_found_by_a_part_of_their_url(store: TaskStore) -> None:
     """Upper and lower case are the same, and so are a name and what a URL has of it."""
     _fill(store)
     store.add([new_task("odd", url="/_cb/deferred/main/caf%C3%A9%20x")])
-    assert _names(store.find(contains="mail/SEND")) == ["wait2", "good2"]
-    assert _names(store.find(contains="mail/send", state="succeeded")) == ["good2"]
-    assert _names(store.find(contains="café x")) == ["odd"]
-    assert _names(store.find(contains="%")) == ["odd"]
+    assert _names(store.queries.find(contains="mail/SEND")) == ["wait2", "good2"]
+    assert _names(store.queries.find(contains="mail/send", state="succeeded")) == ["good2"]
+    assert _names(store.queries.find(contains="café x")) == ["odd"]
+    assert _names(store.queries.find(contains="%")) == ["odd"]
 
 
 def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page may be empty and not the last; going on finds all there is, once, in any combination of lists."""
-    monkeypatch.setattr(queries, "_LOOKED_AT", 3)
+    monkeypatch.setattr(queries, "_MOST_SEARCHED", 3)
     for number in range(40):
         url = f"/wanted/{number}" if number % 18 == 0 else "/else"
         store.add([new_task(f"t{number}", url=url, queue=("default", "other")[number % 2])])
@@ -83,7 +83,7 @@ def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypat
         pages = 0
         before_id = None
         while True:
-            page = store.find(queue=queue, state="ready", contains="wanted", before_id=before_id, limit=1)
+            page = store.queries.find(queue=queue, state="ready", contains="wanted", before_id=before_id, limit=1)
             found += _names(page)
             pages += 1
             before_id = page.next_before_id
@@ -112,7 +112,7 @@ def test_counts_are_kept_and_not_counted(store: TaskStore, tmp_path: Path, clock
     """The counts come from where they are kept, also after a reopening, and agree with the table."""
     _fill(store)
     expected = {"default": {"ready": 2, "succeeded": 2, "failed": 2}, "other": {"ready": 2}}
-    assert store.counts() == expected
+    assert store.queries.counts() == expected
     store.close()
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     counted = connection.execute("SELECT queue, state, count(*) FROM tasks GROUP BY queue, state").fetchall()
@@ -123,7 +123,7 @@ def test_counts_are_kept_and_not_counted(store: TaskStore, tmp_path: Path, clock
     connection.commit()
     connection.close()
     reopened = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    assert reopened.counts()["other"] == {"ready": 77}
+    assert reopened.queries.counts()["other"] == {"ready": 77}
     reopened.close()
 
 
@@ -138,7 +138,7 @@ def test_a_forced_task_is_claimed_before_its_time_and_once(store: TaskStore) -> 
     assert not store.forced_waiting
     assert store.complete([completion(claimed, "ready", eta_usec=NOW + 5)]) == [True]
     assert store.claim_forced(10) == []
-    assert store.counts() == {"default": {"ready": 2}}
+    assert store.queries.counts() == {"default": {"ready": 2}}
 
 
 def test_a_forced_task_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
@@ -168,13 +168,13 @@ def test_a_dead_letter_begins_anew_and_keeps_its_attempts(store: TaskStore) -> N
         (claimed,) = store.claim({LANE: 1}, NOW)
         store.complete([completion(claimed, state)])
     task_id = _id(store, "a")
-    assert store.retry(task_id) == "retried"
-    assert store.counts() == {"default": {"ready": 1}}
+    assert store.operations.retry(task_id) == "retried"
+    assert store.queries.counts() == {"default": {"ready": 1}}
     (again,) = store.claim({LANE: 1}, NOW)
     assert (again.retry_count, again.execution_count, again.eta_usec) == (0, 0, NOW)
     assert (again.first_attempt_usec, again.previous_response, again.retry_reason) == (None, None, None)
     store.complete([completion(again)])
-    assert [attempt.number for attempt in store.attempts(task_id)] == [1, 2, 3]
+    assert [attempt.number for attempt in store.queries.attempts(task_id)] == [1, 2, 3]
 
 
 def test_what_is_no_dead_letter_is_not_retried(store: TaskStore) -> None:
@@ -184,12 +184,12 @@ def test_what_is_no_dead_letter_is_not_retried(store: TaskStore) -> None:
     store.add([new_task("bad")])
     run_all(store, "failed")
     bad = _id(store, "bad")
-    store.forget_names("default", "bad")
+    store.operations.unblock_names("default", "bad")
     store.add([new_task("bad")])
-    assert store.retry(999) == "unknown"
-    assert store.retry(_id(store, "good")) == "not failed"
-    assert store.retry(bad) == "name taken"
-    assert store.counts() == {"default": {"succeeded": 1, "failed": 1, "ready": 1}}
+    assert store.operations.retry(999) == "unknown"
+    assert store.operations.retry(_id(store, "good")) == "not failed"
+    assert store.operations.retry(bad) == "name taken"
+    assert store.queries.counts() == {"default": {"succeeded": 1, "failed": 1, "ready": 1}}
 
 
 def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +199,10 @@ def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: 
     store.add([new_task(f"t{n}") for n in range(10)] + [new_task("x", queue="other")])
     run_all(store, "failed")
     run_all(store, "failed", queue="other")
-    store.forget_names("default", "t3")
+    store.operations.unblock_names("default", "t3")
     store.add([new_task("t3")])
-    assert store.retry_failed("default") == 9
-    assert store.counts() == {"default": {"ready": 10, "failed": 1}, "other": {"failed": 1}}
+    assert store.operations.retry_failed("default") == 9
+    assert store.queries.counts() == {"default": {"ready": 10, "failed": 1}, "other": {"failed": 1}}
 
 
 def test_removing_takes_tasks_of_any_state(store: TaskStore) -> None:
@@ -211,13 +211,13 @@ def test_removing_takes_tasks_of_any_state(store: TaskStore) -> None:
     store.add([new_task("runs", eta_usec=NOW - 1)])
     (running,) = store.claim({LANE: 1}, NOW)
     ids = [_id(store, name) for name in ("good1", "bad1", "wait1", "runs")]
-    assert store.remove([*ids, 999]) == 4
+    assert store.operations.delete([*ids, 999]) == 4
     assert store.complete([completion(running)]) == [False]
-    assert [store.get_by_id(task_id) for task_id in ids] == [None] * 4
-    assert [store.attempts(task_id) for task_id in ids] == [[]] * 4
+    assert [store.queries.get_by_id(task_id) for task_id in ids] == [None] * 4
+    assert [store.queries.attempts(task_id) for task_id in ids] == [[]] * 4
     results = store.add([new_task(name) for name in ("good1", "bad1", "wait1", "runs")])
     assert [result.outcome for result in results] == ["tombstoned"] * 4
-    assert store.counts()["default"] == {"succeeded": 1, "failed": 1, "ready": 1}
+    assert store.queries.counts()["default"] == {"succeeded": 1, "failed": 1, "ready": 1}
 
 
 def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,37 +227,37 @@ def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.
     _fill(store)
     store.add([new_task() for _ in range(10)])
     store.claim({LANE: 4}, NOW)
-    assert store.purge("default") == 12
-    assert store.remove_failed("default") == 2
-    assert store.counts() == {"default": {"succeeded": 2}, "other": {"ready": 2}}
+    assert store.operations.purge("default") == 12
+    assert store.operations.delete_failed("default") == 2
+    assert store.queries.counts() == {"default": {"succeeded": 2}, "other": {"ready": 2}}
 
 
 def test_a_pause_is_kept(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
     """A paused queue is paused for the next server too, until it is resumed."""
-    assert store.paused() == frozenset()
-    assert store.pause("default")
-    assert not store.pause("default")
-    assert store.pause("other")
-    assert store.resume("other")
-    assert not store.resume("other")
-    assert store.paused() == {"default"}
+    assert store.operations.paused() == frozenset()
+    assert store.operations.pause("default")
+    assert not store.operations.pause("default")
+    assert store.operations.pause("other")
+    assert store.operations.resume("other")
+    assert not store.operations.resume("other")
+    assert store.operations.paused() == {"default"}
     store.close()
     reopened = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    assert reopened.paused() == {"default"}
+    assert reopened.operations.paused() == {"default"}
     reopened.close()
 
 
 def test_names_can_be_forgotten(store: TaskStore) -> None:
     """A forgotten name can be used again at once, with its finished task still to be seen; others stay blocked."""
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other"), new_task("d")])
-    store.delete("default", ["d"])
+    store.operations.delete_by_name("default", ["d"])
     run_all(store)
     run_all(store, queue="other")
-    assert store.forget_names("default", "a") == 1
-    assert store.forget_names("default", "a") == 0
+    assert store.operations.unblock_names("default", "a") == 1
+    assert store.operations.unblock_names("default", "a") == 0
     assert [r.outcome for r in store.add([new_task("a"), new_task("b")])] == ["added", "tombstoned"]
-    assert _names(store.find(queue="default")) == ["a", "b", "a"]
-    assert store.forget_names("default") == 2
+    assert _names(store.queries.find(queue="default")) == ["a", "b", "a"]
+    assert store.operations.unblock_names("default") == 2
     results = store.add([new_task("b"), new_task("d"), new_task("c", queue="other")])
     assert [result.outcome for result in results] == ["added", "added", "tombstoned"]
 
@@ -266,9 +266,9 @@ def test_pruning_a_task_does_not_block_its_forgotten_name(store: TaskStore, cloc
     """A name that was forgotten stays free when the history lets its task go."""
     store.add([new_task("a")])
     run_all(store)
-    store.forget_names("default", "a")
+    store.operations.unblock_names("default", "a")
     clock.usec += 8 * DAY_USEC
-    assert store.prune() == 1
+    assert prune(store) == 1
     assert store.add([new_task("a")])[0].outcome == "added"
 
 
@@ -278,8 +278,8 @@ def test_a_dead_letter_does_not_block_its_name_for_ever(store: TaskStore, clock:
     run_all(store, "failed", finished_usec=NOW)
     clock.usec += 9 * DAY_USEC + 1
     assert store.add([new_task("a")])[0].outcome == "added"
-    assert store.counts() == {"default": {"failed": 1, "ready": 1}}
-    assert store.get("default", "a") is not None
+    assert store.queries.counts() == {"default": {"failed": 1, "ready": 1}}
+    assert store.queries.get("default", "a") is not None
     assert store.claim({Lane("default", ""): 1}, NOW)[0].name == "a"
 
 
@@ -291,7 +291,7 @@ def test_the_first_and_the_last_attempts_are_kept(store: TaskStore) -> None:
         (claimed,) = store.claim({LANE: 1}, 2 * NOW)
         store.complete([completion(claimed, state)])
     task_id = _id(store, "a")
-    assert [attempt.number for attempt in store.attempts(task_id)] == [1, 2, 4, 5, 6]
-    store.retry(task_id)
+    assert [attempt.number for attempt in store.queries.attempts(task_id)] == [1, 2, 4, 5, 6]
+    store.operations.retry(task_id)
     run_all(store)
-    assert [attempt.number for attempt in store.attempts(task_id)] == [1, 2, 5, 6, 7]
+    assert [attempt.number for attempt in store.queries.attempts(task_id)] == [1, 2, 5, 6, 7]

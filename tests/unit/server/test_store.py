@@ -13,7 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
+from storing import (
+    DAY_USEC,
+    LANE,
+    NOW,
+    Clock,
+    completion,
+    counted_commits,
+    new_task,
+    prune,
+    run_all,
+    stored_tasks,
+)
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import queries
@@ -79,18 +90,16 @@ def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
 
 def test_lanes_tell_the_next_eta_of_each(store: TaskStore) -> None:
     """Each queue and target with waiting tasks is one lane, with its earliest ETA."""
-    assert store.lanes() == []
-    assert store.next_eta_usec() is None
+    assert store.queries.lanes() == []
     store.add([new_task(eta_usec=NOW + 5), new_task(eta_usec=NOW + 2), new_task(target="local.b", eta_usec=NOW + 1)])
     store.add([new_task(queue="other", eta_usec=NOW + 9)])
-    assert store.lanes() == [
+    assert store.queries.lanes() == [
         (Lane("default", ""), NOW + 2),
         (Lane("default", "local.b"), NOW + 1),
         (Lane("other", ""), NOW + 9),
     ]
-    assert store.next_eta_usec() == NOW + 1
     store.claim({Lane("default", "local.b"): 1}, NOW + 1)
-    assert store.next_eta_usec() == NOW + 2
+    assert store.queries.lanes() == [(Lane("default", ""), NOW + 2), (Lane("other", ""), NOW + 9)]
 
 
 def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> None:
@@ -104,9 +113,9 @@ def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> Non
             counted[0] += 1
             return 0
 
-        connection = store._lanes_reader._connection
+        connection = store._database.lanes_reader._connection
         connection.set_progress_handler(count, 10)
-        assert len(store.lanes()) == 2
+        assert len(store.queries.lanes()) == 2
         connection.set_progress_handler(None, 10)
         steps.append(counted[0])
     assert steps[1] <= steps[0] + 5
@@ -138,8 +147,8 @@ def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
     (claimed,) = store.claim({LANE: 1}, NOW + 3)
     assert (claimed.retry_count, claimed.execution_count, claimed.previous_response) == (2, 2, 500)
     assert claimed.retry_reason == "App Error"
-    assert [attempt.number for attempt in store.attempts(claimed.id)] == [1, 2]
-    assert store.attempts(claimed.id)[0].excerpt == b"oops"
+    assert [attempt.number for attempt in store.queries.attempts(claimed.id)] == [1, 2]
+    assert store.queries.attempts(claimed.id)[0].excerpt == b"oops"
 
 
 def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
@@ -149,10 +158,10 @@ def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
     assert store.release([first]) == 1
     (second,) = store.claim({LANE: 1}, NOW)
     assert store.complete([completion(first)]) == [False]
-    task = store.get("default", "a")
+    task = store.queries.get("default", "a")
     assert task is not None
     assert task.state == "running"
-    assert store.attempts(task.id) == []
+    assert store.queries.attempts(task.id) == []
     assert store.complete([completion(second), completion(second)]) == [True, False]
 
 
@@ -172,12 +181,12 @@ def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock)
     claimed = store.claim({LANE: 5}, NOW)
     store.complete([completion(claimed[0]), completion(claimed[1], "failed")])
     store.release([claimed[2]])
-    store.delete("default", ["t3"])
+    store.operations.delete_by_name("default", ["t3"])
     expected = {"default": {"ready": 2, "running": 1, "succeeded": 1, "failed": 1}}
-    assert store.counts() == expected
+    assert store.queries.counts() == expected
     store.close()
     reopened = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    assert reopened.counts() == {"default": {"ready": 3, "succeeded": 1, "failed": 1}}
+    assert reopened.queries.counts() == {"default": {"ready": 3, "succeeded": 1, "failed": 1}}
     reopened.close()
 
 
@@ -185,17 +194,20 @@ def test_deleting_blocks_the_name(store: TaskStore) -> None:
     """A deleted task is gone, its late result is dropped, and its name is blocked for nine days."""
     store.add([new_task("a")])
     (claimed,) = store.claim({LANE: 1}, NOW)
-    assert [result and result.outcome for result in store.delete("default", ["a", "b"])] == ["exists", None]
+    assert [result and result.outcome for result in store.operations.delete_by_name("default", ["a", "b"])] == [
+        "exists",
+        None,
+    ]
     assert store.complete([completion(claimed)]) == [False]
-    assert store.get("default", "a") is None
-    assert [result and result.outcome for result in store.delete("default", ["a"])] == ["tombstoned"]
+    assert store.queries.get("default", "a") is None
+    assert [result and result.outcome for result in store.operations.delete_by_name("default", ["a"])] == ["tombstoned"]
     assert store.add([new_task("a")])[0].outcome == "tombstoned"
 
 
 def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> None:
     """A blocked name can be used again nine days later."""
     store.add([new_task("a")])
-    store.delete("default", ["a"])
+    store.operations.delete_by_name("default", ["a"])
     clock.usec += 9 * DAY_USEC - 1_000_000
     assert store.add([new_task("a")])[0].outcome == "tombstoned"
     clock.usec += 2_000_000
@@ -207,8 +219,8 @@ def test_purging_leaves_the_history_and_other_queues(store: TaskStore) -> None:
     store.add([new_task("done")])
     run_all(store)
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other")])
-    assert store.purge("default") == 2
-    assert store.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
+    assert store.operations.purge("default") == 2
+    assert store.queries.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
 
 
 def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
@@ -218,8 +230,8 @@ def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStor
     store.add([new_task("bad")])
     run_all(store, "failed")
     clock.usec += 7 * DAY_USEC + 1_000_000
-    assert store.prune() == 1
-    assert store.counts() == {"default": {"failed": 1}}
+    assert prune(store) == 1
+    assert store.queries.counts() == {"default": {"failed": 1}}
     assert store.add([new_task("good")])[0].outcome == "tombstoned"
 
 
@@ -229,8 +241,8 @@ def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
     for number in range(5):
         store.add([new_task(f"t{number}")])
         run_all(store, finished_usec=NOW + number)
-    assert store.prune() == 2
-    assert sorted(task.name for task in store.tasks(state="succeeded")) == ["t2", "t3", "t4"]
+    assert prune(store) == 2
+    assert sorted(task.name for task in stored_tasks(store, state="succeeded")) == ["t2", "t3", "t4"]
 
 
 @pytest.mark.retention(succeeded_tasks=0)
@@ -240,9 +252,8 @@ def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyP
     for _ in range(4):
         store.add([new_task()])
         run_all(store)
-    store.add([new_task()])  # the prune was handed in before this add, so it is done when the add is
-    # A prune doesn't see the results that it shares a commit with.
-    assert store.counts()["default"].get("succeeded", 0) <= 1
+    store.add([new_task()])  # The results have submitted the prune, so it is committed before this add.
+    assert store.queries.counts() == {"default": {"ready": 1}}
 
 
 def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
@@ -255,12 +266,12 @@ def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
 
     store._writer.submit(hold_up)
     assert entered.wait(10)
-    before = store.commits
-    futures = [store._writer.submit(lambda connection, tally: None) for _ in range(50)]
-    go_on.set()
-    for future in futures:
-        future.result(10)
-    assert store.commits - before == 2
+    with counted_commits(store) as commits:
+        futures = [store._writer.submit(lambda connection, tally: None) for _ in range(50)]
+        go_on.set()
+        for future in futures:
+            future.result(10)
+    assert len(commits) == 2
 
 
 def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
@@ -285,10 +296,10 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
     with pytest.raises(RuntimeError, match="no"):
         failing.result(10)
     adding.join(10)
-    assert {task.name for task in store.tasks()} == {"kept", "added"}
+    assert {task.name for task in stored_tasks(store)} == {"kept", "added"}
 
 
-def test_patient_operations_share_the_next_commit(store: TaskStore) -> None:
+def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
     """Operations that nobody waits for are written with what comes next, and before it."""
     entered, go_on = threading.Event(), threading.Event()
 
@@ -296,31 +307,31 @@ def test_patient_operations_share_the_next_commit(store: TaskStore) -> None:
         entered.set()
         assert go_on.wait(10)
 
-    before = store.commits
     written: list[int] = []
     store._writer.submit(hold_up)
     assert entered.wait(10)
-    last = store._writer.submit(lambda *_: written.append(20))
-    patient = [store._writer.submit(lambda *_, n=n: written.append(n), patient=True) for n in range(20)]
-    go_on.set()
-    for future in [last, *patient]:
-        future.result(10)
+    with counted_commits(store) as commits:
+        last = store._writer.submit(lambda *_: written.append(20))
+        delayable = [store._writer.submit(lambda *_, n=n: written.append(n), delayable=True) for n in range(20)]
+        go_on.set()
+        for future in [last, *delayable]:
+            future.result(10)
     assert written == list(range(21))
-    assert store.commits - before == 2
+    assert len(commits) == 2
 
 
-def test_a_patient_operation_waits_for_nobody_else(store: TaskStore) -> None:
+def test_a_delayable_operation_waits_for_nobody_else(store: TaskStore) -> None:
     """It is written soon also when nothing comes after it."""
-    store._writer.submit(lambda *_: None, patient=True).result(10)
+    store._writer.submit(lambda *_: None, delayable=True).result(10)
 
 
-def test_one_failing_patient_operation_fails_alone(store: TaskStore) -> None:
+def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
     """Of the operations that are run together only the one that raises is undone."""
 
     def add_tombstone(name: str) -> Callable[[sqlite3.Connection, object], object]:
         return lambda connection, _: connection.execute("INSERT INTO tombstones VALUES ('default', ?, 1)", (name,))
 
-    futures = [store._writer.submit(add_tombstone(name), patient=True) for name in ("a", "b", "a", "c")]
+    futures = [store._writer.submit(add_tombstone(name), delayable=True) for name in ("a", "b", "a", "c")]
     store.close()
     assert [type(future.exception(10)) for future in futures] == [
         type(None),
@@ -342,7 +353,7 @@ def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
     big = NewTask(queue="default", name="big", url="/work", eta_usec=NOW, body=b"x" * 100_000)
     with pytest.raises(StoreFullError, match="make space"):
         store.add([big])
-    assert store.counts() == {"default": {"ready": 1}}
+    assert store.queries.counts() == {"default": {"ready": 1}}
     store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA max_page_count=1000000").fetchall()
     ).result()
@@ -362,7 +373,7 @@ def test_nobody_hangs_when_the_writer_dies(
         store.add([new_task()])
     with pytest.raises(ServerError, match="stopped writing"):
         store.add([new_task()])
-    assert "writer died" in caplog.text
+    assert "writer thread failed" in caplog.text
 
 
 def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
@@ -400,7 +411,7 @@ os._exit(9)
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
     store = TaskStore(path)
     try:
-        assert store.counts() == {"default": {"ready": 2, "succeeded": 1}}
+        assert store.queries.counts() == {"default": {"ready": 2, "succeeded": 1}}
         assert [task.name for task in store.claim({LANE: 5}, 5)] == ["running", "waiting"]
     finally:
         store.close()

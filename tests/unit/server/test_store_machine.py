@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from storing import Clock, completion, new_task
+from storing import Clock, completion, new_task, prune, stored_tasks
 
 from deferred_middleware.server.store.records import ClaimedTask, Lane, Retention
 from deferred_middleware.server.store.store import TaskStore
@@ -218,7 +218,7 @@ class StoreMachine(RuleBasedStateMachine):
             for task in self._live(queue, name):
                 self._forget(task)
                 self.blocked[queue, name] = now + 2 * HOUR_USEC
-        found = self.store.delete(queue, given)
+        found = self.store.operations.delete_by_name(queue, given)
         assert [None if result is None else result.outcome for result in found] == expected
 
     @rule(queue=queues)
@@ -230,14 +230,14 @@ class StoreMachine(RuleBasedStateMachine):
             self._forget(task)
             if task.user_named:
                 self.blocked[queue, task.name] = now + 2 * HOUR_USEC
-        assert self.store.purge(queue) == len(gone)
+        assert self.store.operations.purge(queue) == len(gone)
 
     def remove_failed(self, queue: str) -> None:
         """Delete a queue's dead letters."""
         gone = [task for task in self.tasks if task.lane.queue == queue and task.state == "failed"]
         for task in gone:
             self._forget(task)
-        assert self.store.remove_failed(queue) == len(gone)
+        assert self.store.operations.delete_failed(queue) == len(gone)
 
     def retry(self, pick: int) -> None:
         """Retry one task, which may not be a dead letter."""
@@ -256,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
             expected = "name taken"
         else:
             self._start_anew(task, now)
-        assert self.store.retry(task.id) == expected
+        assert self.store.operations.retry(task.id) == expected
 
     def retry_failed(self, queue: str) -> None:
         """Retry all dead letters of a queue."""
@@ -267,7 +267,7 @@ class StoreMachine(RuleBasedStateMachine):
             if failed and not self._live(queue, task.name):
                 self._start_anew(task, now)
                 retried += 1
-        assert self.store.retry_failed(queue) == retried
+        assert self.store.operations.retry_failed(queue) == retried
 
     def force_run(self, pick: int) -> None:
         """Have a task run now, which may be running or finished."""
@@ -285,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
     def pause_or_resume(self, queue: str, pause: bool) -> None:
         """Pause a queue, or resume it."""
         changes = (queue in self.paused) != pause
-        assert (self.store.pause if pause else self.store.resume)(queue) == changes
+        assert (self.store.operations.pause if pause else self.store.operations.resume)(queue) == changes
         (self.paused.add if pause else self.paused.discard)(queue)
 
     def forget_names(self, queue: str, name: str | None) -> None:
@@ -293,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
         gone = [key for key in self.blocked if key[0] == queue and name in (None, key[1])]
         for key in gone:
             del self.blocked[key]
-        assert self.store.forget_names(queue, name) == len(gone)
+        assert self.store.operations.unblock_names(queue, name) == len(gone)
 
     @rule()
     def prune(self) -> None:
@@ -307,7 +307,7 @@ class StoreMachine(RuleBasedStateMachine):
         for task in gone:
             self._forget(task)
         self.blocked = {key: until for key, until in self.blocked.items() if until > now}
-        assert self.store.prune() == len(gone)
+        assert prune(self.store) == len(gone)
 
     @rule()
     def close_and_open(self) -> None:
@@ -340,11 +340,11 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             counted = {
                 (queue, state): number
-                for queue, numbers in self.store.counts().items()
+                for queue, numbers in self.store.queries.counts().items()
                 for state, number in numbers.items()
             }
             assert counted == Counter((task.lane.queue, task.state) for task in self.tasks)
-            assert self.store.paused() == self.paused
+            assert self.store.operations.paused() == self.paused
 
     @invariant()
     def same_lanes(self) -> None:
@@ -354,13 +354,13 @@ class StoreMachine(RuleBasedStateMachine):
             for task in self.tasks:
                 if task.state == "ready":
                     waiting[task.lane] = min(task.eta_usec, waiting.get(task.lane, task.eta_usec))
-            assert self.store.lanes() == sorted(waiting.items())
+            assert self.store.queries.lanes() == sorted(waiting.items())
 
     # The model.
 
     def _tick(self) -> int:
         self.clock.usec += 1
-        return self.store._now_usec()
+        return self.store._database.now_usec()
 
     def _live(self, queue: str, name: str) -> list[Modelled]:
         return [task for task in self.tasks if (task.lane.queue, task.name) == (queue, name) and task.is_live]
@@ -395,13 +395,13 @@ class StoreMachine(RuleBasedStateMachine):
         task.state = "forgotten"
 
     def _recovered(self) -> None:
-        now = self.store._now_usec()
+        now = self.store._database.now_usec()
         for task in self.tasks:
             if task.state == "running":
                 task.state, task.token, task.eta_usec = "ready", None, min(task.eta_usec, now)
 
     def _compare_all(self) -> None:
-        held = {task.id: task for task in self.store.tasks(limit=100_000)}
+        held = {task.id: task for task in stored_tasks(self.store, limit=100_000)}
         assert len(held) == len(self.tasks)
         # Ids grow in the order of adding, so the lists correspond.
         for found, task in zip(sorted(held.values(), key=lambda task: task.id), self.tasks, strict=True):
@@ -412,7 +412,7 @@ class StoreMachine(RuleBasedStateMachine):
                 task.finished_usec,
                 task.retry_count,
             )
-            assert [attempt.number for attempt in self.store.attempts(found.id)] == task.attempts
+            assert [attempt.number for attempt in self.store.queries.attempts(found.id)] == task.attempts
 
 
 TestStoreMachine = StoreMachine.TestCase

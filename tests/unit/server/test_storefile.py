@@ -47,14 +47,14 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path: Path, clock: Clock
     _version_1(path)
     store = TaskStore(path, clock=clock)
     try:
-        assert store.counts() == {"default": {"ready": 2, "succeeded": 1, "failed": 1}}
+        assert store.queries.counts() == {"default": {"ready": 2, "succeeded": 1, "failed": 1}}
         for name in ("waits", "runs", "good", "bad"):
-            task = store.get("default", name)
+            task = store.queries.get("default", name)
             assert task is not None
             assert (task.body, task.headers, task.retry_count) == (b"body", (("X-A", "1"),), 2)
             assert task.retry is not None
             assert task.retry.retry_limit == 3
-            assert [attempt.excerpt for attempt in store.attempts(task.id)] == [b"oops"]
+            assert [attempt.excerpt for attempt in store.queries.attempts(task.id)] == [b"oops"]
         names = ("waits", "runs", "good", "bad", "gone")
         assert [r.outcome for r in store.add([new_task(n) for n in names])] == [
             "exists", "exists", "tombstoned", "tombstoned", "tombstoned",
