@@ -86,7 +86,7 @@ def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
         "write 10 results": lambda: store.complete([result_of(task) for task in claimed]),
         "lanes with their ETAs": store.queries.lanes,
         "counts": store.queries.counts,
-        "figures of a queue": lambda: store.queries.statistics("default"),
+        "statistics of a queue": lambda: store.queries.statistics("default"),
         "a page of 100 tasks": lambda: store.queries.find(queue="default", state="ready"),
     }
 

@@ -1,4 +1,4 @@
-"""Tasks for the tests of the task store, their results, and a clock that stands still."""
+"""Tasks and results for the tests of the task store, and a clock that stands still."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def completion(
     finished_usec: int = NOW,
     excerpt: bytes = b"oops",
 ) -> Completion:
-    """Return the result of a claimed task's attempt, an answer 500 that leaves it in ``state``."""
+    """Return the result of a claimed task's attempt: a response 500, after which the task is in ``state``."""
     return Completion(
         task_id=task.id,
         claim_token=task.claim_token,
@@ -80,7 +80,7 @@ def completion(
 
 
 def run_all(store: TaskStore, state: str = "succeeded", *, queue: str = "default", finished_usec: int = NOW) -> None:
-    """Run what is due in a queue, with the same end for every task."""
+    """Complete all due tasks of a queue, with the same state for each."""
     claimed = store.claim({Lane(queue, ""): 10_000}, 2 * NOW)
     assert all(store.complete([completion(task, state, finished_usec=finished_usec) for task in claimed]))
 

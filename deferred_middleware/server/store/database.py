@@ -278,4 +278,6 @@ class Database:
             raise
         interrupted = sum(number for (_queue, state), number in tally.items() if state == "ready")
         if interrupted:
-            _log.warning("Tasks that were running when the last server ended, and run again: %d", interrupted)
+            _log.warning(
+                "Interrupted tasks that run again: %d (the last server ended during their attempts)", interrupted
+            )

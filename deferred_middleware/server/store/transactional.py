@@ -81,9 +81,13 @@ class TransactionalTasks:
 
         recovered, discarded = self._database.write(operation)
         if recovered:
-            _log.warning("Tasks enqueued whose transactions were committed just before the server ended: %d", recovered)
+            _log.warning(
+                "Tasks of committed transactions that are enqueued now: %d (the last server ended too early)", recovered
+            )
         if discarded:
-            _log.warning("Tasks discarded because the server ended before their transactions committed: %d", discarded)
+            _log.warning(
+                "Discarded tasks: %d (the last server ended before their transactions were committed)", discarded
+            )
 
 
 def _commit(connection: sqlite3.Connection, tally: Tally, transaction: str) -> int:

@@ -1,4 +1,4 @@
-"""What people do to the tasks of a store."""
+"""Operations on tasks and queues, and the lists that people see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _id(store: TaskStore, name: str, queue: str = "default") -> int:
 
 
 def _fill(store: TaskStore) -> None:
-    """Make two succeeded tasks, two dead letters, and four that wait in two queues."""
+    """Add two succeeded tasks, two dead letters, and four ready tasks in two queues."""
     store.add([new_task("good1"), new_task("good2", url="/_cb/deferred/mail/send")])
     run_all(store)
     store.add([new_task("bad1"), new_task("bad2")])
@@ -48,7 +48,7 @@ def _fill(store: TaskStore) -> None:
 def test_pages_have_every_task_once(
     store: TaskStore, queue: str | None, state: State | None, expected: list[str], limit: int
 ) -> None:
-    """Page after page, the newest first, each task that fits the filters is there once."""
+    """All pages together have each task that matches the filters once, the newest first."""
     _fill(store)
     found: list[str] = []
     before_id = None
@@ -63,7 +63,7 @@ def test_pages_have_every_task_once(
 
 
 def test_tasks_are_found_by_a_part_of_their_url(store: TaskStore) -> None:
-    """Upper and lower case are the same, and so are a name and what a URL has of it."""
+    """The search ignores case, and finds a name in its percent-encoded form."""
     _fill(store)
     store.add([new_task("odd", url="/_cb/deferred/main/caf%C3%A9%20x")])
     assert _names(store.queries.find(contains="mail/SEND")) == ["wait2", "good2"]
@@ -73,7 +73,7 @@ def test_tasks_are_found_by_a_part_of_their_url(store: TaskStore) -> None:
 
 
 def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page may be empty and not the last; going on finds all there is, once, in any combination of lists."""
+    """A page may be empty without being the last; all pages together have each match once."""
     monkeypatch.setattr(queries, "_MOST_SEARCHED", 3)
     for number in range(40):
         url = f"/wanted/{number}" if number % 18 == 0 else "/else"
@@ -95,8 +95,8 @@ def test_a_search_looks_at_a_bounded_number_of_tasks(store: TaskStore, monkeypat
 
 
 @pytest.mark.parametrize("select", [queries._NEWEST, queries._NEWEST_OF_ALL])
-def test_lists_for_people_read_no_more_than_they_show(store: TaskStore, tmp_path: Path, select: str) -> None:
-    """A page is read from an index, or from the end of the table, in the order in which it is shown."""
+def test_lists_read_only_the_rows_that_they_return(store: TaskStore, tmp_path: Path, select: str) -> None:
+    """A page is read in its order, from an index or from the end of the table."""
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     try:
         keys = ("default", "ready") if "queue" in select else ()
@@ -108,8 +108,8 @@ def test_lists_for_people_read_no_more_than_they_show(store: TaskStore, tmp_path
     assert "TEMP B-TREE" not in plan
 
 
-def test_counts_are_kept_and_not_counted(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """The counts come from where they are kept, also after a reopening, and agree with the table."""
+def test_counts_are_stored(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
+    """The counts come from their own table, also when the store is opened again, and are correct."""
     _fill(store)
     expected = {"default": {"ready": 2, "succeeded": 2, "failed": 2}, "other": {"ready": 2}}
     assert store.queries.counts() == expected
@@ -128,7 +128,7 @@ def test_counts_are_kept_and_not_counted(store: TaskStore, tmp_path: Path, clock
 
 
 def test_a_forced_task_is_claimed_before_its_time_and_once(store: TaskStore) -> None:
-    """A task that a person wants run now is handed out whatever its ETA, and only once."""
+    """A task that a person wants run now is claimed once, whatever its ETA."""
     store.add([new_task("later", eta_usec=NOW + DAY_USEC), new_task("other", eta_usec=NOW + DAY_USEC)])
     assert store.claim_forced(10) == []
     assert store.force_run(_id(store, "later"))
@@ -142,7 +142,7 @@ def test_a_forced_task_is_claimed_before_its_time_and_once(store: TaskStore) -> 
 
 
 def test_a_forced_task_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """What a person asked for is done by the next server if this one ends before."""
+    """If the server ends before it runs a forced task, the next server runs it."""
     store.add([new_task("later", eta_usec=NOW + DAY_USEC)])
     store.force_run(_id(store, "later"))
     store.close()
@@ -153,7 +153,7 @@ def test_a_forced_task_survives_a_restart(store: TaskStore, tmp_path: Path, cloc
 
 
 def test_only_a_waiting_push_task_can_be_forced(store: TaskStore) -> None:
-    """A running, a finished, a pull and an unknown task are left as they are."""
+    """A running, a pull and an unknown task are left as they are."""
     store.add([new_task("running"), pull_task("pulled")])
     store.claim({LANE: 1}, NOW)
     assert not store.force_run(_id(store, "running"))
@@ -161,8 +161,8 @@ def test_only_a_waiting_push_task_can_be_forced(store: TaskStore) -> None:
     assert not store.force_run(999)
 
 
-def test_a_dead_letter_begins_anew_and_keeps_its_attempts(store: TaskStore) -> None:
-    """A retried dead letter has the counts of a new task; its earlier attempts stay and later ones follow them."""
+def test_a_retried_dead_letter_keeps_its_attempts(store: TaskStore) -> None:
+    """A retried dead letter has the counts of a new task; its earlier attempts are kept before the new ones."""
     store.add([new_task("a", eta_usec=NOW - 7)])
     for state in ("ready", "failed"):
         (claimed,) = store.claim({LANE: 1}, NOW)
@@ -177,8 +177,8 @@ def test_a_dead_letter_begins_anew_and_keeps_its_attempts(store: TaskStore) -> N
     assert [attempt.number for attempt in store.queries.attempts(task_id)] == [1, 2, 3]
 
 
-def test_what_is_no_dead_letter_is_not_retried(store: TaskStore) -> None:
-    """Retrying tells an unknown task, one that has not failed, and one whose name is taken from a dead letter."""
+def test_only_a_dead_letter_is_retried(store: TaskStore) -> None:
+    """An unknown task, one that has not failed, and one whose name is taken have different answers."""
     store.add([new_task("good")])
     run_all(store)
     store.add([new_task("bad")])
@@ -193,7 +193,7 @@ def test_what_is_no_dead_letter_is_not_retried(store: TaskStore) -> None:
 
 
 def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, all of one queue are tried again, but for those whose names are taken."""
+    """All dead letters of one queue are retried in several transactions, except those whose names are taken."""
     monkeypatch.setattr(operations, "BATCH", 4)
     monkeypatch.setattr(database, "BATCH", 4)
     store.add([new_task(f"t{n}") for n in range(10)] + [new_task("x", queue="other")])
@@ -205,8 +205,8 @@ def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: 
     assert store.queries.counts() == {"default": {"ready": 10, "failed": 1}, "other": {"failed": 1}}
 
 
-def test_removing_takes_tasks_of_any_state(store: TaskStore) -> None:
-    """Removed tasks are gone with their attempts and payloads, a late result is dropped, names stay blocked."""
+def test_tasks_in_any_state_can_be_deleted(store: TaskStore) -> None:
+    """Deleted tasks are gone with their attempts; a late result is dropped; names stay blocked."""
     _fill(store)
     store.add([new_task("runs", eta_usec=NOW - 1)])
     (running,) = store.claim({LANE: 1}, NOW)
@@ -221,7 +221,7 @@ def test_removing_takes_tasks_of_any_state(store: TaskStore) -> None:
 
 
 def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A purge takes every unfinished task of the queue, and none of the dead letters, in several transactions."""
+    """A purge deletes all unfinished tasks of the queue, and no dead letters, in several transactions."""
     monkeypatch.setattr(operations, "BATCH", 3)
     monkeypatch.setattr(database, "BATCH", 3)
     _fill(store)
@@ -233,7 +233,7 @@ def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.
 
 
 def test_a_pause_is_kept(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """A paused queue is paused for the next server too, until it is resumed."""
+    """A queue stays paused until it is resumed, also for the next server."""
     assert store.operations.paused() == frozenset()
     assert store.operations.pause("default")
     assert not store.operations.pause("default")
@@ -247,8 +247,8 @@ def test_a_pause_is_kept(store: TaskStore, tmp_path: Path, clock: Clock) -> None
     reopened.close()
 
 
-def test_names_can_be_forgotten(store: TaskStore) -> None:
-    """A forgotten name can be used again at once, with its finished task still to be seen; others stay blocked."""
+def test_names_can_be_unblocked(store: TaskStore) -> None:
+    """An unblocked name can be used again at once; its finished task is kept and other names stay blocked."""
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other"), new_task("d")])
     store.operations.delete_by_name("default", ["d"])
     run_all(store)
@@ -262,8 +262,8 @@ def test_names_can_be_forgotten(store: TaskStore) -> None:
     assert [result.outcome for result in results] == ["added", "added", "tombstoned"]
 
 
-def test_pruning_a_task_does_not_block_its_forgotten_name(store: TaskStore, clock: Clock) -> None:
-    """A name that was forgotten stays free when the history lets its task go."""
+def test_pruning_a_task_does_not_block_its_name_again(store: TaskStore, clock: Clock) -> None:
+    """An unblocked name stays free when its finished task is deleted."""
     store.add([new_task("a")])
     run_all(store)
     store.operations.unblock_names("default", "a")
@@ -273,7 +273,7 @@ def test_pruning_a_task_does_not_block_its_forgotten_name(store: TaskStore, cloc
 
 
 def test_a_dead_letter_does_not_block_its_name_for_ever(store: TaskStore, clock: Clock) -> None:
-    """After nine days a dead letter's name can be used again, and the dead letter is still there."""
+    """After nine days, a dead letter's name can be used again, and the dead letter is still there."""
     store.add([new_task("a")])
     run_all(store, "failed", finished_usec=NOW)
     clock.usec += 9 * DAY_USEC + 1
@@ -285,7 +285,7 @@ def test_a_dead_letter_does_not_block_its_name_for_ever(store: TaskStore, clock:
 
 @pytest.mark.retention(first_attempts=2, last_attempts=3)
 def test_the_first_and_the_last_attempts_are_kept(store: TaskStore) -> None:
-    """Of many attempts those at both ends stay, across a retry by a person too."""
+    """Of many attempts, the first and the last are kept, also after a person retried the task."""
     store.add([new_task("a")])
     for state in ["ready"] * 5 + ["failed"]:
         (claimed,) = store.claim({LANE: 1}, 2 * NOW)

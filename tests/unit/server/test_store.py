@@ -57,14 +57,14 @@ def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
 
 
 def test_chosen_names_are_digits_and_unique(store: TaskStore) -> None:
-    """Tasks without names get distinct ones of digits, also when the clock stands still."""
+    """Tasks without names get distinct names of digits, even if the clock stands still."""
     names = [result.name for result in store.add([new_task() for _ in range(500)])]
     assert len(set(names)) == 500
     assert all(name.isdigit() for name in names)
 
 
-def test_a_taken_name_is_told_apart_from_a_tombstone(store: TaskStore) -> None:
-    """A name exists while its task is unfinished, and is tombstoned afterwards; the other tasks are added."""
+def test_a_taken_name_differs_from_a_tombstone(store: TaskStore) -> None:
+    """A name exists while its task is unfinished and is tombstoned after that; other tasks are added."""
     assert [result.outcome for result in store.add([new_task("a"), new_task("a"), new_task("b")])] == [
         "added",
         "exists",
@@ -88,7 +88,7 @@ def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
     assert store.claim({LANE: 5}, NOW + 10) == []
 
 
-def test_lanes_tell_the_next_eta_of_each(store: TaskStore) -> None:
+def test_each_lane_has_its_next_eta(store: TaskStore) -> None:
     """Each queue and target with waiting tasks is one lane, with its earliest ETA."""
     assert store.queries.lanes() == []
     store.add([new_task(eta_usec=NOW + 5), new_task(eta_usec=NOW + 2), new_task(target="local.b", eta_usec=NOW + 1)])
@@ -139,7 +139,7 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
 
 
 def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
-    """A task handed back for a retry is due at its new ETA, knows what happened, and keeps its attempts."""
+    """A task that will be retried is due at its new ETA and keeps its counts and attempts."""
     store.add([new_task("a")])
     for number in (1, 2):
         (claimed,) = store.claim({LANE: 1}, NOW + number)
@@ -152,7 +152,7 @@ def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
 
 
 def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
-    """A result whose claim no longer stands is refused, and the task is as it was."""
+    """A result whose claim is no longer valid is rejected, and the task is not changed."""
     store.add([new_task("a")])
     (first,) = store.claim({LANE: 1}, NOW)
     assert store.release([first]) == 1
@@ -166,7 +166,7 @@ def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
 
 
 def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> None:
-    """A release counts no attempt, and only claims that stand are released."""
+    """A release counts no attempt, and only valid claims are released."""
     store.add([new_task("a")])
     claimed = store.claim({LANE: 1}, NOW)
     assert store.release(claimed) == 1
@@ -176,7 +176,7 @@ def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> No
 
 
 def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """The counts of each state are those of the table, also after a reopening."""
+    """The counts of each state are those of the table, also when the store is opened again."""
     store.add([new_task(f"t{number}") for number in range(6)])
     claimed = store.claim({LANE: 5}, NOW)
     store.complete([completion(claimed[0]), completion(claimed[1], "failed")])
@@ -215,7 +215,7 @@ def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> 
 
 
 def test_purging_leaves_the_history_and_other_queues(store: TaskStore) -> None:
-    """A purge removes what is not finished, of one queue."""
+    """A purge deletes the unfinished tasks of one queue only."""
     store.add([new_task("done")])
     run_all(store)
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other")])
@@ -223,8 +223,8 @@ def test_purging_leaves_the_history_and_other_queues(store: TaskStore) -> None:
     assert store.queries.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
 
 
-def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
-    """After seven days a succeeded task goes, with its attempts; its name stays blocked; a dead letter stays."""
+def test_old_succeeded_tasks_are_deleted_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
+    """After seven days, a succeeded task is deleted and its name stays blocked; a dead letter is kept."""
     store.add([new_task("good")])
     run_all(store)
     store.add([new_task("bad")])
@@ -237,7 +237,7 @@ def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStor
 
 @pytest.mark.retention(succeeded_tasks=3)
 def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
-    """Beyond the number that is kept the oldest succeeded tasks go."""
+    """If there are more succeeded tasks than are kept, the oldest of them are deleted."""
     for number in range(5):
         store.add([new_task(f"t{number}")])
         run_all(store, finished_usec=NOW + number)
@@ -247,7 +247,7 @@ def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
 
 @pytest.mark.retention(succeeded_tasks=0)
 def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy store forgets without being asked."""
+    """A busy store deletes old tasks by itself."""
     monkeypatch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 4)
     for _ in range(4):
         store.add([new_task()])
@@ -256,8 +256,8 @@ def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyP
     assert store.queries.counts() == {"default": {"ready": 1}}
 
 
-def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
-    """Adds that are waiting when the writer comes back are committed together, and all are there."""
+def test_pending_operations_share_a_commit(store: TaskStore) -> None:
+    """Operations that are submitted during a commit are committed together after it."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -275,7 +275,7 @@ def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
 
 
 def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
-    """An operation that raises is undone, its caller gets the error, and those that share its commit stand."""
+    """An operation that raises is undone and its caller gets the error; other operations are committed."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -300,7 +300,7 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
 
 
 def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
-    """Operations that nobody waits for are written with what comes next, and before it."""
+    """Delayable operations are committed with the next operation, and run before it."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -320,13 +320,13 @@ def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
     assert len(commits) == 2
 
 
-def test_a_delayable_operation_waits_for_nobody_else(store: TaskStore) -> None:
-    """It is written soon also when nothing comes after it."""
+def test_a_delayable_operation_is_committed_alone(store: TaskStore) -> None:
+    """It is committed soon, even if no other operation is submitted."""
     store._writer.submit(lambda *_: None, delayable=True).result(10)
 
 
 def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
-    """Of the operations that are run together only the one that raises is undone."""
+    """Of the operations that run together, only the one that raises is undone."""
 
     def add_tombstone(name: str) -> Callable[[sqlite3.Connection, object], object]:
         return lambda connection, _: connection.execute("INSERT INTO tombstones VALUES ('default', ?, 1)", (name,))
@@ -342,7 +342,7 @@ def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
 
 
 def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
-    """When the file can't grow the caller gets the error, what was added stays, and the store goes on once it can."""
+    """If the file can't grow, the add fails and stored tasks stay; once it can grow, tasks are added again."""
     store.add([new_task("before")])
     pages = store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA page_count").fetchone()[0]
@@ -360,10 +360,10 @@ def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
     assert store.add([big])[0].outcome == "added"
 
 
-def test_nobody_hangs_when_the_writer_dies(
+def test_every_caller_gets_an_error_if_the_writer_fails(
     store: TaskStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever waits, and whoever comes later, gets an error, and the death is logged."""
+    """Pending operations and later ones get an error, and the failure is logged."""
 
     def die(*_: object) -> None:
         raise MemoryError("gone")
@@ -391,7 +391,7 @@ def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
 
 
 def test_acknowledged_tasks_survive_a_kill_and_those_in_flight_run_again(tmp_path: Path) -> None:
-    """After a server dies, everything it acknowledged is there, results included, and what ran is due at once."""
+    """After a server is killed, all acknowledged tasks and results are there, and running tasks are due."""
     path = tmp_path / "tasks.sqlite"
     script = f"""
 import os
@@ -418,7 +418,7 @@ os._exit(9)
 
 
 def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, clock: Clock) -> None:
-    """A task that was running when the server ended is due at the next start whatever the clock says then."""
+    """A task that was running when the server ended is due at the next start, whatever the time is then."""
     first = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
     first.add([new_task("a")])
     first.claim({LANE: 1}, NOW)
@@ -429,8 +429,8 @@ def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, cloc
     second.close()
 
 
-def test_a_second_server_is_told_at_once_who_has_the_store(store: TaskStore, tmp_path: Path) -> None:
-    """Another process that opens the store gets an error within a second, with the holder's process id."""
+def test_a_second_server_fails_at_once(store: TaskStore, tmp_path: Path) -> None:
+    """Opening a store that is open raises an error within a second, with the first server's process ID."""
     began = time.monotonic()
     with pytest.raises(ServerError, match=f"process {os.getpid()}"):
         TaskStore(tmp_path / "tasks.sqlite")
@@ -439,7 +439,7 @@ def test_a_second_server_is_told_at_once_who_has_the_store(store: TaskStore, tmp
 
 
 def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> None:
-    """Closing lets go of the file; a call on the closed store is an error, and closing twice is not."""
+    """Closing releases the file. A call on the closed store is an error; closing it twice is not."""
     first = TaskStore(tmp_path / "tasks.sqlite")
     first.close()
     first.close()
@@ -449,7 +449,7 @@ def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> 
 
 
 def test_the_file_is_its_owners(store: TaskStore, tmp_path: Path) -> None:
-    """Payloads are nobody else's to read."""
+    """Other users can't read payloads."""
     for file in tmp_path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -467,7 +467,7 @@ def _make_garbage(path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "message"), [(_make_newer, "schema version 99"), (_make_garbage, "can't be used")])
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
-    """A newer version's file, and one that is no database, are errors that name it, and stay unlocked."""
+    """A newer version's file and a file that is no database raise an error that says so, and stay unlocked."""
     path = tmp_path / "tasks.sqlite"
     make(path)
     for _ in range(2):

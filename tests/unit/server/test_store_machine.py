@@ -1,4 +1,4 @@
-"""The task store against a simple model of it, through any sequence of what can happen to it.
+"""The task store compared with a simple model of it, for random sequences of operations.
 
 The model is a list of tasks, a mapping of blocked names and a set of paused queues, in plain Python. Everything that
 the store answers is compared with what the model says, and at the end everything that it holds.
@@ -46,7 +46,7 @@ recent = st.integers(0, 7)
 
 @dataclass(eq=False)
 class Modelled:
-    """A task as the model has it."""
+    """A task of the model."""
 
     lane: Lane
     name: str
@@ -63,12 +63,12 @@ class Modelled:
 
     @property
     def is_live(self) -> bool:
-        """Whether it is not finished."""
+        """Whether the task is unfinished."""
         return self.state in ("ready", "running")
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Does the same to the store and to the model."""
+    """Does the same operations on the store and on the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = self.root / "0"
         self.openings = 0
         self.clock = Clock()
-        # In the order in which they were added, which is that of their ids.
+        # In the order in which they were added, which is the order of their ids.
         self.tasks: list[Modelled] = []
         self.blocked: dict[tuple[str, str], int] = {}
         self.paused: set[str] = set()
-        # Claims that were handed out, whether or not they still stand.
+        # All claims, valid or not.
         self.claims: list[tuple[Modelled, ClaimedTask]] = []
 
     @initialize()
@@ -89,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = TaskStore(self.directory / "tasks.sqlite", clock=self.clock, retention=RETENTION)
 
     def teardown(self) -> None:
-        """Compare all that is left, and close the store."""
+        """Compare all tasks, and close the store."""
         try:
             if self.openings or hasattr(self, "store"):
                 self._compare_all()
@@ -97,7 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             shutil.rmtree(self.root)
 
-    # What happens to the store.
+    # Operations.
 
     @rule(tasks=new_tasks)
     def add(self, tasks: list[tuple[Lane, str | None, int]]) -> None:
@@ -117,20 +117,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(limits=limits)
     def claim(self, limits: dict[Lane, int]) -> None:
-        """Claim what is due."""
+        """Claim due tasks."""
         now = self._tick()
         expected: list[Modelled] = []
         for lane, limit in limits.items():
             due = [task for task in self.tasks if task.state == "ready" and task.lane == lane and task.eta_usec <= now]
             expected += sorted(due, key=lambda task: task.eta_usec)[:limit]
-        # Sorting keeps the order of what is equal; that order is by id only within the whole list.
+        # Tasks of different lanes with the same ETA are in the order of their ids.
         expected.sort(key=lambda task: (task.eta_usec, self.tasks.index(task)))
         self._claimed(expected, self.store.claim(limits, now))
 
     @precondition(lambda self: self.claims)
     @rule()
     def claim_again(self) -> None:
-        """Give back what was claimed last and claim it again, so that its first claim no longer stands."""
+        """Release the last claims and claim again, so that the first claims are no longer valid."""
         self.release([0, 1])
         self.claim(dict.fromkeys(LANES, 3))
 
@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         name=st.none() | names,
     )
     def do_as_people_do(self, action: str, queue: str, pick: int, name: str | None) -> None:
-        """Do what a person may ask for; one rule, so that it doesn't crowd out what happens all the time."""
+        """Do an operation for people; they share one rule, so that the more frequent operations are drawn often."""
         if action in ("retry", "force_run"):
             getattr(self, action)(pick)
         elif action in ("retry_failed", "remove_failed"):
@@ -154,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.claim_forced(1 + pick % 3)
 
     def claim_forced(self, limit: int) -> None:
-        """Claim what a person wants run now."""
+        """Claim forced tasks."""
         self._tick()
         expected = [task for task in self.tasks if task.forced and task.state == "ready"][:limit]
         assert self.store.forced_waiting or not expected
@@ -166,7 +166,7 @@ class StoreMachine(RuleBasedStateMachine):
         wait=st.sampled_from([0, 0, 1_000_000, HOUR_USEC]),
     )
     def run_some(self, tasks: list[tuple[Lane, str | None, int]], picks: list[tuple[int, str]], wait: int) -> None:
-        """Run tasks, after adding some where none is running: without tasks little happens."""
+        """Complete tasks; if none is running, add and claim some first."""
         if not any(self._stands(*claim) for claim in self.claims[-8:]):
             self.add(tasks)
             self.claim(dict.fromkeys(LANES, 3))
@@ -174,7 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.complete(picks, wait)
 
     def complete(self, picks: list[tuple[int, str]], wait: int) -> None:
-        """Write results, some of them of claims that no longer stand."""
+        """Write results, some of them with claims that are no longer valid."""
         now = self._tick()
         given = []
         expected = []
@@ -199,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(picks=st.lists(recent, min_size=1, max_size=4, unique=True))
     def release(self, picks: list[int]) -> None:
-        """Give tasks back, some of them by claims that no longer stand."""
+        """Release tasks, some of them with claims that are no longer valid."""
         chosen = [self.claims[-1 - pick % len(self.claims)] for pick in picks]
         released = 0
         for task, claimed in chosen:
@@ -245,7 +245,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = [task for task in self.tasks if task.id]
         if not known:
             return
-        # Dead letters first: the others are only refused.
+        # Dead letters first: other tasks are rejected.
         known.sort(key=lambda task: task.state != "failed")
         task = known[pick % len(known)] if pick % 3 == 0 else known[0]
         assert task.id is not None
@@ -270,7 +270,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.operations.retry_failed(queue) == retried
 
     def force_run(self, pick: int) -> None:
-        """Have a task run now, which may be running or finished."""
+        """Force a task to run, which may be running or finished."""
         now = self._tick()
         known = [task for task in self.tasks if task.id]
         if not known:
@@ -283,13 +283,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.force_run(task.id) == waits
 
     def pause_or_resume(self, queue: str, pause: bool) -> None:
-        """Pause a queue, or resume it."""
+        """Pause or resume a queue."""
         changes = (queue in self.paused) != pause
         assert (self.store.operations.pause if pause else self.store.operations.resume)(queue) == changes
         (self.paused.add if pause else self.paused.discard)(queue)
 
     def forget_names(self, queue: str, name: str | None) -> None:
-        """Let names be used again."""
+        """Unblock names."""
         gone = [key for key in self.blocked if key[0] == queue and name in (None, key[1])]
         for key in gone:
             del self.blocked[key]
@@ -297,7 +297,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        """Forget what is old."""
+        """Delete old tasks and tombstones."""
         now = self._tick()
         succeeded = sorted(
             (task for task in self.tasks if task.state == "succeeded"), key=lambda task: task.finished_usec or 0
@@ -311,14 +311,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def close_and_open(self) -> None:
-        """End in order, and start again."""
+        """Close the store and open it again."""
         self.store.close()
         self._recovered()
         self.open()
 
     @rule()
     def crash(self) -> None:
-        """End without any order: go on with the files as they are at this moment."""
+        """Open a copy of the files as they are at this moment, as after a crash."""
         self.openings += 1
         found = self.root / str(self.openings)
         shutil.copytree(self.directory, found, ignore=shutil.ignore_patterns("*-shm"))
@@ -332,7 +332,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Set the wall clock forward or back."""
         self.clock.usec += jump
 
-    # What is always so.
+    # Invariants.
 
     @invariant()
     def same_counts(self) -> None:
@@ -348,7 +348,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_lanes(self) -> None:
-        """What is due next in each lane is the model's earliest task."""
+        """The next ETA of each lane is that of the model's earliest task."""
         if hasattr(self, "store"):
             waiting: dict[Lane, int] = {}
             for task in self.tasks:
@@ -356,7 +356,7 @@ class StoreMachine(RuleBasedStateMachine):
                     waiting[task.lane] = min(task.eta_usec, waiting.get(task.lane, task.eta_usec))
             assert self.store.queries.lanes() == sorted(waiting.items())
 
-    # The model.
+    # The model of the operations.
 
     def _tick(self) -> int:
         self.clock.usec += 1
@@ -403,7 +403,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _compare_all(self) -> None:
         held = {task.id: task for task in stored_tasks(self.store, limit=100_000)}
         assert len(held) == len(self.tasks)
-        # Ids grow in the order of adding, so the lists correspond.
+        # Ids grow in the order of adding, so both lists are in the same order.
         for found, task in zip(sorted(held.values(), key=lambda task: task.id), self.tasks, strict=True):
             assert (found.queue, found.target, found.name) == (*task.lane, task.name)
             assert (found.state, found.eta_usec, found.finished_usec, found.retry_count) == (
