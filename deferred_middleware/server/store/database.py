@@ -19,7 +19,7 @@ from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_f
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
-        _log.info("Migrating the task store from version %d to version %d.", version, version + 1)
+        logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
     connection.execute("PRAGMA foreign_keys=ON")
@@ -278,6 +278,6 @@ class Database:
             raise
         interrupted = sum(number for (_queue, state), number in tally.items() if state == "ready")
         if interrupted:
-            _log.warning(
+            logger.warning(
                 "Interrupted tasks that run again: %d (the last server ended during their attempts)", interrupted
             )

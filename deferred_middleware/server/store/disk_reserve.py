@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deferred_middleware.errors import ServerError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RESERVE_BYTES = 8 * 1024 * 1024
 """SQLite copies its log into the database when the log has 4 MB; this is twice as much."""
@@ -40,7 +40,7 @@ class DiskReserve:
         self._is_allocated = self._allocate()
         self._next_try = 0.0
         if not self._is_allocated:
-            _log.warning("The disk of %s is full: no tasks are accepted until there is space again.", path.parent)
+            logger.warning("The disk of %s is full: no tasks are accepted until there is space again.", path.parent)
 
     @property
     def full_error(self) -> StoreFullError:
@@ -57,7 +57,7 @@ class DiskReserve:
                 return False
             self._is_allocated = False
             os.truncate(self._path, 0)
-        _log.error(
+        logger.error(
             "The disk of %s is full: stored tasks are run with the space that was kept in reserve, and no tasks are "
             "accepted until there is space again.",
             self._path.parent,
@@ -75,7 +75,7 @@ class DiskReserve:
             self._is_allocated = self._allocate()
             if not self._is_allocated:
                 return False
-        _log.warning("The disk of %s has space again: tasks are accepted.", self._path.parent)
+        logger.warning("The disk of %s has space again: tasks are accepted.", self._path.parent)
         return True
 
     def _allocate(self) -> bool:

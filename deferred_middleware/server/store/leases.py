@@ -19,7 +19,7 @@ from deferred_middleware.server.store.counts import EXECUTED, Tally
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import RetryPolicy, StoredTask
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _WAITING = "FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ?"
 OLDEST = f"SELECT id {_WAITING} AND eta_usec <= ? ORDER BY eta_usec, id LIMIT ?"
@@ -121,7 +121,7 @@ class PullLeases:
         task = rows.stored_task(connection.execute(f"{rows.SELECT_TASK} WHERE id = ?", (task_id,)).fetchone())
         age_usec = now_usec - (now_usec if task.first_attempt_usec is None else task.first_attempt_usec)
         if not (task.retry or policy).allows(task.retry_count + 1, age_usec / 1e6):
-            _log.error(
+            logger.error(
                 "Task %s of queue %s is a dead letter now: it was not deleted during any of its leases (%d).",
                 task.name,
                 task.queue,

@@ -38,7 +38,7 @@ from deferred_middleware.server.store.records import (
 )
 from deferred_middleware.server.store.transactional import TransactionalTasks
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
@@ -277,7 +277,7 @@ class _HistoryPruner:
         try:
             self._database.writer.submit(self._prune, durable=False).add_done_callback(_log_failed_prune)
         except ServerError as error:
-            _log.debug("Old tasks are deleted when the store is open again: %s", error)
+            logger.debug("Old tasks are deleted when the store is open again: %s", error)
 
     def _prune(self, connection: sqlite3.Connection, tally: Tally) -> None:
         database = self._database
@@ -305,4 +305,4 @@ def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> l
 def _log_failed_prune(future: Future[None]) -> None:
     error = future.exception()
     if error is not None:
-        _log.error("Old tasks could not be deleted: %s", error)
+        logger.error("Old tasks could not be deleted: %s", error)

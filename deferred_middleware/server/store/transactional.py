@@ -18,7 +18,7 @@ from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import NewTask
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # In the database, a staged task has the state "held", and the column "hold" has its transaction.
 _COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue"
@@ -81,11 +81,11 @@ class TransactionalTasks:
 
         recovered, discarded = self._database.write(operation)
         if recovered:
-            _log.warning(
+            logger.warning(
                 "Tasks of committed transactions that are enqueued now: %d (the last server ended too early)", recovered
             )
         if discarded:
-            _log.warning(
+            logger.warning(
                 "Discarded tasks: %d (the last server ended before their transactions were committed)", discarded
             )
 

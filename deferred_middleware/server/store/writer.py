@@ -28,7 +28,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class GroupCommitWriter:
                 if delayed or batch:
                     self._commit(delayed, batch)
         except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
-            _log.critical("The task store's writer thread failed.", exc_info=True)
+            logger.critical("The task store's writer thread failed.", exc_info=True)
             self._fail(error, delayed + batch)
         finally:
             self._connection.close()
@@ -153,7 +153,7 @@ class GroupCommitWriter:
         except sqlite3.Error as error:
             # The whole transaction was rolled back. Each caller gets the error; the next batch may succeed.
             number = len(delayed) + len(batch)
-            _log.error("The task store could not commit a transaction (operations in it: %d): %s", number, error)
+            logger.error("The task store could not commit a transaction (operations in it: %d): %s", number, error)
             answers = [(None, error)] * number
             if is_disk_full(error) and self._reserve.free():
                 for pending in batch:
