@@ -124,7 +124,7 @@ class GroupCommitWriter:
                     delayed, self._delayable = self._delayable, []
                 if delayed or batch:
                     self._commit(delayed, batch)
-        except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
+        except BaseException as error:  # All callers, present and future, must get an error.
             logger.critical("The task store's writer thread failed.", exc_info=True)
             self._fail(error, delayed + batch)
         finally:
