@@ -26,7 +26,7 @@ from google.appengine.ext import deferred
 from google.appengine.runtime import default_api_stub
 
 from deferred_middleware import Settings, call, defer, defer_many
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.enqueue.prepare import prepare
 

@@ -22,7 +22,7 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks import transports
 from google.protobuf import duration_pb2
 
-from deferred_middleware.config.settings import current_deployment
+from deferred_middleware.config.process import current_deployment
 from deferred_middleware.engines import answers, outbox
 from deferred_middleware.engines.engine import AddFailure, FailedStart, StartedAdd, TaskMessage, TaskTemplate
 from deferred_middleware.engines.location import LocationFinder, emulator_address

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.appengine.api.taskqueue import TombstonedTaskError
 
-from deferred_middleware.config.hooks import Enqueued, current_hooks
+from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.config.process import current_hooks
 from deferred_middleware.engines import answers, transactions
 from deferred_middleware.engines.engine import AddFailure, StartedAdd, TaskMessage
 from deferred_middleware.errors import sdk

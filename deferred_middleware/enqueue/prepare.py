@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, headers, payload, redaction
 from deferred_middleware.calls.options import NO_OPTIONS, warn
-from deferred_middleware.config.settings import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.engines import transactions
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, current_engine
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import OptionError, sdk
-from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
+from deferred_middleware.wire import entities, namespace, overflow, protocol, tracing
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
-    from deferred_middleware.config.settings import Deployment, Settings
+    from deferred_middleware.config.process import Deployment
+    from deferred_middleware.config.settings import Settings
     from deferred_middleware.engines.engine import Engine, TaskTemplate
     from deferred_middleware.errors.sdk import EnqueueError
     from deferred_middleware.wire.signature import Signer
@@ -211,7 +212,7 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
     if redaction.redacted_by(call.func):
         sent[protocol.REDACTED_HEADER] = "1"
     sent |= trace
-    signer = signature.signer_for(options, queue=queue, url=path, headers=sent)
+    signer = headers.signer_for(options, settings, context.deployment, queue=queue, url=path, headers=sent)
     target = target_for(call, settings, context.deployment)
     try:
         template = engine.template(
