@@ -140,6 +140,10 @@ class CloudTasksEngine:
             failure = AddFailure(error=error, answer=answer, of_whole_add=True)
         return FailedStart(len(messages), failure)
 
+    def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
+        """Make the call, and wait for its answer."""
+        return self.start(messages, timeout_seconds).results()
+
     def add_in_transaction(self, message: TaskMessage) -> None:
         """Store the task in the current transaction, to be sent to Cloud Tasks after the commit."""
         _task, location = message.template.encoded

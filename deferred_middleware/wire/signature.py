@@ -47,7 +47,7 @@ _SIGNING: Final = b"deferred_middleware v1: sign tasks"
 _IDENTIFYING: Final = b"deferred_middleware v1: identify the key"
 
 # Every part of a signature has a fixed length, so that its place is fixed too.
-_LENGTH: Final = 212
+LENGTH: Final = 212
 _KEY_ID: Final = slice(5, 21)
 _EXPIRES: Final = slice(37, 47)
 _IS_NAMED: Final = slice(77, 78)
@@ -152,7 +152,7 @@ class Keyring:
         the queue chose it. Raises :class:`UntrustedRequestError` if the signature is not valid for this request.
         """
         # A MAC that matches proves that we wrote the signature, so its format is checked only if the MAC differs.
-        if len(signature) != _LENGTH or not signature.isascii():
+        if len(signature) != LENGTH or not signature.isascii():
             raise _invalid(signature, "signature-format", "its signature is malformed")
         claims = signature[_CLAIMS]
         # One look at a set takes a third of the time of a look at each key.
