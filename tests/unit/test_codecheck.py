@@ -149,7 +149,7 @@ def test_the_command_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureF
 
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{package / 'views.py'}:2:7: error: a lambda")
-    assert last == "1 errors and 0 notes in 2 files."
+    assert last == "1 error and 0 notes in 2 files."
 
 
 def test_the_command_tells_machines_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
