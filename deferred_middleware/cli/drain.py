@@ -41,7 +41,7 @@ def drain_queues(arguments: argparse.Namespace) -> int:
                 if queue["scheduled"]:
                     client.post("queues", queue["name"], "run-scheduled")
         is_empty = not any(_has_work(queue, include_scheduled=arguments.include_scheduled) for queue in queues)
-        # The server takes the numbers one after the other, and a task may change its state in between. So the queues
+        # The server counts one number after the other, and a task may change its state in between. So the queues
         # have to be empty twice in a row.
         if is_empty and was_empty:
             break
