@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from google.appengine.api import app_identity, taskqueue
+
+if TYPE_CHECKING:
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
 
 class SdkTask(taskqueue.Task):  # type: ignore[misc] # the SDK has no types
@@ -12,9 +15,6 @@ class SdkTask(taskqueue.Task):  # type: ignore[misc] # the SDK has no types
 
     The SDK's ``add()`` sets a task's name, queue and state in private attributes. Here these properties read the task
     that our ``defer`` returned. In a ``defer_batch`` their values change when the batch ends.
-
-    Args:
-        enqueued: a task with the attribute names of ``taskqueue.Task``.
     """
 
     payload: bytes | None = None
@@ -22,7 +22,7 @@ class SdkTask(taskqueue.Task):  # type: ignore[misc] # the SDK has no types
     size: int = 0
     """The size of the task in bytes."""
 
-    def __init__(self, enqueued: Any) -> None:
+    def __init__(self, enqueued: EnqueuedTask) -> None:
         headers = dict(enqueued.headers)
         target = None if "host" in map(str.lower, headers) else enqueued.target
         hostname = app_identity.get_default_version_hostname()
@@ -47,17 +47,14 @@ class SdkTask(taskqueue.Task):  # type: ignore[misc] # the SDK has no types
     @property
     def name(self) -> str | None:
         """The task's name; None if it is not known yet."""
-        name: str | None = self._enqueued.name
-        return name
+        return self._enqueued.name
 
     @property
-    def queue_name(self) -> str | None:
+    def queue_name(self) -> str:
         """The name of the task's queue."""
-        queue_name: str | None = self._enqueued.queue_name
-        return queue_name
+        return self._enqueued.queue_name
 
     @property
     def was_enqueued(self) -> bool:
         """Whether the queue has accepted the task."""
-        was_enqueued: bool = self._enqueued.was_enqueued
-        return was_enqueued
+        return self._enqueued.was_enqueued

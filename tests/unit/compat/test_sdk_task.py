@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
-import sample
-from delivering import Queued
 from google.appengine.api import taskqueue
 
 from deferred_middleware import defer_batch
 from deferred_middleware.compat import deferred
 from deferred_middleware.compat.sdk_task import SdkTask
+from tests.support import sample
+from tests.support.delivering import Queued
 
 ETA = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.timezone.utc)
 
@@ -36,6 +37,12 @@ class Added:
     dispatch_deadline_usec: int | None = None
 
 
+def convert(**values: Any) -> SdkTask:
+    """Return the SDK's task for one with these values."""
+    added: Any = Added(**values)
+    return SdkTask(added)
+
+
 @pytest.mark.usefixtures("engine")
 class TestConversion:
     """What the SDK's task says of a task that was added."""
@@ -44,7 +51,7 @@ class TestConversion:
         """The result is the SDK's own type, and each property has the value of the task that was added."""
         options = taskqueue.TaskRetryOptions(task_retry_limit=3)
 
-        task = SdkTask(Added(retry_options=options, dispatch_deadline_usec=60_000_000))
+        task = convert(retry_options=options, dispatch_deadline_usec=60_000_000)
 
         assert isinstance(task, taskqueue.Task)
         assert (task.name, task.queue_name, task.was_enqueued, task.was_deleted) == ("one", "mail", True, False)
@@ -57,13 +64,13 @@ class TestConversion:
 
     def test_a_target_is_the_host(self) -> None:
         """The task's target and the host of its request agree."""
-        task = SdkTask(Added(target="v1.background"))
+        task = convert(target="v1.background")
 
         assert (task.target, task.headers["Host"]) == ("v1.background", "v1.background.app.example.com")
 
     def test_a_host_is_kept(self) -> None:
         """If the headers have a host, the target is derived from it."""
-        task = SdkTask(Added(target="v1.background", headers={"host": "v1.background.app.example.com"}))
+        task = convert(target="v1.background", headers={"host": "v1.background.app.example.com"})
 
         assert (task.target, task.headers["host"]) == ("v1.background", "v1.background.app.example.com")
 
@@ -71,20 +78,20 @@ class TestConversion:
         """Where the app's hostname is not known, the task has its target and no host."""
         monkeypatch.delenv("DEFAULT_VERSION_HOSTNAME")
 
-        task = SdkTask(Added(target="v1.background"))
+        task = convert(target="v1.background")
 
         assert task.target == "v1.background"
         assert "Host" not in task.headers
 
     def test_it_may_be_larger_than_the_sdk_allows(self) -> None:
         """The engine has accepted the task, so that its size is not an error any more."""
-        task = SdkTask(Added(payload=b"x" * 200_000, size=200_300))
+        task = convert(payload=b"x" * 200_000, size=200_300)
 
         assert (len(task.payload or b""), task.size) == (200_000, 200_300)
 
     def test_it_follows_the_task(self) -> None:
         """Name and state are those of the moment: a batch adds its tasks later."""
-        added = Added(name=None, was_enqueued=False)
+        added: Any = Added(name=None, was_enqueued=False)
         task = SdkTask(added)
         assert (task.name, task.was_enqueued) == (None, False)
 
@@ -95,7 +102,7 @@ class TestConversion:
     def test_it_is_not_added_again(self) -> None:
         """The SDK refuses to add the task once more."""
         with pytest.raises(taskqueue.BadTaskStateError):
-            SdkTask(Added()).add("mail")
+            convert().add("mail")
 
 
 def test_defer_returns_the_sdks_task(queued: Queued) -> None:
