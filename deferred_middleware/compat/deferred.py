@@ -22,15 +22,17 @@ from deferred_middleware.calls import payload
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import AnyCallable, check_kind
 from deferred_middleware.compat.sdk_task import SdkTask
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue
-from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler
+from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport
 from deferred_middleware.execution.legacy import resolved
 
 if TYPE_CHECKING:
     import webob
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from google.appengine.api import taskqueue
+
+    from deferred_middleware.config.settings import Settings
 
 __all__ = [
     "Error",
@@ -49,8 +51,8 @@ _Headers = list[tuple[str, str]]
 
 def set_log_level(log_level: int) -> None:
     """Set the level of the log line for a task that succeeded. Call it before the middleware or handler is made."""
-    settings = dataclasses.replace(settings_module.current_settings(), log_level=log_level)
-    settings_module.install_settings(settings)
+    settings = dataclasses.replace(process.current_settings(), log_level=log_level)
+    process.install_settings(settings)
 
 
 def defer(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
@@ -65,7 +67,7 @@ def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:
     """
     check_kind(obj)
     prepared = Call(func=obj, args=args, kwargs=kwargs)
-    return payload.dumps(prepared, settings_module.current_settings().pickle_protocol)
+    return payload.dumps(prepared, process.current_settings().pickle_protocol)
 
 
 def run(data: bytes) -> Any:
@@ -74,7 +76,7 @@ def run(data: bytes) -> Any:
     Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` if the payload can't be read.
     That is not a permanent failure, because another version of the app may be able to read it.
     """
-    settings = settings_module.current_settings()
+    settings = process.current_settings()
     found, _ = resolved(payload.content_of(data, settings, legacy=True), settings)
     return Call.of(found).run()
 
@@ -83,13 +85,13 @@ class Handler:
     """Runs tasks at a URL of the app: as a WSGI app, or with :meth:`post` inside a framework's view."""
 
     def __init__(self) -> None:
-        self._made: tuple[settings_module.Settings, TaskHandler] | None = None
+        self._made: tuple[Settings, TaskHandler] | None = None
 
     def run_from_request(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
         """Run the task of a request; return body, status and headers of the response. Raises what the task raised."""
-        answer, delivery = self._answer(environ)
-        if delivery.error is not None:
-            raise delivery.error
+        answer, report = self._answer(environ)
+        if report.error is not None:
+            raise report.error
         return answer
 
     def post(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
@@ -98,23 +100,23 @@ class Handler:
         Raises what the task raised, except for ``SingularTaskFailure`` and ``PermanentTaskFailure``, which have a
         response.
         """
-        answer, delivery = self._answer(environ)
-        if delivery.error is None or isinstance(delivery.error, (SingularTaskFailure, PermanentTaskFailure)):
+        answer, report = self._answer(environ)
+        if report.error is None or isinstance(report.error, (SingularTaskFailure, PermanentTaskFailure)):
             return answer
-        raise delivery.error
+        raise report.error
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of a request, as a WSGI app. Every exception of the task has a response."""
         return self._handler().answer(environ)(environ, start_response)
 
-    def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], Delivery]:
-        delivery = Delivery()
-        response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, KEY: delivery})
+    def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], TaskReport]:
+        report = TaskReport()
+        response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, REPORT_KEY: report})
         headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-length"]
-        return (response.text.strip(), http.HTTPStatus(response.status_int), headers), delivery
+        return (response.text.strip(), http.HTTPStatus(response.status_int), headers), report
 
     def _handler(self) -> TaskHandler:
-        settings = settings_module.current_settings()
+        settings = process.current_settings()
         if self._made is None or self._made[0] is not settings:
             self._made = settings, TaskHandler.installed(None, ())
         return self._made[1]

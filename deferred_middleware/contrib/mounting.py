@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import webob
 
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler, delivery_of
+from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport, report_in
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Respons
     So the framework handles the exception as any view's: it rolls back, reports, cleans up. The guard sends the
     response nevertheless.
     """
-    delivery = ensure_delivery(environ)
-    response = delivery.response = handler.answer(environ)
-    if isinstance(delivery.error, Exception):
-        raise delivery.error
+    report = ensure_report(environ)
+    response = report.response = handler.answer(environ)
+    if isinstance(report.error, Exception):
+        raise report.error
     return response
 
 
-def ensure_delivery(environ: WSGIEnvironment) -> Delivery:
-    """Return the :class:`Delivery` of the request, to which the task handler writes the outcome. Adds a missing one."""
-    delivery = delivery_of(environ)
-    if delivery is None:
-        delivery = environ[KEY] = Delivery()
-    return delivery
+def ensure_report(environ: WSGIEnvironment) -> TaskReport:
+    """Return the report that the task handler fills for the request; one is added to ``environ`` if there is none."""
+    report = report_in(environ)
+    if report is None:
+        report = environ[REPORT_KEY] = TaskReport()
+    return report
 
 
 class TaskGuard(DeferredMiddleware):
@@ -51,36 +51,36 @@ class TaskGuard(DeferredMiddleware):
     """
 
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
-        self._around(app, handler)
+        self._wrap(app, handler)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request to the app. If it is a task's, send the handler's response, whatever the app returned."""
         path = environ.get("PATH_INFO", "")
         if not path.startswith(self._prefix) and path not in self._legacy:
             return super().__call__(environ, start_response)
-        delivery = ensure_delivery(environ)
+        report = ensure_report(environ)
         try:
             answer = _complete_response(self._app, environ)
         except Exception as error:
-            if delivery.response is None:
+            if report.response is None:
                 raise
-            if error is not delivery.error:
+            if error is not report.error:
                 logger.exception("a layer around the task %.200r failed; the task keeps its outcome", path)
-            answer = delivery.response
+            answer = report.response
         finally:
             # The framework's layers may have deferred calls too. The handler has waited for those of the task.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        return (replacement_response(answer.status_int, delivery, path) or answer)(environ, start_response)
+        return (replacement_response(answer.status_int, report, path) or answer)(environ, start_response)
 
 
-def replacement_response(status: int, delivery: Delivery, path: str) -> webob.Response | None:
+def replacement_response(status: int, report: TaskReport, path: str) -> webob.Response | None:
     """Return the response to send in place of the framework's, which has this ``status``; None to send the framework's.
 
     Without a response of the handler, the framework's is sent unless its status is 2xx, so that the task is retried.
     """
-    if delivery.response is not None:
-        return delivery.response
+    if report.response is not None:
+        return report.response
     if 200 <= status < 300:
         logger.error("a layer of the app answered %.200r with %d; the task did not run", path, status)
         return webob.Response(status=500, text="the task did not run\n", content_type="text/plain")

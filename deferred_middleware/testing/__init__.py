@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deferred_middleware.config.settings import make_key_for_tests
+from deferred_middleware.config.process import make_key_for_tests
 
 if TYPE_CHECKING:
     from deferred_middleware.testing.capture import DeferredTasks, capture_tasks

@@ -15,8 +15,8 @@ from google.appengine.ext import deferred as sdk
 
 from deferred_middleware import DeferredMiddleware, Settings
 from deferred_middleware.compat import deferred
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
 from tests.support import sample
@@ -136,7 +136,7 @@ def test_defer_takes_the_options_of_the_sdk(tasks: DeferredTasks) -> None:
 def test_a_target_of_one_label(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
     """A service's name alone is a target, and is sent as given, whether or not the enqueueing version is known."""
     deployment = Deployment(service="default", version=version, environment="standard")
-    monkeypatch.setattr(settings_module, "_deployment", deployment)
+    monkeypatch.setattr(process, "_deployment", deployment)
 
     task = deferred.defer(sample.note, _target="backend")
 
