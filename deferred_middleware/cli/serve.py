@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import DataDirectory
-from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, what_is_served
+from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_served
 
 if TYPE_CHECKING:
     from deferred_middleware.cli import Subparsers
@@ -98,7 +98,7 @@ def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
-    served = what_is_served(arguments.apps, getattr(arguments, "services", ()), remote=arguments.remote_services)
+    served = parse_served(arguments.apps, getattr(arguments, "services", ()), remote=arguments.remote_services)
     if arguments.reload:
         _check_reload(served)
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
@@ -118,7 +118,7 @@ def _check_reload(served: Served) -> None:
 
 def _serve(arguments: argparse.Namespace, served: Served) -> int:
     try:
-        from deferred_middleware.server.config.serveconfig import ServeConfig
+        from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
         if error.name != "waitress":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import ipaddress
 import os
 import re
 import threading
@@ -126,7 +125,7 @@ def emulator() -> str | None:
     if found is None:
         raise SettingsError(EMULATOR_VARIABLE, value, "host:port, such as localhost:8123")
     host = found["host"]
-    if not found["plain"] and not _is_loopback(host):
+    if not found["plain"] and not protocol.is_loopback(host):
         raise SettingsError(
             EMULATOR_VARIABLE,
             value,
@@ -134,15 +133,6 @@ def emulator() -> str | None:
             "have it so all the same",
         )
     return f"{host}:{found['port']}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 _adopt_lock = threading.Lock()

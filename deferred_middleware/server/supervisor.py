@@ -34,7 +34,7 @@ from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.app_server import AppServer
-from deferred_middleware.server.apps.environ import Platform, base_environ
+from deferred_middleware.server.apps.environ import Platform, base_environ, environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.assembly import (
@@ -47,12 +47,10 @@ from deferred_middleware.server.assembly import (
     url,
     warn_of_different_keys,
 )
-from deferred_middleware.server.config.data_dir import SecretKey
-from deferred_middleware.server.config.external_apps import environ_file, exports, write_environ_file
+from deferred_middleware.server.config.data_dir import SigningKeyFile
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
-from deferred_middleware.server.config.serveconfig import DEFAULT_PROJECT, ServeConfig
-from deferred_middleware.server.config.served import DEFAULT_SERVICE
+from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.dispatch.scheduler import Scheduler
@@ -118,7 +116,7 @@ class Supervisor:
         for served in config.served.apps:
             for note in served.notes:
                 _logger.warning("%s: %s", served.app_yaml, note)
-        secret_key = SecretKey(config.data_dir)
+        secret_key = SigningKeyFile(config.data_dir)
         for note in secret_key.notes:
             _logger.warning("%s", note)
         queues = self._queues(stack)

@@ -7,7 +7,6 @@ for whoever may use them: it has the token of this run, so nobody else may read 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import TracebackType
 
 from deferred_middleware import __version__
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.files import replacing
 
 SERVER_FILE = "server.json"
 """Name of the file in the data directory."""
@@ -64,7 +64,8 @@ class AddressFile:
         if self._path is None:
             return
         try:
-            write_whole(self._path, json.dumps(content) + "\n", mode=self._mode)
+            with replacing(self._path, mode=self._mode, durable=False) as stream:
+                stream.write(json.dumps(content).encode() + b"\n")
         except OSError as error:
             raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
 
@@ -75,15 +76,6 @@ class AddressFile:
                 self._path.unlink(missing_ok=True)
             except OSError as error:
                 raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
-
-
-def write_whole(path: Path, text: str, *, mode: int) -> None:
-    """Write a file so that whoever reads it finds all of it, or what it was before. Raises :class:`OSError`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
-        stream.write(text)
-    temporary.replace(path)
 
 
 def server_file(data_dir: Path) -> AddressFile:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deferred_middleware.server.admin.server_file import RunningServer
-from deferred_middleware.server.config.serveconfig import ServeConfig
+from deferred_middleware.server.config.served import ServeConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def say_exposure(host: str, option: str, what: str) -> None:
 def announce(config: ServeConfig, running: RunningServer) -> None:
     """Tell what is served where, and who can reach it."""
     served = config.served
-    rows = [(app.service, running.services[app.service], app.described) for app in served.apps]
+    rows = [(app.service, running.services[app.service], app.description) for app in served.apps]
     rows += [(app.service, running.services[app.service], "runs elsewhere") for app in served.external]
     say_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
     say_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")

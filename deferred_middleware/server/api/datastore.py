@@ -16,9 +16,7 @@ tasks, or neither:
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import secrets
 import struct
 import threading
@@ -31,6 +29,7 @@ from google.appengine.datastore import datastore_pb, datastore_stub_util
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.files import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -222,20 +221,11 @@ class DatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ignore[misc
         return entities
 
     def _write_file(self, entities: Sequence[Any], held: Sequence[str]) -> None:
-        temporary = self._path.with_name(self._path.name + ".new")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        with replacing(self._path, mode=0o600) as stream:
             _write(stream, entities, held)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
-def _write(stream: io.BufferedWriter, entities: Sequence[Any], held: Sequence[str]) -> None:
+def _write(stream: BinaryIO, entities: Sequence[Any], held: Sequence[str]) -> None:
     *encoded, commit_time = entities
     stream.write(_MAGIC)
     stream.write(_HEADER.pack(commit_time, len(encoded)))
