@@ -54,7 +54,7 @@ def make_stub_map(
     full_app_id.put(app_id)
     request_data = _RequestInfo(directory, callers or {})
     stub_map = apiproxy_stub_map.APIProxyStubMap()
-    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub))
+    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions))
     stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
     stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
     stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())
