@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from deferred_middleware.calls.callables import AnyCallable, Label
-from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError
+from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError, nearest
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
@@ -110,12 +110,9 @@ def _check_own(name: str, label: Label, signature: inspect.Signature | None) -> 
     if name in parameters:
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    import difflib  # for this error only
-
-    nearest = difflib.get_close_matches(name, _CHECKS, n=1, cutoff=0.75 if takes_any else 0.5)
-    if takes_any and not nearest:
+    suggestion = nearest(name, _CHECKS, similarity=0.75 if takes_any else 0.5)
+    if takes_any and not suggestion:
         return
-    suggestion = nearest[0] if nearest else None
     message = f"{name} is neither an option of defer() nor an argument of {label}."
     if takes_any:
         message = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,8 @@ from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
 from deferred_middleware.config.settings import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
+from deferred_middleware.wire.compression import decompress, looks_compressed
+from deferred_middleware.wire.pickle_tree import sketch
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -45,26 +46,7 @@ def culprit(values: Mapping[str, object], *, main_is_wrong: bool) -> tuple[str, 
 
 def mentions_main(data: bytes) -> bool:
     """Tell whether a pickle refers to the ``__main__`` module; its name alone may be in anybody's string."""
-    pushed: list[object] = []  # what was put on the unpickler's stack, as far as it is text
-    memo: dict[object, object] = {}
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            if str(argument).startswith("__main__ "):
-                return True
-            pushed.append(None)
-        elif opcode.name == "STACK_GLOBAL":
-            if pushed[-2:-1] == ["__main__"]:
-                return True
-            pushed.append(None)
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = pushed[-1]
-        elif "PUT" in opcode.name:
-            memo[argument] = pushed[-1]
-        elif "GET" in opcode.name:
-            pushed.append(memo.get(argument))
-        elif opcode.name not in ("PROTO", "FRAME"):
-            pushed.append(argument if "UNICODE" in opcode.name else None)
-    return False
+    return any(name.module == "__main__" for name in sketch(data, max_opcodes=len(data)).names)
 
 
 def _problem(value: object, main_is_wrong: bool) -> str | None:
@@ -123,7 +105,6 @@ def _short(key: object) -> str:
 
 _FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # what a pickle in frames begins with
 _FRAME_BYTES: Final = struct.Struct("<Q")
-_ZLIB: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
 
 
 def dumps(call: Call, protocol: int) -> bytes:
@@ -160,7 +141,7 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
         CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
         PayloadError: anything else went wrong in reading it.
     """
-    if data.startswith(_ZLIB):
+    if looks_compressed(data):
         data = _decompressed(data, settings.max_payload_bytes)
     if settings.allowed_callables:
         allowlist.check_payload(data, settings.allowed_callables, legacy=legacy)
@@ -203,18 +184,17 @@ def _streamed(data: bytes) -> tuple[object, int]:
 
 def _decompressed(data: bytes, limit_bytes: int) -> bytes:
     """Return what was compressed, if that is whole and not more than ``limit_bytes``."""
-    decompressor = zlib.decompressobj()
     try:
-        content = decompressor.decompress(data, limit_bytes + 1)
+        found = decompress(data, limit_bytes)
     except zlib.error as error:
         raise PayloadError(f"the payload ({len(data):,} bytes) can't be decompressed: {error}") from error
-    if len(content) > limit_bytes:
+    if found.exceeds_limit:
         raise PayloadError(
             f"the payload takes more than {limit_bytes:,} bytes, which DEFERRED_MAX_PAYLOAD_BYTES allows"
         )
-    if not decompressor.eof or decompressor.unused_data:
+    if found.is_cut_off or found.trailing_bytes:
         raise PayloadError(f"the compressed payload ({len(data):,} bytes) is cut off, or something follows it")
-    return content
+    return found.content
 
 
 def _no_call(content: object) -> PayloadError:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from deferred_middleware.calls.options import OPTION_NAMES
+from deferred_middleware.errors import nearest
 from deferred_middleware.wire import protocol
 
 # What fits in a task, roughly, and what defer() refuses unless DEFERRED_MAX_PAYLOAD_BYTES allows it.
@@ -217,8 +217,8 @@ class _Visitor(ast.NodeVisitor):
                 return
         elif not _near(keyword.arg):
             return  # it may be the function's own
-        nearest = difflib.get_close_matches(str(keyword.arg), OPTION_NAMES, n=1, cutoff=0.6)
-        hint = f"; is it meant as {nearest[0]}?" if nearest else f"; the options are {', '.join(OPTION_NAMES)}"
+        meant = nearest(str(keyword.arg), OPTION_NAMES)
+        hint = f"; is it meant as {meant}?" if meant else f"; the options are {', '.join(OPTION_NAMES)}"
         self._report(keyword, f"{keyword.arg} is no option{hint}")
 
     def _check_argument(self, argument: ast.expr) -> None:
@@ -326,7 +326,7 @@ def _is_generator(definition: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _near(name: str | None) -> bool:
-    return bool(difflib.get_close_matches(str(name), OPTION_NAMES, n=1, cutoff=0.75))
+    return nearest(str(name), OPTION_NAMES, similarity=0.75) is not None
 
 
 def _constant(node: ast.expr) -> object:

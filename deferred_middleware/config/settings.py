@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 
 from deferred_middleware.config import keys
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.errors import DeferredWarning, SettingsError
+from deferred_middleware.errors import DeferredWarning, SettingsError, nearest
 from deferred_middleware.wire import protocol
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -362,14 +362,12 @@ class Settings:
 
 
 def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
-    import difflib  # for this warning only
-
     known = [setting.variable for setting in TABLE]
     for variable in environ:
         if variable.startswith("DEFERRED_") and variable not in known:
-            nearest = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
-            if nearest:
-                message = f"{variable} is no setting of deferred_middleware; is it meant as {nearest[0]}?"
+            meant = nearest(variable, known, similarity=0.85)
+            if meant:
+                message = f"{variable} is no setting of deferred_middleware; is it meant as {meant}?"
                 warnings.warn(message, DeferredWarning, stacklevel=4)
 
 

@@ -8,6 +8,7 @@ besides are in :mod:`deferred_middleware.errors.sdk`, because making them import
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 
 
 class DeferredError(Exception):
@@ -179,3 +180,13 @@ class NeverRanError(DeferredError, TypeError):
 
 class ServerError(DeferredError):
     """The local server can't start or go on. Its message is one sentence for the person at the terminal."""
+
+
+def nearest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the known name that a misspelt ``name`` probably means; None if none is near.
+
+    ``similarity`` is how alike the names must be, from 0 to 1, as in :func:`difflib.get_close_matches`.
+    """
+    import difflib  # for error messages only
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)), None)

@@ -81,12 +81,14 @@ class Sketch:
     """What a pickle would make. ``problem`` says why it can't be known to the end, where it can't.
 
     ``trailing_bytes`` follow the pickle. With a problem, ``parts`` are what was there until then, outermost first.
+    ``names`` are all names in the pickle, in their order.
     """
 
     node: Node | None
     problem: str | None = None
     parts: tuple[Node, ...] = ()
     trailing_bytes: int = 0
+    names: tuple[Name, ...] = ()
 
 
 class _MalformedError(Exception):
@@ -100,6 +102,7 @@ class _Machine:
         self.stack: list[Node | None] = []
         """Its nodes; None is a mark."""
         self.memo: dict[int, Node] = {}
+        self.names: list[Name] = []
         self.protocol = 0
 
     def pop(self) -> Node:
@@ -195,9 +198,11 @@ class _Machine:
         """Return what the unpickler looks up for a name, which before protocol 3 is one of Python 2."""
         if self.protocol < 3:
             if (module, qualname) in _compat_pickle.NAME_MAPPING:
-                return Name(*_compat_pickle.NAME_MAPPING[module, qualname])
-            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        return Name(module, qualname)
+                module, qualname = _compat_pickle.NAME_MAPPING[module, qualname]
+            else:
+                module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        self.names.append(Name(module, qualname))
+        return self.names[-1]
 
     def name_at(self, data: bytes, position: int) -> Name:
         """Return the name after the opcode at ``position``, module and attribute on a line each.
@@ -294,7 +299,8 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
             if opcode.name == "STOP":
                 node = machine.pop()
-                return Sketch(node=node, trailing_bytes=len(data) - (position or 0) - 1)
+                trailing_bytes = len(data) - (position or 0) - 1
+                return Sketch(node=node, trailing_bytes=trailing_bytes, names=tuple(machine.names))
             if number >= max_opcodes:
                 problem = f"it has more than {max_opcodes:,} opcodes"
                 break
@@ -306,4 +312,5 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     except (ValueError, UnicodeError, IndexError, OverflowError, Warning) as error:
         # pickletools warns of an escape that is none, and a process may have warnings raised.
         problem = f"it is damaged ({str(error)[:100]})"
-    return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not None))
+    parts = tuple(part for part in machine.stack if part is not None)
+    return Sketch(node=None, problem=problem, parts=parts, names=tuple(machine.names))

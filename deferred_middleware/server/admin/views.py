@@ -16,6 +16,7 @@ Names ending in ``_usec`` are microseconds, since the epoch or of a duration; by
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -26,6 +27,7 @@ from urllib.parse import unquote
 from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, keyword_pairs, literal, render
 from deferred_middleware.server.store.records import AttemptRecord, StoredTask, TaskSummary
 from deferred_middleware.wire import protocol
+from deferred_middleware.wire.compression import Decompressed, decompress, looks_compressed
 from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Sketch, Value, sketch
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -60,10 +62,11 @@ def view_of(body: bytes) -> PayloadView:
         return PayloadView(kind="empty", text="")
     if body.startswith(protocol.OVERFLOW_MAGIC):
         return _overflow(body[len(protocol.OVERFLOW_MAGIC) :])
-    if body[:1] == b"\x78":
-        unpacked, problem = _unpack(body)
-        if unpacked is not None:
-            return _content(unpacked, compressed=True, problem=problem)
+    if looks_compressed(body):
+        # Other content may begin like compressed data.
+        with contextlib.suppress(zlib.error):
+            found = decompress(body, MAX_BODY_BYTES)
+            return _content(found.content, compressed=True, problem=_compression_problem(found))
     return _content(body, compressed=False, problem=None)
 
 
@@ -155,20 +158,14 @@ def _overflow(reference: bytes) -> PayloadView:
     return PayloadView(kind="overflow", text=f"kept in the datastore: {shown}")
 
 
-def _unpack(body: bytes) -> tuple[bytes | None, str | None]:
-    """Return what a compressed body holds, as far as it may be unpacked, and a sentence when that isn't all."""
-    unpacker = zlib.decompressobj()
-    try:
-        data = unpacker.decompress(body, MAX_BODY_BYTES)
-    except zlib.error:
-        return None, None
-    if unpacker.unconsumed_tail:
-        return data, f"unpacked it has more than {MAX_BODY_BYTES:,} bytes, of which these are the first"
-    if not unpacker.eof:
-        return data, "the compressed payload is cut off"
-    if unpacker.unused_data:
-        return data, f"{len(unpacker.unused_data):,} bytes follow the compressed payload"
-    return data, None
+def _compression_problem(found: Decompressed) -> str | None:
+    if found.exceeds_limit:
+        return f"the decompressed payload has more than {MAX_BODY_BYTES:,} bytes, of which these are the first"
+    if found.is_cut_off:
+        return "the compressed payload is cut off"
+    if found.trailing_bytes:
+        return f"{found.trailing_bytes:,} bytes follow the compressed payload"
+    return None
 
 
 def function_in(url: str) -> str | None:

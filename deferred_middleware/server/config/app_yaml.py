@@ -20,7 +20,6 @@ be newer than the SDK, or hold what its parser doesn't take; it is left out then
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -32,6 +31,7 @@ from typing import Any
 
 from google.appengine.api import appinfo, appinfo_errors, validation, yaml_errors
 
+from deferred_middleware.errors import nearest
 from deferred_middleware.server.config.yaml_files import (
     YamlFileError,
     compose,
@@ -205,9 +205,9 @@ class _Parsed:
         line = self._text.count("\n", 0, index) + 1
         name, begin, end = self._field_at(index)
         known = sorted(appinfo.AppInfoExternal.ATTRIBUTES)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
-        if near:
-            problem = f"there is no field {name}; did you mean {near[0]}?"
+        meant = nearest(name, known, similarity=0.8) if name not in known else None
+        if meant:
+            problem = f"there is no field {name}; did you mean {meant}?"
             raise AppYamlError(self.path, self.line(name), problem) from error
         if isinstance(error.cause, AssertionError) and name in _TAKES:
             problem = f"{name} takes {_TAKES[name]}"

@@ -180,7 +180,7 @@ def test_a_compressed_one_is_unpacked_as_far_as_may_be() -> None:
     """A few bytes that would unpack to gigabytes are not."""
     shown = view_of(zlib.compress(b"x" * (MAX_BODY_BYTES + 1)))
     assert shown.problem is not None
-    assert "unpacked it has more than" in shown.problem
+    assert "the decompressed payload has more than" in shown.problem
 
 
 @pytest.mark.parametrize(
