@@ -138,8 +138,8 @@ def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
             RUNTIME + "service: a\nentrypoint: python main.py\n",
             3,
             "the entrypoint 'python main.py' can't be served here: it names no WSGI app as MODULE:CALLABLE. "
-            "Use an entrypoint such as 'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of this "
-            "file.",
+            "Use an entrypoint such as 'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of "
+            "this file.",
         ),
         (RUNTIME + "entrypoint: gunicorn --chdir nowhere main:app\n", 2, "there is no directory"),
         (RUNTIME + "includes:\n- missing.yaml\n", 2, "there is no"),
