@@ -29,7 +29,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, content_of, server_file
-from deferred_middleware.server.admin.terminal import announce, say, say_environ
+from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
@@ -167,7 +167,7 @@ class Supervisor:
         api = JsonApi(
             store,
             queues=lambda: queues,
-            wake=scheduler.wake,
+            wake_scheduler=scheduler.wake,
             about=about(running, config.data_dir),
             token=running.token,
         )
@@ -207,13 +207,13 @@ class Supervisor:
             )
             # Besides the one at the very end: whoever waits for the file must not find it while all this stops.
             stack.callback(ready_file.remove)
-            announce(config, running)
+            print_services(config, running)
             for name, environ in environs.items():
-                say_environ(name, exports(environ), files[name])
-            say(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
+                print_environ(name, exports(environ), files[name])
+            print_line(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
             while self._take_event(processes, scheduler) is not None:
                 pass
-            say("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
+            print_line("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
 
     def _queues(self, stack: contextlib.ExitStack) -> QueueRegistry:
         """Return the queues as queue.yaml has them, now and when it changes."""
@@ -309,7 +309,9 @@ def _admin_server(app: WSGIApplication, listener: socket.socket) -> Iterator[Non
 def _stop_scheduler(scheduler: Scheduler) -> None:
     released = scheduler.stop(_STOP_GRACE_SECONDS)
     if released:
-        say(f"{released} task{'s' if released > 1 else ''} did not finish in time; they run again at the next start.")
+        print_line(
+            f"{released} task{'s' if released > 1 else ''} did not finish in time; they run again at the next start."
+        )
 
 
 def _now() -> str:
