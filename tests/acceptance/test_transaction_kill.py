@@ -44,11 +44,12 @@ app = wrap_wsgi_app(pages)
 # The server's command, which kills itself before or after a step of a commit once the file "armed" is there.
 CRASHING = """
 import os, pathlib, runpy, signal
-from deferred_middleware.server.api.taskqueue_add import TransactionalTasks
+from deferred_middleware.server.api.taskqueue_add import DatastoreTransactions
 from deferred_middleware.server.api.datastore import DatastoreStub
 
 when, step = os.environ["KILL_AT"].split()
-owner = {"stage": TransactionalTasks, "commit": TransactionalTasks, "replace": pathlib.Path}.get(step, DatastoreStub)
+owners = {"stage": DatastoreTransactions, "commit": DatastoreTransactions, "replace": pathlib.Path}
+owner = owners.get(step, DatastoreStub)
 original = getattr(owner, step)
 
 def crash(self, *args):

@@ -135,7 +135,7 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
 RPC_PATH = "/rpc_http"
 
 _Code = remote_api_pb.RpcError
-# The SDK's client turns these codes back into these exceptions.
+# The SDK's client turns the codes back into the exceptions.
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (apiproxy_errors.CallNotFoundError, _Code.CALL_NOT_FOUND),
     (apiproxy_errors.ArgumentError, _Code.PARSE_ERROR),

@@ -14,7 +14,7 @@ from typing import Any
 from google.appengine.api import apiproxy_stub
 from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.server.api.taskqueue_add import AddMethods, TransactionalTasks
+from deferred_middleware.server.api.taskqueue_add import AddMethods, DatastoreTransactions
 from deferred_middleware.server.api.taskqueue_context import TaskQueueContext
 from deferred_middleware.server.api.taskqueue_methods import LeaseMethods, QueueMethods, TaskMethods
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -55,7 +55,7 @@ class TaskQueueService(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the 
         tasks = TaskMethods(context)
         queue_methods = QueueMethods(context)
         leases = LeaseMethods(context)
-        self.transactions = TransactionalTasks(context, adding)
+        self.transactions = DatastoreTransactions(context, adding)
         self._methods: dict[str, Callable[[Any, Any], None]] = {
             "Add": adding.add,
             "BulkAdd": adding.bulk_add,

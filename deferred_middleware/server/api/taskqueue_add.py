@@ -99,7 +99,7 @@ class AddMethods:
             response.chosen_task_name = result.chosen_task_name
 
     def _add_at_commit(self, request: Any, tasks: Mapping[int, NewTask]) -> dict[int, AddResult]:
-        """Give the tasks to the datastore, which passes them to :class:`TransactionalTasks` when it commits."""
+        """Give the tasks to the datastore, which passes them to :class:`DatastoreTransactions` when it commits."""
         results = {}
         for index in tasks:
             # The client needs the name now, in the answer to this call.
@@ -136,7 +136,7 @@ class AddMethods:
         return new_task(add, now_usec=self._context.now_usec(), directory=self._context.directory)
 
 
-class TransactionalTasks:
+class DatastoreTransactions:
     """The tasks of the datastore's transactions: the ``TransactionalQueue`` of the module ``datastore``."""
 
     def __init__(self, context: TaskQueueContext, adding: AddMethods) -> None:

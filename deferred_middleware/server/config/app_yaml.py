@@ -77,7 +77,7 @@ class EntrypointApp:
 
 
 def parse_entrypoint(entrypoint: str) -> EntrypointApp:
-    """Return the app that a command serves. Raises :class:`ValueError`, with a reason, when it can't be told."""
+    """Return the app that a command serves. Raises :class:`ValueError`, with the reason, if that is not known."""
     try:
         words = shlex.split(entrypoint)
     except ValueError as error:

@@ -21,7 +21,8 @@ from google.protobuf.message import Message
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.datastore import DATASTORE_FILE
-from deferred_middleware.server.api.stubs import make_stub_map, message_types
+from deferred_middleware.server.api.rpc import message_types
+from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 
 APP_ID = "dev~local-app"
