@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample
-from delivering import Queued
 from google.appengine.ext import testbed
 from hypothesis import settings as hypothesis_settings
-from running import Recorder, Serve, Server
-from storing import Clock
 
 from deferred_middleware import Settings
 from deferred_middleware.config import hooks as hooks_module
@@ -21,6 +17,11 @@ from deferred_middleware.config import keys as secretkeys
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.store import TaskStore
+from tests.support import sample
+from tests.support.delivering import Queued
+from tests.support.repository import QUEUE_YAML_FOLDER
+from tests.support.running import Recorder, Serve, Server
+from tests.support.storing import Clock
 
 # No deadline for an example: how long one takes says more about the machine than about the code.
 hypothesis_settings.register_profile("default", deadline=None)
@@ -59,7 +60,7 @@ def engine() -> Iterator[testbed.Testbed]:
     bed.activate()
     bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
     # The parser reads queue.yaml from this folder; "quick" and "slow" are queues there, "pull" is a pull queue.
-    bed.init_taskqueue_stub(root_path=str(Path(__file__).parent / "unit" / "data"))
+    bed.init_taskqueue_stub(root_path=str(QUEUE_YAML_FOLDER))
     yield bed
     bed.deactivate()
 

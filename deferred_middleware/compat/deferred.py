@@ -23,7 +23,6 @@ from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import AnyCallable, check_kind
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.enqueue.api import enqueue
-from deferred_middleware.enqueue.routing import TargetAsGiven
 from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler
 from deferred_middleware.execution.legacy import resolved
 
@@ -54,16 +53,8 @@ def set_log_level(log_level: int) -> None:
 
 
 def defer(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
-    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has.
-
-    Where the version isn't known (``GAE_VERSION``), a ``_target`` of one label is sent as it is, as the SDK's does.
-    """
-    prepared = call(obj, *args, **kwargs)
-    target = prepared.options.target
-    if target is not None and settings_module.current_deployment().version is None:
-        options = dataclasses.replace(prepared.options, target=TargetAsGiven(target))
-        prepared = dataclasses.replace(prepared, options=options)
-    return enqueue(prepared)
+    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has."""
+    return enqueue(call(obj, *args, **kwargs))
 
 
 def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:

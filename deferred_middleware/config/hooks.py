@@ -16,9 +16,14 @@ outcome.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from deferred_middleware.calls.call import Call
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -69,3 +74,15 @@ def install_hooks(hooks: Hooks) -> None:
     """Make ``hooks`` the process's, so that what is enqueued is told to them too."""
     global _hooks
     _hooks = hooks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Enqueued:
+    """A call was enqueued: what ``on_enqueue`` is given, in the thread that enqueued it."""
+
+    call: Call
+    queue: str
+    """The queue's name."""
+    task: EnqueuedTask
+    """The task. One that is added in a transaction has no final name, and is there only if that commits."""
+    transactional: bool = False

@@ -12,14 +12,13 @@ from deferred_middleware.enqueue import batch as batches
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.calls.callables import AnyCallable
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.enqueue.report import EnqueueReport
 
 
-def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
+def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     """Run ``func(*args, **kwargs)`` later, in a task. When this returns, the task is enqueued.
 
     ``func`` is anything callable that a module holds: a function (``async def`` too), a class, a bound, class or static
@@ -42,7 +41,7 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     * ``_url``: a path outside the URL prefix, where another handler runs the task.
 
     Returns:
-        The SDK's ``taskqueue.Task`` with its name and queue. (For a transactional call it has no final name.)
+        The :class:`EnqueuedTask`, with its name and queue. A transactional one has no final name.
 
     Raises:
         CallError: the call can't be deferred: :class:`NotCallableError`, :class:`NotImportableError`,
@@ -86,7 +85,7 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     return futures.start(prepared)
 
 
-def enqueue(call: Call) -> taskqueue.Task:
+def enqueue(call: Call) -> EnqueuedTask:
     """Enqueue a call that was made before; see :func:`defer`."""
     from deferred_middleware.enqueue import add, prepare  # here, because they import the SDK
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from deferred_middleware.enqueue.futures import EnqueueFuture
-    from deferred_middleware.enqueue.prepare import Prepared
+    from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
 logger = logging.getLogger("deferred_middleware")
@@ -41,7 +41,7 @@ class Batch:
         self.outer: Batch | None = None
         self.is_open = False
         self._lock = threading.Lock()
-        self._gathered: list[tuple[Prepared, EnqueueFuture | None]] = []
+        self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
 
     def __len__(self) -> int:
         return len(self._gathered)
@@ -49,7 +49,7 @@ class Batch:
     def __bool__(self) -> bool:
         return True
 
-    def take(self, prepared: Prepared, future: EnqueueFuture | None = None) -> bool:
+    def take(self, prepared: PreparedCall, future: EnqueueFuture | None = None) -> bool:
         """Take a call, unless the batch has left meanwhile."""
         with self._lock:
             if self.is_open:
@@ -66,19 +66,19 @@ class Batch:
         self._token = _current.set(self)
         self.is_open = True
 
-    def _close(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+    def _close(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
         """Take no more calls, and return those that were taken."""
         _current.reset(self._token)
         with self._lock:
             self.is_open = False
         return self._take_all()
 
-    def _take_all(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+    def _take_all(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
         with self._lock:
             gathered, self._gathered = self._gathered, []
         return gathered
 
-    def _drop(self, gathered: list[tuple[Prepared, EnqueueFuture | None]], error: BaseException | None) -> None:
+    def _drop(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]], error: BaseException | None) -> None:
         """Forget calls that are not to leave, because of ``error``."""
         if not gathered:
             return
@@ -150,7 +150,7 @@ class defer_batch(Batch):
         if current() is self:
             raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
 
-    def _leave(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
+    def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         if self.outer is not None and all(self.outer.take(*one) for one in gathered):
             for _, future in gathered:
                 if future is not None:
@@ -198,7 +198,7 @@ class RequestBatch(Batch):
         """Forget what was gathered."""
         self._drop(self._take_all(), error)
 
-    def _start(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
+    def _start(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         if not gathered:
             return
         from deferred_middleware.enqueue import futures

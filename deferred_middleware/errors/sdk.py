@@ -10,8 +10,6 @@ import functools
 from typing import TYPE_CHECKING
 
 from google.appengine.api import datastore_errors, taskqueue
-from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
-from google.appengine.api.taskqueue.taskqueue import _TranslateError
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import DeferredError, OptionError
@@ -168,7 +166,7 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
         # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
         reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
     elif reason is None:
-        reason = f"{detail or 'the queue gave no reason'} ({_name(type(error))})"
+        reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
         reason = f"{reason} ({detail})"
     joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
@@ -177,36 +175,10 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
     return explained
 
 
-def from_code(code: int, detail: str) -> Exception:
-    """Return the SDK's exception for a ``TaskQueueServiceError``."""
-    if code == taskqueue_pb.TaskQueueServiceError.SKIPPED:
-        return _sdk_error("the queue skipped the task")
-    try:
-        translated: Exception = _TranslateError(code, detail)
-    except TypeError:
-        # The SDK makes the datastore's NeedIndexError without the arguments that it needs.
-        translated = NeedIndexError(detail or "the datastore lacks an index", detail, None, None)
-    return translated
-
-
-def _sdk_error(message: str) -> Exception:
-    error: Exception = taskqueue.Error(message)
-    return error
-
-
-class NeedIndexError(datastore_errors.NeedIndexError, taskqueue.DatastoreError):  # type: ignore[misc]
-    """The datastore lacks an index that the add needs."""
-
-
 @functools.lru_cache(maxsize=64)
 def _joined(kind: type[BaseException]) -> type[EnqueueError]:
     """Return the class that is both an EnqueueError and ``kind``, under the name of ``kind``."""
     if issubclass(EnqueueError, kind) or issubclass(kind, AssertionError):
         return EnqueueError
     # Some of the SDK's errors have a text of their own, which would hide ours.
-    return type(_name(kind), (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})
-
-
-def _name(kind: type[BaseException]) -> str:
-    """Return the name of an error's type; the SDK joins a datastore error with its own in one of no useful name."""
-    return kind.__mro__[1].__name__ if kind.__name__ == "JointException" else kind.__name__
+    return type(kind.__name__, (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-    from google.appengine.api import taskqueue
 
     from deferred_middleware.calls.call import Call
     from deferred_middleware.errors import UntrustedRequestError
@@ -77,15 +76,3 @@ class Refusal:
     """The request."""
     error: UntrustedRequestError
     """Which check it failed, and how many requests the process has refused."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Enqueued:
-    """A call that is enqueued: what ``on_enqueue`` is told, in the thread that enqueued it."""
-
-    call: Call
-    queue: str
-    """The queue's name."""
-    task: taskqueue.Task
-    """The SDK's task. One that is added with a transaction has no final name, and is there only if that commits."""
-    transactional: bool = False

@@ -39,7 +39,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
-from deferred_middleware.wire import protocol
+from deferred_middleware.wire import entities, protocol
 
 logger = logging.getLogger("deferred_middleware")
 
@@ -61,13 +61,6 @@ def forms(body: bytes) -> Iterator[bytes]:
     compressed = zlib.compress(body)
     if len(compressed) < len(body):
         yield compressed
-
-
-def is_available() -> bool:
-    """Tell whether there is a datastore here."""
-    from google.appengine.api import apiproxy_stub_map
-
-    return apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,31 +142,38 @@ class Reference:
 class Overflowed:
     """A payload on its way to the datastore, for one task.
 
-    ``transaction`` is the datastore connection of the transaction that the task is added in, if any.
+    If ``transactional`` is true, the task is added in the current datastore transaction.
     """
 
-    def __init__(self, body: bytes, eta_posix: float | None, transaction: Any | None) -> None:
+    def __init__(self, body: bytes, eta_posix: float | None, *, transactional: bool) -> None:
         self.reference = Reference.to(body, eta_posix)
         self._body = body
-        self._transaction = transaction
+        self._transactional = transactional
         self._stored = False
 
     def store(self) -> None:
         """Write the chunks, unless that was done before; raises the SDK's ``datastore_errors``."""
         if self._stored:
             return
-        entities = []
-        for number, key in enumerate(self.reference.chunk_keys()):
-            entities.append(_entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES]))
+        chunks = [
+            _entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES])
+            for number, key in enumerate(self.reference.chunk_keys())
+        ]
         self._stored = True  # once begun: a write that fails may have succeeded in part
-        _connection(self._transaction).put(entities)
+        if self._transactional:
+            entities.put_in_transaction(chunks)
+        else:
+            entities.outside_transaction().put(chunks)
 
     def remove(self) -> None:
         """Remove the chunks of a task that was not enqueued; if that fails it is logged, and they are swept later."""
-        if not self._stored or (self._transaction is not None and self._transaction.finished):
+        if not self._stored or (self._transactional and not entities.in_transaction()):
             return
         try:
-            _connection(self._transaction).delete(self.reference.chunk_keys())
+            if self._transactional:
+                entities.delete_in_transaction(self.reference.chunk_keys())
+            else:
+                entities.outside_transaction().delete(self.reference.chunk_keys())
         except Exception as error:  # noqa: BLE001 - the enqueue's own error is what the caller has to see
             _left_behind(self.reference, error)
 
@@ -186,20 +186,20 @@ def fetch(reference: Reference) -> bytes:
         PayloadMissingError: it is not in the datastore, or the datastore can't be asked.
         PayloadError: it is not what the reference says it is.
     """
-    connection = _connection(None)
+    connection = entities.outside_transaction()
     keys = [reference.root(), *reference.chunk_keys()]
     gathered = bytearray()
     for start in range(0, len(keys), _CHUNKS_AT_ONCE):
         # By their keys, which always finds what was written last.
         try:
-            entities = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
+            found = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
         except Exception as error:
             raise PayloadMissingError(
                 reference.key, f"the datastore could not be asked for the task's payload: {error}"
             ) from error
-        if start == 0 and entities.pop(0) is not None:
+        if start == 0 and found.pop(0) is not None:
             raise PayloadFinishedError(reference.key, "the task was done before, and its payload removed")
-        for entity in entities:
+        for entity in found:
             if entity is None:
                 raise PayloadMissingError(
                     reference.key, f"the task's payload is not in the datastore ({KIND} {reference.key!r})"
@@ -214,7 +214,7 @@ def fetch(reference: Reference) -> bytes:
 
 def finish(reference: Reference) -> None:
     """Remove the payload of a task that is done, and leave a receipt; what fails is logged and left to the sweep."""
-    connection = _connection(None)
+    connection = entities.outside_transaction()
     try:
         connection.put([_entity(reference.root(), reference, None)])
         connection.delete(reference.chunk_keys())
@@ -231,17 +231,6 @@ def _entity(key: Any, reference: Reference, data: bytes | None) -> Any:
     if data is not None:
         entity[_DATA] = datastore_types.Blob(data)
     return entity
-
-
-def _connection(transaction: Any | None) -> Any:
-    """Return a connection of our own, in ``transaction`` or in none, whatever the current one is."""
-    from google.appengine.api import datastore
-    from google.appengine.datastore import datastore_rpc
-
-    adapter = datastore.DatastoreAdapter()
-    if transaction is None:
-        return datastore_rpc.Connection(adapter=adapter)
-    return datastore_rpc.TransactionalConnection(adapter=adapter, transaction=transaction.transaction)
 
 
 def _left_behind(reference: Reference, error: BaseException) -> None:
@@ -265,11 +254,10 @@ def sweep(*, max_seconds: float = 300.0) -> int:
     at the same time as another. Raises the SDK's ``datastore_errors``.
     """
     from google.appengine.api import datastore
-    from google.appengine.datastore import datastore_rpc
 
     ends_at = time.monotonic() + max_seconds
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-    connection = datastore_rpc.Connection(adapter=datastore.DatastoreAdapter())
+    connection = entities.outside_transaction()
     removed = 0
     while time.monotonic() < ends_at:
         query = datastore.Query(KIND, {f"{EXPIRES} <": now}, keys_only=True, namespace="")

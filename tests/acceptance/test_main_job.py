@@ -10,7 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sample
 from google.appengine.ext import deferred
-from watching import other_pages
 
 from deferred_middleware import DeferredMiddleware, Settings, defer
 from deferred_middleware.config import keys as secretkeys
@@ -25,6 +23,8 @@ from deferred_middleware.config.settings import Deployment
 from deferred_middleware.execution.trust import Gate
 from deferred_middleware.testing import EnqueuedTask, capture_tasks
 from deferred_middleware.testing.delivering import Attempt, deliver
+from tests.support import sample
+from tests.support.watching import other_pages
 
 OLD, NEW = SecretKey("o" * 40), SecretKey("n" * 40)
 LEGACY_URL = "/_ah/queue/deferred"

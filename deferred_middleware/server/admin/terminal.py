@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from deferred_middleware.server.admin.server_file import RunningServer
 from deferred_middleware.server.config.served import ServeConfig
+from deferred_middleware.wire.protocol import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:
 def _print_exposure(host: str, option: str, what: str) -> None:
     """Print a warning if other machines can reach ``what`` because of the address given as ``option``."""
     address = socket.gethostbyname(host)
-    if not ipaddress.ip_address(address).is_loopback:
+    if not is_loopback(address):
         where = "any address of this machine" if address == "0.0.0.0" else address
         print_line(f"{option} {host}: whoever reaches {where} over the network reaches {what}. Nothing is encrypted.")
 

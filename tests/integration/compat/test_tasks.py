@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sample
 import webapp2
 from google.appengine.api import taskqueue
 from google.appengine.ext import ndb, testbed
@@ -18,6 +17,7 @@ from deferred_middleware.compat import tasks as module
 from deferred_middleware.config import settings as settings_module
 from deferred_middleware.config.settings import Deployment, current_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
+from tests.support import sample
 
 
 @pytest.fixture
