@@ -1,4 +1,4 @@
-"""Compressed payloads, decompressed up to a limit: a few bytes can describe content that fills the memory."""
+"""Decompress payloads up to a limit, because a few bytes can describe content that fills the memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
-_ZLIB_BEGIN: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
+ZLIB_PREFIX: Final = b"\x78"
+"""The first byte of compressed data (RFC 1950); no pickle starts with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decompressed:
-    """The first bytes of what was compressed.
+    """The first bytes of the content of compressed data.
 
-    ``exceeds_limit`` tells whether more bytes follow in the content, and ``is_cut_off`` whether the compressed data
-    lacks its end. ``trailing_bytes`` is the number of bytes after the compressed data.
+    If ``exceeds_limit`` is true, the content has more bytes. If ``is_cut_off`` is true, the compressed data lacks its
+    end. ``trailing_bytes`` is the number of bytes after the compressed data.
     """
 
     content: bytes
@@ -25,11 +26,11 @@ class Decompressed:
 
 def looks_compressed(data: bytes) -> bool:
     """Tell whether a payload is compressed, by its first byte."""
-    return data.startswith(_ZLIB_BEGIN)
+    return data.startswith(ZLIB_PREFIX)
 
 
 def decompress(data: bytes, max_bytes: int) -> Decompressed:
-    """Return at most ``max_bytes`` of what was compressed. Raises :class:`zlib.error` for damaged data."""
+    """Return at most ``max_bytes`` of the content of compressed data. Raises :class:`zlib.error` for damaged data."""
     decompressor = zlib.decompressobj()
     content = decompressor.decompress(data, max_bytes + 1)
     exceeds_limit = len(content) > max_bytes

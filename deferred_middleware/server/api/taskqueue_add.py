@@ -103,7 +103,7 @@ class AddMethods:
         results = {}
         for index in tasks:
             # The client needs the name now, in the answer to this call.
-            name = self._context.store.choose_name()
+            name = self._context.store.transactional.choose_name()
             request.add_request[index].task_name = name.encode()
             results[index] = AddResult(name=name, outcome="added")
         try:
@@ -154,7 +154,7 @@ class DatastoreTransactions:
                 datastore_pb.Error.BAD_REQUEST, f"a task of the transaction can't be enqueued: {error}"
             ) from error
         try:
-            self._context.store.hold(tasks, transaction)
+            self._context.store.transactional.stage(tasks, transaction)
         except (sqlite3.Error, ServerError) as error:
             logger.exception("The task store failed.")
             raise application_error(datastore_pb.Error.INTERNAL_ERROR, f"the task store failed: {error}") from error
@@ -162,16 +162,16 @@ class DatastoreTransactions:
     def discard(self, transaction: str) -> None:
         """Delete the staged tasks of a transaction that was not committed."""
         try:
-            self._context.store.drop_held(transaction)
+            self._context.store.transactional.discard(transaction)
         except (sqlite3.Error, ServerError):
             # Staged tasks never run, and the next start of the server deletes them.
             logger.exception("The tasks of a transaction that was not committed could not be deleted.")
 
     def commit(self, transactions: Collection[str]) -> None:
         """Enqueue the staged tasks of committed transactions."""
-        if self._context.store.let_go(transactions):
+        if self._context.store.transactional.commit(transactions):
             self._context.wake_scheduler()
 
     def recover(self, committed: Collection[str]) -> None:
         """Enqueue what an earlier server staged for ``committed`` transactions, and discard the rest."""
-        self._context.store.settle_held(committed)
+        self._context.store.transactional.recover(committed)

@@ -41,7 +41,7 @@ class TaskMethods:
             response.result.extend([Code.UNKNOWN_QUEUE] * len(request.task_name))
             return
         found = self._context.stored(
-            lambda: self._context.store.delete(queue, [text(name) for name in request.task_name])
+            lambda: self._context.store.operations.delete_by_name(queue, [text(name) for name in request.task_name])
         )
         for result in found:
             if result is None:
@@ -55,7 +55,7 @@ class TaskMethods:
         if request.HasField("start_tag"):
             raise application_error(Code.INVALID_REQUEST, "tasks can't be queried by tag")
         tasks = self._context.stored(
-            lambda: self._context.store.unfinished(
+            lambda: self._context.store.queries.unfinished(
                 queue,
                 from_name=text(request.start_task_name),
                 from_eta_usec=request.start_eta_usec if request.HasField("start_eta_usec") else None,
@@ -86,16 +86,18 @@ class TaskMethods:
 
     def _unfinished_task(self, queue: str, raw_name: bytes) -> StoredTask:
         name = text(raw_name)
-        task = self._context.stored(lambda: self._context.store.get(queue, name))
+        task = self._context.stored(lambda: self._context.store.queries.get(queue, name))
         if task is not None and task.state in ("ready", "running"):
             return task
-        known = self._context.stored(lambda: self._context.store.is_blocked(queue, name))
+        known = self._context.stored(lambda: self._context.store.queries.is_blocked(queue, name))
         raise application_error(
             Code.TOMBSTONED_TASK if known else Code.UNKNOWN_TASK, f"queue {queue!r} has no task {name!r}"
         )
 
     def _fill_task(self, message: Any, task: StoredTask) -> None:
-        attempts = self._context.stored(lambda: self._context.store.attempts(task.id)) if task.retry_count else []
+        attempts = (
+            self._context.stored(lambda: self._context.store.queries.attempts(task.id)) if task.retry_count else []
+        )
         fill_task(message, task, attempts[-1] if attempts else None)
 
 
@@ -110,7 +112,7 @@ class QueueMethods:
 
     def fetch_queues(self, request: Any, response: Any) -> None:
         """Answer ``FetchQueues``."""
-        paused = self._context.store.paused()
+        paused = self._context.store.operations.paused()
         for name in sorted(self._context.queues)[: max(0, request.max_rows)]:
             queue = self._context.queues[name]
             message = response.queue.add()
@@ -128,19 +130,19 @@ class QueueMethods:
         """Answer ``FetchQueueStats``."""
         queues = [self._context.queue(name) for name in request.queue_name]
         for queue in queues:
-            figures = self._context.stored(functools.partial(self._context.store.figures, queue.name))
+            statistics = self._context.stored(functools.partial(self._context.store.queries.statistics, queue.name))
             stats = response.queuestats.add()
-            stats.num_tasks = figures.tasks
-            oldest_usec = figures.oldest_eta_usec
+            stats.num_tasks = statistics.tasks
+            oldest_usec = statistics.oldest_eta_usec
             # Tasks that are not due are not part of the backlog (SDK: taskqueue.py, QueueStatistics).
             due = oldest_usec is not None and oldest_usec <= self._context.now_usec()
             stats.oldest_eta_usec = oldest_usec if due else _NO_BACKLOG
             info = stats.scanner_info
-            info.executed_last_minute = figures.executed_last_minute
-            info.executed_last_hour = figures.executed_last_hour
+            info.executed_last_minute = statistics.executed_last_minute
+            info.executed_last_hour = statistics.executed_last_hour
             info.sampling_duration_seconds = 60.0
             if not is_pull(queue):
-                info.requests_in_flight = figures.in_flight
+                info.requests_in_flight = statistics.in_flight
                 if queue.rate_per_second is not None:
                     info.enforced_rate = queue.rate_per_second
 
@@ -148,15 +150,15 @@ class QueueMethods:
         """Answer ``PauseQueue``."""
         name = self._context.queue(request.queue_name).name
         if request.pause:
-            self._context.stored(lambda: self._context.store.pause(name))
+            self._context.stored(lambda: self._context.store.operations.pause(name))
         else:
-            self._context.stored(lambda: self._context.store.resume(name))
+            self._context.stored(lambda: self._context.store.operations.resume(name))
             self._context.wake_scheduler()
 
     def purge_queue(self, request: Any, _response: Any) -> None:
         """Answer ``PurgeQueue``."""
         name = self._context.queue(request.queue_name).name
-        self._context.stored(lambda: self._context.store.purge(name))
+        self._context.stored(lambda: self._context.store.operations.purge(name))
 
     def update_queue(self, request: Any, _response: Any) -> None:
         """Answer ``UpdateQueue``."""
@@ -198,10 +200,10 @@ class LeaseMethods:
             if not request.group_by_tag:
                 raise application_error(Code.INVALID_REQUEST, "a tag without group_by_tag")
             tag = request.tag.decode("utf-8", "replace")
-        if queue.name in self._context.store.paused():
+        if queue.name in self._context.store.operations.paused():
             return
         tasks = self._context.stored(
-            lambda: self._context.store.lease(
+            lambda: self._context.store.leases.lease(
                 queue.name,
                 lease_usec=lease_usec,
                 limit=request.max_tasks,
@@ -222,12 +224,14 @@ class LeaseMethods:
     def modify_task_lease(self, request: Any, response: Any) -> None:
         """Answer ``ModifyTaskLease``."""
         queue = self._context.queue_of_mode(request.queue_name, pull=True)
-        if queue.name in self._context.store.paused():
+        if queue.name in self._context.store.operations.paused():
             raise application_error(Code.QUEUE_PAUSED, f"queue {queue.name!r} is paused")
         lease_usec = _lease_usec(request.lease_seconds)
         name = text(request.task_name)
         change = self._context.stored(
-            lambda: self._context.store.change_lease(queue.name, name, eta_usec=request.eta_usec, lease_usec=lease_usec)
+            lambda: self._context.store.leases.change(
+                queue.name, name, eta_usec=request.eta_usec, lease_usec=lease_usec
+            )
         )
         if change.outcome != "changed":
             raise application_error(_LEASE_ERRORS[change.outcome], f"task {name!r} of queue {queue.name!r}")
