@@ -94,7 +94,7 @@ class Guard:
         found = _HOST.fullmatch(host)
         if found is None or found["name"].lower() not in self._names:
             # The message repeats the header only if it is a host name.
-            problem = f"the Host header has {found['name']!r}" if found else "the Host header has no host name"
+            problem = f"the Host header names {found['name']!r}" if found else "the Host header names no host"
             return f"{problem}, which is not a name of this server; --allow-host NAME adds one"
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
