@@ -10,14 +10,14 @@ from pathlib import Path
 from deferred_middleware.cli.command import Command
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import DataDirectory
-from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, what_is_served
+from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_served
 
 logger = logging.getLogger(__name__)
 
 
 def serve_apps(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops it; return the exit status. Raises :class:`ServerError` if it can't start."""
-    served = what_is_served(arguments.apps, arguments.services, remote=arguments.remote_services)
+    served = parse_served(arguments.apps, arguments.services, remote=arguments.remote_services)
     if arguments.reload:
         _check_reload(served)
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
@@ -39,7 +39,7 @@ def _check_reload(served: Served) -> None:
 
 def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
     try:
-        from deferred_middleware.server.config.serveconfig import ServeConfig
+        from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
         if error.name != "waitress":

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from deferred_middleware.calls.options import OPTION_NAMES
 from deferred_middleware.cli.output import count
+from deferred_middleware.errors import nearest
 from deferred_middleware.wire import protocol
 
 # About what fits in a task, and what defer() rejects unless DEFERRED_MAX_PAYLOAD_BYTES is raised.
@@ -216,8 +216,8 @@ class _Visitor(ast.NodeVisitor):
                 return
         elif not _nearest_option(keyword.arg, 0.75):
             return  # it may be an argument of the function
-        nearest = _nearest_option(keyword.arg, 0.6)
-        hint = f"did you mean {nearest}?" if nearest else f"the options are {', '.join(OPTION_NAMES)}"
+        meant = _nearest_option(keyword.arg, 0.6)
+        hint = f"did you mean {meant}?" if meant else f"the options are {', '.join(OPTION_NAMES)}"
         self._report(keyword, f"{keyword.arg} is not an option; {hint}")
 
     def _check_argument(self, argument: ast.expr) -> None:
@@ -328,7 +328,7 @@ def _is_generator(definition: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def _nearest_option(name: str | None, cutoff: float) -> str | None:
     """Return the option whose name is most similar to ``name``, if any reaches the similarity ``cutoff``."""
-    return next(iter(difflib.get_close_matches(str(name), OPTION_NAMES, n=1, cutoff=cutoff)), None)
+    return nearest(str(name), OPTION_NAMES, similarity=cutoff)
 
 
 def _literal_value(node: ast.expr) -> object:

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.apps.environ import Platform, app_environ, external_environ
 from deferred_middleware.server.apps.spawn import AppProcessConfig
-from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SecretKey
-from deferred_middleware.server.config.serveconfig import ServeConfig
+from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile
+from deferred_middleware.server.config.served import ServeConfig
 from deferred_middleware.server.config.services import Service, name_and_version
 
 _BACKLOG = 1024
@@ -123,7 +123,7 @@ def make_services(config: ServeConfig, listeners: Sequence[socket.socket]) -> li
     return services
 
 
-def tickets_of(services: Sequence[Service], secret_key: SecretKey) -> dict[str, Service]:
+def tickets_of(services: Sequence[Service], secret_key: SigningKeyFile) -> dict[str, Service]:
     """Return the API tickets: one for each service, so that the APIs know who asks.
 
     A service whose app runs elsewhere has the same one at each start, because a person has to give it to the app.

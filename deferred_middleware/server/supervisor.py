@@ -29,12 +29,12 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, content_of, server_file
-from deferred_middleware.server.admin.terminal import announce, say, say_environ
+from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.app_server import AppServer
-from deferred_middleware.server.apps.environ import Platform, base_environ
+from deferred_middleware.server.apps.environ import Platform, base_environ, environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.assembly import (
@@ -47,12 +47,10 @@ from deferred_middleware.server.assembly import (
     url,
     warn_of_different_keys,
 )
-from deferred_middleware.server.config.data_dir import SecretKey
-from deferred_middleware.server.config.external_apps import environ_file, exports, write_environ_file
+from deferred_middleware.server.config.data_dir import SigningKeyFile
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
-from deferred_middleware.server.config.serveconfig import DEFAULT_PROJECT, ServeConfig
-from deferred_middleware.server.config.served import DEFAULT_SERVICE
+from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.dispatch.scheduler import Scheduler
@@ -118,7 +116,7 @@ class Supervisor:
         for served in config.served.apps:
             for note in served.notes:
                 _logger.warning("%s: %s", served.app_yaml, note)
-        secret_key = SecretKey(config.data_dir)
+        secret_key = SigningKeyFile(config.data_dir)
         for note in secret_key.notes:
             _logger.warning("%s", note)
         queues = self._queues(stack)
@@ -169,7 +167,7 @@ class Supervisor:
         api = JsonApi(
             store,
             queues=lambda: queues,
-            wake=scheduler.wake,
+            wake_scheduler=scheduler.wake,
             about=about(running, config.data_dir),
             token=running.token,
         )
@@ -209,13 +207,13 @@ class Supervisor:
             )
             # Besides the one at the very end: whoever waits for the file must not find it while all this stops.
             stack.callback(ready_file.remove)
-            announce(config, running)
+            print_services(config, running)
             for name, environ in environs.items():
-                say_environ(name, exports(environ), files[name])
-            say(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
+                print_environ(name, exports(environ), files[name])
+            print_line(f"Tasks are kept in {config.data_dir}; Ctrl-C stops it.")
             while self._take_event(processes, scheduler) is not None:
                 pass
-            say("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
+            print_line("Stopping: tasks that are running have a few seconds to finish. Ctrl-C again ends them at once.")
 
     def _queues(self, stack: contextlib.ExitStack) -> QueueRegistry:
         """Return the queues as queue.yaml has them, now and when it changes."""
@@ -311,7 +309,9 @@ def _admin_server(app: WSGIApplication, listener: socket.socket) -> Iterator[Non
 def _stop_scheduler(scheduler: Scheduler) -> None:
     released = scheduler.stop(_STOP_GRACE_SECONDS)
     if released:
-        say(f"{released} task{'s' if released > 1 else ''} did not finish in time; they run again at the next start.")
+        print_line(
+            f"{released} task{'s' if released > 1 else ''} did not finish in time; they run again at the next start."
+        )
 
 
 def _now() -> str:

@@ -121,7 +121,7 @@ def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
     assert recorder.is_silent(0.5)
 
     assert ok(server, "delete", "2") == "Task 2 is deleted.\n"
-    assert refused(server, 4, "show", "2") == "There is no task '2'; it may be forgotten."
+    assert refused(server, 4, "show", "2") == "There is no task '2'; it may be deleted."
 
 
 def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
@@ -225,10 +225,10 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
 def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
     """Each mistake has its sentence and its status, and changes nothing."""
     server.post("/defer/work", LATER)
-    assert refused(server, 4, "show", "99") == "There is no task '99'; it may be forgotten."
-    assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; there is default."
+    assert refused(server, 4, "show", "99") == "There is no task '99'; it may be deleted."
+    assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; the queues are: default."
     assert refused(server, 4, "drain", "nope") == "There is no queue 'nope'."
-    assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; there is default."
+    assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; the queues are: default."
     assert refused(server, 1, "show", "mine") == "A task is given by its ID, such as 42, or as QUEUE/NAME; got 'mine'."
     assert refused(server, 1, "retry", "1").startswith("Task 1 has not failed for good, it is ready")
     assert refused(server, 2, "retry") == "Name the tasks to retry, or give --all."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from django.utils.module_loading import import_string
 from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.settings import Settings
-from deferred_middleware.errors import SettingsError
+from deferred_middleware.errors import SettingsError, nearest
 
 NAME = "deferred_middleware.contrib.django"
 MIDDLEWARE = f"{NAME}.middleware.TaskMiddleware"
@@ -46,8 +45,8 @@ def install(given: Mapping[str, Any]) -> None:
     fields = {field.name.upper(): field.name for field in dataclasses.fields(Settings)}
     for key in given:
         if key not in fields and key != _HOOKS:
-            near = difflib.get_close_matches(str(key).upper(), [*fields, _HOOKS], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(sorted([*fields, _HOOKS]))}."
+            meant = nearest(str(key).upper(), [*fields, _HOOKS])
+            hint = f"did you mean {meant!r}?" if meant else f"the keys are {', '.join(sorted([*fields, _HOOKS]))}."
             raise ImproperlyConfigured(f"settings.DEFERRED: there is no key {key!r}; {hint}")
     values = {fields[key]: value for key, value in given.items() if key != _HOOKS}
     try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE
 from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.store.files import replacing
 
 # With it the SDK would send tasks to Google instead of here (api/taskqueue/taskqueue.py).
 _CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
@@ -106,3 +110,22 @@ def external_environ(platform: Platform, service: Service, *, api_ticket: str) -
         "GAE_SERVICE": service.name,
         "GAE_VERSION": service.version,
     }
+
+
+def environ_file(data_dir: Path, service: str) -> Path:
+    """Return the path of the file with the environment that an app running elsewhere needs."""
+    return data_dir / f"{service}.env"
+
+
+def exports(environ: Mapping[str, str]) -> str:
+    """Return the shell command that exports the variables."""
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in environ.items())
+
+
+def write_environ_file(path: Path, environ: Mapping[str, str]) -> None:
+    """Write the file that a shell reads to export the variables. Only the current user can read it."""
+    try:
+        with replacing(path, mode=0o600, durable=False) as stream:
+            stream.write(f"{exports(environ)}\n".encode())
+    except OSError as error:
+        raise ServerError(f"{path} can't be written: {error.strerror}.") from error

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -16,7 +15,7 @@ import traceback
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from deferred_middleware.errors import ServerError
+from deferred_middleware.errors import ServerError, nearest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -121,9 +120,9 @@ def _short(filename: str) -> str:
 
 def _instead(owner: object, name: str) -> str:
     public = [known for known in dir(owner) if not known.startswith("_")]
-    near = difflib.get_close_matches(name, public, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    meant = nearest(name, public)
+    if meant:
+        return f"; did you mean {meant!r}?"
     if not isinstance(owner, ModuleType):
         return "."
     own = [

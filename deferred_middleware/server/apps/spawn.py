@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deferred_middleware.server.apps.app_server import AppServerConfig
+from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
 
 _logger = logging.getLogger(__name__)
 
@@ -58,10 +59,6 @@ def describe_end(returncode: int) -> str:
     except ValueError:
         name = ""
     return f"was killed by signal {-returncode}{name}"
-
-
-START_TIMEOUT_SECONDS = 120.0
-"""How long an app may take to be imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
