@@ -258,10 +258,10 @@ class Supervisor:
             names = ", ".join(os.path.relpath(path) for path in event.files)
             _logger.info("Service %r is started again, because of changes in %s.", event.service, names)
             # An attempt that began while there is no process would wait for the next one, however long that takes.
-            scheduler.hold(event.service)
+            scheduler.suspend_service(event.service)
             processes.restart(event.service)
         elif processes.is_serving(event.service):
-            scheduler.resume(event.service)
+            scheduler.resume_service(event.service)
         return event
 
     @contextlib.contextmanager

@@ -27,7 +27,7 @@ _MAX_HEAD_BYTES = 256 * 1024
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|$)")
 
 
-class Connection:
+class ServiceConnection:
     """A connection to a service, opened when something is sent."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -130,7 +130,7 @@ def milliseconds_until(until: float) -> int | None:
 
 
 class Response:
-    """The response that ``receive`` brings bit by bit, as :meth:`Connection.receive` does.
+    """The response that ``receive`` brings bit by bit, as :meth:`ServiceConnection.receive` does.
 
     Reading it raises :class:`http.client.HTTPException` when the service sends something else or not all of it, and
     what ``receive`` raises; ``has_body`` is false for a response to HEAD.

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.connections import Connection, Response
+from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
@@ -99,14 +99,14 @@ class Deliverer:
     def __init__(self, *, delivery_token: str) -> None:
         self._delivery_token = delivery_token
         self._lock = threading.Lock()
-        self._busy: set[Connection] = set()
+        self._busy: set[ServiceConnection] = set()
         # By the service's address; the last one that was used is used next.
-        self._idle: dict[str, list[Connection]] = {}
+        self._idle: dict[str, list[ServiceConnection]] = {}
         self._closed = False
 
-    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> Delivery:
+    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> HttpAttempt:
         """Return an attempt that is to be made, with ``host`` as its ``Host`` header."""
-        return Delivery(self, task, service, host)
+        return HttpAttempt(self, task, service, host)
 
     def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
         """Make one attempt, with ``host`` as its ``Host`` header; return how it ended, whatever happens on the way."""
@@ -140,7 +140,7 @@ class Deliverer:
             raise ValueError("a header has a line break in it")
         return head.encode("latin-1") + task.body
 
-    def take(self, service: Service) -> Connection:
+    def take(self, service: Service) -> ServiceConnection:
         """Return a connection to a service, new or fit to be used again, which has to be put back."""
         idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
         with self._lock:
@@ -153,11 +153,11 @@ class Deliverer:
                     break
                 connection.close()
             else:
-                connection = Connection(service.host.strip("[]"), service.port)
+                connection = ServiceConnection(service.host.strip("[]"), service.port)
             self._busy.add(connection)
         return connection
 
-    def put_back(self, connection: Connection, service: Service, *, keep: bool) -> None:
+    def put_back(self, connection: ServiceConnection, service: Service, *, keep: bool) -> None:
         """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
         with self._lock:
             self._busy.discard(connection)
@@ -168,7 +168,7 @@ class Deliverer:
             self._idle.setdefault(service.address, []).append(connection)
 
 
-class Delivery:
+class HttpAttempt:
     """One attempt, made bit by bit and never waited for: :meth:`proceed` does what can be done now.
 
     ``deadline`` is its dispatch deadline by the monotonic clock.
@@ -181,7 +181,7 @@ class Delivery:
         self._host = host
         self._deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
         self._began = time.monotonic()
-        self._connection: Connection | None = None
+        self._connection: ServiceConnection | None = None
         self._response: Response | None = None
         self._excerpt = b""
         self.deadline = self._began + self._deadline_usec / 1e6
@@ -316,7 +316,9 @@ class LateHandler:
     Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
     """
 
-    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response, service: Service) -> None:
+    def __init__(
+        self, deliverer: Deliverer, connection: ServiceConnection, response: Response, service: Service
+    ) -> None:
         self._deliverer = deliverer
         self._connection = connection
         self._response = response
