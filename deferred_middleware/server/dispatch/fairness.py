@@ -99,8 +99,11 @@ class ServiceSlots:
             if self._suspended:
                 return 0
             own = self._shares.get(queue) or _QueueShare()
-            busy = {name for name, share in self._shares.items() if share.assigned} | set(due) | {queue}
-            slots = self._concurrency - min(len(self._expected - busy), self._concurrency // 2)
+            served = {name for name, share in self._shares.items() if share.assigned} | planned.keys() | {queue}
+            busy = served | set(due)
+            # Queues that are due and get nothing yet need their slots even more than those that are only expected.
+            idle = len((self._expected | busy) - served)
+            slots = self._concurrency - min(idle, self._concurrency // 2)
             others = [(name, share) for name, share in self._shares.items() if name != queue]
             others_slow = sum(share.assigned + planned.get(name, 0) for name, share in others if share.is_slow)
             others_slow += sum(number for name, number in planned.items() if name not in self._shares)

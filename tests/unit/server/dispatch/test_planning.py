@@ -109,6 +109,13 @@ def test_lanes_take_turns(planning: Planning) -> None:
     assert [planning.claims(first, second) for _ in range(3)] == [{first: 1}, {second: 1}, {first: 1}]
 
 
+def test_a_queue_finds_a_slot_though_another_is_due_too(planning: Planning) -> None:
+    """Of two queues that are due at the same time the first doesn't get all slots for its tasks, which may be slow."""
+    first, second = Lane("first", ""), Lane("second", "")
+
+    assert planning.claims(first, second) == {first: CONCURRENCY - 1, second: 1}
+
+
 def test_reserved_slots_are_not_claimed_for(planning: Planning) -> None:
     """A queue that might get tasks at any moment keeps a slot free, which another queue's slow tasks don't get."""
     planning.slots.expect(["default", "other"])
