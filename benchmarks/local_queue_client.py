@@ -91,7 +91,7 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
         )
         with app.process:
             try:
-                app.tell()
+                app.send_config()
                 start = app.wait_until_ready()
                 assert start.failure is None, start
                 return bare(address, count, threads=threads, token=token)
