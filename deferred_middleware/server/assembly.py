@@ -51,7 +51,7 @@ STORE_FILE = "tasks.sqlite"
 _BACKLOG = 1024
 _MAX_PORT = 65535
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def _secret_key(config: ServeConfig) -> SecretKey:
     """Return the key that tasks are signed with, from its file in the data directory."""
     secret_key = SecretKey(config.data_dir)
     for note in secret_key.notes:
-        _logger.warning("%s", note)
+        logger.warning("%s", note)
     return secret_key
 
 
@@ -333,7 +333,7 @@ def _process_configs(
 def warn_of_different_keys(environs: Iterable[Mapping[str, str]]) -> None:
     """Warn if not all services, whose environments these are, sign tasks with the same key."""
     if len({environ[SECRET_KEYS_VARIABLE].partition(",")[0].strip() for environ in environs}) > 1:
-        _logger.warning(
+        logger.warning(
             "Not all services have the same %s: a service refuses the tasks of another one, unless it has the other "
             "one's key too.",
             SECRET_KEYS_VARIABLE,

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _ADMIN_THREADS = 16
 _STOP_GRACE_SECONDS = 5.0
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AppStartError(ServerError):
@@ -87,7 +87,7 @@ class Supervisor:
         """Start everything, with its stop on ``stack``, and return when a signal asks for the end."""
         for served in self._config.served.apps:
             for note in served.notes:
-                _logger.warning("%s: %s", served.app_yaml, note)
+                logger.warning("%s: %s", served.app_yaml, note)
         parts = self._parts = assemble(self._config, stack, on_event=self._events.put)
         stack.enter_context(_admin_server(parts.admin_app, parts.admin_listener))
         files = self._write_environ_files(parts)
@@ -160,7 +160,7 @@ class Supervisor:
             raise AppStartError(event.message, event.traceback)
         if isinstance(event, _CodeChanged):
             names = ", ".join(os.path.relpath(path) for path in event.files)
-            _logger.info("Service %r is started again, because of changes in %s.", event.service, names)
+            logger.info("Service %r is started again, because of changes in %s.", event.service, names)
             # An attempt that begins without a process would wait for the next process, however long that takes.
             parts.scheduler.suspend_service(event.service)
             parts.processes.restart(event.service)

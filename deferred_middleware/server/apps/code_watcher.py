@@ -25,7 +25,7 @@ _QUIET_MS = 100
 
 _NO_CODE = {*watchfiles.DefaultFilter.ignore_dirs, "site-packages"}
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # It logs the number of changes, also of other files.
 logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
@@ -73,7 +73,7 @@ class CodeWatcher:
         except Exception as error:
             self._error = error
             if self._ending.watching.is_set():
-                _logger.exception("Changes in the code are no longer noticed; restart the server.")
+                logger.exception("Changes in the code are no longer noticed; restart the server.")
             self._ending.watching.set()
 
     def _report(self, paths: Collection[Path]) -> None:

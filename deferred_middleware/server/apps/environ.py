@@ -13,14 +13,14 @@ from deferred_middleware.server.config.services import Service
 # If it is set, the SDK sends tasks to Google instead of the local server (api/taskqueue/taskqueue.py).
 _CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, str]:
     """Return what app processes inherit from ``environ``, with ``secret_key`` unless it has keys of its own."""
     inherited = dict(environ)
     if inherited.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        _logger.warning(
+        logger.warning(
             "%s is not passed on to the app: with it, tasks would go to Google instead of the local server.",
             _CLOUD_TASKS_VARIABLE,
         )
@@ -77,14 +77,14 @@ def app_environ(
     if not own.get(SECRET_KEYS_VARIABLE, "").strip():
         own.pop(SECRET_KEYS_VARIABLE, None)
     if own.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        _logger.warning(
+        logger.warning(
             "%s sets %s, which is not passed on: with it, tasks would go to Google instead of the local server.",
             source,
             _CLOUD_TASKS_VARIABLE,
         )
     for name in sorted(set_here.keys() & own.keys()):
         if own[name] != set_here[name]:
-            _logger.warning("%s sets %s; the local server's own value is used instead.", source, name)
+            logger.warning("%s sets %s; the local server's own value is used instead.", source, name)
     return {**platform.inherited, **own, **set_here}
 
 

@@ -45,7 +45,7 @@ MAX_PAUSE_SECONDS = 10.0
 _SETTLED_SECONDS = 10.0
 _KILL_AFTER_SECONDS = STOP_GRACE_SECONDS + 3.0
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class AppProcess:
             return
         self._thread.join(_KILL_AFTER_SECONDS)
         if self._thread.is_alive():
-            _logger.warning("The app process of service %r did not stop; it is killed.", self._config.service)
+            logger.warning("The app process of service %r did not stop; it is killed.", self._config.service)
             self.kill()
             self._thread.join()
 
@@ -164,7 +164,7 @@ class AppProcess:
         with self._lock:
             # If it is another one, this process has been reaped.
             if self._process is process:
-                _logger.warning("The app process of service %r did not end; it is killed.", self._config.service)
+                logger.warning("The app process of service %r did not end; it is killed.", self._config.service)
                 kill_group(process)
 
     def _signal(self, signum: signal.Signals, *, group: bool) -> None:
@@ -175,14 +175,14 @@ class AppProcess:
                 try:
                     (os.killpg if group else os.kill)(self._process.pid, signum)
                 except ProcessLookupError:
-                    _logger.debug("The app process of service %r has ended already.", self._config.service)
+                    logger.debug("The app process of service %r has ended already.", self._config.service)
 
     def _run(self) -> None:
         try:
             self._keep_running()
         except Exception as error:
             # Nobody waits for this thread, but somebody waits for an event.
-            _logger.exception("The app process of service %r can't be run.", self._config.service)
+            logger.exception("The app process of service %r can't be run.", self._config.service)
             self.kill()
             self._discard()
             message = f"The app process can't be run: {error}"
@@ -200,7 +200,7 @@ class AppProcess:
                 deaths = 1 if run.served_seconds >= _SETTLED_SECONDS else deaths + 1
                 seconds = pause_seconds(deaths)
                 service = self._config.service
-                _logger.error(
+                logger.error(
                     "The app process of service %r %s; it is started again in %.1f s.", service, run.end, seconds
                 )
                 self._interrupted.wait(seconds)
@@ -248,7 +248,7 @@ class AppProcess:
 
     def _serves(self) -> None:
         if self._has_served:
-            _logger.info("Service %r is running again.", self._config.service)
+            logger.info("Service %r is running again.", self._config.service)
         self._has_served = True
         with self._lock:
             self._is_ready = True
@@ -279,7 +279,7 @@ class AppProcess:
         is_new = start.traceback and start != self._logged_failure
         shown = f"\n{start.traceback.rstrip()}" if is_new else ""
         service = self._config.service
-        _logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_next, shown)
+        logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_next, shown)
         self._logged_failure = start
 
 

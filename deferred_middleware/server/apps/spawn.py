@@ -24,7 +24,7 @@ from pathlib import Path
 
 from deferred_middleware.server.apps.app_server import AppServerConfig
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def peek_status(process: subprocess.Popen[bytes]) -> int:
@@ -46,7 +46,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         # macOS raises PermissionError for a group of zombies.
-        _logger.debug("The group of process %d has ended already.", process.pid)
+        logger.debug("The group of process %d has ended already.", process.pid)
 
 
 def describe_end(returncode: int) -> str:
@@ -132,7 +132,7 @@ class SpawnedApp:
             self.process.stdin.write(server_config.to_line())
             self.process.stdin.flush()
         except BrokenPipeError:
-            _logger.debug("The app process of service %r ended before it read its configuration.", config.service)
+            logger.debug("The app process of service %r ended before it read its configuration.", config.service)
 
     def wait_until_ready(self) -> StartResult:
         """Wait until the process serves, or has failed to. Call it once."""

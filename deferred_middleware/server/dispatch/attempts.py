@@ -28,7 +28,7 @@ from deferred_middleware.server.store.store import TaskStore
 if TYPE_CHECKING:
     from deferred_middleware.server.dispatch.worker import ServiceWorker
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class AttemptRunner:
@@ -91,7 +91,7 @@ class AttemptRunner:
         finally:
             effect = self._limits.ended(task.queue, result.status, attempt.began)
             if effect.slowed_down:
-                _log.warning("Service %s responded with 503: queue %s is slowed down.", service.id, task.queue)
+                logger.warning("Service %s responded with 503: queue %s is slowed down.", service.id, task.queue)
                 self._wake_up.withdraw([task.queue])
             elif effect.may_begin:
                 self._wake_up.wake()
@@ -151,7 +151,7 @@ class AttemptRunner:
             if self._abandoned:
                 return False
             self._late[task.id] = completion
-        _log.warning(
+        logger.warning(
             "Task %s of queue %s (%s) was cut off at its dispatch deadline. Its handler still runs; the task is not "
             "retried before the handler has ended.",
             task.name,
@@ -164,7 +164,7 @@ class AttemptRunner:
 
     def _submit(self, task: ClaimedTask, completion: Completion) -> None:
         if completion.state == "failed":
-            _log.error(
+            logger.error(
                 "Task %s of queue %s (%s) is a dead letter. It failed %s: %s",
                 task.name,
                 task.queue,
@@ -214,7 +214,7 @@ class TaskAttempt:
             if result is None:
                 return False
         except Exception as error:  # noqa: BLE001 - a defect here must not keep the task from being retried
-            _log.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
+            logger.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
             result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
         if result.broken_off or result.late is not None:
             # The conclusion waits for the end of the process or of the handler; the worker's thread must not.
@@ -222,7 +222,7 @@ class TaskAttempt:
                 threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
                 return True
             except RuntimeError as error:
-                _log.error("%s. The service's other tasks wait for the end of task %s.", error, task.name)
+                logger.error("%s. The service's other tasks wait for the end of task %s.", error, task.name)
         self._conclude(result)
         return True
 
@@ -230,6 +230,6 @@ class TaskAttempt:
         try:
             self._runner.conclude(self, result)
         except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
-            _log.exception("Task %s of queue %s could not be run.", self.task.name, self.task.queue)
+            logger.exception("Task %s of queue %s could not be run.", self.task.name, self.task.queue)
         finally:
             self._worker.attempt_ended(self.task, self._runner.clock.monotonic() - self.began)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 JUMP_SECONDS = 1.0
 
@@ -59,11 +59,11 @@ class WatchedClock:
 
     def _handle_jump(self, now: float, offset: float) -> None:
         jump_seconds = offset - self._offset
-        _log.warning("The clock was set by %+.1f s; the ETAs of tasks that wait for a retry are moved.", jump_seconds)
+        logger.warning("The clock was set by %+.1f s; the ETAs of tasks that wait for a retry are moved.", jump_seconds)
         try:
             self._on_jump(int(jump_seconds * 1e6), int((now - jump_seconds) * 1e6), int(now * 1e6))
         except Exception:  # noqa: BLE001 - the caller only wants the time; the next call tries again
-            _log.exception("The ETAs could not be moved; the server tries again.")
+            logger.exception("The ETAs could not be moved; the server tries again.")
         else:
             self._offset = offset
 

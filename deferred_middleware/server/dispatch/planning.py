@@ -18,7 +18,7 @@ from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.queue_limits import QueueLimits
 from deferred_middleware.server.store.records import Lane, TaskSummary
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Destinations:
@@ -45,7 +45,7 @@ class Destinations:
                     # A queue without a target may have tasks for any service.
                     services = [self._directory.by_target(config.target)] if config.target else list(self._directory)
                 except UnknownServiceError as error:
-                    _log.warning("The target of queue %s is not served here: %s", name, error)
+                    logger.warning("The target of queue %s is not served here: %s", name, error)
                     continue
                 for service in services:
                     expected[service].add(name)

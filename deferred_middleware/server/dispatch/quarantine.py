@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from deferred_middleware.server.apps.process_ends import ProcessEnd
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEATHS = 3
 """How many attempts in a row of one task may end with the death of the process."""
@@ -79,7 +79,7 @@ class Quarantine:
             self._suspects.add(task.id)
         deaths = 1 + _deaths_before(task, earlier)
         if deaths < DEATHS:
-            _log.warning(
+            logger.warning(
                 "Task %s of queue %s (%s) may have ended the process of service %s, which %s.",
                 task.name,
                 task.queue,

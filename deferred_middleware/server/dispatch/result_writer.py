@@ -22,7 +22,7 @@ from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import Completion
 from deferred_middleware.server.store.store import TaskStore
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _NOTHING_TO_RETRY_SECONDS = 3600.0
@@ -105,13 +105,13 @@ class ResultWriter:
     def _written(self, completion: Completion, stood: bool) -> None:
         """Take note that the store has a result; ``stood`` is false if the task's claim was void by then."""
         if not stood:
-            _log.info("A task was deleted or released while it ran; its result is dropped.")
+            logger.info("A task was deleted or released while it ran; its result is dropped.")
         elif completion.state == "ready":
             self._wake_up.wake()
 
     def _failed(self, completion: Completion, error: BaseException) -> None:
         """Keep a result that the store could not write."""
-        _log.error("The result of a task could not be written: %s. The server tries again.", error)
+        logger.error("The result of a task could not be written: %s. The server tries again.", error)
         with self._lock:
             self._unwritten.append(completion)
         self._wake_up.wake()

@@ -30,7 +30,7 @@ from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask, Lane
 from deferred_middleware.server.store.store import TaskStore
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Somebody may set the wall clock forward while nothing is due, so it is read this often.
 _MAX_WAIT_SECONDS = 30.0
@@ -160,7 +160,7 @@ class Scheduler:
                 wait_seconds = self.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
             except Exception:  # noqa: BLE001 - whatever it is (a full disk, say), the tasks are safe, so go on
-                _log.exception("The scheduler failed; it tries again in %g s.", pause_seconds)
+                logger.exception("The scheduler failed; it tries again in %g s.", pause_seconds)
                 self._wake_up.pause(pause_seconds)
                 wait_seconds = 0.0
                 pause_seconds = min(_MAX_ERROR_PAUSE_SECONDS, 2 * pause_seconds)
@@ -196,7 +196,7 @@ class Scheduler:
         tasks = self._store.claim({lane: number}, now_usec)
         self._count_claimed(tasks)
         found.allowed[lane.queue] -= len(tasks)
-        _log.warning("Undeliverable tasks of queue %s: %d. %s", lane.queue, len(tasks), error)
+        logger.warning("Undeliverable tasks of queue %s: %d. %s", lane.queue, len(tasks), error)
         for task in tasks:
             self._runner.fail(task, error)
 

@@ -21,7 +21,7 @@ from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class InFlight(Protocol):
@@ -153,7 +153,7 @@ class ServiceWorker:
                 self._in_flight[descriptor] = attempt
                 self._next_deadline = min(self._next_deadline, attempt.deadline)
         except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
-            _log.exception("Task %s of queue %s could not be run.", task.name, task.queue)
+            logger.exception("Task %s of queue %s could not be run.", task.name, task.queue)
             self.attempt_ended(task, 0.0)
 
     def _proceed(self, descriptor: int) -> None:
@@ -163,7 +163,7 @@ class ServiceWorker:
                 self._poll.modify(descriptor, attempt.awaited)
                 return
         except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
-            _log.exception("An attempt of service %s failed because of a defect.", self.service.id)
+            logger.exception("An attempt of service %s failed because of a defect.", self.service.id)
             self.attempt_ended(attempt.task, 0.0)
         del self._in_flight[descriptor]
         self._poll.unregister(descriptor)
