@@ -50,7 +50,7 @@ class WSGIResponse:
             logger.info("Client disconnected while serving %s", path)
             self.closes = True
         # SystemExit too: it would end this thread, and the client would wait for ever.
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             logger.exception("Exception while serving %s", path)
             if self._sent:
                 self.closes = True

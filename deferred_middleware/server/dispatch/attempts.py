@@ -213,7 +213,7 @@ class TaskAttempt:
             result = self._request.proceed()
             if result is None:
                 return False
-        except Exception as error:  # noqa: BLE001 - a defect here must not keep the task from being retried
+        except Exception as error:  # a defect here must not keep the task from being retried
             logger.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
             result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
         if result.broken_off or result.late is not None:
@@ -229,7 +229,7 @@ class TaskAttempt:
     def _conclude(self, result: AttemptResult) -> None:
         try:
             self._runner.conclude(self, result)
-        except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
+        except Exception:  # the thread has to survive for the other tasks
             logger.exception("Task %s of queue %s could not be run.", self.task.name, self.task.queue)
         finally:
             self._worker.attempt_ended(self.task, self._runner.clock.monotonic() - self.began)

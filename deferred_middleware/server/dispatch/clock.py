@@ -62,7 +62,7 @@ class WatchedClock:
         logger.warning("The clock was set by %+.1f s; the ETAs of tasks that wait for a retry are moved.", jump_seconds)
         try:
             self._on_jump(int(jump_seconds * 1e6), int((now - jump_seconds) * 1e6), int(now * 1e6))
-        except Exception:  # noqa: BLE001 - the caller only wants the time; the next call tries again
+        except Exception:  # the caller only wants the time; the next call tries again
             logger.exception("The ETAs could not be moved; the server tries again.")
         else:
             self._offset = offset

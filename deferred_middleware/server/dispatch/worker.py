@@ -152,7 +152,7 @@ class ServiceWorker:
                 self._poll.register(descriptor, attempt.awaited)
                 self._in_flight[descriptor] = attempt
                 self._next_deadline = min(self._next_deadline, attempt.deadline)
-        except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
+        except Exception:  # the thread has to survive for the other tasks
             logger.exception("Task %s of queue %s could not be run.", task.name, task.queue)
             self.attempt_ended(task, 0.0)
 
@@ -162,7 +162,7 @@ class ServiceWorker:
             if not attempt.proceed():
                 self._poll.modify(descriptor, attempt.awaited)
                 return
-        except Exception:  # noqa: BLE001 - the thread has to survive for the other tasks
+        except Exception:  # the thread has to survive for the other tasks
             logger.exception("An attempt of service %s failed because of a defect.", self.service.id)
             self.attempt_ended(attempt.task, 0.0)
         del self._in_flight[descriptor]

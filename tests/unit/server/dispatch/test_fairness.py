@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from test_delivery import TASK
+from typing import Any
 
 from deferred_middleware.server.apps.process_ends import ProcessEnd
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
@@ -12,15 +10,21 @@ from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import ClaimedTask
 
 
+def task(queue: str, task_id: int) -> ClaimedTask:
+    """Return a claimed task of a queue."""
+    fields: dict[str, Any] = dict.fromkeys(ClaimedTask.__dataclass_fields__)
+    return ClaimedTask(**{**fields, "id": task_id, "queue": queue, "name": str(task_id), "retry_count": 0})
+
+
 def tasks(queue: str, *ids: int) -> list[ClaimedTask]:
     """Return claimed tasks of a queue."""
-    return [dataclasses.replace(TASK, queue=queue, id=task_id) for task_id in ids]
+    return [task(queue, task_id) for task_id in ids]
 
 
 def begun(slots: ServiceSlots) -> list[int] | None:
     """Return the ids of the tasks that begin now."""
     found = slots.begin()
-    return None if found is None else [task.id for task in found]
+    return None if found is None else [one.id for one in found]
 
 
 def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
@@ -30,7 +34,7 @@ def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
     slots.assign(tasks("short", 5))
 
     assert begun(slots) == [1, 5, 2]
-    slots.end(*tasks("long", 1), 1.0)
+    slots.end(task("long", 1), 1.0)
     assert begun(slots) == [3]
 
 
@@ -51,7 +55,7 @@ def test_forced_tasks_go_first() -> None:
     slots.assign(tasks("default", 1, 2))
     slots.assign(tasks("default", 3), forced=True)
 
-    assert [task.id for task in slots.withdraw(["default"])] == [1, 2]
+    assert [one.id for one in slots.withdraw(["default"])] == [1, 2]
     assert begun(slots) == [3]
 
 
@@ -61,8 +65,8 @@ def test_suspects_run_one_at_a_time() -> None:
     end = ProcessEnd(service="default", number=1, how="ended", intended=False, at=0)
     slots = ServiceSlots(3, quarantine)
     suspects = tasks("default", 1, 2)
-    for task in suspects:
-        quarantine.process_died(task, "default", end, [])
+    for suspect in suspects:
+        quarantine.process_died(suspect, "default", end, [])
     slots.assign(suspects)
     slots.assign(tasks("default", 3))
 
@@ -77,10 +81,10 @@ def test_closed_slots_end_with_the_attempts_in_flight() -> None:
     slots.assign(tasks("default", 1, 2))
     assert begun(slots) == [1]
 
-    assert [task.id for task in slots.close()] == [2]
+    assert [one.id for one in slots.close()] == [2]
 
     assert begun(slots) == []
-    slots.end(*tasks("default", 1), 1.0)
+    slots.end(task("default", 1), 1.0)
     assert begun(slots) is None
 
 
@@ -91,7 +95,7 @@ def test_an_attempt_ends_once() -> None:
     slots.more_is_due(True)
     assert begun(slots) == [1]
 
-    assert slots.end(*tasks("default", 1), 1.0) is True
-    assert slots.end(*tasks("default", 1), 1.0) is False
+    assert slots.end(task("default", 1), 1.0) is True
+    assert slots.end(task("default", 1), 1.0) is False
     assert begun(slots) == [2]
-    assert [task.id for task in slots.running()] == [2]
+    assert [one.id for one in slots.running()] == [2]
