@@ -135,7 +135,7 @@ class ServiceSlots:
             return len(self._running) < self._concurrency
 
     def suspend(self, suspended: bool) -> None:
-        """While ``suspended`` is true, begin no attempt; attempts in flight go on."""
+        """While ``suspended`` is true, begin no attempt; attempts in flight continue."""
         with self._lock:
             self._suspended = suspended
 

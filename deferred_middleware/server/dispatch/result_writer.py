@@ -37,7 +37,7 @@ class ResultWriter:
         self._clock = clock
         # Guards the other three.
         self._lock = threading.Lock()
-        # The batch that the store was told of and has not taken yet.
+        # The batch that was announced to the store and that the store has not taken yet.
         self._gathered: list[Completion] = []
         self._unwritten: list[Completion] = []
         self._retry_at = 0.0

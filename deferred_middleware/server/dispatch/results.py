@@ -1,6 +1,6 @@
 """What the result of an attempt means: for the task, and for what is known about the tasks that end processes.
 
-These are decisions only. Whoever calls them waits for the result, tells the time, and writes what was decided.
+These are decisions only. The caller waits for the result, reads the clock, and writes what was decided.
 """
 
 from __future__ import annotations

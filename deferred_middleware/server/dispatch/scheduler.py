@@ -159,7 +159,7 @@ class Scheduler:
             try:
                 wait_seconds = self.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-            except Exception:  # whatever it is (a full disk, say), the tasks are safe, so go on
+            except Exception:  # whatever it is (a full disk, say), the tasks are safe, so it tries again
                 logger.exception("The scheduler failed; it tries again in %g s.", pause_seconds)
                 self._wake_up.pause(pause_seconds)
                 wait_seconds = 0.0

@@ -43,7 +43,7 @@ class WakeUp:
             self._condition.notify()
 
     def wait(self, seconds: float) -> bool:
-        """Wait to be woken, at most for ``seconds``, and clear the flag; return whether the scheduler is to go on."""
+        """Wait to be woken, at most for ``seconds``, and clear the flag; return false if the scheduler stops."""
         with self._condition:
             if not self._is_set and not self._stopping and seconds > 0:
                 self._condition.wait(seconds)

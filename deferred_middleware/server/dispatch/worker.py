@@ -91,7 +91,7 @@ class ServiceWorker:
             self._wake()
 
     def suspend(self, suspended: bool) -> None:
-        """While ``suspended`` is true, begin no attempt; attempts in flight go on."""
+        """While ``suspended`` is true, begin no attempt; attempts in flight continue."""
         self.slots.suspend(suspended)
         self._wake()
 
@@ -139,7 +139,7 @@ class ServiceWorker:
                         woken.recv(4096)
                 if time.monotonic() >= self._next_deadline:
                     self._proceed_with_late()
-                # Before looking for tasks: whoever assigns one after that look finds the thread asleep and wakes it.
+                # Before looking for tasks: a thread that assigns one after that look wakes this thread.
                 self._asleep = True
             with self._waker_lock:
                 self._waker = None
