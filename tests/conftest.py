@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample
-from delivering import Queued
 from google.appengine.ext import testbed
 from hypothesis import settings as hypothesis_settings
-from running import Recorder, Serve, Server
-from storing import Clock
 
 from deferred_middleware import Settings
-from deferred_middleware.config import hooks as hooks_module
-from deferred_middleware.config import keys as secretkeys
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.store import TaskStore
+from tests.support import sample
+from tests.support.delivering import Queued
+from tests.support.repository import QUEUE_YAML_FOLDER
+from tests.support.running import Recorder, Serve, Server
+from tests.support.storing import Clock
 
 # No deadline for an example: how long one takes says more about the machine than about the code.
 hypothesis_settings.register_profile("default", deadline=None)
@@ -28,28 +27,28 @@ hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
 hypothesis_settings.load_profile("default")
 
 
-_DEPLOYMENT = settings_module._deployment
+_DEPLOYMENT = process._deployment
 
 
 def pytest_collection_finish() -> None:
     """Fail if importing a test's module has made this process another deployment, for every test after it."""
-    assert settings_module._deployment is _DEPLOYMENT, settings_module._deployment
+    assert process._deployment is _DEPLOYMENT, process._deployment
 
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
     """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
     sample.ran.clear()
-    settings, deployment, keys = settings_module._settings, settings_module._deployment, secretkeys.of_process()
-    hooks = hooks_module._hooks
-    settings_module._deployment = dataclasses.replace(deployment, environment="standard")
+    settings, deployment, keys = process._settings, process._deployment, process.current_keys()
+    hooks = process._hooks
+    process._deployment = dataclasses.replace(deployment, environment="standard")
     # The pytest plugin has made a key.
-    secretkeys.install(())
-    settings_module._settings = Settings()
+    process.install_keys(())
+    process._settings = Settings()
     yield
-    settings_module._settings, settings_module._deployment = settings, deployment
-    hooks_module._hooks = hooks
-    secretkeys.install(keys)
+    process._settings, process._deployment = settings, deployment
+    process._hooks = hooks
+    process.install_keys(keys)
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def engine() -> Iterator[testbed.Testbed]:
     bed.activate()
     bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
     # The parser reads queue.yaml from this folder; "quick" and "slow" are queues there, "pull" is a pull queue.
-    bed.init_taskqueue_stub(root_path=str(Path(__file__).parent / "unit" / "data"))
+    bed.init_taskqueue_stub(root_path=str(QUEUE_YAML_FOLDER))
     yield bed
     bed.deactivate()
 

@@ -35,8 +35,8 @@ echo "unit tests ran on Python $ours${ran}"
 payloads=$(mktemp -d)
 trap 'rm -r "$payloads"' EXIT
 for python in $pythons; do
-    "$python" tests/unit/payloads.py write "$payloads/by-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').json"
+    "$python" -m tests.support.payloads write "$payloads/by-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').json"
 done
 for python in $pythons; do
-    "$python" tests/unit/payloads.py read "$payloads"/*.json
+    "$python" -m tests.support.payloads read "$payloads"/*.json
 done

@@ -8,7 +8,9 @@ _EXCEPTIONS_MAP). On Cloud Tasks it is a gRPC status (SDK: ``api/taskqueue/cloud
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+import functools
+from collections.abc import Callable
+from typing import Any, Final
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Answer:
 
 _ERROR: Final = "taskqueue.Error"
 _DATASTORE: Final = "taskqueue.DatastoreError"
+_DATASTORE_ERROR: Final = 10000
+"""``DATASTORE_ERROR``; the codes above it are the datastore's own, plus this."""
 
 
 def _datastore(what: str, error: str, meaning: str, *, retried: bool = False) -> Answer:
@@ -88,13 +92,15 @@ BY_CODE: Final[dict[int, Answer]] = {
         "DATASTORE_TRY_ALTERNATE_BACKEND", _DATASTORE, "to be had elsewhere", retried=True, maybe_enqueued=True
     ),
     10011: Answer("DATASTORE_SAFE_TIME_TOO_OLD", _DATASTORE, "the datastore is behind"),
-    10012: Answer("DATASTORE_RESOURCE_EXHAUSTED", _DATASTORE, "a quota of the datastore is used up"),
+    10012: Answer(
+        "DATASTORE_RESOURCE_EXHAUSTED", "apiproxy_errors.OverQuotaError", "a quota of the datastore is used up"
+    ),
     10013: Answer("DATASTORE_NOT_FOUND", _DATASTORE, "not in the datastore"),
     10014: Answer("DATASTORE_ALREADY_EXISTS", _DATASTORE, "in the datastore already"),
     10015: Answer("DATASTORE_FAILED_PRECONDITION", _DATASTORE, "the datastore is not in the state for it"),
     10016: Answer("DATASTORE_UNAUTHENTICATED", _DATASTORE, "the datastore does not know the app"),
     10017: Answer("DATASTORE_ABORTED", _DATASTORE, "the datastore broke off", retried=True, maybe_enqueued=True),
-    10018: Answer("DATASTORE_SNAPSHOT_VERSION_TOO_OLD", _DATASTORE, "the transaction is too old"),
+    10018: _datastore("DATASTORE_SNAPSHOT_VERSION_TOO_OLD", "SnapshotVersionTooOldError", "the transaction is too old"),
 }
 """By ``TaskQueueServiceError``: what the queue says of one task, or as an application error of the whole add."""
 
@@ -158,6 +164,7 @@ OF_CONNECTION: Final = (CLOSED, HTTP_STATUS, TIMED_OUT, EMPTY, UNREADABLE)
 """What can happen instead of an answer."""
 
 UNKNOWN: Final = Answer("anything else", _ERROR, "an answer that is not in this table", maybe_enqueued=True)
+UNFINISHED: Final = _transport("unfinished operation", "the answer does not say which tasks were added", _ERROR)
 NOT_SENT: Final = Answer("nothing", _ERROR, "the queue was not asked")
 NO_THREAD: Final = Answer(
     "no thread", _ERROR, "no thread could be started to ask it", retried=True, maybe_enqueued=True
@@ -166,39 +173,68 @@ NO_CREDENTIALS: Final = Answer("nothing", _ERROR, "Cloud Tasks was not asked, fo
 
 
 def for_exception(error: BaseException) -> Answer:
-    """Return the answer behind an exception of the SDK; imports the SDK."""
-    from google.appengine.api import taskqueue
-    from google.appengine.runtime import apiproxy_errors
-    from google.protobuf import message
-
+    """Return the answer that an exception of the SDK stands for. Imports the SDK."""
     if isinstance(error, AssertionError):
         return EMPTY  # the SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks)
-    modules = {"taskqueue": taskqueue, "apiproxy_errors": apiproxy_errors, "message": message}
     for answer in (*BY_CODE.values(), *BY_RPC_ERROR.values(), UNREADABLE):
-        module, _, name = answer.error.partition(".")
-        if name not in ("Error", "DatastoreError") and module in modules:
-            kind = getattr(modules[module], name)
-            if isinstance(error, kind):
-                return answer
+        specific = not answer.error.startswith("datastore_errors.") and answer.error not in (_ERROR, _DATASTORE)
+        if specific and isinstance(error, _exception_type(answer.error)):
+            return answer
     return UNKNOWN
 
 
-def for_cloud_exception(error: BaseException) -> Answer:
-    """Return the answer behind an exception of the SDK's Cloud Tasks engine; imports the SDK.
+def exception_for_code(code: int, detail: str) -> Exception:
+    """Return the SDK's exception for a ``TaskQueueServiceError``. Imports the SDK."""
+    answer = BY_CODE.get(code)
+    if answer is None:
+        return sdk_error(f"the queue answered with code {code}, which this version does not know. {detail}".rstrip())
+    if code < _DATASTORE_ERROR:
+        return exception_for(answer, detail)
+    return _datastore_error_type(answer.error)(detail or answer.meaning)
 
-    Of most statuses the SDK makes an exception of their own, and of the others a plain ``taskqueue.Error``, from the
-    client's exception where the whole call failed. Where Cloud Tasks refused some of a batch there is nothing behind
-    it, and it is no failure for now: those are ``InternalError`` (SDK: _map_rest_code_to_tq_code).
+
+def exception_for(answer: Answer, detail: str) -> Exception:
+    """Return the SDK's exception that ``answer`` names, with ``detail`` as its text. Imports the SDK."""
+    if answer.error == _ERROR:
+        detail = detail or answer.meaning
+    error: Exception = _exception_type(answer.error)(detail)
+    return error
+
+
+def sdk_error(message: str) -> Exception:
+    """Return the SDK's general ``taskqueue.Error``. Imports the SDK."""
+    error: Exception = _exception_type(_ERROR)(message)
+    return error
+
+
+def lacks_thread(error: BaseException) -> bool:
+    """Tell whether a thread pool could start no thread for a call, which another of its threads may still make.
+
+    This happens when the process has too many threads and, from Python 3.12 on, when the process ends. The pool has the
+    call in its queue by then (``submit`` in ``concurrent/futures/thread.py``).
     """
-    from google.appengine.api import taskqueue
-    from google.auth.exceptions import DefaultCredentialsError
+    return isinstance(error, RuntimeError) and "new thread" in str(error)
 
-    answer = for_exception(error)
-    if answer is not UNKNOWN:
-        return answer
-    if isinstance(error, DefaultCredentialsError):
-        return NO_CREDENTIALS
-    status = getattr(error.__cause__, "grpc_status_code", None)
-    if status is not None:
-        return BY_STATUS.get(status.value[0], UNKNOWN)
-    return _REFUSED if type(error) is taskqueue.Error and error.__cause__ is None else UNKNOWN
+
+@functools.lru_cache(maxsize=128)
+def _exception_type(name: str) -> Any:
+    """Return the exception class with a name of this module's table."""
+    from google.appengine.api import datastore_errors, taskqueue
+    from google.appengine.runtime import apiproxy_errors
+    from google.protobuf import message
+
+    module, _, attribute = name.partition(".")
+    modules = {
+        "taskqueue": taskqueue,
+        "datastore_errors": datastore_errors,
+        "apiproxy_errors": apiproxy_errors,
+        "message": message,
+    }
+    return getattr(modules[module], attribute)
+
+
+@functools.lru_cache(maxsize=32)
+def _datastore_error_type(name: str) -> Callable[[str], Exception]:
+    """Return the class of errors that are the datastore's and ``taskqueue.DatastoreError`` as well, as in the SDK."""
+    kind = _exception_type("datastore_errors.Error" if name == _DATASTORE else name)
+    return type(kind.__name__, (kind, _exception_type(_DATASTORE)), {"__doc__": kind.__doc__})

@@ -1,50 +1,40 @@
-"""Tasks that are enqueued if and when a datastore transaction commits, in the SDK's ndb and in its db.
-
-Both make the transaction's connection the SDK's current one while the transaction's function runs, and ndb follows its
-tasklets with it (SDK: ``ext/ndb/tasklets.py``, _help_tasklet_along). The SDK adds a transactional task to that.
-"""
+"""Tasks that are enqueued if and when a datastore transaction of the SDK's ndb or db commits."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from google.appengine.api import apiproxy_stub_map, datastore_errors
 
 from deferred_middleware.errors import OptionError
 from deferred_middleware.errors.sdk import CrossGroupError, EnqueueError, TransactionError, TransactionLimitError
-from deferred_middleware.wire import protocol
+from deferred_middleware.wire import entities, protocol
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
 
-# How many tasks each transaction has got from here. A transaction that is tried again has a new connection each time.
-_added: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+MAX_TRANSACTIONS: Final = 1000
+"""How many transactions are counted at a time; the oldest is forgotten first."""
 
 
-def current() -> Any | None:
-    """Return the connection of the innermost datastore transaction around the caller, or None outside of any."""
-    from google.appengine.api import datastore
-
-    return datastore._GetConnection() if datastore.IsInTransaction() else None
-
-
-def of_call(call: Call, queue: str) -> Any | None:
-    """Return the transaction that ``call`` is to be added in, or None if it is to be added at once.
+def is_wanted(call: Call, queue: str) -> bool:
+    """Tell whether ``call`` is to be added in the current transaction.
 
     Raises:
-        TransactionError: it is to be transactional and there is no transaction.
-        TransactionLimitError: the transaction has as many tasks as the platform allows.
+        TransactionError: it is to be transactional, and there is no transaction.
         OptionError: ``_transactional="auto"`` found a transaction, and the call has a name.
     """
     wanted = call.options.transactional
     if not wanted:
-        return None
-    connection = current()
+        return False
     name = call.options.name
-    if connection is None:
+    if not entities.in_transaction():
         if wanted == "auto":
-            return None
+            return False
         raise TransactionError(
             call.label,
             queue,
@@ -58,31 +48,136 @@ def of_call(call: Call, queue: str) -> Any | None:
             "a task added in a transaction can't have a name of its own, and there is a transaction around this "
             "defer(). Leave the name out, or say _transactional=False to enqueue it whether or not that commits.",
         )
-    if _added.get(connection, 0) >= protocol.MAX_TASKS_PER_TRANSACTION:
-        raise TransactionLimitError(
-            call.label,
-            queue,
-            name,
-            f"the transaction has {protocol.MAX_TASKS_PER_TRANSACTION} tasks already, and the platform allows no more. "
-            "Defer one call in it that defers the others.",
-        )
-    return connection
+    return True
+
+
+class TaskLimitReachedError(Exception):
+    """The transaction has as many tasks as the platform allows."""
+
+
+class TransactionMonitor:
+    """Counts the tasks of each transaction, and calls functions after its commit.
+
+    It sees transactions as the SDK's API hooks do: each request names its transaction, and a commit that succeeded is a
+    call that returned (SDK: ``api/apiproxy_stub_map.py``, ``GetPreCallHooks`` and ``GetPostCallHooks``).
+    """
+
+    def __init__(self) -> None:
+        self._adding = threading.local()
+        self._lock = threading.Lock()
+        self._transactions: collections.OrderedDict[int, _Transaction] = (
+            collections.OrderedDict()
+        )  # guarded by the lock
+
+    @contextlib.contextmanager
+    def adding(self, after_commit: Callable[[], object] | None = None) -> Iterator[None]:
+        """Count the task that is added inside.
+
+        ``after_commit`` is called without arguments when the transaction has committed. Raises
+        :class:`TaskLimitReachedError` before the API is called for a task too many.
+        """
+        self._install()
+        self._adding.after_commit = after_commit
+        self._adding.counted_in = None
+        self._adding.active = True
+        try:
+            yield
+        except BaseException:
+            transaction = self._adding.counted_in
+            if transaction is not None:
+                with self._lock:
+                    transaction.tasks -= 1
+                    if after_commit is not None:
+                        transaction.after_commit.remove(after_commit)
+            raise
+        finally:
+            self._adding.active = False
+
+    def _install(self) -> None:
+        """See the calls of the current API proxy; tests replace it, and it keeps one hook of a kind."""
+        proxy = apiproxy_stub_map.apiproxy
+        proxy.GetPreCallHooks().Append("deferred_middleware transactions", self._before_call)
+        # A rollback may be sent and not waited for, so that it is seen when it is sent.
+        proxy.GetPostCallHooks().Append("deferred_middleware transactions", self._after_call, "datastore_v3")
+
+    def _before_call(self, service: str, call: str, request: Any, response: Any, rpc: Any) -> None:
+        if service == "datastore_v3" and call == "Rollback":
+            self._forget(request.handle)
+        if not getattr(self._adding, "active", False):
+            return
+        handle = None
+        if service == "taskqueue" and call == "BulkAdd":
+            handle = _handle_in(request.add_request[0])
+        elif service == "datastore_v3" and call == "Put":
+            handle = _handle_in(request)
+        if handle is None:
+            return
+        self._adding.active = False
+        with self._lock:
+            transaction = self._transactions.setdefault(handle, _Transaction())
+            if transaction.tasks >= protocol.MAX_TASKS_PER_TRANSACTION:
+                raise TaskLimitReachedError
+            transaction.tasks += 1
+            self._adding.counted_in = transaction
+            if self._adding.after_commit is not None:
+                transaction.after_commit.append(self._adding.after_commit)
+            while len(self._transactions) > MAX_TRANSACTIONS:
+                self._transactions.popitem(last=False)
+
+    def _after_call(self, service: str, call: str, request: Any, response: Any, rpc: Any, error: Any) -> None:
+        if call != "Commit":
+            return
+        transaction = self._forget(request.handle)
+        if transaction is not None and error is None:
+            for function in transaction.after_commit:
+                function()
+
+    def _forget(self, handle: int) -> _Transaction | None:
+        with self._lock:
+            return self._transactions.pop(handle, None)
+
+
+class _Transaction:
+    """What was added in one transaction."""
+
+    __slots__ = ("after_commit", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks = 0
+        self.after_commit: list[Callable[[], object]] = []
+
+
+def _handle_in(request: Any) -> int | None:
+    """Return the handle of the transaction that a request names."""
+    for field in ("transaction", "datastore_transaction"):
+        if any(descriptor.name == field for descriptor, _ in request.ListFields()):
+            value = getattr(request, field)
+            return hash(value) if isinstance(value, bytes) else int(value.handle)
+    return None
+
+
+MONITOR: Final = TransactionMonitor()
+"""The process's monitor."""
 
 
 @contextlib.contextmanager
-def joined(connection: Any | None, call: Call, queue: str) -> Iterator[None]:
-    """Add the task of ``call`` to a transaction inside this; None is no transaction, and changes nothing.
+def explained(call: Call, queue: str) -> Iterator[None]:
+    """Turn the errors of an add in a transaction into ours, which say what to do.
 
-    Raises :class:`CrossGroupError` when the datastore refuses what is written inside, because the transaction was not
-    declared as one over several entity groups.
+    Raises:
+        TransactionLimitError: the transaction has as many tasks as the platform allows.
+        CrossGroupError: the transaction was not declared as one over several entity groups.
     """
-    if connection is None:
-        yield
-        return
-    from google.appengine.api import datastore_errors
-
     try:
         yield
+    except TaskLimitReachedError as error:
+        raise TransactionLimitError(
+            call.label,
+            queue,
+            call.options.name,
+            f"the transaction has {protocol.MAX_TASKS_PER_TRANSACTION} tasks already, and the platform allows no more. "
+            "Defer one call in it that defers the others.",
+        ) from error
     except datastore_errors.BadRequestError as error:
         if isinstance(error, EnqueueError) or "cross-group" not in str(error):
             raise
@@ -93,4 +188,3 @@ def joined(connection: Any | None, call: Call, queue: str) -> Iterator[None]:
             "the task is an entity of its own in this transaction, as is one with a large payload, or one on Cloud "
             "Tasks. Declare the transaction with xg=True.",
         ) from error
-    _added[connection] = _added.get(connection, 0) + 1

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
 from deferred_middleware.calls.options import Options
-from deferred_middleware.enqueue import batch as batches
+from deferred_middleware.enqueue.batch import current_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.calls.callables import AnyCallable
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.enqueue.report import EnqueueReport
 
 
-def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
+def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     """Run ``func(*args, **kwargs)`` later, in a task. When this returns, the task is enqueued.
 
     ``func`` is anything callable that a module holds: a function (``async def`` too), a class, a bound, class or static
@@ -42,7 +41,7 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
     * ``_url``: a path outside the URL prefix, where another handler runs the task.
 
     Returns:
-        The SDK's ``taskqueue.Task`` with its name and queue. (For a transactional call it has no final name.)
+        The :class:`EnqueuedTask`, with its name and queue. A transactional one has no final name.
 
     Raises:
         CallError: the call can't be deferred: :class:`NotCallableError`, :class:`NotImportableError`,
@@ -78,7 +77,9 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     from deferred_middleware.enqueue import futures, prepare  # here, because they import the SDK
 
     prepared = prepare.prepare(call)
-    batch = batches.current()
+    batch = current_batch.get()
+    if batch is not None:
+        batch = batch.open_one()
     if batch is not None and not prepared.transactional:
         future = futures.EnqueueFuture(prepared, batch)
         if batch.take(prepared, future):
@@ -86,15 +87,17 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     return futures.start(prepared)
 
 
-def enqueue(call: Call) -> taskqueue.Task:
+def enqueue(call: Call) -> EnqueuedTask:
     """Enqueue a call that was made before; see :func:`defer`."""
-    from deferred_middleware.enqueue import add, prepare  # here, because they import the SDK
+    from deferred_middleware.enqueue import add, enqueued_task, prepare  # here, because they import the SDK
 
     prepared = prepare.prepare(call)
-    batch = batches.current()
-    if batch is not None and batch.takes_plain_calls and not prepared.transactional and batch.take(prepared):
-        return prepared.task
-    return add.add(prepared)
+    batch = current_batch.get()
+    if batch is not None:
+        batch = batch.open_one()
+    if batch is None or not batch.takes_plain_calls or prepared.transactional or not batch.take(prepared):
+        add.add(prepared)
+    return enqueued_task.EnqueuedTask(prepared.message, prepared.transactional, prepared)
 
 
 def defer_many(

@@ -14,21 +14,20 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from deferred_middleware.enqueue.futures import EnqueueFuture
-    from deferred_middleware.enqueue.prepare import Prepared
+    from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
 logger = logging.getLogger("deferred_middleware")
 
-_current: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
+current_batch: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
+"""The innermost batch. It may have left already, if this context was copied inside it: see :meth:`Batch.open_one`."""
 _PARALLEL = 10
 
 
-def current() -> Batch | None:
+def _innermost() -> Batch | None:
     """Return the innermost batch that still takes calls, or None."""
-    batch = _current.get()
-    while batch is not None and not batch.is_open:
-        batch = batch.outer
-    return batch
+    batch = current_batch.get()
+    return None if batch is None else batch.open_one()
 
 
 class Batch:
@@ -41,7 +40,14 @@ class Batch:
         self.outer: Batch | None = None
         self.is_open = False
         self._lock = threading.Lock()
-        self._gathered: list[tuple[Prepared, EnqueueFuture | None]] = []
+        self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
+
+    def open_one(self) -> Batch | None:
+        """Return this batch if it still takes calls, or else the innermost one around it that does."""
+        batch: Batch | None = self
+        while batch is not None and not batch.is_open:
+            batch = batch.outer
+        return batch
 
     def __len__(self) -> int:
         return len(self._gathered)
@@ -49,7 +55,7 @@ class Batch:
     def __bool__(self) -> bool:
         return True
 
-    def take(self, prepared: Prepared, future: EnqueueFuture | None = None) -> bool:
+    def take(self, prepared: PreparedCall, future: EnqueueFuture | None = None) -> bool:
         """Take a call, unless the batch has left meanwhile."""
         with self._lock:
             if self.is_open:
@@ -62,23 +68,23 @@ class Batch:
     def _open(self) -> None:
         if self.is_open:
             raise RuntimeError("a batch is entered once at a time")
-        self.outer = current()
-        self._token = _current.set(self)
+        self.outer = _innermost()
+        self._token = current_batch.set(self)
         self.is_open = True
 
-    def _close(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+    def _close(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
         """Take no more calls, and return those that were taken."""
-        _current.reset(self._token)
+        current_batch.reset(self._token)
         with self._lock:
             self.is_open = False
         return self._take_all()
 
-    def _take_all(self) -> list[tuple[Prepared, EnqueueFuture | None]]:
+    def _take_all(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
         with self._lock:
             gathered, self._gathered = self._gathered, []
         return gathered
 
-    def _drop(self, gathered: list[tuple[Prepared, EnqueueFuture | None]], error: BaseException | None) -> None:
+    def _drop(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]], error: BaseException | None) -> None:
         """Forget calls that are not to leave, because of ``error``."""
         if not gathered:
             return
@@ -147,14 +153,16 @@ class defer_batch(Batch):
 
     def asked_about(self, future: EnqueueFuture) -> None:
         """Raise :class:`RuntimeError` where waiting could only wait for itself."""
-        if current() is self:
+        if _innermost() is self:
             raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
 
-    def _leave(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
-        if self.outer is not None and all(self.outer.take(*one) for one in gathered):
+    def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
+        outer = self.outer
+        # A request's batch takes no calls of defer(): these have to be enqueued when their own batch has ended.
+        if outer is not None and outer.takes_plain_calls and all(outer.take(*one) for one in gathered):
             for _, future in gathered:
                 if future is not None:
-                    future.batch = self.outer
+                    future.batch = outer
             return
         from deferred_middleware.enqueue import many
 
@@ -198,7 +206,7 @@ class RequestBatch(Batch):
         """Forget what was gathered."""
         self._drop(self._take_all(), error)
 
-    def _start(self, gathered: list[tuple[Prepared, EnqueueFuture | None]]) -> None:
+    def _start(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         if not gathered:
             return
         from deferred_middleware.enqueue import futures
@@ -208,7 +216,7 @@ class RequestBatch(Batch):
 
 def drop_request(error: BaseException) -> None:
     """Forget what the current request has gathered, because of ``error``, of which its framework makes a page."""
-    batch = current()
+    batch = _innermost()
     while batch is not None and not isinstance(batch, RequestBatch):
         batch = batch.outer
     if batch is not None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from google.appengine.api import taskqueue
 
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
 
 P = ParamSpec("P")
@@ -49,7 +50,7 @@ class TaskFunction(Generic[P, R]):
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """Call the function now."""
 
-        def defer(self, *args: P.args, **kwargs: P.kwargs) -> taskqueue.Task:
+        def defer(self, *args: P.args, **kwargs: P.kwargs) -> EnqueuedTask:
             """Defer a call; see :func:`deferred_middleware.defer`."""
 
         def defer_async(self, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture:
@@ -176,7 +177,7 @@ class _Deferring:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._func(*args, **kwargs)
 
-    def defer(self, *args: Any, **kwargs: Any) -> taskqueue.Task:
+    def defer(self, *args: Any, **kwargs: Any) -> EnqueuedTask:
         """Defer a call."""
         return defer(self._func, *args, **{**self._overrides, **kwargs})
 

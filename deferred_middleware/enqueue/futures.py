@@ -17,21 +17,20 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
-from google.appengine.api import apiproxy_rpc, apiproxy_stub_map
+from google.appengine.api import apiproxy_rpc
 from google.appengine.ext.ndb import eventloop, tasklets
 from google.appengine.runtime import default_api_stub, request_environment
 
-from deferred_middleware.engines import sending
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.enqueue.add import Add, Groups, add
+from deferred_middleware.enqueue.add import Add, AddGroups, add
 from deferred_middleware.enqueue.background import ALARM
 
 if TYPE_CHECKING:
-    from google.appengine.api import taskqueue
-
-    from deferred_middleware.enqueue.prepare import Prepared
+    from deferred_middleware.engines.engine import StartedAdd
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
+    from deferred_middleware.enqueue.prepare import PreparedCall
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,6 +66,9 @@ class Scope:
 
 logger = logging.getLogger("deferred_middleware")
 
+_FIRST_POLL_SECONDS: Final = 0.0005
+_MAX_POLL_SECONDS: Final = 0.01
+
 
 class Gathering(Protocol):
     """A batch of calls that have not left."""
@@ -82,14 +84,13 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
     the SDK's ndb can ``yield`` it, alone or in a list, on each engine.
     """
 
-    def __init__(self, prepared: Prepared, batch: Gathering | None = None) -> None:
+    def __init__(self, prepared: PreparedCall, batch: Gathering | None = None) -> None:
         # Nothing of the ndb Future's own state is used: its result comes from another thread than its event loop's.
         self.prepared = prepared
         self.key = request_end.key_of_request()
-        self._outcome: concurrent.futures.Future[taskqueue.Task] = concurrent.futures.Future()
+        self._outcome: concurrent.futures.Future[EnqueuedTask] = concurrent.futures.Future()
         self._outcome.set_running_or_notify_cancel()  # so that nobody who waits can cancel it for the others
         self._asked = False
-        self._next = None  # ndb keeps its chain of waiting tasklets here
         self.batch = batch
         """The batch that it is in and has not left."""
         if batch is None:
@@ -102,7 +103,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
             request_end.started(self)
 
     @classmethod
-    def decided(cls, prepared: Prepared) -> EnqueueFuture:
+    def decided(cls, prepared: PreparedCall) -> EnqueueFuture:
         """Return the future of a task that is enqueued already."""
         future = cls(prepared)
         future._decide(None)
@@ -113,7 +114,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         """The call's label, ``module/qualname``."""
         return str(self.prepared.call.label)
 
-    def result(self, timeout: float | None = None) -> taskqueue.Task:
+    def result(self, timeout: float | None = None) -> EnqueuedTask:
         """Wait up to ``timeout`` seconds, and return the task; it is enqueued then.
 
         Raises:
@@ -126,7 +127,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         finally:
             self._asked = self._asked or self._outcome.done()
 
-    def get_result(self) -> taskqueue.Task:
+    def get_result(self) -> EnqueuedTask:
         """Wait, and return the task, as the SDK's RPC objects do."""
         return self.result()
 
@@ -148,7 +149,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         """
         self._outcome.add_done_callback(lambda done: callback(self))
 
-    def __await__(self) -> Generator[Any, None, taskqueue.Task]:
+    def __await__(self) -> Generator[Any, None, EnqueuedTask]:
         """Wait in a coroutine, without blocking its event loop."""
         import asyncio
 
@@ -221,10 +222,15 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
     def add_callback(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Let this thread's ndb event loop call ``callback`` when it is decided."""
         self._ask()
-        if self.done():
-            eventloop.queue_call(None, callback, *args, **kwargs)
-        else:
-            eventloop.queue_rpc(_AsRPC(self._outcome), callback, *args, **kwargs)
+
+        def call_when_done(seconds: float) -> None:
+            # Another thread decides, and can't wake the event loop: its timers look again and again.
+            if self.done():
+                eventloop.queue_call(None, callback, *args, **kwargs)
+            else:
+                eventloop.queue_call(seconds, call_when_done, min(2 * seconds, _MAX_POLL_SECONDS))
+
+        call_when_done(_FIRST_POLL_SECONDS)
 
     add_immediate_callback = add_callback
 
@@ -234,31 +240,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         return f"<EnqueueFuture {self.label} queue={self.prepared.queue!r} {state}; .result() waits for it>"
 
 
-class _AsRPC(apiproxy_stub_map.UserRPC):  # type: ignore[misc] # the SDK has no types
-    """An RPC as ndb's event loop waits for: only its future and its state are asked for."""
-
-    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
-        self._awaited = future
-        # What UserRPC.wait_any looks at (SDK: apiproxy_stub_map.py) is the state and the Wait of a lower RPC.
-        self._UserRPC__rpc = self
-        self._UserRPC__service = "taskqueue"
-
-    @property
-    def future(self) -> concurrent.futures.Future[Any]:
-        """The future that is done when the RPC is."""
-        return self._awaited
-
-    @property
-    def state(self) -> int:
-        """RUNNING or FINISHING."""
-        return int(apiproxy_rpc.RPC.FINISHING if self._awaited.done() else apiproxy_rpc.RPC.RUNNING)
-
-    def Wait(self) -> None:
-        """Wait for it."""
-        concurrent.futures.wait([self._awaited])
-
-
-def start(prepared: Prepared) -> EnqueueFuture:
+def start(prepared: PreparedCall) -> EnqueueFuture:
     """Start to add one task; one of a transaction is added when this returns, or :class:`EnqueueError` is raised."""
     if prepared.transactional:
         add(prepared)
@@ -268,9 +250,9 @@ def start(prepared: Prepared) -> EnqueueFuture:
     return future
 
 
-def start_many(several: Iterable[tuple[Prepared, EnqueueFuture]]) -> None:
+def start_many(several: Iterable[tuple[PreparedCall, EnqueueFuture]]) -> None:
     """Start to add several tasks, in as few RPCs as may be; their futures are told."""
-    groups: Groups[EnqueueFuture] = Groups()
+    groups: AddGroups[EnqueueFuture] = AddGroups()
     full = [group for prepared, future in several for group in groups.add(prepared, future)]
     for group in [*full, *groups.rest()]:
         for future in group.tags:
@@ -288,16 +270,16 @@ def run(adding: Add, when_done: Callable[[Add], object]) -> None:
     scope = Scope()
 
     def attempt() -> None:
-        rpc = adding.start()
-        future = sending.future_of(rpc)
+        started = adding.start()
+        future = None if started is None else started.future
         if future is None:
-            answered(rpc)
+            read_answer(started)
         else:
-            future.add_done_callback(lambda _: scope.run(answered, rpc))
+            future.add_done_callback(lambda _: scope.run(read_answer, started))
 
-    def answered(rpc: Any) -> None:
+    def read_answer(started: StartedAdd | None) -> None:
         try:
-            delay = adding.finish(rpc)
+            delay = adding.finish(started)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not leave somebody waiting for ever
             adding.fail_all(error)
             delay = None

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.options import NO_OPTIONS, Options
 from deferred_middleware.enqueue import add as adding
-from deferred_middleware.enqueue import futures, plans
-from deferred_middleware.enqueue.add import Add, Group, Groups
-from deferred_middleware.enqueue.prepare import Prepared, prepare
+from deferred_middleware.enqueue import futures
+from deferred_middleware.enqueue.add import Add, AddGroup, AddGroups
+from deferred_middleware.enqueue.prepare import PreparedCall, enqueue_context, prepare
 from deferred_middleware.enqueue.report import EnqueueReport
 from deferred_middleware.errors.sdk import NotAllEnqueuedError
 
@@ -92,12 +92,12 @@ class Stream:
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress
-        self._surroundings = plans.surroundings()
-        self._groups: Groups[int] = Groups()
+        self._context = enqueue_context()
+        self._groups: AddGroups[int] = AddGroups()
         self._futures: dict[int, EnqueueFuture] = {}
         """Who is to be told what becomes of a call."""
         self._under_way = 0
-        self._done: queue.SimpleQueue[tuple[Group[int], Add]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[AddGroup[int], Add]] = queue.SimpleQueue()
 
     def take_call(self, call: Call, change: Callable[[Call], Call] | None = None) -> None:
         """Prepare a call and take it; what is wrong with it is reported."""
@@ -105,7 +105,7 @@ class Stream:
         try:
             if not isinstance(call, Call):
                 raise TypeError(f"defer_many takes calls, such as call(func, argument), not {call!r:.200}")
-            prepared = prepare(change(call) if change else call, None, self._surroundings)
+            prepared = prepare(change(call) if change else call, None, self._context)
             if prepared.transactional:
                 adding.add(prepared)
                 self.report._succeed([index])
@@ -116,7 +116,7 @@ class Stream:
         for group in self._groups.add(prepared, index):
             self._send(group)
 
-    def take(self, prepared: Prepared, future: EnqueueFuture | None) -> None:
+    def take(self, prepared: PreparedCall, future: EnqueueFuture | None) -> None:
         """Take a prepared call; ``future`` is told what becomes of it."""
         index = self.report._next()
         if future is not None:
@@ -134,7 +134,7 @@ class Stream:
         while self._under_way:
             self._collect()
 
-    def _send(self, group: Group[int]) -> None:
+    def _send(self, group: AddGroup[int]) -> None:
         while self._under_way >= self._parallel:
             self._collect()
         self._under_way += 1
@@ -158,7 +158,7 @@ class Stream:
         if self._progress is not None:
             self._progress(self.report)
 
-    def _report_each(self, group: Group[int], add: Add) -> None:
+    def _report_each(self, group: AddGroup[int], add: Add) -> None:
         for place, index in enumerate(group.tags):
             error = add.errors.get(place)
             if error is None:

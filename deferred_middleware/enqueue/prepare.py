@@ -1,156 +1,315 @@
-"""Turn a call into the SDK's task: the one place where that is done, for every way of enqueueing.
+"""From a call to the message that an engine takes: queue, target, URL, payload, headers, signature.
 
-The steps have an order: where it goes, its bytes, its headers, the task, and what of the task can be checked before the
-queue is asked. Importing this module imports the SDK.
+Every way to enqueue comes through :func:`prepare`. What similar calls have in common is worked out once and kept, see
+:class:`CallTemplate`. Importing this module imports the SDK.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import hashlib
+import os
+import random
+import sys
+import time
+import types
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.calls import allowlist, payload
-from deferred_middleware.calls.options import warn
-from deferred_middleware.engines import cloudtasks, moulds, transactions
-from deferred_middleware.enqueue import plans, routing
-from deferred_middleware.errors import sdk
-from deferred_middleware.wire import overflow, protocol, randomness
+from deferred_middleware.calls import allowlist, headers, payload, redaction
+from deferred_middleware.calls.options import NO_OPTIONS, warn
+from deferred_middleware.config.process import current_process
+from deferred_middleware.engines import transactions
+from deferred_middleware.engines.current import engine_and_context
+from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
+from deferred_middleware.errors import OptionError, sdk
+from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
 
 if TYPE_CHECKING:
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.calls.call import Call
+    from deferred_middleware.config.hooks import Hooks
+    from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
-    from deferred_middleware.enqueue.plans import Plan, Surroundings
+    from deferred_middleware.engines.engine import Engine, TaskTemplate
     from deferred_middleware.errors.sdk import EnqueueError
+    from deferred_middleware.wire.signature import Signer
+
+MAX_TEMPLATES: Final = 1000
+"""How many templates are kept; beyond that, all are forgotten."""
+_OPENTELEMETRY: Final = "opentelemetry.trace"
 
 
-# Neither frozen nor keyword-only, as other values are: to make such a one takes three times as long, and each call
-# has one.
+@dataclasses.dataclass(frozen=True, slots=True)
+class EnqueueContext:
+    """What a task takes from where it is enqueued."""
+
+    settings: Settings
+    deployment: Deployment
+    hooks: Hooks
+    engine: Engine
+    engine_context: Hashable | None
+    """See :meth:`~deferred_middleware.engines.engine.Engine.context`."""
+
+
+def enqueue_context() -> EnqueueContext:
+    """Return the current context. Raises :class:`~deferred_middleware.errors.LocationError`."""
+    settings, deployment, hooks = current_process()
+    engine, engine_context = engine_and_context()
+    return EnqueueContext(settings, deployment, hooks, engine, engine_context)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class CallTemplate:
+    """How to make the messages of similar calls: same callable, options and context."""
+
+    template: TaskTemplate
+    signer: Signer | None
+    overhead_bytes: int
+    """The size of a task without its body."""
+
+    def message(self, name: str | None, body: bytes, eta_posix: float | None, nonce: str) -> TaskMessage:
+        """Return a message; it may turn out too large. ``nonce`` is 24 random hexadecimal digits."""
+        now = time.time()
+        signed = None if self.signer is None else self.signer.sign(name, body, eta_posix or 0.0, now, nonce)
+        return TaskMessage(self.template, name, body, now if eta_posix is None else round(eta_posix, 6), signed)
+
+
+# Not frozen and not keyword-only: that would triple the time to make one, and each call has one.
 @dataclasses.dataclass(slots=True)
-class Prepared:
+class PreparedCall:
     """A call that is ready to be added to its queue."""
 
     call: Call
-    queue: str
-    draft: moulds.Draft
-    tried_seconds: float
+    message: TaskMessage
+    engine: Engine
+    retry_seconds: float
     """How long the add is tried; 0 is a single attempt."""
     named_by_us: bool
-    """Whether the task's name was generated here, so that it can't be another task's."""
-    transaction: Any | None
-    """The datastore connection of the transaction that it is added in, if any; see :mod:`.transactions`."""
+    """Whether the task's name was generated here, so that no other task can have it."""
+    transactional: bool
+    """Whether the task is added to the current transaction."""
     overflowed: overflow.Overflowed | None
     """Its payload, if that does not fit in the task; to be stored before the task is added."""
+    hooks: Hooks
+    name: str | None
+    """The task's name; None until the queue has chosen it."""
+    was_enqueued: bool = False
+    """Whether the queue has accepted the task."""
 
     @property
-    def task(self) -> taskqueue.Task:
-        """The SDK's task."""
-        return self.draft.task
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.message.template.queue
+
+    @property
+    def task(self) -> EnqueuedTask:
+        """The task, for the caller."""
+        return EnqueuedTask(self.message, self.transactional, self)
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on its way: the task, and its payload if that overflowed."""
+        """The size of the task, and of its payload if that overflowed."""
         overflowed = self.overflowed
-        return self.draft.size_bytes if overflowed is None else self.draft.size_bytes + overflowed.reference.size
-
-    @property
-    def transactional(self) -> bool:
-        """Whether it is added when the surrounding transaction commits."""
-        return self.transaction is not None
+        return self.message.size_bytes if overflowed is None else self.message.size_bytes + overflowed.reference.size
 
 
-def prepare(call: Call, content: bytes | None = None, surroundings: Surroundings | None = None) -> Prepared:
+def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | None = None) -> PreparedCall:
     """Return what is to be added for ``call``; nothing is sent yet.
 
-    ``content`` is its payload, where there is one already, and ``surroundings`` where it is enqueued, where that was
-    found out already.
+    ``body`` is its payload, if there is one already; ``context`` is where it is enqueued, if that is known already.
 
     Raises:
         CallError: the callable or an argument can't be pickled.
         OptionError: an option can't be used here.
-        EnqueueError: it is known not to be taken: :class:`TaskTooLargeError`, :class:`TargetError`, or what the SDK
-            finds wrong; :class:`NoEngineError` where nothing answers the SDK.
+        EnqueueError: it is known not to be accepted: :class:`TaskTooLargeError`, :class:`TargetError`, or what the
+            engine finds wrong; :class:`NoEngineError` if there is no engine.
         SecretKeyMissingError: signatures are required, and there is no key.
     """
-    around = surroundings or plans.surroundings()
-    settings, options = around.settings, call.options
-    queue = routing.queue_for(call, settings)
-    plan = plans.plan_for(call, queue, around)
-    body = content
+    context = context or enqueue_context()
+    settings, options, engine = context.settings, call.options, context.engine
+    queue = queue_for(call, settings)
+    template = _template_for(call, queue, context)
     if body is None:
         body = payload.dumps(call, settings.pickle_protocol)
         if settings.allowed_callables or len(body) > settings.max_payload_bytes:
             _check_body(call, queue, body, settings)
-    if not around.has_engine:
-        raise _no_engine(call, queue)
-    transaction = transactions.of_call(call, queue) if options.transactional else None
-    # In a transaction a task can't be named, so that an attempt can't be repeated there.
-    tried_seconds = settings.enqueue_seconds if transaction is None else 0.0
-    named_by_us = options.name is None and tried_seconds > 0
+    transactional = options.transactional is not False and transactions.is_wanted(call, queue)
+    # In a transaction a task can't have a name, so that an attempt can't be repeated there.
+    retry_seconds = 0.0 if transactional else settings.enqueue_seconds
+    named_by_us = options.name is None and retry_seconds > 0
     # 128 random bits, evenly spread, as the platform advises for names.
-    digits = randomness.hex32()
+    digits = os.urandom(16).hex()
     name = digits if named_by_us else options.name
-    nonce = digits[:24]
-    limit_bytes = _limit_on_cloud_tasks(call) if around.on_cloud_tasks else protocol.MAX_PUSH_TASK_BYTES
-    overflowed = None
+    message, overflowed = template.message(name, body, options.eta_posix, digits[:24]), None
+    if template.overhead_bytes + len(body) > engine.max_task_bytes:
+        message, overflowed = _smaller(call, message, template, transactional, engine.max_task_bytes)
+    return PreparedCall(
+        call, message, engine, retry_seconds, named_by_us, transactional, overflowed, context.hooks, name
+    )
+
+
+_templates: dict[Hashable, CallTemplate] = {}
+_templates_for: tuple[Any, ...] = ()
+"""The settings, deployment and engine that the templates are for."""
+
+
+def _template_for(call: Call, queue: str, context: EnqueueContext) -> CallTemplate:
+    """Return the template for ``call``, a kept one if possible. Raises what is wrong whatever the arguments are."""
+    global _templates, _templates_for
+    trace = tracing.headers() if _OPENTELEMETRY in sys.modules else {}
+    key = None if trace or context.engine_context is None else _key_of(call, queue, context)
+    if key is None:
+        return _new_template(call, queue, context, trace)
+    made_for = (context.settings, context.deployment, context.engine)
+    templates = _templates
+    if any(old is not new for old, new in zip(_templates_for, made_for, strict=False)) or not _templates_for:
+        templates, _templates_for = {}, made_for
+        _templates = templates
+    template = templates.get(key)
+    if template is None:
+        if len(templates) >= MAX_TEMPLATES:
+            templates.clear()
+        template = templates[key] = _new_template(call, queue, context, trace)
+    return template
+
+
+def _key_of(call: Call, queue: str, context: EnqueueContext) -> Hashable | None:
+    """Return what distinguishes the call's template from others, or None if it would serve this call only."""
+    options, func = call.options, call.func
+    differing: tuple[Any, ...] = ()
+    if options is not NO_OPTIONS:
+        if options.name is not None or options.headers:
+            return None
+        retry = options.retry_options
+        differing = (
+            options.target,
+            options.url,
+            options.deadline_seconds,
+            options.max_attempts,
+            options.earlier_attempts,
+            None if retry is None else headers.parameters_of(retry),
+        )
+    if type(func) is types.FunctionType:  # its label, in less time
+        label: tuple[str, str] = (func.__module__, func.__qualname__)
+        redacts = bool(func.__dict__) and bool(redaction.redacted_by(func))
+    else:
+        label = call.label
+        redacts = bool(redaction.redacted_by(func))
+    return (*label, redacts, queue, differing, context.engine_context)
+
+
+def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[str, str]) -> CallTemplate:
+    settings, engine, options = context.settings, context.engine, call.options
+    if not engine.is_available():
+        raise _no_engine(call, queue)
+    for problem in engine.unsupported(options):
+        warn(problem)
+    path = url_for(call, settings)
+    sent = {
+        "Content-Type": protocol.CONTENT_TYPE,
+        **headers.headers_of(options),
+        protocol.NAMESPACE_HEADER: namespace.header_value(),
+    }
+    if redaction.redacted_by(call.func):
+        sent[protocol.REDACTED_HEADER] = "1"
+    sent |= trace
+    signer = headers.signer_for(options, settings, context.deployment, queue=queue, url=path, headers=sent)
+    target = target_for(call, settings, context.deployment)
     try:
-        draft = plan.draft(name, body, options.eta_posix, nonce)
-        if draft.size_bytes > limit_bytes:
-            draft, overflowed = _smaller(call, queue, plan, name, nonce, body, transaction, limit_bytes)
-    except sdk.EnqueueError:
-        raise
+        template = engine.template(
+            queue=queue,
+            path=path,
+            headers=sent,
+            signed=signer is not None,
+            target=target,
+            retry_options=options.retry_options,
+            deadline_seconds=options.deadline_seconds,
+        )
+    except TargetUnknownError as error:
+        raise _target_unknown(call, queue, target) from error
     except Exception as error:
         raise sdk.explain(error, call.label, queue, options.name) from error
-    if plan.target_is_lost:
-        raise _target_is_lost(call, queue, plan.target)
-    return Prepared(call, queue, draft, tried_seconds, named_by_us, transaction, overflowed)
+    return CallTemplate(template, signer, template.overhead_bytes + (signature.LENGTH if signer is not None else 0))
+
+
+def queue_for(call: Call, settings: Settings) -> str:
+    """Return the queue for ``call``: one of its own or of the default ones.
+
+    An unnamed call goes to one of them at random. A named call always goes to the same one, by a hash of its name that
+    does not change between processes, because a task's name is unique in its queue only.
+    """
+    queues = call.options.queues or settings.default_queues
+    if len(queues) == 1:
+        return queues[0]
+    if call.options.name is None:
+        return random.choice(queues)
+    # Sorted, so that another order in the list of queues moves no name.
+    ordered = sorted(set(queues))
+    digest = hashlib.sha256(call.options.name.encode()).digest()
+    return ordered[int.from_bytes(digest[:8], "big") % len(ordered)]
+
+
+def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | None:
+    """Return the target, or None where the process doesn't know its own service and version.
+
+    A ``_target`` is sent as it is given; one label is the default version of that service. Without ``_target`` a call
+    stays in the service that enqueues it, or goes from the default service to the background module, at the same
+    version.
+    """
+    if call.options.target is not None:
+        return call.options.target
+    service = deployment.service
+    if settings.background_module and service == "default":
+        service = settings.background_module
+    if service is None or deployment.version is None:
+        return None
+    return f"{deployment.version}.{service}"
+
+
+def url_for(call: Call, settings: Settings) -> str:
+    """Return the path that the task is posted to: its ``_url``, or the prefix with the call's label."""
+    if call.options.url is None:
+        return f"{settings.url_prefix}/{call.label.path}"
+    if f"{call.options.url}/".startswith(f"{settings.url_prefix}/"):
+        raise OptionError(
+            "_url",
+            call.options.url,
+            f"under {settings.url_prefix} a URL names the call it runs. Leave _url out, or choose a path elsewhere.",
+        )
+    return call.options.url
 
 
 def _smaller(
-    call: Call,
-    queue: str,
-    plan: Plan,
-    name: str | None,
-    nonce: str,
-    body: bytes,
-    transaction: Any | None,
-    limit_bytes: int,
-) -> tuple[moulds.Draft, overflow.Overflowed | None]:
-    """Return a task that fits: with its payload compressed, or with a reference to a payload that is kept elsewhere."""
-    for form in overflow.forms(body):
-        draft = plan.draft(name, form, call.options.eta_posix, nonce)
-        if draft.size_bytes <= limit_bytes:
-            return draft, None
-    whole_bytes = draft.size_bytes
-    overflowed = overflow.Overflowed(form, call.options.eta_posix, transaction)
-    draft = plan.draft(name, bytes(overflowed.reference), call.options.eta_posix, nonce)
-    if draft.size_bytes > limit_bytes or not overflow.is_available():
-        raise _too_large(call, queue, len(form), max(whole_bytes, draft.size_bytes), limit_bytes)
-    return draft, overflowed
-
-
-def _limit_on_cloud_tasks(call: Call) -> int:
-    """Return how large a task may be on Cloud Tasks; warn of what that can't do of what the call asks for."""
-    cloudtasks.adopt()
-    cloudtasks.check_location()
-    for problem in cloudtasks.unsupported(call.options):
-        warn(problem)
-    return cloudtasks.MAX_TASK_BYTES
+    call: Call, message: TaskMessage, template: CallTemplate, transactional: bool, limit_bytes: int
+) -> tuple[TaskMessage, overflow.Overflowed | None]:
+    """Return a message that fits: with its payload compressed, or with a reference to a payload in the datastore."""
+    whole_bytes, eta_posix = message.size_bytes, call.options.eta_posix
+    form = message.body
+    for form in overflow.forms(message.body):
+        message = template.message(message.name, form, eta_posix, os.urandom(12).hex())
+        if message.size_bytes <= limit_bytes:
+            return message, None
+    whole_bytes = message.size_bytes
+    overflowed = overflow.Overflowed(form, eta_posix, transactional=transactional)
+    message = template.message(message.name, bytes(overflowed.reference), eta_posix, os.urandom(12).hex())
+    if message.size_bytes > limit_bytes or not entities.is_available():
+        raise _too_large(call, message.queue, len(form), max(whole_bytes, message.size_bytes), limit_bytes)
+    return message, overflowed
 
 
 def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_bytes: int) -> EnqueueError:
     """Return the error for a task that is too large, and whose payload can't be kept elsewhere."""
     what = f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in)"
-    if overflow.is_available():
+    if entities.is_available():
         what = "the task, with its payload in the datastore,"
     return sdk.TaskTooLargeError(call.label, queue, call.options.name, task_bytes, limit_bytes, what)
 
 
 def _check_body(call: Call, queue: str, body: bytes, settings: Settings) -> None:
-    """Check the payload, which may be too large for a task but not for us."""
+    """Check a payload that may be too large for us, though not for a task, and its callable."""
     if settings.allowed_callables:
-        # The very checks that the task has to pass.
+        # The very checks that the task has to pass when it runs.
         allowlist.check_payload(body, settings.allowed_callables, legacy=False)
         allowlist.check_callable(call.func, settings.allowed_callables)
     if len(body) > settings.max_payload_bytes:
@@ -176,8 +335,8 @@ def _no_engine(call: Call, queue: str) -> EnqueueError:
     )
 
 
-def _target_is_lost(call: Call, queue: str, target: str | None) -> EnqueueError:
-    """Return the error for a target that the SDK dropped: the task would run in another service."""
+def _target_unknown(call: Call, queue: str, target: str | None) -> EnqueueError:
+    """Return the error for a target that can't be addressed: the task would run in another service."""
     return sdk.TargetError(
         call.label,
         queue,

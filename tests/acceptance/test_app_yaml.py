@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from running import TELL, Recorder, Serve
+
+from tests.support.running import TELL, Recorder, Serve
 
 APP = (
     TELL

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from google.appengine.ext.remote_api import remote_api_bytes_pb2
-from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 # POST /defer/<function>, with the options of defer() as JSON, defers a function of the module "chores".
 MAIN = """

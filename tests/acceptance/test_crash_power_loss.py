@@ -15,16 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from powerloss.disk import SURVIVALS, Disk, read_log
-from powerloss.promises import Promises
-from powerloss.workload import NOTES, STORE
-from running import PACKAGE_PARENT, WAIT_SECONDS
+
+from tests.support.powerloss.disk import SURVIVALS, Disk, read_log
+from tests.support.powerloss.promises import Promises
+from tests.support.powerloss.workload import NOTES, STORE
+from tests.support.repository import ROOT
+from tests.support.running import WAIT_SECONDS
 
 CRASH_POINTS = 5000 if os.environ.get("DEFERRED_SOAK") else 500
 # So many are enough to show that a lower "synchronous" is seen.
 LOWERED_CRASH_POINTS = 50
 
-HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 
@@ -36,7 +37,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.fail("The power-loss test needs a C compiler: apt-get install gcc libc6-dev (or the like).")
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = HERE / "powerloss" / "shim.c"
+    source = ROOT / "tests/support/powerloss/shim.c"
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-lpthread"]
     compiled = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert compiled.returncode == 0, compiled.stderr
@@ -50,12 +51,12 @@ def record(shim: Path, tmp_path: Path, *arguments: str) -> Path:
     log = tmp_path / "log"
     environ = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, str(HERE)]),
+        "PYTHONPATH": str(ROOT),
         "LD_PRELOAD": str(shim),
         "POWERLOSS_DIRECTORY": str(directory),
         "POWERLOSS_LOG": str(log),
     }
-    command = [sys.executable, "-m", "powerloss.workload", str(directory), *arguments]
+    command = [sys.executable, "-m", "tests.support.powerloss.workload", str(directory), *arguments]
     ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=4 * WAIT_SECONDS)
     assert ended.returncode == 0, ended.stderr
     return log

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import WAIT_SECONDS, Serve, Server
+
+from tests.support.running import WAIT_SECONDS, Serve, Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

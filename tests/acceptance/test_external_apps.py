@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from elsewhere import Gunicorn, free_port
-from running import PACKAGE_PARENT, TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+from tests.support.elsewhere import Gunicorn, free_port
+from tests.support.repository import ROOT
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 FILES = {
     "main.py": """
@@ -196,7 +198,7 @@ def test_commands_reach_the_server_with_the_variables(serve: Serve, recorder: Re
 
     def command(*words: str) -> str:
         line = f". .deferred/background.env && {shlex.join([sys.executable, '-m', 'deferred_middleware', *words])}"
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": PACKAGE_PARENT}
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         return subprocess.run(
             ["sh", "-c", line], cwd=server.directory, env=environ, check=True, text=True, stdout=subprocess.PIPE
         ).stdout

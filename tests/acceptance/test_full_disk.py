@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killing.found import look
-from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+from tests.support.killing.found import look
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 APP = (
     TELL

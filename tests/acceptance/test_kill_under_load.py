@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killing.found import look
-from killing.load import Adder, App, Events
-from running import PACKAGE_PARENT, WAIT_SECONDS, Serve, await_end
+
+from tests.support.killing.found import look
+from tests.support.killing.load import Adder, App, Events
+from tests.support.repository import ROOT
+from tests.support.running import WAIT_SECONDS, Serve, await_end
 
 SOAK = bool(os.environ.get("DEFERRED_SOAK"))
 # So many kills are survived by one store; then another begins, because each kill is followed by a look at all of it.
@@ -26,8 +28,6 @@ KILLS = 20
 ROUNDS = 50 if SOAK else 3
 ADDERS = 3
 MOST_EVENTS = 120
-
-HERE = Path(__file__).parent
 
 
 class Killed:
@@ -37,8 +37,15 @@ class Killed:
         self.data_dir = directory / ".deferred"
         self._ready_file = directory / "ready.json"
         self._log = directory / "server.log"
-        command = [sys.executable, "-m", "killing.forkserver", "serve", f"--ready-file={self._ready_file}", *arguments]
-        environ = {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, str(HERE)])}
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.killing.forkserver",
+            "serve",
+            f"--ready-file={self._ready_file}",
+            *arguments,
+        ]
+        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self._log.open("wb") as log:
             self._forks = subprocess.Popen(
                 command,
@@ -105,7 +112,7 @@ def seeded(seed: int) -> Iterator[random.Random]:
 def drain(directory: Path) -> None:
     """Wait until everything has been run, as a person does."""
     command = [sys.executable, "-m", "deferred_middleware", "drain", "--timeout=120"]
-    environ = {**os.environ, "PYTHONPATH": PACKAGE_PARENT}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     drained = subprocess.run(
         command, cwd=directory, env=environ, capture_output=True, text=True, timeout=4 * WAIT_SECONDS
     )

@@ -6,7 +6,8 @@ import json
 import time
 
 import pytest
-from running import WAIT_SECONDS, Serve, Server
+
+from tests.support.running import WAIT_SECONDS, Serve, Server
 
 APP = """
 import os

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from running import TELL, Recorder, Serve, Server
+
+from tests.support.running import TELL, Recorder, Serve, Server
 
 APP = (
     TELL

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from elsewhere import Gunicorn, free_port
-from running import TELL, WAIT_SECONDS, Recorder, Serve, Server
+
+from tests.support.elsewhere import Gunicorn, free_port
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 MAIN = """
 import json

@@ -10,7 +10,8 @@ import socket
 import time
 
 import pytest
-from running import TELL, Recorder, Serve, await_end
+
+from tests.support.running import TELL, Recorder, Serve, await_end
 
 APP = (
     TELL

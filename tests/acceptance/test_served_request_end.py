@@ -6,7 +6,7 @@ import http.client
 import threading
 from typing import Any
 
-from running import TELL, Recorder, Serve, Server
+from tests.support.running import TELL, Recorder, Serve, Server
 
 MAIN = (
     TELL

@@ -6,7 +6,8 @@ import http.client
 import os
 
 import pytest
-from running import TELL, Recorder, Serve, Server, await_end
+
+from tests.support.running import TELL, Recorder, Serve, Server, await_end
 
 MAIN = (
     TELL

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engines.apps import ENGINES, App, running_on
+
+from tests.support.engines.apps import ENGINES, App, running_on
 
 # Of the app, which can't be imported here: it is for a process of its own.
 WAYS = ("result", "get_result", "await", "yield", "callback", "forget")
@@ -70,7 +71,7 @@ def test_a_failure_that_nobody_waits_for_is_logged(app: App, mark: str) -> None:
 
     logged = app.told_of(mark)
     assert logged["level"] == "ERROR"
-    assert logged["args"][0].startswith("engines.app/record was not enqueued")
+    assert logged["args"][0].startswith("tests.support.engines.app/record was not enqueued")
 
 
 def test_many_calls_run(app: App, mark: str) -> None:
@@ -146,7 +147,7 @@ def test_a_coalesced_failure_is_logged(coalescing: App, mark: str) -> None:
 
     logged = coalescing.told_of(mark)
     assert logged["level"] == "ERROR"
-    assert logged["args"][0].startswith("engines.app/record was not enqueued")
+    assert logged["args"][0].startswith("tests.support.engines.app/record was not enqueued")
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
@@ -170,7 +171,7 @@ def test_the_last_attempt_is_a_dead_letter(app: App, mark: str) -> None:
     first, second, logged = (*told(app, mark, 2), _logged_of(app, mark))
     assert [first["args"][3], second["args"][3]] == [1, 2]
     assert second["is_last_attempt"] is True
-    assert "engines.app/retry_later" in logged["args"][0]
+    assert "tests.support.engines.app/retry_later" in logged["args"][0]
     app.defer("record", f"{mark} after")
     assert app.told_of(mark)["args"] == [f"{mark} after"]
 

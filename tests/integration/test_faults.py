@@ -5,35 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-import faults
 import pytest
-import sample
-from faults import Closed, Fault, FaultyServer, Results, Silent
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import default_api_stub
-from queue_answers import each_answer, each_that_passes, sdk_type
-from timed_adds import Clock, add
 
 from deferred_middleware import DeferredError, EnqueueError, Settings, call, defer, defer_async, defer_many
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import answers
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.enqueue import prepare
 from deferred_middleware.enqueue.add import Timing
+from tests.support import faults, sample
+from tests.support.faults import Closed, Fault, FaultyServer, Results, Silent
+from tests.support.queue_answers import each_answer, each_that_passes, sdk_type
+from tests.support.timed_adds import Clock, add
 
 
-@pytest.fixture(params=["the SDK's message", "a copied message"])
-def server(request: pytest.FixtureRequest) -> Iterator[FaultyServer]:
-    """A server to fail, for an add whose message the SDK makes, and for one whose message is copied from another."""
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    """A server to fail."""
     server = FaultyServer()
     install_settings(Settings(enqueue_seconds=0.5))
     with faults.connected(server):
-        if request.param == "a copied message":
-            drafts = [prepare.prepare(call(sample.note)).draft for _ in range(3)]
-            assert drafts[-1].fill(taskqueue_pb.TaskQueueAddRequest())
         yield server
     server.close()
 
@@ -69,7 +65,7 @@ def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer
     error = caught.value
     assert isinstance(error, DeferredError)
     assert isinstance(error, sdk_type(answer))
-    assert str(error).startswith("sample/note was not enqueued to queue 'default': ")
+    assert str(error).startswith("tests.support.sample/note was not enqueued to queue 'default': ")
     assert error.maybe_enqueued is answer.maybe_enqueued
     assert ("may have the task" in str(error)) is answer.maybe_enqueued
     assert (len(server.attempts) > 1) is answer.retried
@@ -111,7 +107,7 @@ def test_a_report_of_many(
 ) -> None:
     """Of many calls none is reported as enqueued that the server doesn't have, and none is there twice."""
     # In real time, where the server is silent.
-    monkeypatch.setattr(attempts, "LONGEST_RPC_SECONDS", 0.1)
+    monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.1)
     monkeypatch.setattr(default_api_stub, "DEADLINE_DELTA_SECONDS", 0.1)
     install_settings(Settings(enqueue_seconds=30))
     server.fail(fault, None)
@@ -159,7 +155,7 @@ def test_an_attempt_leaves_time_for_others(server: FaultyServer, monkeypatch: py
     # In real time, of which the SDK takes a second more than it is given.
     install_settings(Settings(enqueue_seconds=30))
     server.fail(Silent(), None)
-    monkeypatch.setattr(attempts, "LONGEST_RPC_SECONDS", 0.1)
+    monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.1)
 
     assert defer(sample.note).was_enqueued
     assert len(server.attempts) == 2

@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 import pytest
-import sample
-from corpus import (
+
+from tests.support import sample
+from tests.support.corpus import (
     BAD_SIGNATURES,
     IRRELEVANT,
     METHODS,
@@ -24,7 +25,7 @@ from corpus import (
     legitimate,
     request,
 )
-from watching import watch
+from tests.support.watching import watch
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import sample
-from delivering import Response, request, task_environ
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from watching import KEY, NAME, QUEUE, SIGNATURE, USER_IP, Signed, middleware, watch
 
 from deferred_middleware import call
 from deferred_middleware.calls import payload
 from deferred_middleware.execution.middleware import DeferredMiddleware
 from deferred_middleware.wire import protocol
+from tests.support import sample
+from tests.support.delivering import Response, request, task_environ
+from tests.support.watching import KEY, NAME, QUEUE, SIGNATURE, USER_IP, Signed, middleware, watch
 
 NOW = time.time()
 SECRET = "a secret of the payload"
@@ -136,7 +136,14 @@ bodies = st.binary(max_size=80) | st.sampled_from(
     ]
 )
 paths = st.text(st.characters(max_codepoint=0x170), max_size=12) | st.sampled_from(
-    ["", "/", "/_cb/deferred/", "/_cb/deferred/sample/pair", "/_cb/deferred/sample/note/", "//_cb/deferred/sample/note"]
+    [
+        "",
+        "/",
+        "/_cb/deferred/",
+        "/_cb/deferred/tests.support.sample/pair",
+        "/_cb/deferred/tests.support.sample/note/",
+        "//_cb/deferred/tests.support.sample/note",
+    ]
 )
 methods = st.sampled_from(["GET", "HEAD", "PUT", "post", "POST ", "", "DELETE"])
 lengths = st.integers(-2, 2 * len(BODY)).map(str) | st.sampled_from(["9" * 30, "", " 1", "1,1", "0x10", "²", "1e3"])
@@ -188,7 +195,7 @@ def is_still_the_task(place: str, environ: Environ) -> bool:
     name = environ.get(NAME, "")
     return (
         (environ["REQUEST_METHOD"], environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"])
-        == ("POST", "", "/_cb/deferred/sample/note", "")
+        == ("POST", "", "/_cb/deferred/tests.support.sample/note", "")
         and (name == "task1" if place == "elsewhere, with its name" else bool(name) and "," not in name)
         and environ.get(QUEUE) == "default"
         and environ.get(USER_IP, "0.1.0.2") == "0.1.0.2"

@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-UNIT = Path(__file__).parents[1] / "unit"
+from tests.support.repository import ROOT
+
 CALLS = 1_000_000 if os.environ.get("DEFERRED_SOAK") else 60_000
 # For fewer calls less, so that a report or a queue that grows by half a kilobyte a call is found.
 LIMIT_BYTES = 100 << 20 if CALLS == 1_000_000 else 30 << 20
 
 PROGRAM = """
 import json, sys
-import sample
-from answering import Engine
+from tests.support.repository import ROOT
+from tests.support import sample
+from tests.support.answering import Engine
 from google.appengine.api import apiproxy_stub_map
 from google.appengine.ext import testbed
 from deferred_middleware import call, defer_many
@@ -54,7 +55,7 @@ def test_defer_many_takes_no_more_memory_for_more_calls() -> None:
     """The calls are not kept: a million (with DEFERRED_SOAK) stay under 100 MB above the start, 60,000 under 30 MB."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(CALLS)],
-        env={**os.environ, "PYTHONPATH": str(UNIT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=900,

@@ -7,22 +7,21 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import faults
 import pytest
-import sample
-from faults import Fault, FaultyServer
 from google.appengine.api import apiproxy_stub_map, datastore
 from google.appengine.runtime import apiproxy_errors, default_api_stub
-from queue_answers import each_answer, each_that_passes
-from timed_adds import Clock, add
 
 from deferred_middleware import EnqueueError, Settings, call, defer_many
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.wire import overflow, protocol
 from deferred_middleware.wire.overflow import Reference, sweep
+from tests.support import faults, sample
+from tests.support.faults import Fault, FaultyServer
+from tests.support.queue_answers import each_answer, each_that_passes
+from tests.support.timed_adds import Clock, add
 
 # More than compression makes fit into a task, for it is of random bytes, and two chunks.
 LARGE_BYTES = 1_200_000
@@ -120,7 +119,7 @@ def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answe
 @each_answer
 def test_many(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, fault: Fault, added: bool) -> None:
     """Of many calls each that is there has its payload, and of the others only those that may be there do."""
-    monkeypatch.setattr(attempts, "LONGEST_RPC_SECONDS", 0.2)
+    monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.2)
     install_settings(Settings(enqueue_seconds=30))
     server.fail(fault, None)
     contents = [os.urandom(LARGE_BYTES) for _ in range(2)]

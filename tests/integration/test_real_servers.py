@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from corpus import (
+
+from tests.support.corpus import (
     BAD_SIGNATURES,
     BODY,
     METHODS,
@@ -26,11 +27,11 @@ from corpus import (
     signature_of,
     spellings,
 )
-from serving import COMMANDS, FOLDING, OLD_GUNICORN, RunningServer, host_of
-from watching import KEY, NAME, QUEUE, USER_IP
+from tests.support.serving import COMMANDS, FOLDING, OLD_GUNICORN, RunningServer, host_of
+from tests.support.watching import KEY, NAME, QUEUE, USER_IP
 
 HEADERS = {NAME: "X-AppEngine-TaskName", QUEUE: "X-AppEngine-QueueName", USER_IP: "X-AppEngine-User-IP"}
-PATH = "/_cb/deferred/sample/note"
+PATH = "/_cb/deferred/tests.support.sample/note"
 
 
 @pytest.fixture(scope="module", params=COMMANDS)
@@ -180,7 +181,7 @@ FRAMINGS: dict[str, tuple[bytes, int | tuple[int, int]]] = {
     "a line feed in a header": (signed(LENGTH, "X-Other: a\nX-AppEngine-TaskName: b"), (1, 0)),
     "a null in a header": (signed(LENGTH, "X-AppEngine-TaskETA: \0"), (1, 0)),
     "a path with a part in percents": (signed(LENGTH, line="POST /_cb/deferred/sample%2Fnote HTTP/1.1"), (1, 0)),
-    "another path": (signed(LENGTH, line="POST /_cb/deferred/sample/pair HTTP/1.1"), 0),
+    "another path": (signed(LENGTH, line="POST /_cb/deferred/tests.support.sample/pair HTTP/1.1"), 0),
     "a path with two slashes": (signed(LENGTH, line=f"POST /{PATH} HTTP/1.1"), (1, 0)),
     "a path with dots": (signed(LENGTH, line=f"POST /x/..{PATH} HTTP/1.1"), 0),
     "a path with a null": (signed(LENGTH, line=f"POST {PATH}%00 HTTP/1.1"), 0),

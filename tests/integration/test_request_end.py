@@ -8,16 +8,15 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import faults
 import pytest
-import sample
-from faults import BOUND_SECONDS, FaultyServer, Held
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.runtime import default_api_stub
 from waitress.server import create_server
 
 from deferred_middleware import DeferredMiddleware, Settings, defer_async
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
+from tests.support import faults, sample
+from tests.support.faults import BOUND_SECONDS, FaultyServer, Held
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -97,4 +96,4 @@ def test_what_fails_afterwards_is_an_error(
 
     assert over.wait(BOUND_SECONDS)
     [error] = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert error.startswith("sample/note was not enqueued to queue 'default'")
+    assert error.startswith("tests.support.sample/note was not enqueued to queue 'default'")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from google.appengine.api import taskqueue
-from running import TELL, Recorder, Serve, Server
+
+from tests.support.running import TELL, Recorder, Serve, Server
 
 QUEUES = """
 queue:

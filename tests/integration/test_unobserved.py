@@ -10,13 +10,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from faults import BOUND_SECONDS, ApplicationError, Closed, Code, FaultyServer, Held, Results, RpcError
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 
-UNIT = Path(__file__).parents[1] / "unit"
+from tests.support.faults import BOUND_SECONDS, ApplicationError, Closed, Code, FaultyServer, Held, Results, RpcError
+from tests.support.repository import ROOT
+
 START = """
     from google.appengine.api import apiproxy_stub_map
     from google.appengine.runtime import default_api_stub
@@ -25,7 +25,7 @@ START = """
     apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
     stub.SetUseRequestSecurityTicketForThread(True)
 
-    import sample
+    from tests.support import sample
     from deferred_middleware import defer_async
 
 """
@@ -39,7 +39,7 @@ def start(script: str, port: int, **environ: str) -> subprocess.Popen[str]:
         "HTTP_X_APPENGINE_API_TICKET": "ticket",
         "HTTP_HOST": "app.example.com",
         "DEFERRED_REQUIRE_SIGNATURE": "false",
-        "PYTHONPATH": os.pathsep.join([str(UNIT), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         **environ,
     }
     source = textwrap.dedent(START) + textwrap.dedent(script)
@@ -72,7 +72,7 @@ def test_a_process_that_ends_tells(keep: str, seconds: str) -> None:
     status, told = run(f"{keep}defer_async(sample.note, 1)", DEFERRED_ENQUEUE_SECONDS=seconds)
 
     assert status == 0, told
-    assert "sample/note was not enqueued to queue 'default'" in told
+    assert "tests.support.sample/note was not enqueued to queue 'default'" in told
     assert told.count("nobody asked") == 1
     assert "shutdown" not in told
 
@@ -152,7 +152,11 @@ def test_a_process_that_ends_finds_the_bad_one_of_several(queue: FaultyServer) -
     status, told = end_of(start(script, queue.port))
 
     assert status == 0, told
-    assert told.count("sample/note was not enqueued to queue 'default'") == told.count("nobody asked") * 2 == 2
+    assert (
+        told.count("tests.support.sample/note was not enqueued to queue 'default'")
+        == told.count("nobody asked") * 2
+        == 2
+    )
     assert len(queue.tasks) == 2
 
 
@@ -198,7 +202,7 @@ def test_a_process_that_is_stopped_tells(queue: FaultyServer) -> None:
     held.let_go.set()
 
     for call in ("note", "pair"):
-        assert told.count(f"sample/{call} is not known to be enqueued: the process was stopped") == 1
+        assert told.count(f"tests.support.sample/{call} is not known to be enqueued: the process was stopped") == 1
 
 
 def test_a_forked_process_leaves_it_to_its_parent(queue: FaultyServer) -> None:

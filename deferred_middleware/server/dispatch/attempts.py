@@ -129,7 +129,7 @@ class AttemptRunner:
         if not died:
             completion = self._rules.after_attempt(task, service, result, **times)
         else:
-            earlier = self._store.attempts(task.id)
+            earlier = self._store.queries.attempts(task.id)
             decided = self._rules.after_death(task, service, result, end, earlier, **times)
             if decided is None:
                 self._store.release([task])

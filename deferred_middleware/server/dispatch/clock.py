@@ -2,9 +2,9 @@
 
 ETAs are times of the wall clock. A person or the network may set that clock, and it continues while a laptop sleeps.
 The back-off of a failed task and the age of a task are durations, which such a change must not alter; and a task that
-was due must stay due. So the server compares the wall clock with the monotonic clock. If the two drift apart by more than
-:data:`JUMP_SECONDS`, the ETAs of the tasks that wait for their back-off are moved by the same amount. A task whose own
-ETA is still ahead keeps it.
+was due must stay due. So the server compares the wall clock with the monotonic clock. If the two drift apart by more
+than :data:`JUMP_SECONDS`, the ETAs of the tasks that wait for their back-off are moved by the same amount. A task whose
+own ETA is still ahead keeps it.
 """
 
 from __future__ import annotations

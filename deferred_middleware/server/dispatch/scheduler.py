@@ -65,8 +65,8 @@ class Scheduler:
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
-        self._clock = WatchedClock(store.clock_jumped, wall=clock, monotonic=monotonic)
-        self._clock.check_against(store.newest_usec())
+        self._clock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
+        self._clock.check_against(store.queries.newest_created_usec())
         self._wake_up = WakeUp()
         self._limits = QueueLimits(queues, clock=monotonic)
         self._destinations = Destinations(queues, directory)
@@ -142,7 +142,7 @@ class Scheduler:
         if self._store.forced_waiting:
             self._claim_forced()
         now_usec = self._clock.now_usec()
-        found = self._planner.survey(self._store.lanes(), now_usec, self._paused)
+        found = self._planner.survey(self._store.queries.lanes(), now_usec, self._paused)
         wait_seconds = min(wait_seconds, found.wait_seconds)
         for lane, error in found.undeliverable:
             self._fail_undeliverable(lane, error, found, now_usec)
@@ -206,7 +206,7 @@ class Scheduler:
 
     def _withdraw_changed(self) -> None:
         """Release the tasks that are claimed and not begun of queues whose limits have changed."""
-        paused = self._store.paused()
+        paused = self._store.operations.paused()
         changed = self._wake_up.take_queues_to_withdraw() | (paused - self._paused)
         self._paused = paused
         if not changed:

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sample
 from google.appengine.api import taskqueue
 from google.appengine.ext import db, testbed
 from google.appengine.ext import deferred as sdk
 
 from deferred_middleware import DeferredMiddleware, Settings
 from deferred_middleware.compat import deferred
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
+from tests.support import sample
 
 LEGACY_URL = "/_ah/queue/deferred"
 
@@ -95,7 +95,7 @@ def test_what_import_cannot_find_is_the_error_that_it_was(error: type[Exception]
 def test_run_does_not_take_a_missing_callable_for_a_permanent_failure() -> None:
     """What this version lacks another may have."""
     with pytest.raises(CallableNotFoundError):
-        deferred.run(b"csample\nmissing\n.")
+        deferred.run(b"ctests.support.sample\nmissing\n.")
     with pytest.raises(PayloadError):
         deferred.run(b"")
 
@@ -138,7 +138,7 @@ def test_a_target_of_one_label(
 ) -> None:
     """A service's name alone is a target: at the version that enqueues, or as it is where that isn't known."""
     deployment = Deployment(service="default", version=version, environment="standard")
-    monkeypatch.setattr(settings_module, "_deployment", deployment)
+    monkeypatch.setattr(process, "_deployment", deployment)
 
     task = deferred.defer(sample.note, _target="backend")
 
@@ -214,7 +214,9 @@ def test_the_log_level_of_what_went_well(tasks: DeferredTasks, caplog: pytest.Lo
     deferred.defer(sample.note, _url="/run")
     tasks.run()
 
-    assert [record.levelname for record in caplog.records if "sample/note" in record.getMessage()] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if "tests.support.sample/note" in record.getMessage()] == [
+        "WARNING"
+    ]
 
 
 class TestTasksInFlight:
@@ -239,7 +241,7 @@ class TestTasksInFlight:
         sdk.defer(sample.Mailer("ann").send, "hello")
 
         assert tasks.run().ok
-        assert "sample/Mailer.send ran" in caplog.text
+        assert "tests.support.sample/Mailer.send ran" in caplog.text
 
     def test_a_payload_that_is_not_there_yet_is_tried_again(self, tasks: DeferredTasks) -> None:
         """Where the SDK drops the task, ours fails, and the queue tries it again."""

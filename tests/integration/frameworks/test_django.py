@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import adds
 import django
-import django_site
 import pytest
 from django.conf import settings as django_settings
 from django.core import checks, signals
@@ -20,11 +18,12 @@ from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
-from django_site import seen
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
-from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
+from tests.support import adds, django_site
+from tests.support.django_site import seen
 
 APPLICATION = django_site.application()
 SETTINGS = current_settings()
@@ -55,7 +54,7 @@ def test_a_task_goes_through_middleware(tasks: DeferredTasks) -> None:
     defer(django_site.note, 1)
 
     assert tasks.run().ok
-    assert seen == [("middleware", "/_cb/deferred/django_site/note"), ("ran", 1)]
+    assert seen == [("middleware", "/_cb/deferred/tests.support.django_site/note"), ("ran", 1)]
 
 
 def test_an_older_librarys_task_goes_through_middleware_too(tasks: DeferredTasks) -> None:
@@ -156,7 +155,7 @@ def test_a_tasks_request_waits_for_what_a_middleware_defers(
 
     with adds.refused("quick"):
         assert tasks.run().ok
-    assert caplog.text.count("django_site/note was not enqueued to queue 'quick'") >= 3
+    assert caplog.text.count("tests.support.django_site/note was not enqueued to queue 'quick'") >= 3
 
 
 def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:

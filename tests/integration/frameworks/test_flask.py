@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import adds
 import flask
 import pytest
 from google.appengine.api import wrap_wsgi_app
@@ -13,6 +12,7 @@ from google.appengine.api import wrap_wsgi_app
 from deferred_middleware import PermanentTaskFailure, Settings, SingularTaskFailure, defer, defer_async
 from deferred_middleware.contrib.flask import ENDPOINT, Deferred
 from deferred_middleware.testing import DeferredTasks, capture_tasks
+from tests.support import adds
 
 seen: list[Any] = []
 
@@ -191,7 +191,7 @@ def test_a_tasks_request_waits_for_what_a_layer_defers(caplog: pytest.LogCapture
         with adds.refused("quick"):
             assert run(app, tasks).ok
 
-    assert "test_flask/look_around was not enqueued to queue 'quick'" in caplog.text
+    assert f"{__name__}/look_around was not enqueued to queue 'quick'" in caplog.text
 
 
 def test_init_app_later() -> None:

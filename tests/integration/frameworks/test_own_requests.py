@@ -6,21 +6,19 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 
-import adds
-import django_site
 import flask
 import pytest
-import sample
 import webapp2
 from django.test import Client
 from werkzeug.test import Client as WSGIClient
 
 from deferred_middleware import EnqueueFuture, Settings, defer_async
-from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.contrib.flask import Deferred as FlaskDeferred
 from deferred_middleware.contrib.webapp2 import Deferred as Webapp2Deferred
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.testing import DeferredTasks, capture_tasks
+from tests.support import adds, django_site, sample
 
 django_site.application()
 SITE_SETTINGS = current_settings()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import sample
 from google.appengine.api import apiproxy_stub_map, taskqueue
 
 from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, SingularTaskFailure, current_task, defer
 from deferred_middleware.testing import Clock, DeferredTasks, TaskRunError, capture_tasks
+from tests.support import sample
+from tests.support.repository import QUEUE_YAML_FOLDER
 
 
 def not_found(environ: Any, start_response: Any) -> list[bytes]:
@@ -60,10 +60,10 @@ def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
         "mail",
         "one",
         "v2.background",
-        "/_cb/deferred/sample/pair",
+        "/_cb/deferred/tests.support.sample/pair",
     )
     assert abs(task.eta.timestamp() - time.time() - 60) < 30
-    assert str(task.label) == "sample/pair"
+    assert str(task.label) == "tests.support.sample/pair"
 
 
 def test_nothing_is_sent_anywhere_and_nothing_stays(tasks: DeferredTasks) -> None:
@@ -117,7 +117,7 @@ def test_what_differs_is_told(tasks: DeferredTasks, args: Any, kwargs: Any, told
 
     for line in told:
         assert line in str(caught.value)
-    assert "sample/note()" in str(caught.value)
+    assert "tests.support.sample/note()" in str(caught.value)
 
 
 def test_nothing_enqueued_is_told_as_such(tasks: DeferredTasks) -> None:
@@ -128,7 +128,7 @@ def test_nothing_enqueued_is_told_as_such(tasks: DeferredTasks) -> None:
 
     defer(sample.note)
 
-    with pytest.raises(AssertionError, match="sample/note"):
+    with pytest.raises(AssertionError, match=r"tests\.support\.sample/note"):
         tasks.assert_nothing_enqueued()
     with pytest.raises(AssertionError, match="was enqueued"):
         tasks.assert_not_enqueued(sample.note)
@@ -319,7 +319,7 @@ def test_names_are_as_on_the_queue(tasks: DeferredTasks) -> None:
 
 def test_a_queue_yaml_says_which_queues_there_are() -> None:
     """With a queue.yaml another queue's name is the error that it is on App Engine."""
-    with capture_tasks(queue_yaml=Path(__file__).parents[1] / "data" / "queue.yaml") as tasks:
+    with capture_tasks(queue_yaml=QUEUE_YAML_FOLDER / "queue.yaml") as tasks:
         defer(sample.note, _queue="quick")
         with pytest.raises(taskqueue.UnknownQueueError):
             defer(sample.note, _queue="quik")

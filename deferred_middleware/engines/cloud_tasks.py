@@ -1,0 +1,325 @@
+"""Google Cloud Tasks as the engine, by the ``google-cloud-tasks`` client: tasks for App Engine services.
+
+What Cloud Tasks does differently from the taskqueue API is in ``docs/cloud-tasks.rst``. Importing this module imports
+the client.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import threading
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.api_core import exceptions as api_exceptions
+from google.auth import exceptions as auth_exceptions
+from google.cloud import tasks_v2
+from google.cloud.tasks_v2.services.cloud_tasks import transports
+from google.protobuf import duration_pb2
+
+from deferred_middleware.config.process import current_deployment
+from deferred_middleware.engines import answers, outbox
+from deferred_middleware.engines.engine import AddFailure, FailedStart, StartedAdd, TaskMessage, TaskTemplate
+from deferred_middleware.engines.location import LocationFinder, emulator_address
+from deferred_middleware.wire import namespace, protocol
+
+if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
+    from deferred_middleware.calls.options import Options
+
+MAX_TASK_BYTES: Final = protocol.MAX_PUSH_TASK_BYTES - 2048
+"""The largest task, as counted here. Cloud Tasks counts 100 KB of its own message, which also names the queue and the
+task (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#createtaskrequest)."""
+MAX_CALL_SECONDS: Final = 20.0
+"""The longest that one call may take: Cloud Tasks refuses deadlines of more than 30 seconds, and the client's own
+default is 20 (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFAULT_RPC_TIMEOUT_SECONDS``)."""
+
+_MAX_CALLS_AT_ONCE: Final = 100  # as in the SDK
+_DROPPED_PREFIXES: Final = ("x-appengine-", "x-google-")
+"""Cloud Tasks drops such headers of a task
+(https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest)."""
+_ERROR_NAME: Final = re.compile(r"ExecutorServiceError::([A-Z_]+)")
+"""App Engine's own name of the error, in the details of a status."""
+_CODES: Final = {answer.what: code for code, answer in answers.BY_CODE.items()}
+_DEADLINE_EXCEEDED: Final = 4
+_NOT_FOUND: Final = 5
+_UNKNOWN: Final = 2
+
+_Task: Final = tasks_v2.Task.pb()
+_POST: Final = int(tasks_v2.HttpMethod.POST)
+
+
+class CloudTasksEngine:
+    """Adds tasks by Cloud Tasks' API."""
+
+    name = "cloud-tasks"
+    max_task_bytes = MAX_TASK_BYTES
+
+    def __init__(self) -> None:
+        self._locations = LocationFinder()
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        """Start without clients and threads, also in a forked process: neither survives a fork."""
+        self._lock = threading.Lock()
+        self._clients: dict[str | None, tasks_v2.CloudTasksClient] = {}  # by emulator; guarded by the lock
+        self._threads: futures.ThreadPoolExecutor | None = None  # made under the lock
+
+    def is_available(self) -> bool:
+        """Return true: Cloud Tasks can be called from anywhere."""
+        return True
+
+    def context(self) -> Hashable:
+        """Return the location, the service that enqueues, and the namespace."""
+        deployment = current_deployment()
+        return self._locations.find(), deployment.service, deployment.version, namespace.header_value()
+
+    def template(
+        self,
+        *,
+        queue: str,
+        path: str,
+        headers: Mapping[str, str],
+        signed: bool,
+        target: str | None,
+        retry_options: taskqueue.TaskRetryOptions | None,
+        deadline_seconds: float | None,
+    ) -> TaskTemplate:
+        """Return the template, with the ``google.cloud.tasks.v2.Task`` that the tasks share."""
+        task = _Task()
+        request = task.app_engine_http_request
+        request.http_method = _POST
+        request.relative_uri = path
+        for name, value in headers.items():
+            if not name.lower().startswith(_DROPPED_PREFIXES) and name.lower() != "host":
+                request.headers[name] = value
+        if signed:
+            request.headers[protocol.SIGNATURE_HEADER] = ""
+        _fill_routing(request.app_engine_routing, target)
+        if retry_options is not None:
+            _fill_retry_config(task.retry_config, retry_options)
+        if deadline_seconds is not None:
+            task.dispatch_deadline.CopyFrom(_duration(deadline_seconds))
+        return TaskTemplate(
+            queue=queue,
+            path=path,
+            headers=dict(headers),
+            target=target,
+            retry_options=retry_options,
+            deadline_seconds=deadline_seconds,
+            encoded=(task, self._locations.find()),
+            overhead_bytes=task.ByteSize(),
+        )
+
+    def unsupported(self, options: Options) -> Sequence[str]:
+        """Return a sentence for each header that Cloud Tasks drops."""
+        return [
+            f"Cloud Tasks drops the header {name} in _headers."
+            for name in options.headers
+            if name.lower().startswith(_DROPPED_PREFIXES)
+        ]
+
+    def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
+        """Start CreateTask, or BatchCreateTasks for several messages, in another thread."""
+        timeout = min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS)
+        try:
+            client = self._client()
+            create = _create_one if len(messages) == 1 else _create_batch
+            return _StartedCall(self._pool().submit(create, client, messages, timeout), len(messages))
+        except auth_exceptions.GoogleAuthError as error:
+            failure = AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
+        except Exception as error:  # noqa: BLE001 - whatever keeps the call from starting is the tasks' failure
+            answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
+            failure = AddFailure(error=error, answer=answer, of_whole_add=True)
+        return FailedStart(len(messages), failure)
+
+    def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
+        """Make the call, and wait for its answer."""
+        return self.start(messages, timeout_seconds).results()
+
+    def add_in_transaction(self, message: TaskMessage) -> None:
+        """Store the task in the current transaction, to be sent to Cloud Tasks after the commit."""
+        _task, location = message.template.encoded
+        outbox.add(
+            parent=location.queue_path(message.queue),
+            make_task=lambda name: _task_of(message, name).SerializeToString(deterministic=True),
+            send=self.send,
+        )
+
+    def send(self, parent: str, serialized: bytes) -> None:
+        """Create a task that was serialized before, unless its name is taken. Raises the client's exceptions."""
+        request = tasks_v2.CreateTaskRequest(parent=parent, task=tasks_v2.Task.deserialize(serialized))
+        try:
+            self._client().create_task(request=request, timeout=MAX_CALL_SECONDS)
+        except api_exceptions.AlreadyExists:
+            return
+
+    def _client(self) -> tasks_v2.CloudTasksClient:
+        """Return the process's client; making one looks up the credentials and opens a channel."""
+        address = emulator_address()
+        client = self._clients.get(address)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(address)
+                if client is None:
+                    client = self._clients[address] = _new_client(address)
+        return client
+
+    def _pool(self) -> futures.ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                self._threads = futures.ThreadPoolExecutor(_MAX_CALLS_AT_ONCE, "deferred_middleware Cloud Tasks")
+            return self._threads
+
+
+class _StartedCall:
+    """A call of the client that runs in another thread."""
+
+    def __init__(self, future: futures.Future[Sequence[str | AddFailure]], count: int) -> None:
+        self.future = future
+        self._count = count
+
+    def results(self) -> Sequence[str | AddFailure]:
+        """Wait for the call, and return what it returned, or the reason why it failed."""
+        try:
+            return self.future.result()
+        except Exception as error:  # noqa: BLE001 - the client raises errors of its own, of gRPC's and of the credentials
+            return [_failure_of_call(error)] * self._count
+
+
+def _new_client(emulator: str | None) -> tasks_v2.CloudTasksClient:
+    if emulator is None:
+        return tasks_v2.CloudTasksClient()
+    transport = transports.CloudTasksGrpcTransport(channel=grpc.insecure_channel(emulator), host=emulator)
+    return tasks_v2.CloudTasksClient(transport=transport)
+
+
+def _create_one(client: tasks_v2.CloudTasksClient, messages: Sequence[TaskMessage], timeout: float) -> list[str]:
+    (message,) = messages
+    created = client.create_task(request=_create_request(message), timeout=timeout)
+    return [created.name.rpartition("/")[2]]
+
+
+def _create_batch(
+    client: tasks_v2.CloudTasksClient, messages: Sequence[TaskMessage], timeout: float
+) -> list[str | AddFailure]:
+    _task, location = messages[0].template.encoded
+    request = tasks_v2.BatchCreateTasksRequest(
+        parent=location.queue_path(messages[0].queue), requests=[_create_request(message) for message in messages]
+    )
+    operation = client.batch_create_tasks(request=request, timeout=timeout)
+    if not operation.operation.done:
+        raise answers.exception_for(answers.UNFINISHED, "the answer to BatchCreateTasks is an unfinished operation")
+    failed = dict(operation.metadata.failed_requests) if operation.metadata is not None else {}
+    created: Iterator[Any] = iter(())
+    if not operation.operation.HasField("error"):
+        response: Any = operation.result(timeout=0)  # type: ignore[no-untyped-call]
+        created = iter(response.tasks)
+    elif not failed:
+        status = operation.operation.error
+        return [_failure_of_status(status.code, status.message, of_whole_add=True)] * len(messages)
+    results: list[str | AddFailure] = []
+    for place in range(len(messages)):
+        status = failed.get(place)
+        if status is not None:
+            results.append(_failure_of_status(status.code, status.message, of_whole_add=False))
+            continue
+        task = next(created, None)
+        if task is None:
+            error = answers.sdk_error("the answer to BatchCreateTasks lacks some of the tasks")
+            results.append(AddFailure(error=error, answer=answers.EMPTY, of_whole_add=False))
+        else:
+            results.append(task.name.rpartition("/")[2])
+    return results
+
+
+def _create_request(message: TaskMessage) -> tasks_v2.CreateTaskRequest:
+    _task, location = message.template.encoded
+    parent = location.queue_path(message.queue)
+    name = f"{parent}/tasks/{message.name}" if message.name else ""
+    request = tasks_v2.CreateTaskRequest.pb()(parent=parent)
+    request.task.CopyFrom(_task_of(message, name))
+    wrapped: tasks_v2.CreateTaskRequest = tasks_v2.CreateTaskRequest.wrap(request)
+    return wrapped
+
+
+def _task_of(message: TaskMessage, full_name: str) -> Any:
+    """Return the ``Task`` message."""
+    shared, _location = message.template.encoded
+    task = _Task()
+    task.CopyFrom(shared)
+    task.name = full_name
+    task.app_engine_http_request.body = message.body
+    if message.signature is not None:
+        task.app_engine_http_request.headers[protocol.SIGNATURE_HEADER] = message.signature
+    if message.eta_posix > time.time():
+        eta = datetime.datetime.fromtimestamp(message.eta_posix, datetime.timezone.utc)
+        task.schedule_time.FromDatetime(eta)
+    return task
+
+
+def _fill_routing(routing: Any, target: str | None) -> None:
+    """Fill in which service, version and instance run the task; without a target, those that enqueue it."""
+    if target is None:
+        deployment = current_deployment()
+        routing.service = deployment.service or ""
+        routing.version = deployment.version or ""
+        return
+    service, version, instance = [*reversed(target.rsplit(".", 2)), "", ""][:3]
+    routing.service, routing.version, routing.instance = service, version, instance
+
+
+def _fill_retry_config(config: Any, options: taskqueue.TaskRetryOptions) -> None:
+    if options.task_retry_limit is not None:
+        config.max_attempts = options.task_retry_limit + 1
+    if options.max_doublings is not None:
+        config.max_doublings = options.max_doublings
+    for field, seconds in (
+        ("max_retry_duration", options.task_age_limit),
+        ("min_backoff", options.min_backoff_seconds),
+        ("max_backoff", options.max_backoff_seconds),
+    ):
+        if seconds is not None:
+            getattr(config, field).CopyFrom(_duration(seconds))
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    """Return a duration to the microsecond: as a float, 2.3 s would be 2,299,999,999 ns."""
+    duration = duration_pb2.Duration()
+    duration.FromMicroseconds(round(seconds * 1e6))
+    return duration
+
+
+def _failure_of_call(error: Exception) -> AddFailure:
+    """Return the failure for what the client raised."""
+    if isinstance(error, auth_exceptions.GoogleAuthError):
+        return AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
+    if isinstance(error, api_exceptions.RetryError):
+        return _failure_of_status(_DEADLINE_EXCEEDED, str(error), of_whole_add=True, cause=error)
+    if isinstance(error, api_exceptions.GoogleAPICallError):
+        status = error.grpc_status_code
+        number = _UNKNOWN if status is None else status.value[0]
+        return _failure_of_status(number, str(error), of_whole_add=True, cause=error)
+    return AddFailure(error=error, answer=answers.for_exception(error), of_whole_add=True)
+
+
+def _failure_of_status(status: int, message: str, *, of_whole_add: bool, cause: Exception | None = None) -> AddFailure:
+    """Return the failure for a gRPC status, or for the App Engine error that its message names."""
+    found = _ERROR_NAME.search(message)
+    code = _CODES.get(found[1]) if found else None
+    if code is not None:
+        answer, error = answers.BY_CODE[code], answers.exception_for_code(code, message)
+    else:
+        if "queue does not exist" in message.lower():
+            status = _NOT_FOUND
+        answer = answers.BY_STATUS.get(status, answers.UNKNOWN)
+        error = answers.exception_for(answer, message)
+    error.__cause__ = cause
+    return AddFailure(error=error, answer=answer, of_whole_add=of_whole_add)

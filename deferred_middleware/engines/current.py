@@ -1,0 +1,117 @@
+"""Where a call is enqueued: the engine that the environment asks for, and what a task takes from its request.
+
+This is the only place that chooses the engine. Importing this module imports the SDK.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Final
+
+from google.appengine.api import apiproxy_stub_map, app_identity, namespace_manager
+from google.appengine.runtime import context
+
+from deferred_middleware.engines.engine import TargetUnknownError
+
+if TYPE_CHECKING:
+    from deferred_middleware.engines.engine import Engine
+
+CLOUD_TASKS_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+"""The SDK's own switch: ``true`` sends push tasks to Cloud Tasks (SDK: ``api/taskqueue/cloudtask.py``)."""
+
+_STUB_MODULE: Final = "google.appengine.api.taskqueue.taskqueue_stub"
+
+
+def uses_cloud_tasks() -> bool:
+    """Tell whether the environment asks for Cloud Tasks; read at each call, as the SDK does."""
+    return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
+
+
+_app_engine: Engine | None = None
+_cloud_tasks: Engine | None = None
+
+
+def engine_and_context() -> tuple[Engine, Hashable | None]:
+    """Return the engine that the environment asks for, and its context; see :meth:`Engine.context`.
+
+    Imports the engine's client when the engine is first asked for. Raises
+    :class:`~deferred_middleware.errors.LocationError`.
+    """
+    global _app_engine, _cloud_tasks
+    if uses_cloud_tasks():
+        if _cloud_tasks is None:
+            from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+
+            _cloud_tasks = CloudTasksEngine()
+        return _cloud_tasks, _cloud_tasks.context()
+    if _app_engine is None:
+        from deferred_middleware.engines.app_engine import AppEngineEngine
+
+        _app_engine = AppEngineEngine()
+    return _app_engine, request_facts()
+
+
+def has_api() -> bool:
+    """Tell whether anything answers the taskqueue API in this process."""
+    return apiproxy_stub_map.apiproxy.GetStub("taskqueue") is not None
+
+
+def request_facts() -> Hashable | None:
+    """Return the hostnames and namespaces that a task takes from its request, and whether there is an API.
+
+    None on a development server, where the SDK's modules API is asked for each target's hostname.
+    """
+    if _is_development_server():
+        return None
+    return (
+        has_api(),
+        context.get("HTTP_HOST"),
+        context.get("DEFAULT_VERSION_HOSTNAME"),
+        namespace_manager.google_apps_namespace(),
+        namespace_manager.get_namespace(),
+    )
+
+
+def own_host() -> str | None:
+    """Return the hostname of the current request."""
+    host: str | None = context.get("HTTP_HOST")
+    return host
+
+
+def host_of(target: str) -> str | None:
+    """Return the hostname of a target.
+
+    Raises :class:`TargetUnknownError` where the app's own hostname is not known. The SDK drops the target silently
+    there (SDK: ``taskqueue.py``, ``Task.__host_from_target``). With the SDK's stub, in tests, it is dropped here too.
+    """
+    hostname = app_identity.get_default_version_hostname()
+    if hostname is None:
+        if _answered_by_stub():
+            return None
+        raise TargetUnknownError(target)
+    if _is_development_server():
+        return _host_on_development_server(target)
+    return f"{target}.{hostname}"
+
+
+def _host_on_development_server(target: str) -> str:
+    from google.appengine.api import modules
+
+    service, version, instance = [*reversed(target.rsplit(".", 2)), None, None][:3]
+    host: str = modules.get_hostname(module=service, version=version, instance=instance)
+    return host
+
+
+def _is_development_server() -> bool:
+    """Tell whether this is dev_appserver, whose services have ports instead of hostnames."""
+    software = os.environ.get("SERVER_SOFTWARE", "")
+    return software.startswith("Dev") and software != "Development/1.0 (testbed)"
+
+
+def _answered_by_stub() -> bool:
+    """Tell whether the SDK's stub, or a subclass of it, answers the taskqueue API: the app is under test."""
+    module = sys.modules.get(_STUB_MODULE)
+    stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
+    return module is not None and isinstance(stub, module.TaskQueueServiceStub)

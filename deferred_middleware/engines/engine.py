@@ -1,0 +1,147 @@
+"""The contract of an engine, and the message that an engine takes.
+
+An engine is whatever accepts tasks: App Engine's taskqueue API (:mod:`.app_engine`) or Google Cloud Tasks
+(:mod:`.cloud_tasks`). The rest of the package knows the contract only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from google.appengine.api import taskqueue
+
+    from deferred_middleware.calls.options import Options
+    from deferred_middleware.engines.answers import Answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TaskTemplate:
+    """What similar tasks have in common. An engine makes one with :meth:`Engine.template`."""
+
+    queue: str
+    path: str
+    headers: Mapping[str, str]
+    """The headers of the task's request, without the signature."""
+    target: str | None = None
+    retry_options: taskqueue.TaskRetryOptions | None = None
+    deadline_seconds: float | None = None
+    encoded: Any = None
+    """The engine's own form of all this. Only the engine reads it."""
+    overhead_bytes: int = 0
+    """The size of a task without its body and its signature, counted as the engine counts it."""
+
+
+class TaskMessage(NamedTuple):
+    """Everything about one task to add. A named tuple, because each call makes one, and it is made quickly."""
+
+    template: TaskTemplate
+    name: str | None
+    """None lets the queue choose the name."""
+    body: bytes
+    eta_posix: float
+    """The earliest time of the first attempt, in seconds since 1970, to the microsecond."""
+    signature: str | None
+    """The value of ``X-Deferred-Signature``; None sends no such header."""
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self.template.queue
+
+    @property
+    def path(self) -> str:
+        """The path that the task is posted to."""
+        return self.template.path
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the task, counted as the engine counts it."""
+        return self.template.overhead_bytes + len(self.body) + len(self.signature or "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AddFailure:
+    """A task was not added, or is not known to be."""
+
+    error: Exception
+    answer: Answer
+    of_whole_add: bool
+    """Whether the failure is one of the whole add, so that another task of it may be the cause."""
+
+
+class StartedAdd(Protocol):
+    """An add that is under way."""
+
+    @property
+    def future(self) -> Future[Any] | None:
+        """Done when the answer is there; None if the engine works only while somebody waits for it."""
+
+    def results(self) -> Sequence[str | AddFailure]:
+        """Wait for the answer, and return for each message the name of its task, or why it was not added."""
+
+
+class Engine(Protocol):
+    """Accepts tasks."""
+
+    name: str
+    max_task_bytes: int
+    """The largest task, counted as :attr:`TaskMessage.size_bytes`."""
+
+    def is_available(self) -> bool:
+        """Tell whether tasks can be added in this process."""
+
+    def context(self) -> Hashable | None:
+        """Return what a task takes from where it is enqueued; two equal contexts give equal templates.
+
+        None if that can't be told. Raises :class:`~deferred_middleware.errors.LocationError`.
+        """
+
+    def template(
+        self,
+        *,
+        queue: str,
+        path: str,
+        headers: Mapping[str, str],
+        signed: bool,
+        target: str | None,
+        retry_options: taskqueue.TaskRetryOptions | None,
+        deadline_seconds: float | None,
+    ) -> TaskTemplate:
+        """Return the template for tasks that are enqueued in the current context.
+
+        ``signed`` says whether the messages will have a signature. Raises :class:`TargetUnknownError`, or what the
+        engine finds wrong.
+        """
+
+    def unsupported(self, options: Options) -> Sequence[str]:
+        """Return what the engine can't do of what ``options`` ask for, each as a sentence."""
+
+    def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
+        """Start to add messages of one queue; never raises. ``timeout_seconds`` None leaves it to the engine."""
+
+    def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
+        """Add messages of one queue, and return the results; see :meth:`start` and :meth:`StartedAdd.results`."""
+
+    def add_in_transaction(self, message: TaskMessage) -> None:
+        """Add a task that is enqueued when the current datastore transaction commits. Raises what goes wrong."""
+
+
+class TargetUnknownError(Exception):
+    """The engine can't address the target, because it doesn't know the app's hostname."""
+
+
+class FailedStart:
+    """An add that could not be started; nothing was sent."""
+
+    future = None
+
+    def __init__(self, count: int, failure: AddFailure) -> None:
+        self._failures = [failure] * count
+
+    def results(self) -> Sequence[AddFailure]:
+        """Return the reason, for each message."""
+        return self._failures

@@ -1,0 +1,118 @@
+"""Tasks for Cloud Tasks that wait for the commit of a datastore transaction.
+
+Cloud Tasks knows no transactions. So the task is written in the transaction, as an entity of its own, and created in
+Cloud Tasks right after the commit. Its name follows from the entity's key, so that it is created once however often it
+is sent. What can't be sent stays in the datastore, and a later sweep sends it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from deferred_middleware.engines.transactions import MONITOR
+from deferred_middleware.wire import entities
+
+logger = logging.getLogger("deferred_middleware")
+
+KIND: Final = "_DeferredOutbox"
+"""Kind of the entities."""
+_PARENT: Final = "parent"
+_TASK: Final = "task"
+_CREATED: Final = "created"
+_SWEEP_AGE_SECONDS: Final = 60.0
+"""A younger entity is left to the process whose transaction wrote it."""
+_SWEEP_INTERVAL_SECONDS: Final = 60.0
+_SWEEP_LIMIT: Final = 500
+
+Send = Callable[[str, bytes], None]
+"""Creates a serialized task in a queue, given the queue's full name; a task that is there already is no error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SweepReport:
+    """What a sweep did."""
+
+    sent: int
+    failed: int
+
+
+def add(*, parent: str, make_task: Callable[[str], bytes], send: Send) -> None:
+    """Write a task in the current transaction, and send it when that has committed.
+
+    ``parent`` is the queue's full name, and ``make_task`` returns the serialized task for its full name. Raises what
+    the datastore raises.
+    """
+    from google.appengine.api import datastore, datastore_types
+
+    key_name = os.urandom(16).hex()
+    serialized = make_task(f"{parent}/tasks/tx-{key_name}")
+    entity = datastore.Entity(KIND, name=key_name, namespace="")
+    entity[_PARENT] = datastore_types.Blob(parent.encode())
+    entity[_TASK] = datastore_types.Blob(serialized)
+    entity[_CREATED] = _now()
+    with MONITOR.adding(after_commit=lambda: _send_after_commit(entity.key(), parent, serialized, send)):
+        entities.put_in_transaction([entity])
+
+
+def sweep(send: Send, *, min_age_seconds: float = _SWEEP_AGE_SECONDS) -> SweepReport:
+    """Send the tasks that are committed and were not sent; a task that can't be sent is logged, and stays."""
+    oldest = _now() - datetime.timedelta(seconds=min_age_seconds)
+    sent = failed = 0
+    for entity in entities.query(KIND, {f"{_CREATED} <=": oldest}, limit=_SWEEP_LIMIT):
+        if _send(entity.key(), bytes(entity[_PARENT]).decode(), bytes(entity[_TASK]), send):
+            sent += 1
+        else:
+            failed += 1
+    return SweepReport(sent=sent, failed=failed)
+
+
+def _send_after_commit(key: Any, parent: str, serialized: bytes, send: Send) -> None:
+    if _send(key, parent, serialized, send):
+        _SWEEPS.run_if_due(send)
+
+
+def _send(key: Any, parent: str, serialized: bytes, send: Send) -> bool:
+    """Send a task, and delete its entity; log what fails, because the transaction is committed all the same."""
+    try:
+        send(parent, serialized)
+    except Exception:
+        logger.exception("a transactional task was not sent to %s; it stays in the datastore (%s)", parent, KIND)
+        return False
+    try:
+        entities.outside_transaction().delete([key])
+    except Exception:
+        logger.exception("a transactional task was sent to %s, but its entity (%s) can't be deleted", parent, KIND)
+    return True
+
+
+class _Sweeps:
+    """Sweeps now and then, after a task was sent: Cloud Tasks answers then."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = 0.0  # monotonic seconds; guarded by the lock
+
+    def run_if_due(self, send: Send) -> None:
+        """Sweep if the last sweep of this process is a minute ago; log what fails."""
+        with self._lock:
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + _SWEEP_INTERVAL_SECONDS
+        try:
+            sweep(send)
+        except Exception:
+            logger.exception("the transactional tasks that were not sent could not be looked for")
+
+
+_SWEEPS: Final = _Sweeps()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)

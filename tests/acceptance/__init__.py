@@ -1,0 +1,1 @@
+"""Tests of the local server as a person runs it: the real command and real processes."""

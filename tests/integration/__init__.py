@@ -1,0 +1,1 @@
+"""Tests of several parts together, with real sockets and processes where they matter."""

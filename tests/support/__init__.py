@@ -1,0 +1,1 @@
+"""Modules that the tests share: callables to defer, fakes, real servers, and fixed data."""

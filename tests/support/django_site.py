@@ -1,0 +1,130 @@
+"""A Django site in one module, for the tests of Django's glue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, transaction
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
+
+from deferred_middleware import EnqueueFuture, defer_async
+from deferred_middleware.contrib.django import defer_on_commit
+
+seen: list[Any] = []
+# What was deferred without waiting.
+kept: list[EnqueueFuture] = []
+# What a middleware of the site answers in the place of a view, by path.
+answers: dict[str, HttpResponse] = {}
+
+
+class Noting:
+    """A middleware that notes what goes through it; if told to, it reads the body, defers calls, and answers itself."""
+
+    read_body = False
+    defers = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        """Note the path."""
+        seen.append(("middleware", request.path))
+        if self.read_body:
+            seen.append(len(request.body))
+        response = answers.get("all") or self._get_response(request)
+        if self.defers:
+            several(request, "quick")
+        return response
+
+
+class NotingHook:
+    """A hook that the site's settings name."""
+
+    def on_refused(self, *facts: object) -> None:
+        """Note that a request was refused."""
+        seen.append("refused")
+
+
+def signup(request: HttpRequest, user: str) -> HttpResponse:
+    """Defer a call when the transaction commits."""
+    try:
+        with transaction.atomic():
+            defer_on_commit(note, user)
+            seen.append("before commit")
+            if user == "nobody":
+                raise LookupError(user)
+    except LookupError:
+        return HttpResponse(status=404)
+    return HttpResponse(status=202)
+
+
+def several(request: HttpRequest, queue: str) -> HttpResponse:
+    """Defer some calls asynchronously, and then do what the name says if it is no queue's."""
+    for number in range(3):
+        kept.append(defer_async(note, number, _queue=None if queue == "raises" else queue))
+    if queue == "raises":
+        raise LookupError(queue)
+    return HttpResponse(status=202)
+
+
+def note(value: object) -> None:
+    """Note a value."""
+    seen.append(("ran", value))
+
+
+def use_database(value: object) -> None:
+    """Write a row, and fail if the value is bad."""
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO things VALUES (%s)", [str(value)])
+    if value == "bad":
+        raise ValueError(value)
+
+
+def raise_it(error: Exception) -> None:
+    """Raise what was given."""
+    raise error
+
+
+urlpatterns: list[Any] = [
+    path("signup/<user>", signup),
+    path("several/<queue>", several),
+]
+
+SETTINGS: dict[str, Any] = {
+    "ROOT_URLCONF": __name__,
+    "SECRET_KEY": "of-the-tests",
+    "ALLOWED_HOSTS": ["*"],
+    "INSTALLED_APPS": ["deferred_middleware.contrib.django"],
+    "MIDDLEWARE": [
+        "deferred_middleware.contrib.django.middleware.TaskMiddleware",
+        f"{__name__}.Noting",
+        "django.middleware.csrf.CsrfViewMiddleware",
+    ],
+    "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "ATOMIC_REQUESTS": True}},
+    "DEFERRED": {"LOG_LEVEL": "INFO", "LEGACY_URLS": ["/_ah/queue/deferred"], "HOOKS": [f"{__name__}.NotingHook"]},
+    "TASKS": {
+        "default": {
+            "BACKEND": "deferred_middleware.contrib.django.backend.DeferredBackend",
+            "QUEUES": ["default", "mail"],
+            "OPTIONS": {"retry_options": {"task_retry_limit": 1}},
+        }
+    },
+    "USE_TZ": True,
+}
+
+
+def application() -> Any:
+    """Set Django up, once, and return the site's WSGI app."""
+    if not settings.configured:
+        settings.configure(**SETTINGS)
+        django.setup()
+        # In a module of their own they would be imported now, and know the settings.
+        urlpatterns.append(path("", include("deferred_middleware.contrib.django.urls")))
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE things (value TEXT)")
+    return get_wsgi_application()

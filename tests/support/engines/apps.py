@@ -1,0 +1,161 @@
+"""The app of :mod:`tests.support.engines.app`, running on one of the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.engines.cloudtasks import CloudTasks
+from tests.support.repository import QUEUE_YAML_FOLDER, ROOT
+from tests.support.running import WAIT_SECONDS, Recorder, Server, await_end
+
+ENGINES = ("local", "stub", "cloudtasks")
+QUEUES = ("default", "quick", "slow")
+PROJECT, REGION = "engines", "europe-west1"
+PARENT = f"projects/{PROJECT}/locations/{REGION}"
+SECRET_KEY = "engines: a key that is long enough to sign with"
+
+
+class App:
+    """Talks to the app."""
+
+    def __init__(self, engine: str, address: str, recorder: Recorder, cloud: CloudTasks | None = None) -> None:
+        self.engine = engine
+        self.address = address
+        self.recorder = recorder
+        self._cloud = cloud
+
+    @property
+    def cloud(self) -> CloudTasks:
+        """The Cloud Tasks server, on that engine."""
+        assert self._cloud is not None
+        return self._cloud
+
+    def ask(self, path: str, **asked: Any) -> dict[str, Any]:
+        """Post ``asked`` and return the answer."""
+        host, _, port = self.address.partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
+        try:
+            connection.request("POST", path, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return answer
+
+    def defer(self, function: str, *args: Any, **asked: Any) -> dict[str, Any]:
+        """Defer a function of the app; raises :class:`AssertionError` if that fails."""
+        answer = self.ask("/defer", function=function, args=args, **asked)
+        assert "error" not in answer, answer
+        return answer
+
+    def refuses(self, function: str, *args: Any, **asked: Any) -> tuple[list[str], str]:
+        """Defer a function of the app, which must fail; return the names of the error's classes, and its message."""
+        answer = self.ask("/defer", function=function, args=args, **asked)
+        assert "error" in answer, answer
+        return [kind.rpartition(".")[2] for kind in answer["error"]], answer["message"]
+
+    def adds(self) -> list[int]:
+        """Return of how many tasks each RPC was that added some, since the last time."""
+        if self._cloud is None:
+            counts: list[int] = self.ask("/adds")["adds"]
+            return counts
+        calls = list(self._cloud.calls)
+        del self._cloud.calls[: len(calls)]
+        creating = [(kind, request) for kind, request in calls if kind in ("batch_create", "create_task")]
+        return [len(request.requests) if kind == "batch_create" else 1 for kind, request in creating]
+
+    def told_of(self, mark: str) -> dict[str, Any]:
+        """Return what a task tells next whose arguments have ``mark`` in them."""
+        while True:
+            told = self.recorder.next()
+            if mark in json.dumps(told.get("args", ())):
+                return told
+
+
+@contextlib.contextmanager
+def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None = None) -> Iterator[App]:
+    """Run the app on ``engine`` while this is entered."""
+    recorder = Recorder()
+    own = {
+        "DEFERRED_MAX_PAYLOAD_BYTES": "3000000",
+        **(environ or {}),
+        "RECORDER": recorder.path,
+        "PYTHONPATH": str(ROOT),
+    }
+    try:
+        if engine == "local":
+            with _on_the_local_server(directory, own) as address:
+                yield App(engine, address, recorder)
+        elif engine == "stub":
+            with _in_a_host("stub", own, secrets.token_hex()) as address:
+                yield App(engine, address, recorder)
+        else:
+            with CloudTasks(PARENT, QUEUES) as cloud:
+                token = secrets.token_hex()
+                with _in_a_host("cloudtasks", {**own, **environ_for(cloud)}, token) as address:
+                    cloud.extra_headers = {"X-Deferred-Server-Token": token}
+                    cloud.app_port = int(address.rpartition(":")[2])
+                    yield App(engine, address, recorder, cloud)
+    finally:
+        recorder.close()
+
+
+def environ_for(cloud: CloudTasks) -> dict[str, str]:
+    """Return what makes the SDK use ``cloud``."""
+    return {
+        "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true",
+        "CLOUD_TASKS_EMULATOR_HOST": cloud.address,
+        "GOOGLE_CLOUD_PROJECT": PROJECT,
+        "LOCATION_ID": REGION,
+    }
+
+
+@contextlib.contextmanager
+def _on_the_local_server(directory: Path, environ: Mapping[str, str]) -> Iterator[str]:
+    arguments = ["tests.support.engines.app:app", "--port=0", "--admin-port=0", "--ready-file=ready.json"]
+    (directory / "queue.yaml").write_text((QUEUE_YAML_FOLDER / "queue.yaml").read_text())
+    server = Server(directory, arguments, environ)
+    try:
+        server.start()
+        yield server.services["default"].removeprefix("http://").rstrip("/")
+    finally:
+        server.discard()
+
+
+@contextlib.contextmanager
+def _in_a_host(engine: str, environ: Mapping[str, str], token: str) -> Iterator[str]:
+    """Run the app in a process of ``tests.support.engines.host``; yield its address."""
+    own = {
+        **os.environ,
+        "GAE_APPLICATION": f"e~{PROJECT}",
+        # The SDK would take it from here before all else, and another test of this process may have left one.
+        "APPLICATION_ID": f"e~{PROJECT}",
+        "GAE_SERVICE": "default",
+        "GAE_VERSION": "v1",
+        "DEFERRED_SECRET_KEYS": SECRET_KEY,
+        "DEFAULT_HOSTNAME": "engines.ew.r.appspot.com",
+        "QUEUE_YAML_FOLDER": str(QUEUE_YAML_FOLDER),
+        "DELIVERY_TOKEN": token,
+        **environ,
+    }
+    command = [sys.executable, "-m", "tests.support.engines.host", engine]
+    process = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], WAIT_SECONDS)[0], "it told no port"
+        port = process.stdout.readline().strip().decode()
+        assert port, f"it ended with {process.wait(WAIT_SECONDS)}"
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+        await_end(process.pid)

@@ -1,0 +1,260 @@
+"""An API server that speaks ``/rpc_http`` over real sockets, keeps what it is given, and fails as it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from google.appengine.api import apiproxy_stub_map
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
+from google.appengine.ext import testbed
+from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
+from google.appengine.runtime import default_api_stub
+
+from tests.support.threadedserver import ThreadedHTTPServer
+
+Code = taskqueue_pb.TaskQueueServiceError
+BOUND_SECONDS = 60
+
+
+class Fault:
+    """What the server does with one add instead of answering it; ``added`` tells whether the add takes effect."""
+
+    def __init__(self, added: bool = False) -> None:
+        self.added = added
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Answer, or don't; ``results`` is the BulkAdd's response where it took effect."""
+        raise NotImplementedError
+
+
+class Results(Fault):
+    """Answer with a code for each task; the last one is for all others, and no code at all is an empty answer."""
+
+    def __init__(self, *codes: int, added: bool = False) -> None:
+        super().__init__(added)
+        self.codes = codes
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Send the codes."""
+        response = taskqueue_pb.TaskQueueBulkAddResponse()
+        for place in range(handler.count if self.codes else 0):
+            response.taskresult.add().result = self.codes[min(place, len(self.codes) - 1)]
+        handler.send(remote_api_pb.Response(response=response.SerializeToString()))
+
+
+class ApplicationError(Fault):
+    """Answer with one code for the whole add."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Send it."""
+        response = remote_api_pb.Response()
+        response.application_error.code = self.code
+        response.application_error.detail = "as told"
+        handler.send(response)
+
+
+class RpcError(Fault):
+    """Answer that the call failed."""
+
+    def __init__(self, code: int, added: bool = False) -> None:
+        super().__init__(added)
+        self.code = code
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Send it."""
+        response = remote_api_pb.Response()
+        response.rpc_error.code = self.code
+        response.rpc_error.detail = "as told"
+        handler.send(response)
+
+
+class Closed(Fault):
+    """Close the connection instead of answering."""
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Answer nothing."""
+        handler.close_connection = True
+
+
+class Silent(Fault):
+    """Answer nothing until the server ends, so that the client's time runs out."""
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Wait for the end."""
+        handler.api.ended.wait(BOUND_SECONDS)
+        handler.close_connection = True
+
+
+class Held(Fault):
+    """Answer when the test lets go, with what the add came to or with a code."""
+
+    def __init__(self, code: int | None = None) -> None:
+        super().__init__(added=code is None)
+        self.code = code
+        self.came = threading.Event()
+        self.let_go = threading.Event()
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Wait, and answer."""
+        self.came.set()
+        assert self.let_go.wait(BOUND_SECONDS)
+        if self.code is None:
+            handler.send(remote_api_pb.Response(response=results.SerializeToString()))
+        else:
+            Results(self.code).answer(handler, results)
+
+
+class HttpStatus(Fault):
+    """Answer with an HTTP status other than 200."""
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Send it."""
+        handler.send_response(502)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+
+class Unreadable(Fault):
+    """Answer with bytes that are no API response."""
+
+    def answer(self, handler: _Handler, results: Any) -> None:
+        """Send them."""
+        handler.send_bytes(b"\xff\xff\xff\xff")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # one write for an answer's headers and body
+    api: FaultyServer
+    count = 0
+
+    def do_POST(self) -> None:
+        """Answer an API call."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        call = remote_api_pb.Request.FromString(body)
+        request = taskqueue_pb.TaskQueueBulkAddRequest.FromString(call.request)
+        self.count = len(request.add_request)
+        fault = self.api.next_fault(request)
+        results: Any = None
+        if fault is None or fault.added:
+            results = self.api.add(request)
+        if fault is None:
+            self.send(remote_api_pb.Response(response=results.SerializeToString()))
+        else:
+            fault.answer(self, results)
+
+    def send(self, response: Any) -> None:
+        """Send an API response."""
+        self.send_bytes(response.SerializeToString())
+
+    def send_bytes(self, body: bytes) -> None:
+        """Send the body of an HTTP response."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+class FaultyServer:
+    """The server. Each add meets the next of ``faults``, or the last one for ever where ``lasting``; None is none."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault | None] = []
+        self.lasting = False
+        self.attempts: list[list[str]] = []
+        """The tasks' names in each add that came."""
+        self.tasks: list[Any] = []
+        """The adds that took effect."""
+        self.ended = threading.Event()
+        self._names: set[tuple[bytes, bytes]] = set()
+        self._lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"api": self})
+        self._server = ThreadedHTTPServer(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,), daemon=True)
+        self._thread.start()
+        self.port: int = self._server.server_address[1]
+
+    def fail(self, *faults: Fault | None, lasting: bool = False) -> None:
+        """Let the next adds meet ``faults``."""
+        self.faults, self.lasting = list(faults), lasting
+
+    def next_fault(self, request: Any) -> Fault | None:
+        """Note an attempt, and return what it meets."""
+        with self._lock:
+            self.attempts.append([add.task_name.decode() for add in request.add_request])
+            if not self.faults:
+                return None
+            return self.faults[0] if self.lasting and len(self.faults) == 1 else self.faults.pop(0)
+
+    def add(self, request: Any) -> Any:
+        """Add the tasks as the platform does: a name is in a queue once."""
+        response = taskqueue_pb.TaskQueueBulkAddResponse()
+        with self._lock:
+            for add in request.add_request:
+                result = response.taskresult.add()
+                name = add.task_name or f"chosen{len(self.tasks)}".encode()
+                if (add.queue_name, name) in self._names:
+                    result.result = Code.TASK_ALREADY_EXISTS
+                    continue
+                self._names.add((add.queue_name, name))
+                self.tasks.append(add)
+                result.result = Code.OK
+                if not add.task_name:
+                    result.chosen_task_name = name
+        return response
+
+    def close(self) -> None:
+        """End the server, and let go whoever waits for it."""
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(BOUND_SECONDS)
+
+
+@contextlib.contextmanager
+def connected(server: FaultyServer, prepare: Callable[[testbed.Testbed], object] = lambda bed: None) -> Iterator[None]:
+    """Let the SDK's own client in this process talk to ``server`` for the taskqueue, as in a request.
+
+    ``prepare`` is given the testbed, to add other services of the SDK's stubs to it.
+    """
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.setup_env(
+        DEFAULT_VERSION_HOSTNAME="app.example.com",
+        HTTP_HOST="app.example.com",
+        API_HOST="127.0.0.1",
+        API_PORT=str(server.port),
+        HTTP_X_APPENGINE_API_TICKET="ticket",
+        overwrite=True,
+    )
+    prepare(bed)
+    stub = default_api_stub.DefaultApiStub()
+    apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
+    stub.SetUseRequestSecurityTicketForThread(True)
+    try:
+        yield
+    finally:
+        stub.SetUseRequestSecurityTicketForThread(False)
+        server.ended.set()
+        stub.thread_pool.shutdown()
+        stub.http.clear()
+        bed.deactivate()
+        assert os.environ.get("API_PORT") != str(server.port)
+
+
+def names_of(tasks: Sequence[Any]) -> list[str]:
+    """Return the names of adds."""
+    return [add.task_name.decode() for add in tasks]

@@ -1,0 +1,87 @@
+"""A real server that serves the corpus's apps (``corpus_app.py``), as a test starts and asks it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.corpus import PLACES
+from tests.support.repository import ROOT
+
+OLD_GUNICORN = ROOT / ".venvs" / "gunicorn-21.2"
+TIMEOUT_SECONDS = 60.0
+GUNICORN = [
+    "-m",
+    "gunicorn",
+    "--worker-class=gthread",
+    "--threads=4",
+    "--log-level=warning",
+    "tests.support.corpus_app:app",
+]
+COMMANDS = {
+    "gunicorn": [*GUNICORN, "--bind=fd://{fd}"],
+    "gunicorn 21.2": [*GUNICORN, "--bind=fd://{fd}"],
+    "waitress": ["-m", "tests.support.corpus_app", "waitress", "{fd}"],
+    "wsgiref": ["-m", "tests.support.corpus_app", "wsgiref", "{fd}"],
+}
+FOLDING = ("gunicorn 21.2", "wsgiref")
+"""The servers that take an underscore in a header's name for a hyphen."""
+
+
+def host_of(place: str) -> str:
+    """Return the host at which the app of a place answers."""
+    return f"place{PLACES.index(place)}"
+
+
+class RunningServer:
+    """One of :data:`COMMANDS` as a process."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name = name
+        self._log = log
+        paths = [*(str(OLD_GUNICORN) for _ in range(name == "gunicorn 21.2")), *sys.path]
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as listening, log.open("wb") as output:
+            self.port = listening.getsockname()[1]
+            # It listens already, so that there is nothing to wait for: who connects too early waits in line.
+            self._process = subprocess.Popen(
+                [sys.executable, *(part.format(fd=listening.fileno()) for part in COMMANDS[name])],
+                pass_fds=[listening.fileno()],
+                # Not this process's own environment: wrap_wsgi_app leaves variables such as HTTP_X_APPENGINE_TASKNAME
+                # in it, and wsgiref copies the variables of its process into every request's environ.
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "GAE_ENV": "standard"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has written."""
+        return self._log.read_text()
+
+    def ask(self, request: bytes) -> bytes:
+        """Send a request, whatever it looks like, and return all that is answered until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_SECONDS) as connection:
+            answer = bytearray()
+            try:
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
+                while piece := connection.recv(65_536):
+                    answer += piece
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has heard enough
+        return bytes(answer)
+
+    def ran(self) -> int:
+        """Return how often a task has run since this was asked."""
+        answer = self.ask(b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n")
+        assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), (answer, self.output)
+        return int(answer.lower().partition(b"x-ran: ")[2].split(b"\r\n")[0])
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(TIMEOUT_SECONDS)

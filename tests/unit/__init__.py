@@ -1,0 +1,1 @@
+"""Unit tests, in the folders of the package that they test."""

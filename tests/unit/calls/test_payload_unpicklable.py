@@ -1,0 +1,110 @@
+"""Tests of unpicklable.py."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deferred_middleware.calls.payload import find_unpicklable, mentions_main
+from tests.support import sample
+
+
+def found(value: object) -> tuple[str, str]:
+    """Return what is wrong with ``value``."""
+    result = find_unpicklable({"args[0]": value}, main_is_wrong=False)
+    assert result is not None
+    return result
+
+
+class Slotted:
+    """Keeps its attributes in slots."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "kind"),
+    [
+        (threading.Lock(), "args[0]", "lock"),
+        ([1, [2, threading.Lock()]], "args[0][1][1]", "lock"),
+        ({"a": {"b": (threading.Lock(),)}}, "args[0]['a']['b'][0]", "lock"),
+        (sample.Holder(session=sample.Holder(lock=threading.Lock())), "args[0].session.lock", "lock"),
+        (Slotted(), "args[0].lock", "lock"),
+        ((n for n in "ab"), "args[0]", "generator"),
+        ({"f": sample.anonymous}, "args[0]['f']", "function"),
+    ],
+)
+def test_the_smallest_part_is_named(value: object, path: str, kind: str) -> None:
+    """The path leads to the part itself, through containers, attributes and slots, and its type is named."""
+    where, problem = found(value)
+
+    assert where == path
+    assert problem.startswith(f": {kind} can't be pickled")
+    assert problem.endswith("open or load it in the task.")
+
+
+def test_a_socket_deep_inside_is_named() -> None:
+    """The example of the manual: a socket in an object's attribute."""
+    with socket.socket() as connection:
+        assert found(sample.Holder(session=connection))[0] == "args[0].session"
+
+
+def test_a_file_is_named(tmp_path: Any) -> None:
+    """An open file is named with its type."""
+    with (tmp_path / "f").open("w") as file:
+        path, problem = found([file])
+
+    assert path == "args[0][0]"
+    assert problem.startswith(": TextIOWrapper can't be pickled (cannot pickle '")  # the rest is Python's, by version
+    assert problem.endswith("). Pass what identifies it (a key, an id, a path) and open or load it in the task.")
+
+
+def test_nesting_too_deep_is_said() -> None:
+    """20,000 levels are too deep for pickle, and the error says so instead of failing itself."""
+    nested: list[Any] = []
+    for _ in range(20_000):
+        nested = [nested]
+
+    where, problem = found(nested)
+
+    assert where == "args[0]"
+    assert "nested too deep" in problem
+    while nested:  # taken apart by hand: freeing it recursively is deep, too
+        nested = nested.pop()
+
+
+def test_all_well_is_none() -> None:
+    """Where everything pickles there is no find_unpicklable."""
+    assert find_unpicklable({"args[0]": {"a": [1, 2]}}, main_is_wrong=False) is None
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_reference_to_main_is_found_in_every_protocol(protocol: int) -> None:
+    """A class of the __main__ module is seen by its opcodes, whether named outright or from the memo."""
+    import __main__
+
+    first = type("First", (), {"__module__": "__main__"})
+    second = type("Second", (), {"__module__": "__main__"})
+    __main__.First, __main__.Second = first, second
+    try:
+        assert mentions_main(pickle.dumps(("__main__", [first(), second()]), protocol))
+    finally:
+        del __main__.First, __main__.Second
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@given(text=st.lists(st.sampled_from(["__main__", "__main__ x", "note", sample.__name__]), max_size=6))
+def test_the_name_alone_is_no_reference(protocol: int, text: list[str]) -> None:
+    """Strings that say __main__ refer to nothing, wherever they stand among real references."""
+    value = (sample.note, *text, sample.pair, text, sample.Mailer("__main__"))
+
+    assert not mentions_main(pickle.dumps(value, protocol))

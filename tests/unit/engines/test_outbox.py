@@ -1,0 +1,150 @@
+"""Tests of the outbox: what a committed transaction has put there is sent, now or later, and once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.appengine.api import datastore
+from google.appengine.ext import db, ndb, testbed
+
+from deferred_middleware.engines import outbox
+
+PARENT = "projects/shop/locations/europe-west1/queues/default"
+
+
+class CloudTasks:
+    """Where tasks are sent to; it keeps those that it accepts."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.tasks: list[tuple[str, bytes]] = []
+
+    def send(self, parent: str, serialized: bytes) -> None:
+        """Accept a task, or fail."""
+        if self.broken:
+            raise OSError("unreachable")
+        if (parent, serialized) not in self.tasks:
+            self.tasks.append((parent, serialized))
+
+
+@pytest.fixture(autouse=True)
+def stored(engine: testbed.Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a datastore, and no sweep by the way."""
+    engine.init_datastore_v3_stub()
+    engine.init_memcache_stub()
+    monkeypatch.setattr(outbox._SWEEPS, "_next", float("inf"))
+
+
+@pytest.fixture
+def cloud() -> CloudTasks:
+    """Where tasks are sent to."""
+    return CloudTasks()
+
+
+def in_ndb(function: Callable[[], object]) -> object:
+    """Run ``function`` in a transaction of ndb."""
+    return ndb.transaction(function, xg=True)
+
+
+def in_db(function: Callable[[], object]) -> object:
+    """Run ``function`` in a transaction of db."""
+    return db.run_in_transaction_options(db.create_transaction_options(xg=True), function)
+
+
+both = pytest.mark.parametrize("run", [in_ndb, in_db])
+
+
+def waiting() -> int:
+    """Return how many tasks are in the outbox."""
+    return int(datastore.Query(outbox.KIND, namespace="").Count())
+
+
+def add(cloud: CloudTasks, number: int = 0) -> None:
+    """Add a task that carries its own name and a number."""
+    outbox.add(parent=PARENT, make_task=lambda name: f"{name} {number}".encode(), send=cloud.send)
+
+
+@both
+def test_a_task_is_sent_after_the_commit(run: Any, cloud: CloudTasks) -> None:
+    """It is not sent before, and its entity is gone afterwards; the name follows from the key."""
+
+    def work() -> None:
+        add(cloud)
+        assert cloud.tasks == []
+
+    run(work)
+
+    [(parent, serialized)] = cloud.tasks
+    assert parent == PARENT
+    assert serialized.startswith(f"{PARENT}/tasks/tx-".encode())
+    assert waiting() == 0
+
+
+@both
+def test_a_rolled_back_transaction_sends_nothing(run: Any, cloud: CloudTasks) -> None:
+    """Neither entity nor task is left."""
+
+    def work() -> None:
+        add(cloud)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(work)
+
+    assert cloud.tasks == []
+    assert waiting() == 0
+
+
+@both
+def test_what_could_not_be_sent_is_swept(run: Any, cloud: CloudTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """The commit stands, the failure is an ERROR, and a sweep sends the task, once."""
+    cloud.broken = True
+    run(lambda: list(map(functools.partial(add, cloud), range(3))))
+    assert waiting() == 3
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+
+    assert outbox.sweep(cloud.send, min_age_seconds=0) == outbox.SweepReport(sent=0, failed=3)
+    cloud.broken = False
+    assert outbox.sweep(cloud.send) == outbox.SweepReport(sent=0, failed=0)  # they are too young
+    assert outbox.sweep(cloud.send, min_age_seconds=0) == outbox.SweepReport(sent=3, failed=0)
+
+    assert sorted(serialized[-1:] for _, serialized in cloud.tasks) == [b"0", b"1", b"2"]
+    assert waiting() == 0
+
+
+def test_a_task_that_is_sent_brings_the_others_along(cloud: CloudTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a task was sent, older ones are swept, at most once a minute."""
+    monkeypatch.setattr(outbox, "_SWEEP_AGE_SECONDS", 0.0)
+    monkeypatch.setattr(outbox.sweep, "__kwdefaults__", {"min_age_seconds": 0.0})
+    cloud.broken = True
+    in_ndb(lambda: add(cloud, 1))
+    cloud.broken = False
+    monkeypatch.setattr(outbox._SWEEPS, "_next", 0.0)
+
+    in_ndb(lambda: add(cloud, 2))
+    assert len(cloud.tasks) == 2
+
+    cloud.broken = True
+    in_ndb(lambda: add(cloud, 3))
+    cloud.broken = False
+    in_ndb(lambda: add(cloud, 4))
+    assert [serialized[-1:] for _, serialized in cloud.tasks] == [b"2", b"1", b"4"]
+
+
+@both
+def test_a_sixth_task_is_refused(run: Any, cloud: CloudTasks) -> None:
+    """A transaction takes five tasks, and what it has is sent if it commits all the same."""
+    from deferred_middleware.engines.transactions import TaskLimitReachedError
+
+    def work() -> None:
+        for number in range(5):
+            add(cloud, number)
+        with pytest.raises(TaskLimitReachedError):
+            add(cloud, 5)
+
+    run(work)
+
+    assert len(cloud.tasks) == 5

@@ -1,0 +1,320 @@
+"""Tests of defer_batch and DEFERRED_COALESCE."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from google.appengine.api import apiproxy_stub_map, taskqueue
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as pb
+from google.appengine.ext import ndb, testbed
+
+from deferred_middleware import (
+    DeferredMiddleware,
+    EnqueueError,
+    EnqueueFuture,
+    NotAllEnqueuedError,
+    Settings,
+    UnpicklableArgumentError,
+    call,
+    defer,
+    defer_async,
+    defer_batch,
+)
+from deferred_middleware.calls import payload
+from deferred_middleware.config.process import install_settings
+from deferred_middleware.enqueue import request_end
+from tests.support import sample
+from tests.support.answering import Engine
+from tests.support.delivering import request, task_environ
+
+Code = pb.TaskQueueServiceError
+BOUND_SECONDS = 60
+
+
+@pytest.fixture
+def many(engine: testbed.Testbed) -> Engine:
+    """The engine that the calls go to."""
+    stub = Engine()
+    apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
+    return stub
+
+
+def test_calls_leave_together_at_the_end(many: Engine) -> None:
+    """Nothing is sent inside the block; at its end all is, a queue's calls in one RPC, and what was returned holds."""
+    with defer_batch() as batch:
+        tasks = [defer(sample.note, i) for i in range(3)]
+        future = defer_async(sample.note, 3)
+        other = defer(sample.note, 4, _queue="quick")
+        assert len(batch) == 5
+        assert many.rpcs == []
+        assert not future.done()
+
+    assert sorted(map(len, many.rpcs)) == [1, 4]
+    assert all(task.was_enqueued for task in [*tasks, other])
+    assert future.done()
+    assert future.result().was_enqueued
+    assert batch.report is not None
+    assert batch.report.enqueued == 5
+
+
+def test_a_block_that_raises_sends_nothing(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """None of the calls leaves if the block raises; a future tells why, and a warning how many."""
+    with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the block is what is tested
+        defer(sample.note, 1)
+        future = defer_async(sample.note, 2)
+        raise KeyError("oops")
+
+    assert many.rpcs == []
+    with pytest.raises(EnqueueError, match="what it was deferred in failed") as caught:
+        future.result()
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert [record.getMessage()[:23] for record in caplog.records] == ["2 deferred calls don't "]
+
+
+def test_an_argument_is_pickled_where_it_is_deferred(many: Engine) -> None:
+    """What is wrong with a call is raised inside the block, and a change afterwards changes nothing."""
+    bodies: list[bytes] = []
+
+    def answer(adds: Any) -> list[int]:
+        bodies.extend(add.body for add in adds)
+        return [Code.OK] * len(adds)
+
+    many.answer = answer
+    value = ["before"]
+    with defer_batch():
+        with pytest.raises(UnpicklableArgumentError):
+            defer(sample.note, threading.Lock())
+        defer(sample.note, value)
+        value[0] = "after"
+
+    assert payload.loads(bodies[0]).args == (["before"],)
+
+
+def test_what_is_not_enqueued_is_raised_at_the_end(many: Engine) -> None:
+    """A taken name is an error of the batch; the other calls are enqueued, and each future tells of its own."""
+    many.answer = lambda adds: [Code.TASK_ALREADY_EXISTS if a.task_name == b"taken" else Code.OK for a in adds]
+
+    failed = pytest.raises(NotAllEnqueuedError, match="1 of 3 calls was not enqueued")
+    with failed as caught, defer_batch() as batch:
+        defer(sample.note, 1)
+        taken = defer_async(sample.note, 2, _name="taken")
+        fine = defer_async(sample.note, 3)
+
+    assert caught.value.report is batch.report
+    assert isinstance(caught.value.__cause__, taskqueue.TaskAlreadyExistsError)
+    with pytest.raises(taskqueue.TaskAlreadyExistsError):
+        taken.result()
+    assert fine.result().was_enqueued
+
+
+def test_an_inner_batch_leaves_with_the_outer_one(many: Engine) -> None:
+    """The calls of an inner batch leave when the outer one does; an inner one that raises loses only its own."""
+    with defer_batch():
+        defer(sample.note, 1)
+        with defer_batch():
+            inner = defer_async(sample.note, 2)
+        with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the block is what is tested
+            defer(sample.note, 3)
+            raise KeyError
+        assert many.rpcs == []
+        with pytest.raises(RuntimeError, match="leaves at the end of its defer_batch"):
+            inner.result()
+
+    assert [len(names) for names in many.rpcs] == [2]
+    assert inner.done()
+
+
+def test_waiting_inside_would_wait_for_itself(many: Engine) -> None:
+    """Whoever asks for a result inside the block is told that it comes after it."""
+    with defer_batch():
+        future = defer_async(sample.note)
+        for ask in (future.result, future.get_result, future.exception, future.wait, future.__await__):
+            with pytest.raises(RuntimeError, match=r"tests\.support\.sample/note leaves at the end of its defer_batch"):
+                ask()
+
+    assert future.result().was_enqueued
+
+
+def test_an_async_batch_does_not_block_the_loop(many: Engine) -> None:
+    """At the end of an async block other coroutines run on while the queue is asked."""
+    gate = threading.Event()
+
+    def answer(adds: Any) -> list[int]:
+        assert gate.wait(BOUND_SECONDS)
+        return [Code.OK] * len(adds)
+
+    many.answer = answer
+
+    async def gathers() -> EnqueueFuture:
+        async with defer_batch():
+            defer(sample.note, 1)
+            return defer_async(sample.note, 2)
+
+    async def opens() -> None:
+        gate.set()
+
+    async def both() -> Any:
+        return await asyncio.wait_for(asyncio.gather(gathers(), opens()), BOUND_SECONDS)
+
+    future, _ = asyncio.run(both())
+
+    assert future.done()
+    assert [len(names) for names in many.rpcs] == [2]
+
+
+def test_an_async_block_that_raises_sends_nothing(many: Engine) -> None:
+    """As for a plain one."""
+
+    async def raises() -> None:
+        async with defer_batch():
+            defer(sample.note)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        asyncio.run(raises())
+
+    assert many.rpcs == []
+
+
+def test_calls_of_a_transaction_do_not_wait(engine: testbed.Testbed) -> None:
+    """A transactional call belongs to its transaction, which may end before the batch."""
+    engine.init_datastore_v3_stub()
+    engine.init_memcache_stub()
+
+    with defer_batch() as batch:
+        ndb.transaction(lambda: defer(sample.note, _transactional=True))
+        assert len(batch) == 0
+
+    assert len(engine.get_stub("taskqueue").get_filtered_tasks()) == 1
+
+
+def test_a_thread_that_outlives_the_block_enqueues_at_once(many: Engine) -> None:
+    """What is deferred in the block's context after its end is not lost in the batch that has left."""
+    import contextvars
+
+    with defer_batch():
+        context = contextvars.copy_context()
+
+    context.run(defer, sample.note)
+
+    assert len(many.tasks) == 1
+
+
+def test_an_empty_batch_asks_nobody(many: Engine) -> None:
+    """A block that defers nothing sends nothing."""
+    with defer_batch():
+        pass
+
+    assert many.rpcs == []
+
+
+class App:
+    """A WSGI app that does what it is given."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """Do it, and answer."""
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        self.work()
+        return [b"ok"]
+
+
+def coalesced(work: Any) -> None:
+    """Make a request that does ``work`` with DEFERRED_COALESCE."""
+    settings = Settings(coalesce=True)
+    install_settings(settings)
+    response = request(DeferredMiddleware(App(work), settings=settings), task_environ(b"", "/page"))
+    assert response.body == b"ok"
+
+
+def test_a_requests_calls_coalesce(many: Engine) -> None:
+    """With the setting the defer_async calls of a request leave together; the response waits for them at its end."""
+
+    def work() -> None:
+        for number in range(150):
+            defer_async(sample.note, number)
+        defer(sample.note, "at once")
+        assert [len(names) for names in many.rpcs] == [1]
+
+    coalesced(work)
+
+    assert sorted(map(len, many.rpcs)) == [1, 50, 100]
+    assert not request_end.UNDER_WAY
+
+
+def test_who_asks_for_a_result_lets_them_leave(many: Engine) -> None:
+    """Inside the request a result can be waited for; what was gathered leaves then."""
+
+    def work() -> None:
+        first = defer_async(sample.note, 1)
+        second = defer_async(sample.note, 2)
+        assert second.result(BOUND_SECONDS).was_enqueued
+        assert first.result(BOUND_SECONDS).was_enqueued
+        defer_async(sample.note, 3)
+
+    coalesced(work)
+
+    assert [len(names) for names in many.rpcs] == [2, 1]
+
+
+def test_a_failure_is_logged(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A coalesced call that is not enqueued is an ERROR with its name."""
+    many.answer = lambda adds: [Code.PERMISSION_DENIED] * len(adds)
+
+    coalesced(lambda: defer_async(sample.note))
+
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "tests.support.sample/note was not enqueued" in record.getMessage()
+
+
+def test_a_request_that_raises_sends_none(many: Engine) -> None:
+    """If the app raises, its coalesced calls don't leave."""
+
+    def work() -> None:
+        defer_async(sample.note)
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError):
+        coalesced(work)
+
+    assert many.rpcs == []
+
+
+enqueues: list[Any] = []
+
+
+def task(fails: bool) -> None:
+    """Be a task that enqueues."""
+    enqueues.append(defer_async(sample.note))
+    if fails:
+        raise KeyError("oops")
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "rpcs", "status"),
+    [
+        (False, Code.OK, [1], 200),
+        (False, Code.PERMISSION_DENIED, [1], 500),
+        (True, Code.OK, [], 500),
+    ],
+)
+def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[int], status: int) -> None:
+    """The calls of a task leave when it has returned, and it fails if they do; those of a failed task don't leave."""
+    many.answer = lambda adds: [code] * len(adds)
+    settings = Settings(coalesce=True)
+    body = payload.dumps(call(task, fails), 5)
+
+    response = request(
+        DeferredMiddleware(App(None), settings=settings), task_environ(body, f"/_cb/deferred/{__name__}/task")
+    )
+    enqueues.clear()
+
+    assert [len(names) for names in many.rpcs] == rpcs
+    assert response.status == status

@@ -1,0 +1,224 @@
+"""Tests of ``@task``: functions and methods with options of their own, deferred and called."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import pickle
+from typing import Any
+
+import pytest
+
+from deferred_middleware import DeferredMiddleware, OptionError, UnknownOptionError, call, defer, task
+from deferred_middleware.testing import capture_tasks
+from tests.support import sample
+from tests.support.delivering import Queued
+
+
+@task(queue="mail", countdown=60, max_attempts=2, redact=("password",))
+def welcome(user: int, password: str = "") -> str:
+    """Welcome a user."""
+    sample.ran.append((user, password))
+    if password == "wrong":
+        raise ValueError("wrong")
+    return f"welcome {user}"
+
+
+@task
+async def later(value: object) -> None:
+    """Note a value from inside an event loop."""
+    await asyncio.sleep(0)
+    sample.ran.append(value)
+
+
+class Shop:
+    """Has decorated methods of every kind."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @task(queue="slow")
+    def sell(self, item: str) -> str:
+        """Sell something."""
+        sample.ran.append((self.name, item))
+        return item
+
+    @task(queue="slow")
+    @classmethod
+    def open(cls, name: str) -> str:
+        """Open a shop."""
+        sample.ran.append((cls.__name__, name))
+        return name
+
+    @task
+    @staticmethod
+    def count(number: int) -> int:
+        """Count."""
+        sample.ran.append(number)
+        return number
+
+    @task
+    def __stock(self, item: str) -> None:
+        sample.ran.append(("stock", self.name, item))
+
+    def stock(self, item: str) -> None:
+        """Defer a private method."""
+        self.__stock.defer(item)
+
+
+def app(environ: Any, start_response: Any) -> list[bytes]:
+    """Answer whatever is no task."""
+    start_response("404 Not Found", [])
+    return []
+
+
+def test_the_function_stays_what_it_is() -> None:
+    """A decorated function is a function still, is called as before, and pickles by its name."""
+    function: Any = welcome
+    coroutine_function: Any = later
+    assert inspect.isfunction(function)
+    assert inspect.iscoroutinefunction(coroutine_function)
+    assert welcome(1) == "welcome 1"
+    assert pickle.loads(pickle.dumps(welcome)) is welcome
+    assert welcome.__doc__ == "Welcome a user."
+
+
+@pytest.mark.parametrize("how", ["defer", "defer_async", "call", "plain"])
+def test_its_options_hold_however_it_is_deferred(how: str) -> None:
+    """The methods and a plain defer() alike have the declared options."""
+    with capture_tasks(DeferredMiddleware(app)) as tasks:
+        if how == "defer":
+            welcome.defer(1, password="x")
+        elif how == "defer_async":
+            welcome.defer_async(1, password="x").result(30)
+        elif how == "call":
+            prepared = welcome.call(1, password="x")
+            assert prepared.options.queues == ("mail",)
+            assert prepared.options.max_attempts == 2
+            return
+        else:
+            defer(welcome, 1, password="x")
+
+        tasks.assert_enqueued(welcome, 1, password="x", _queue="mail", _countdown=60)
+
+
+def test_a_calls_own_options_go_first() -> None:
+    """options() and defer() override what the function declares; an ETA takes the place of a countdown."""
+    import datetime
+
+    eta = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+    assert call(welcome, 1, _queue="fast").options.queues == ("fast",)
+    assert call(welcome, 1, _eta=eta).options.eta_posix == pytest.approx(eta.timestamp())
+
+    with capture_tasks() as tasks:
+        quick = welcome.options(queue="fast", countdown=0)
+        quick.options(name="one").defer(1)
+        assert quick(2) == "welcome 2"
+        tasks.assert_enqueued(welcome, 1, _queue="fast", _name="one", _countdown=0)
+
+
+def test_the_cap_of_attempts_holds() -> None:
+    """After max_attempts a task that fails is given up, whatever its queue says."""
+    with capture_tasks(DeferredMiddleware(app)) as tasks:
+        welcome.defer(1, "wrong")
+
+        first = tasks.run(raise_errors=False)
+        second = tasks.run(raise_errors=False)
+
+    assert (first.status, second.status) == (500, 200)
+    assert "EXHAUSTED" in str(second.outcome)
+
+
+def test_a_redacted_argument_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """What redact names never shows, however it was passed."""
+    caplog.set_level(logging.DEBUG)
+    with capture_tasks(DeferredMiddleware(app)) as tasks:
+        welcome.defer(1, "wrong")
+        tasks.run(raise_errors=False)
+
+    assert f"{__name__}/welcome(1, <redacted>)" in caplog.text
+    assert "'wrong'" not in caplog.text
+
+
+def test_methods_of_every_kind_run() -> None:
+    """Methods, class methods, static methods and private ones are deferred as what they are bound to."""
+    with capture_tasks(DeferredMiddleware(app)) as tasks:
+        shop = Shop("corner")
+        assert (shop.sell("tea"), Shop.open("x"), shop.open("y"), Shop.count(1), Shop.count(2)) == (
+            "tea",
+            "x",
+            "y",
+            1,
+            2,
+        )
+        sample.ran.clear()
+        shop.sell.defer("tea")
+        defer(shop.sell, "milk")
+        shop.sell.options(queue="fast").defer("salt")
+        Shop.open.defer("main street")
+        counting: Any = shop
+        counting.count.defer(3)
+        shop.stock("rice")
+        tasks.run_all()
+
+    assert sample.ran == [
+        ("corner", "tea"),
+        ("corner", "milk"),
+        ("corner", "salt"),
+        ("Shop", "main street"),
+        3,
+        ("stock", "corner", "rice"),
+    ]
+    assert [t.queue for t in tasks.enqueued] == ["slow", "slow", "fast", "slow", "default", "default"]
+    assert tasks.enqueued[0].url == f"/_cb/deferred/{__name__}/Shop.sell"
+
+
+def test_a_bound_method_is_equal_to_itself() -> None:
+    """What an object has for a decorated method compares and hashes like a bound method."""
+    shop = Shop("corner")
+
+    assert shop.sell == shop.sell
+    assert hash(shop.sell) == hash(shop.sell)
+    assert shop.sell != Shop("other").sell
+    assert Shop.sell(shop, "tea") == "tea"
+
+
+def test_an_async_function_runs_to_its_end() -> None:
+    """A decorated coroutine function is awaited."""
+    with capture_tasks(DeferredMiddleware(app)) as tasks:
+        later.defer(1)
+        tasks.run()
+
+    assert sample.ran == [1]
+
+
+def test_wrong_options_are_told_when_the_function_is_made() -> None:
+    """An unknown option, a wrong value and an unknown argument to redact are errors at import."""
+    with pytest.raises(UnknownOptionError, match="_queue"):
+        task(queues="mail")(sample.note)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match="has 1 to 100"):
+        task(queue="no such name")(sample.note)
+    with pytest.raises(OptionError, match="no argument"):
+        task(redact=("passwort",))(sample.pair)
+
+
+def test_the_order_of_decorators_is_told() -> None:
+    """Beneath @classmethod the decorator can't know the class, and says what to do."""
+
+    class Wrong:
+        @classmethod
+        @task
+        def make(cls) -> None:
+            """Never called."""
+
+    method: Any = Wrong.__dict__["make"].__func__
+    with pytest.raises(TypeError, match="above @classmethod"):
+        method.defer()
+
+
+def test_the_sdks_stub_takes_it(queued: Queued) -> None:
+    """The task arrives in the queue that the decorator names."""
+    welcome.options(queue="quick").defer(1)
+
+    assert len(queued.in_queue("quick")) == 1

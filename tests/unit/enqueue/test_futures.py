@@ -1,0 +1,355 @@
+"""Tests of futures.py, on an engine whose answers come from other threads when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from google.appengine.api import apiproxy_stub, apiproxy_stub_map, taskqueue
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as pb
+from google.appengine.ext import ndb, testbed
+from google.appengine.runtime import apiproxy_errors
+
+from deferred_middleware import (
+    DeferredMiddleware,
+    EnqueueError,
+    EnqueueFuture,
+    Settings,
+    UnpicklableArgumentError,
+    call,
+    defer_async,
+)
+from deferred_middleware.calls import payload
+from deferred_middleware.config.process import install_settings
+from deferred_middleware.enqueue import request_end
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
+from tests.support import sample
+from tests.support.delivering import Queued, request, task_environ
+
+BOUND_SECONDS = 60
+
+
+class Slow(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
+    """A taskqueue stub that answers in a thread of its own, as told, when the gate is open."""
+
+    THREADSAFE = True
+
+    def __init__(self) -> None:
+        super().__init__("taskqueue")
+        self.gate = threading.Event()
+        self.answers: list[Any] = []
+        self.names: list[str] = []
+
+    def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
+        """Wait for the gate, and give the next answer; OK when there is none."""
+        assert self.gate.wait(BOUND_SECONDS)
+        self.names.append(request.add_request[0].task_name.decode())
+        answer = self.answers.pop(0) if self.answers else pb.TaskQueueServiceError.OK
+        if isinstance(answer, Exception):
+            raise answer
+        response.taskresult.add().result = answer
+
+
+@pytest.fixture
+def slow(engine: testbed.Testbed) -> Iterator[Slow]:
+    """The engine; what a test leaves under way is let go."""
+    stub = Slow()
+    apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
+    install_settings(Settings(enqueue_seconds=0))
+    yield stub
+    stub.gate.set()
+    request_end.settle_request()
+
+
+def test_it_is_under_way_until_the_queue_answers(slow: Slow) -> None:
+    """Before the answer it is not done, a wait with a bound times out, and then the result is the enqueued task."""
+    future = defer_async(sample.note)
+    assert not future.done()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(timeout=0.01)
+
+    slow.gate.set()
+
+    task = future.result(timeout=BOUND_SECONDS)
+    assert isinstance(future, EnqueueFuture)
+    assert isinstance(task, EnqueuedTask)
+    assert task.was_enqueued
+    assert future.done()
+    assert future.get_result() is task
+    assert future.exception() is None
+
+
+def test_an_engine_that_answers_at_once_is_done_at_once(queued: Queued) -> None:
+    """On an engine in this process the task is there when defer_async returns."""
+    future = defer_async(sample.note, _queue="quick")
+
+    assert future.done()
+    assert [task.name for task in queued.in_queue("quick")] == [future.result().name]
+
+
+def test_callbacks_are_called_with_it(slow: Slow) -> None:
+    """A callback gets the future when it is decided, or at once if it is."""
+    heard: list[EnqueueFuture] = []
+    both = threading.Barrier(2)
+    future = defer_async(sample.note)
+    future.add_done_callback(heard.append)
+    future.add_done_callback(lambda _: both.wait(BOUND_SECONDS))
+    assert heard == []
+
+    slow.gate.set()
+    both.wait(BOUND_SECONDS)
+    future.add_done_callback(heard.append)
+
+    assert heard == [future, future]
+
+
+def test_what_can_be_known_is_raised_at_once(slow: Slow) -> None:
+    """An argument that does not pickle is an error of defer_async, not of its future."""
+    with pytest.raises(UnpicklableArgumentError):
+        defer_async(sample.note, threading.Lock())
+
+
+def test_a_failure_is_the_result(slow: Slow) -> None:
+    """What defer would raise is raised by result, and is what exception returns."""
+    slow.gate.set()
+    slow.answers = [pb.TaskQueueServiceError.PERMISSION_DENIED]
+
+    future = defer_async(sample.note)
+
+    with pytest.raises(
+        taskqueue.PermissionDeniedError, match=r"tests\.support\.sample/note was not enqueued"
+    ) as caught:
+        future.result(BOUND_SECONDS)
+    assert isinstance(caught.value, EnqueueError)
+    assert future.exception() is caught.value
+
+
+def test_a_retry_goes_on_by_itself_under_the_same_name(slow: Slow) -> None:
+    """With nobody waiting, what failed for now is tried again, under the name of the first attempt."""
+    install_settings(Settings(enqueue_seconds=60))
+    slow.answers = [apiproxy_errors.DeadlineExceededError("slow"), pb.TaskQueueServiceError.TOMBSTONED_TASK]
+    decided = threading.Event()
+    future = defer_async(sample.note)
+    future.add_done_callback(lambda _: decided.set())
+
+    slow.gate.set()
+
+    assert decided.wait(BOUND_SECONDS)
+    assert future.result().name == slow.names[0]
+    assert slow.names == [slow.names[0]] * 2
+
+
+def test_a_coroutine_awaits_it_without_blocking_its_loop(slow: Slow) -> None:
+    """While one coroutine awaits the enqueue, another one lets the queue answer."""
+
+    async def enqueues() -> taskqueue.Task:
+        return await defer_async(sample.note)
+
+    async def answers() -> None:
+        slow.gate.set()
+
+    async def both() -> Any:
+        return await asyncio.wait_for(asyncio.gather(enqueues(), answers()), BOUND_SECONDS)
+
+    task, _ = asyncio.run(both())
+    assert task.was_enqueued
+
+
+def test_a_cancelled_await_leaves_the_enqueue_alone(slow: Slow) -> None:
+    """Who gives up waiting does not cancel the enqueue."""
+
+    async def impatient(future: EnqueueFuture) -> None:
+        await asyncio.wait_for(future, 0.01)
+
+    future = defer_async(sample.note)
+    with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+        asyncio.run(impatient(future))
+    slow.gate.set()
+
+    assert future.result(BOUND_SECONDS).was_enqueued
+
+
+def test_a_tasklet_yields_it(slow: Slow) -> None:
+    """In a tasklet of the SDK's ndb the yield gives the task, alone and in a list; its event loop goes on."""
+
+    @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
+    def enqueues() -> Any:
+        task = yield defer_async(sample.note, 1)
+        several = yield [defer_async(sample.note, 2), defer_async(sample.note, 3)]
+        done = defer_async(sample.note, 4)
+        done.result(BOUND_SECONDS)
+        again = yield done
+        raise ndb.Return([task, *several, again])
+
+    future = enqueues()
+    # The gate opens only when the event loop runs.
+    ndb.eventloop.queue_call(None, slow.gate.set)
+    tasks = future.get_result()
+
+    assert [task.was_enqueued for task in tasks] == [True] * 4
+
+
+def test_a_tasklet_gets_the_failure(slow: Slow) -> None:
+    """What went wrong is raised at the yield."""
+    slow.gate.set()
+    slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
+
+    @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
+    def enqueues() -> Any:
+        try:
+            yield defer_async(sample.note)
+        except taskqueue.UnknownQueueError as error:
+            raise ndb.Return(error) from None
+
+    assert isinstance(enqueues().get_result(), EnqueueError)
+
+
+def test_a_failure_that_nobody_asked_about_is_logged(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
+    """When the last reference to the future goes, its failure is an ERROR with the call's name."""
+    slow.gate.set()
+    slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
+    decided = threading.Event()
+
+    defer_async(sample.note).add_done_callback(lambda _: decided.set())
+    assert decided.wait(BOUND_SECONDS)
+    request_end.settle_request()
+    gc.collect()
+
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert "tests.support.sample/note was not enqueued" in record.getMessage()
+
+
+def test_a_failure_that_somebody_asked_about_is_not_logged(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
+    """Who got the exception has it."""
+    slow.gate.set()
+    slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
+    future = defer_async(sample.note)
+
+    with pytest.raises(EnqueueError):
+        future.result(BOUND_SECONDS)
+    del future
+    request_end.settle_request()
+    gc.collect()
+
+    assert caplog.records == []
+
+
+def test_a_transactional_one_is_decided_when_it_returns(engine: testbed.Testbed, queued: Queued) -> None:
+    """In a transaction the task is part of it when defer_async returns, so that the commit can't come first."""
+    engine.init_datastore_v3_stub()
+    engine.init_memcache_stub()
+
+    def transaction() -> bool:
+        return defer_async(sample.note, _transactional=True).done()
+
+    assert ndb.transaction(transaction)
+    assert len(queued.tasks()) == 1
+    with pytest.raises(taskqueue.BadTransactionStateError):
+        defer_async(sample.note, _transactional=True)
+
+
+def enqueues_in_vain(slow: Slow) -> None:
+    """Start an enqueue that fails, and leave it alone."""
+    slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
+    defer_async(sample.note)
+    slow.gate.set()
+
+
+def test_a_request_waits_for_what_it_started(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
+    """The middleware's response ends when the enqueues are decided, and a failure that nobody asked about is logged."""
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        enqueues_in_vain(slow)
+        return [b"parts ", b"of it"]
+
+    response = request(DeferredMiddleware(app), task_environ(b"", "/page"))
+
+    assert response.body == b"parts of it"
+    assert not request_end.UNDER_WAY
+    assert ["tests.support.sample/note was not enqueued" in r.getMessage() for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("gone_through", [True, False])
+def test_a_response_that_breaks_off_waits_too(slow: Slow, gone_through: bool) -> None:
+    """What is enqueued while the response is gone through is waited for, also if its end is never reached."""
+    started = defer_async
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        started(sample.note, 1)
+
+        def parts() -> Iterator[bytes]:
+            yield b"one"
+            started(sample.note, 2)
+            slow.gate.set()
+            yield b"two"
+
+        return parts()
+
+    response = iter(DeferredMiddleware(app)(task_environ(b"", "/page"), lambda *_: None))  # type: ignore[arg-type]
+    assert [next(response), next(response)] == [b"one", b"two"]
+    assert next(response, None) is None if gone_through else response.close() is None  # type: ignore[attr-defined]
+
+    assert not request_end.UNDER_WAY
+    assert len(slow.names) == 2
+
+
+def test_a_request_that_raises_waits_too(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
+    """An app that raises has its enqueues waited for before the exception goes on."""
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        enqueues_in_vain(slow)
+        raise KeyError("oops")
+
+    with pytest.raises(KeyError):
+        DeferredMiddleware(app)(task_environ(b"", "/page"), unstarted)
+
+    assert ["tests.support.sample/note was not enqueued" in r.getMessage() for r in caplog.records] == [True]
+
+
+def test_a_response_of_another_request_is_left_alone(slow: Slow) -> None:
+    """What a request in another thread has under way does not change this one's response."""
+    elsewhere = threading.Thread(target=lambda: defer_async(sample.note))
+    elsewhere.start()
+    elsewhere.join(BOUND_SECONDS)
+    parts = [b"same"]
+
+    app = DeferredMiddleware(lambda environ, start_response: parts)
+    assert app(task_environ(b"", "/page"), unstarted) is parts
+    slow.gate.set()
+
+
+def test_a_task_that_enqueued_in_vain_has_failed(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose defer_async failed with nobody asking is tried again, with the reason in its log record."""
+    tested.append(slow)
+
+    body = payload.dumps(call(in_vain), 5)
+    response = request(DeferredMiddleware(unreachable), task_environ(body, f"/_cb/deferred/{__name__}/in_vain"))
+
+    assert response.status == 500
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], taskqueue.UnknownQueueError)
+
+
+def unstarted(*_: Any) -> Any:
+    """Take the start of a response."""
+
+
+tested: list[Slow] = []
+
+
+def in_vain() -> None:
+    """Be a task that enqueues in vain."""
+    enqueues_in_vain(tested.pop())
+
+
+def unreachable(environ: Any, start_response: Any) -> Iterable[bytes]:
+    """Be an app that gets no request."""
+    raise AssertionError("this request is a task's")

@@ -1,0 +1,115 @@
+"""Tests of context.py."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import datetime
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from deferred_middleware import TaskContext, current_task
+from deferred_middleware.execution.context import CURRENT_TASK
+from tests.support.delivering import task_environ
+
+
+@contextlib.contextmanager
+def running(context: TaskContext) -> Iterator[None]:
+    """Make ``context`` that of the running task."""
+    token = CURRENT_TASK.set(context)
+    try:
+        yield
+    finally:
+        CURRENT_TASK.reset(token)
+
+
+def test_a_first_attempt_knows_its_headers() -> None:
+    """A first attempt has its name, queue and ETA, counts of 0, and nothing about an earlier attempt."""
+    context = TaskContext(task_environ(b""), "tests.support.sample/note")
+
+    assert (context.name, context.queue, context.label) == ("task1", "default", "tests.support.sample/note")
+    assert (context.retry_count, context.execution_count, context.attempt) == (0, 0, 1)
+    assert context.eta == datetime.datetime(2023, 11, 14, 22, 13, 20, 250_000, datetime.timezone.utc)
+    assert (context.previous_response, context.retry_reason) == (None, None)
+    assert (context.retry_limit, context.is_last_attempt) == (None, None)
+
+
+def test_a_retry_knows_what_went_before() -> None:
+    """A retry has the counts, the previous status and the reason."""
+    environ = task_environ(
+        b"",
+        HTTP_X_APPENGINE_TASKRETRYCOUNT="3",
+        HTTP_X_APPENGINE_TASKEXECUTIONCOUNT="2",
+        HTTP_X_APPENGINE_TASKPREVIOUSRESPONSE="0",
+        HTTP_X_APPENGINE_TASKRETRYREASON="Instance Unavailable",
+    )
+    context = TaskContext(environ)
+
+    assert (context.retry_count, context.execution_count, context.attempt) == (3, 2, 4)
+    assert (context.previous_response, context.retry_reason) == (0, "Instance Unavailable")
+
+
+@pytest.mark.parametrize(("retries", "last"), [("0", False), ("1", False), ("2", True), ("5", True)])
+def test_the_last_attempt_is_known_from_the_retry_limit(retries: str, last: bool) -> None:
+    """With a limit of two retries the third attempt is the last."""
+    environ = task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=retries, HTTP_X_DEFERRED_RETRY_LIMIT="2")
+
+    assert TaskContext(environ).is_last_attempt is last
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1e999", "nan"])
+def test_nonsense_in_a_header_is_as_if_absent(text: str) -> None:
+    """A header that is no number is no error for the task."""
+    environ = task_environ(b"", HTTP_X_APPENGINE_TASKETA=text, HTTP_X_APPENGINE_TASKRETRYCOUNT=text)
+
+    assert (TaskContext(environ).eta, TaskContext(environ).retry_count) == (None, 0)
+
+
+def test_absent_headers_are_empty() -> None:
+    """Without any header a context is empty, not an error."""
+    context = TaskContext({})
+
+    assert (context.name, context.queue, context.retry_count, context.eta) == ("", "", 0, None)
+
+
+def test_there_is_no_task_outside_of_one() -> None:
+    """Outside of tasks there is no current one."""
+    assert current_task() is None
+
+
+def test_a_nested_context_gives_way_to_the_outer_one() -> None:
+    """A task that runs another one inline has its own context back afterwards, also after an error."""
+    outer, inner = TaskContext({}, "outer"), TaskContext({}, "inner")
+
+    with running(outer):
+        assert current_task() is outer
+        with contextlib.suppress(ZeroDivisionError), running(inner):
+            assert current_task() is inner
+            raise ZeroDivisionError
+        assert current_task() is outer
+    assert current_task() is None
+
+
+def test_a_thread_with_a_copied_context_sees_the_task() -> None:
+    """A thread sees the task if it is given the context, and none otherwise."""
+    seen: list[TaskContext | None] = []
+    task = TaskContext({}, "task")
+
+    with running(task):
+        context = contextvars.copy_context()
+        for target in (lambda: context.run(lambda: seen.append(current_task())),):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join(10)
+
+    assert seen == [task]
+
+
+def test_the_request_is_a_webob_request() -> None:
+    """The request is made when it is asked for, once."""
+    context = TaskContext(task_environ(b"", HTTP_X_CUSTOM="mine"))
+
+    assert context.request.headers["X-Custom"] == "mine"
+    assert context.request is context.request

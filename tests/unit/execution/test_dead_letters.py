@@ -1,0 +1,343 @@
+"""Tests of dead letters: the log's line, and running one again from it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, Settings, defer, task
+from deferred_middleware.cli.main import main
+from deferred_middleware.config import process
+from deferred_middleware.config.process import current_deployment, current_settings, install_settings
+from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
+from deferred_middleware.testing import DeferredTasks, capture_tasks
+from tests.support import sample
+from tests.support.delivering import request, task_environ
+
+
+def app(environ: Any, start_response: Any) -> list[bytes]:
+    """Answer whatever is no task."""
+    start_response("404 Not Found", [])
+    return []
+
+
+def fails_unless_mended(value: object) -> None:
+    """Fail for good, until the test has mended what was wrong."""
+    sample.ran.append(value)
+    if "mended" not in sample.ran:
+        raise PermanentTaskFailure("broken")
+
+
+@task(redact=("password",))
+def login(password: str) -> None:
+    """Fail with something that no log may show."""
+    raise PermanentTaskFailure("broken")
+
+
+@pytest.fixture
+def tasks() -> Iterator[DeferredTasks]:
+    """The tasks of an app that signs them."""
+    install_settings(Settings(secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # a text will do
+    with capture_tasks(DeferredMiddleware(app)) as captured:
+        yield captured
+
+
+def line_in(caplog: pytest.LogCaptureFixture) -> str:
+    """Return the log's line of a dead letter."""
+    (line,) = (record.getMessage() for record in caplog.records if MARK in record.getMessage())
+    return line
+
+
+def dead_letter(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, value: object = "x") -> str:
+    """Let a task fail for good, and return the log's line."""
+    caplog.clear()
+    defer(fails_unless_mended, value, _queue="mail", _headers={"X-Tenant": "a"})
+    tasks.run(raise_errors=False)
+    return line_in(caplog)
+
+
+def changed(line: str, **parts: Any) -> str:
+    """Return a line with other parts."""
+    return json.dumps({**json.loads(line[line.index(MARK) + len(MARK) :]), **parts})
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_it_is_run_again_from_the_line(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, as_json: bool) -> None:
+    """The line, or the JSON in it, is all that is needed for a new task, which is signed anew and runs."""
+    line = dead_letter(tasks, caplog)
+    sample.ran.append("mended")
+
+    again = replay(changed(line) if as_json else line)
+
+    (pending,) = tasks.pending
+    assert (pending.queue, pending.name, pending.url) == (
+        "mail",
+        again.name,
+        f"/_cb/deferred/{__name__}/fails_unless_mended",
+    )
+    assert tasks.run().ok
+    assert sample.ran == ["x", "mended", "x"]
+
+
+def test_it_is_run_again_after_its_signature_has_expired(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has the keys may run what has expired."""
+    import time
+
+    line = dead_letter(tasks, caplog)
+    later = time.time() + 400 * 24 * 3600
+    monkeypatch.setattr("deferred_middleware.execution.dead_letters.time.time", lambda: later)
+
+    assert replay(line, queue="other").queue_name == "other"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"body": base64.b64encode(b"other").decode()},
+        {"path": "/_cb/deferred/os/system"},
+        {"queue": "default"},
+        {"application": "another-app"},
+        {"headers": {}},
+    ],
+)
+def test_what_was_changed_is_not_run(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, parts: dict[str, Any]
+) -> None:
+    """A line of somebody else's making is refused, and nothing is enqueued."""
+    line = dead_letter(tasks, caplog)
+
+    with pytest.raises(ReplayError, match="can't be verified"):
+        replay(changed(line, **parts))
+    assert tasks.pending == []
+
+
+def test_who_reads_the_log_cannot_post_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """The line has neither the task's signature nor one that the handler takes, whatever else of it is sent."""
+    line = dead_letter(tasks, caplog)
+    (enqueued,) = tasks.enqueued
+    kept = json.loads(line[line.index(MARK) + len(MARK) :])
+    environ = task_environ(
+        base64.b64decode(kept["body"]),
+        kept["path"],
+        HTTP_X_APPENGINE_QUEUENAME=kept["queue"],
+        HTTP_X_APPENGINE_TASKNAME=kept["name"],
+        **kept["headers"],
+    )
+    own = enqueued.headers["X-Deferred-Signature"]
+
+    assert tasks.app is not None
+    assert own not in line
+    assert request(tasks.app, dict(environ)).status == 403
+    sample.ran.clear()
+    posted = io.BytesIO(enqueued.body)
+    assert request(tasks.app, {**environ, "wsgi.input": posted, "HTTP_X_DEFERRED_SIGNATURE": own}).status == 200, (
+        "with the task's own signature it would be taken"
+    )
+    assert sample.ran == ["x"]
+
+
+def test_another_apps_keys_do_not_run_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the key that signed it nothing is run again; without any, the error says what to set."""
+    line = dead_letter(tasks, caplog)
+    install_settings(dataclasses.replace(current_settings(), secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type]
+    with pytest.raises(ReplayError, match="an unknown key"):
+        replay(line)
+
+    install_settings(dataclasses.replace(current_settings(), secret_keys=()))
+    with pytest.raises(ReplayError, match="DEFERRED_SECRET_KEYS"):
+        replay(line)
+
+
+@pytest.mark.parametrize("line", ["", "no JSON", "{}", '{"path": 1}', f"{MARK}[]", '{"body": "!"}'])
+def test_what_is_no_dead_letter_is_told(line: str) -> None:
+    """Any other text is an error with a sentence."""
+    with pytest.raises(ReplayError, match="is not a dead letter"):
+        replay(line)
+
+
+@pytest.mark.parametrize("how", ["setting", "redact"])
+def test_what_must_not_be_logged_is_not(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    """Where arguments are kept out of the log, so is the payload that holds them; the log says so."""
+    if how == "setting":
+        install_settings(dataclasses.replace(current_settings(), log_arguments="names"))
+        tasks.app = DeferredMiddleware(app)
+        defer(fails_unless_mended, "secret-word")
+    else:
+        login.defer("secret-word")
+    tasks.run(raise_errors=False)
+
+    assert MARK not in caplog.text
+    assert "secret-word" not in caplog.text
+    assert base64.b64encode(tasks.enqueued[0].body).decode() not in caplog.text
+    assert "must not be logged" in caplog.text
+
+
+@pytest.mark.parametrize("redacted", [True, False])
+def test_the_payload_of_a_call_that_is_not_here_is_logged_unless_it_is_redacted(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, redacted: bool
+) -> None:
+    """A version that lacks the function knows from the task that its arguments are no log's."""
+    if redacted:
+        login.options(retry_options={"task_retry_limit": 0}).defer("secret-word")
+    else:
+        defer(fails_unless_mended, "x", _retry_options={"task_retry_limit": 0})
+    monkeypatch.delattr(f"{__name__}.{'login' if redacted else 'fails_unless_mended'}")
+    tasks.run(raise_errors=False)
+
+    told = caplog.text
+    assert "is not retried, because attempt 1 was the last that its retry options allow" in told
+    assert (base64.b64encode(tasks.enqueued[0].body).decode() in told) is not redacted
+    assert "secret-word" not in told
+
+
+def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """Retry options, dispatch deadline and headers are the old task's; its credentials are in no log."""
+    defer(
+        fails_unless_mended,
+        "x",
+        _retry_options={"task_retry_limit": 7, "min_backoff_seconds": 2.5},
+        _deadline=1800,
+        _headers={"X-Tenant": "a", "Authorization": "secret-word"},
+    )
+    tasks.run(raise_errors=False)
+
+    again = replay(line_in(caplog))
+
+    assert again.retry_options.task_retry_limit == 7
+    assert again.retry_options.min_backoff_seconds == 2.5
+    assert again.dispatch_deadline_usec == 1_800_000_000
+    assert again.headers["X-Tenant"] == "a"
+    assert "secret-word" not in caplog.text
+    sample.ran.append("mended")
+    assert tasks.run().ok
+
+
+def test_a_header_that_the_task_did_not_have_is_left_out(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can write the log can't add a header that, like Host, leads the task elsewhere."""
+    line = dead_letter(tasks, caplog)
+    headers = json.loads(line[line.index(MARK) + len(MARK) :])["headers"]
+
+    again = replay(changed(line, headers={**headers, "HTTP_HOST": "evil.example", "HTTP_X_OTHER": "1"}))
+
+    assert "evil.example" not in again.headers.values()
+    assert "X-Other" not in again.headers
+
+
+@pytest.mark.parametrize(
+    ("version", "service", "target"),
+    [("v2", "background", "v2.background"), ("v2", "default", "v2.default"), (None, "background", "background")],
+)
+def test_it_runs_again_in_its_service(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    service: str,
+    target: str,
+) -> None:
+    """It goes to the version that replays it; where there is none, to the service's default version."""
+    line = changed(dead_letter(tasks, caplog), service=service)
+    deployment = dataclasses.replace(current_deployment(), version=version)
+    monkeypatch.setattr(process, "_deployment", deployment)
+    monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", "app.example")
+
+    assert replay(line).target == target
+
+
+def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no key the line promises no replay; once there is one, an unsigned task's line is signed."""
+    deployment = dataclasses.replace(current_deployment(), environment="standard")
+    monkeypatch.setattr(process, "_deployment", deployment)
+    with capture_tasks() as tasks:
+        install_settings(Settings(secret_keys=(), require_signature=False))
+        tasks.app = DeferredMiddleware(app)
+        for _ in range(2):
+            defer(fails_unless_mended, "x")
+        first, second = tasks.pending
+        assert "X-Deferred-Signature" not in first.headers
+        tasks.run(first, raise_errors=False)
+        unsigned = line_in(caplog)
+        assert "can't run it again from this line, because the line is not signed" in unsigned
+        with pytest.raises(ReplayError, match="no signature"):
+            replay(unsigned)
+
+        caplog.clear()
+        install_settings(dataclasses.replace(current_settings(), secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # a text will do
+        tasks.app = DeferredMiddleware(app)
+        tasks.run(second, raise_errors=False)
+        sample.ran.append("mended")
+        replay(line_in(caplog))
+        assert tasks.run().ok
+
+
+@pytest.mark.parametrize(("shown", "told"), [("none", "(…)"), ("names", "(value)"), ("short", "('word')")])
+def test_how_much_of_the_arguments_is_logged(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, shown: Any, told: str
+) -> None:
+    """DEFERRED_LOG_ARGUMENTS says what a failure's record shows."""
+    install_settings(dataclasses.replace(current_settings(), log_arguments=shown))
+    tasks.app = DeferredMiddleware(app)
+    defer(fails_unless_mended, "word")
+    tasks.run(raise_errors=False)
+
+    (record,) = (record for record in caplog.records if record.exc_info)
+    assert f"fails_unless_mended{told}" in record.getMessage()
+
+
+def test_headers_are_at_debug_and_secrets_nowhere(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+    """The headers of a task are logged at DEBUG, without the signature."""
+    caplog.set_level(logging.DEBUG)
+    defer(sample.note, _headers={"X-Tenant": "a", "Cookie": "secret-cookie"})
+    tasks.run()
+
+    (record,) = (record for record in caplog.records if record.getMessage().startswith("headers of task"))
+    assert record.levelno == logging.DEBUG
+    assert "X_TENANT=a" in record.getMessage()
+    assert tasks.enqueued[0].headers["X-Deferred-Signature"] not in caplog.text
+    assert "secret-cookie" not in caplog.text
+
+
+def test_the_command_runs_lines(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command takes a file of log lines, tells what became of each, and ends with 1 if one failed."""
+    monkeypatch.delitem(os.environ, "API_HOST", raising=False)
+    good = dead_letter(tasks, caplog)
+    path = tmp_path / "log"
+    path.write_text(f"something else\n{good}\n{changed(good, queue='x')}\n")
+
+    assert main(["replay", str(path)]) == 1
+
+    told = capsys.readouterr()
+    assert "dead letter 1: enqueued as" in told.out
+    assert "dead letter 2: not enqueued: the dead letter can't be verified" in told.err
+    assert len(tasks.pending) == 1
+
+
+def test_the_command_says_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, or one without dead letters, is one sentence."""
+    (tmp_path / "empty").write_text("nothing\n")
+
+    assert main(["replay", str(tmp_path / "nowhere")]) == 1
+    assert main(["replay", str(tmp_path / "empty")]) == 1
+
+    assert "can't be read" in (told := capsys.readouterr().err)
+    assert "no line of a dead letter" in told

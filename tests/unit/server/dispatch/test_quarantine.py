@@ -1,0 +1,146 @@
+"""Which task is blamed for the death of an app process, and when it is given up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.dispatch.quarantine import DEATHS, Quarantine
+from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
+from tests.unit.server.delivery.test_delivery import TASK
+
+
+class History:
+    """The attempts that are kept of tasks, and a clock."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[int, list[AttemptRecord]] = {}
+        self.now = 100.0
+        self.quarantine = Quarantine(clock=lambda: self.now)
+
+    def task(self, task_id: int) -> ClaimedTask:
+        """Return a task as it is claimed next."""
+        tried = len(self.attempts.get(task_id, []))
+        return dataclasses.replace(TASK, id=task_id, name=f"task{task_id}", retry_count=tried)
+
+    def note(self, task_id: int, reason: str | None) -> None:
+        """Keep an attempt."""
+        kept = self.attempts.setdefault(task_id, [])
+        kept.append(
+            AttemptRecord(
+                number=len(kept) + 1,
+                started_usec=1,
+                duration_usec=1,
+                status=None,
+                reason=reason,
+                service="default",
+                excerpt=b"",
+            )
+        )
+
+    def died(self, task: ClaimedTask, end: ProcessEnd | None, *, service: str = "default") -> tuple[str, bool]:
+        """Have a task's process die; return what the quarantine decides."""
+        return self.quarantine.process_died(task, service, end, self.attempts.get(task.id, []))
+
+    def die(self, task_id: int, end: ProcessEnd | None) -> tuple[bool, bool]:
+        """Run a task whose process dies; return whether it is blamed, and whether it is given up."""
+        task = self.task(task_id)
+        self.quarantine.attempt_begins(task, "default")
+        reason, given_up = self.died(task, end)
+        self.note(task_id, reason)
+        return "another task is suspected" not in reason, given_up
+
+
+@pytest.fixture
+def history() -> History:
+    """No attempts yet."""
+    return History()
+
+
+def end(number: int) -> ProcessEnd:
+    """Return the death of a process."""
+    return ProcessEnd(service="default", number=number, how="was killed by signal 9 (SIGKILL)", intended=False, at=0)
+
+
+def test_a_task_that_kills_three_times_is_given_up(history: History) -> None:
+    """At the third death in a row the task becomes a dead letter, and is no suspect any more."""
+    assert [history.die(1, end(number)) for number in range(1, DEATHS + 1)] == [
+        (True, False),
+        (True, False),
+        (True, True),
+    ]
+    assert "3 attempts in a row" in str(history.attempts[1][-1].reason)
+    assert not history.quarantine.is_suspect(history.task(1))
+
+
+def test_an_attempt_that_survives_clears_a_task(history: History) -> None:
+    """After an ordinary attempt the deaths before it don't count any more."""
+    history.die(1, end(1))
+    history.die(1, end(2))
+    task = history.task(1)
+    assert history.quarantine.is_suspect(task)
+    history.quarantine.attempt_begins(task, "default")
+    history.quarantine.attempt_survived(task, "default")
+    history.note(1, "status 500")
+    assert not history.quarantine.is_suspect(history.task(1))
+    assert history.die(1, end(3)) == (True, False)
+
+
+def test_all_tasks_of_a_process_that_died_are_suspects(history: History) -> None:
+    """Nobody knows which it was, so each of them is tried alone from there on."""
+    tasks = [history.task(number) for number in (1, 2, 3)]
+    for task in tasks:
+        history.quarantine.attempt_begins(task, "default")
+    for task in tasks:
+        history.died(task, end(1))
+    assert all(history.quarantine.is_suspect(task) for task in tasks)
+
+
+def test_a_suspect_that_runs_is_blamed_and_not_the_others(history: History) -> None:
+    """When the process dies again while a suspect runs, what was there by chance is not suspected, in any order."""
+    history.die(1, end(1))
+    suspect, chance = history.task(1), history.task(2)
+    history.quarantine.attempt_begins(suspect, "default")
+    history.quarantine.attempt_begins(chance, "default")
+    assert "another task is suspected" in history.died(chance, end(2))[0]
+    assert "another task is suspected" not in history.died(suspect, end(2))[0]
+    assert not history.quarantine.is_suspect(chance)
+    late = history.task(3)
+    assert "another task is suspected" in history.died(late, end(2))[0]
+    assert not history.quarantine.is_suspect(late)
+
+
+def test_the_next_death_is_another_matter(history: History) -> None:
+    """That a suspect was blamed for one death excuses nobody at the next."""
+    history.die(1, end(1))
+    history.die(1, end(2))
+    assert history.die(2, end(3)) == (True, False)
+
+
+def test_connections_that_break_off_together_are_one_death(history: History) -> None:
+    """Of a service that runs elsewhere no death is seen; within a second of one that is blamed it is the same."""
+    history.die(1, None)
+    history.die(1, None)
+    assert history.die(2, None) == (False, False)
+    history.now += 1.5
+    assert history.die(3, None) == (True, False)
+
+
+def test_services_are_apart(history: History) -> None:
+    """A suspect that runs in one service excuses no task of another."""
+    history.die(1, end(1))
+    history.quarantine.attempt_begins(history.task(1), "default")
+    other = history.task(2)
+    history.quarantine.attempt_begins(other, "background")
+    assert "another task is suspected" not in history.died(other, end(1), service="background")[0]
+
+
+def test_a_retried_dead_letter_begins_anew(history: History) -> None:
+    """After a person had it tried again, a task is given up after three deaths more, not at the first."""
+    for number in range(1, DEATHS + 1):
+        history.die(1, end(number))
+    fresh = dataclasses.replace(history.task(1), retry_count=0)
+    history.quarantine.attempt_begins(fresh, "default")
+    assert history.died(fresh, end(9))[1] is False

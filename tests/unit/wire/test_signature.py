@@ -1,0 +1,374 @@
+"""Tests of signing.py."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+import pytest
+from google.appengine.api.taskqueue import TaskRetryOptions
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from deferred_middleware import Settings
+from deferred_middleware.calls.headers import signer_for
+from deferred_middleware.calls.options import Options
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.process import Deployment
+from deferred_middleware.errors import UntrustedRequestError
+from deferred_middleware.wire.protocol import environ_key
+from deferred_middleware.wire.signature import Keyring, derive, digest_of, encode, keyring_for, path_of
+
+OLD, NEW = SecretKey("o" * 32), SecretKey("n" * 32)
+NOW = 1_800_000_000.0
+DAY = 24 * 3600
+BODY = b"a payload"
+TASK: dict[str, Any] = {"path": b"/_cb/deferred/m/f", "queue": "default", "headers": {}}
+
+
+def sign(keyring: Keyring, **changes: Any) -> str:
+    """Return the signature of a task."""
+    facts = {"name": None, "body": BODY, "not_before": 0.0, "lifetime_seconds": 100.0, "now": NOW} | TASK | changes
+    return keyring.sign(**facts)
+
+
+def verify(keyring: Keyring, signature: str, **changes: Any) -> str:
+    """Return what a signature says about the body of the task's request."""
+    facts = TASK | {"method": "POST", "query": "", "name": "123", "now": NOW, "environ": {}} | changes
+    request = {"REQUEST_METHOD": facts["method"], "PATH_INFO": facts["path"].decode(), "QUERY_STRING": facts["query"]}
+    environ = {"HTTP_X_DEFERRED_SIGNATURE": signature, **request, **facts["environ"]}
+    return keyring.verify(signature, environ, facts["queue"], facts["name"], facts["now"])
+
+
+def refused(keyring: Keyring, signature: str, **changes: Any) -> str:
+    """Return the check that refuses a signature."""
+    with pytest.raises(UntrustedRequestError) as caught:
+        verify(keyring, signature, **changes)
+    return caught.value.check
+
+
+RING = Keyring([NEW, OLD], "app")
+
+
+def test_what_was_signed_verifies() -> None:
+    """A signature gives back the body's hash."""
+    assert verify(RING, sign(RING)) == digest_of(BODY) == hashlib.sha256(BODY).hexdigest()
+
+
+def test_the_newest_key_signs_and_all_verify() -> None:
+    """The first key signs; a signature of any key that is known holds, and of another doesn't."""
+    assert f";k={Keyring([NEW], 'app').key_ids[0]};" in sign(RING)
+    assert verify(RING, sign(Keyring([OLD], "app")))
+    assert refused(Keyring([OLD], "app"), sign(RING)) == "signature-key"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": b"/_cb/deferred/m/g"},
+        {"path": b"/_cb/deferred/m/f/"},
+        {"query": "a=b"},
+        {"queue": "other"},
+        {"method": "PUT"},
+        {"environ": {"HTTP_X_DEFERRED_ANYTHING": "added"}},
+        {"environ": {"HTTP_X_DEFERRED_ANYTHING": ""}},
+    ],
+)
+def test_a_task_cannot_be_moved(change: dict[str, Any]) -> None:
+    """Another path, query, queue or method, or a header of ours that is added, is refused."""
+    assert refused(RING, sign(RING), **change) == "signature"
+
+
+def test_another_application_is_refused() -> None:
+    """A task of another application with the same key is refused."""
+    assert refused(Keyring([NEW], "other"), sign(RING)) == "signature"
+
+
+def test_a_chosen_name_is_signed() -> None:
+    """A name that the caller chose must be the task's; one that the queue made up isn't known when it is signed."""
+    signature = sign(RING, name="chosen")
+
+    assert verify(RING, signature, name="chosen")
+    assert refused(RING, signature, name="123") == "signature"
+    assert refused(RING, signature.replace(";t=1;", ";t=0;"), name="chosen") == "signature"
+    assert verify(RING, sign(RING), name="any")
+
+
+def test_our_headers_are_signed() -> None:
+    """Each of our headers must be there as it was; other headers, and the server's own, may change."""
+    signature = sign(RING, headers={"X-Deferred-Retry-Limit": "3", "x-deferred-b": " é ", "Content-Type": "x/y"})
+    sent = {"HTTP_X_DEFERRED_RETRY_LIMIT": "3", "HTTP_X_DEFERRED_B": "é".encode().decode("latin-1")}
+
+    assert verify(RING, signature, environ=sent)
+    assert verify(RING, signature, environ={**sent, "HTTP_X_OTHER": "1", "HTTP_X_DEFERRED_SIGNATURE": signature})
+    for environ in ({}, {**sent, "HTTP_X_DEFERRED_RETRY_LIMIT": "4"}, {"HTTP_X_DEFERRED_RETRY_LIMIT": "3"}):
+        assert refused(RING, signature, environ=environ) == "signature"
+
+
+def test_a_signature_expires() -> None:
+    """It holds for its lifetime from the ETA on, or from now, and not a second longer."""
+    assert verify(RING, sign(RING), now=NOW + 100)
+    assert refused(RING, sign(RING), now=NOW + 101) == "signature-expired"
+    assert verify(RING, sign(RING, not_before=NOW + 1000), now=NOW + 1100)
+    assert refused(RING, sign(RING, not_before=NOW + 1000), now=NOW + 1101) == "signature-expired"
+
+
+@given(
+    now=st.floats(1.7e9, 4e9),
+    ahead=st.none() | st.floats(-1e6, 30 * DAY),
+    limit=st.none() | st.integers(1, 400 * DAY),
+    local=st.booleans(),
+    share=st.floats(0, 1),
+)
+def test_no_task_outlives_its_signature(
+    now: float, ahead: float | None, limit: int | None, local: bool, share: float
+) -> None:
+    """Whatever its ETA and age limit, it holds for as long as the queue may run the task, on a fast clock too."""
+    deployment = Deployment(environment="localdev" if local else "standard", application="app")
+    settings = Settings(secret_keys=(NEW,))
+    eta = None if ahead is None else now + ahead
+    retry_options = TaskRetryOptions(task_age_limit=limit) if limit else None
+    options = Options(eta_posix=eta, retry_options=retry_options)
+    signer = signer_for(options, settings, deployment, queue="default", url="/_cb", headers={})
+    assert signer is not None
+    signature = signer.sign(None, BODY, eta or 0.0, now)
+
+    # 31 days, and one for clocks; on the local server, which keeps a task for as long as it waits, for years.
+    longest = 3000 * DAY if local else max(32 * DAY - 1, (limit or 1) - 1)
+    at = max(now, eta or 0.0) + share * longest
+    assert verify(keyring_for((NEW,), "app"), signature, path=b"/_cb", now=at)
+
+
+few = st.text("a/1;", max_size=3)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a task of which any two are likely to have the same texts one after the other, divided otherwise."""
+    names = draw(st.lists(st.sampled_from(["X-Deferred-A", "X-Deferred-A1", "X-Other"]), unique=True, max_size=3))
+    return {
+        "path": draw(few).encode(),
+        "queue": draw(few),
+        "name": draw(st.none() | few),
+        "headers": {name: draw(few) for name in names},
+    }
+
+
+@given(requests(), requests() | st.none())
+@example(
+    {"path": b"a", "queue": "", "name": "", "headers": {"X-Deferred-A": "1"}},
+    {"path": b"a", "queue": "", "name": "1", "headers": {"X-Deferred-A": ""}},
+)
+def test_a_signature_fits_one_request_only(one: dict[str, Any], other: dict[str, Any] | None) -> None:
+    """Of two tasks that differ in anything that is signed, neither has a signature that fits the other."""
+    other = other or one
+    signature = sign(RING, **one)
+    environ = {environ_key(name): value for name, value in other["headers"].items()}
+    arriving = {"path": other["path"], "queue": other["queue"], "environ": environ, "name": other["name"] or ""}
+    signed = [
+        {**task, "headers": {k: v for k, v in task["headers"].items() if k != "X-Other"}} for task in (one, other)
+    ]
+    # The name that the queue chose is not known when it is signed.
+    alike = {**signed[1], "name": one["name"]} if one["name"] is None else {**signed[1], "name": other["name"] or ""}
+
+    if signed[0] == alike:
+        assert verify(RING, signature, **arriving)
+    else:
+        assert refused(RING, signature, **arriving) == "signature"
+
+
+def test_a_clock_that_is_slow_refuses_nothing() -> None:
+    """A signature from what is the future here holds."""
+    assert verify(RING, sign(RING), now=NOW - 3600)
+
+
+def test_the_mac_is_the_documented_one() -> None:
+    """Computed here from the module's description alone, it is the same: versions have to agree on it."""
+
+    def block(*fields: bytes) -> bytes:
+        return b"".join(number.to_bytes(8, "big") for number in (len(fields), *map(len, fields))) + b"".join(fields)
+
+    headers = {"X-Deferred-Namespace": " ä ", "X-Deferred-Deadline": "30", "X-Other": "no"}
+    signature = sign(RING, name="mine", headers=headers)
+    claims, mac = signature.split(";s=")
+    ours = (b"HTTP_X_DEFERRED_DEADLINE", b"30", b"HTTP_X_DEFERRED_NAMESPACE", "ä".encode())
+    message = block(b"POST", b"app", b"/_cb/deferred/m/f", b"", b"default", *ours) + block(claims.encode(), b"mine")
+    subkey = derive(NEW, b"deferred_middleware v1: sign tasks")
+
+    assert mac == hmac.new(subkey, message, hashlib.sha256).hexdigest()
+
+
+several = st.lists(st.binary(max_size=10), max_size=4)
+
+
+@given(several, st.binary(max_size=40), several, st.binary(max_size=40))
+def test_what_follows_an_encoding_is_told_apart(one: list[bytes], two: bytes, three: list[bytes], four: bytes) -> None:
+    """What follows the part that many tasks have in common can't be taken for a part of it."""
+    assert (encode(one) + two == encode(three) + four) == ((one, two) == (three, four))
+
+
+@pytest.mark.parametrize("moved", range(1, 7))
+def test_the_border_of_the_name_is_fixed(moved: int) -> None:
+    """What is signed of the name can't be moved into the signature, nor what is signed of that into the name."""
+    signature = sign(RING, name="chosen")
+    claims, mac = signature.split(";s=")
+
+    assert refused(RING, f"{claims}{'chosen'[:moved]};s={mac}", name="chosen"[moved:]) == "signature-format"
+    assert refused(RING, f"{claims[:-moved]};s={mac}", name=claims[-moved:] + "chosen") == "signature-format"
+
+
+@pytest.mark.parametrize("moment", [0.0, 1_000_000_000.0, NOW, 6_000_000_000.0])
+def test_times_have_ten_digits(moment: float) -> None:
+    """Whenever it is made and however long it holds, a signature is as long as any, and verifies."""
+    signature = sign(RING, now=moment, lifetime_seconds=10**15)
+
+    assert len(signature) == len(sign(RING))
+    assert verify(RING, signature, now=moment)
+
+
+def test_what_is_usual_is_no_less_signed() -> None:
+    """Names of headers that came with a trusted request are remembered, and one of ours is refused as before."""
+    keyring = Keyring([NEW], "app")
+    signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
+    usual = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_OTHER": "1", "HTTP_HOST": "here"}
+
+    for _ in range(3):
+        assert verify(keyring, signature, environ=usual)
+        assert verify(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_NEW": "1"})
+        for change in (
+            {**usual, "HTTP_X_DEFERRED_ANYTHING": "added"},
+            {**usual, "HTTP_X_DEFERRED_NAMESPACE": "other"},
+            {"HTTP_X_OTHER": "1", "HTTP_HOST": "here"},
+        ):
+            assert refused(keyring, signature, environ=change) == "signature"
+
+
+def test_a_header_of_another_task_is_not_usual() -> None:
+    """What one task's signature covers is refused with another task that was signed without it."""
+    keyring = Keyring([NEW], "app")
+    namespace = {"X-Deferred-Namespace": "tenant"}
+    environ = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_DEFERRED_RETRY_LIMIT": "3"}
+
+    for _ in range(2):
+        assert verify(keyring, sign(keyring, headers={**namespace, "X-Deferred-Retry-Limit": "3"}), environ=environ)
+        assert refused(keyring, sign(keyring, headers=namespace), environ=environ) == "signature"
+
+
+def test_what_is_refused_is_not_remembered() -> None:
+    """Who can't sign can't fill what a keyring remembers, and who can only up to a bound."""
+    keyring = Keyring([NEW], "app")
+    signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
+    many = {f"HTTP_X_{number}": "" for number in range(400)}
+
+    refused(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "other", **many})
+    assert not keyring._familiar_keys
+    for batch in range(5):
+        others = {f"{key}_{batch}": "" for key in many}
+        assert verify(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "tenant", **others})
+    assert 800 < len(keyring._familiar_keys) < 1000
+
+
+@pytest.mark.parametrize(
+    ("signature", "check"),
+    [
+        ("", "signature-format"),
+        ("v1", "signature-format"),
+        ("nonsense", "signature-format"),
+        ("v1;;;;;;;;s=", "signature-format"),
+        ("v;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
+        ("v1;k=;i=;e=;n=;t=;b=;s=", "signature-format"),
+        (f"v1;k={16 * 'f'};i={10 * '1'};e={10 * '2'};n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-key"),
+        (f"v1;k={16 * 'f'};i=1;e=2;n={24 * 'f'};t=0;b={64 * 'f'};s={64 * 'f'}", "signature-format"),
+        ("v2;whatever", "signature-version"),
+        ("v10;k=;i=;e=;n=;t=;b=;s=", "signature-version"),
+        ("v1;k=é;i=;e=;n=;t=;b=;s=", "signature-format"),
+    ],
+)
+def test_what_is_no_signature_is_refused(signature: str, check: str) -> None:
+    """A malformed signature, or one of a version to come, is refused by the check that says so."""
+    assert refused(RING, signature) == check
+
+
+def test_a_signature_has_one_spelling() -> None:
+    """Capitals, blanks and an appended character are refused."""
+    signature = sign(RING)
+
+    for other in (signature.upper(), signature + " ", f" {signature}", signature + "0", f"{signature},{signature}"):
+        assert refused(RING, other)
+
+
+@given(st.data())
+def test_one_changed_character_is_refused(data: st.DataObject) -> None:
+    """Whichever character of a signature changes, it doesn't hold any more."""
+    signature = sign(RING)
+    at = data.draw(st.integers(0, len(signature) - 1))
+    other = data.draw(st.characters(max_codepoint=255).filter(lambda c: c != signature[at]))
+
+    assert refused(RING, signature[:at] + other + signature[at + 1 :])
+
+
+def test_each_signature_is_another() -> None:
+    """Two tasks that are the same have different signatures."""
+    assert sign(RING) != sign(RING)
+
+
+fields = st.lists(st.binary(max_size=12), max_size=6)
+
+
+@given(fields, fields)
+def test_no_two_lists_share_an_encoding(one: list[bytes], other: list[bytes]) -> None:
+    """Two lists of fields are encoded alike only if they are equal."""
+    assert (encode(one) == encode(other)) == (one == other)
+
+
+@given(fields.filter(bool), st.data())
+def test_moving_a_border_changes_the_encoding(one: list[bytes], data: st.DataObject) -> None:
+    """The same bytes divided otherwise are encoded otherwise, also with fields that look like lengths."""
+    joined = encode(one) + b"".join(one)
+    cut = data.draw(st.integers(0, len(joined)))
+
+    assert encode([joined[:cut], joined[cut:]]) != encode([joined])
+    assert encode([encode(one)]) != encode(one)
+    assert encode([*one, b""]) != encode(one)
+
+
+def test_subkeys_are_derived_as_in_rfc_5869() -> None:
+    """The derivation gives what the RFC's first test vector says for its key and salt."""
+    key = b"\x0b" * 22
+    prk = hmac.digest(bytes(range(13)), key, "sha256")
+    assert prk.hex() == "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"
+    first_block = hmac.digest(prk, bytes(range(0xF0, 0xFA)) + b"\x01", "sha256")
+    assert first_block.hex().startswith("3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf")
+
+    extracted = hmac.digest(b"deferred_middleware", b"k" * 32, "sha256")
+    assert derive(SecretKey("k" * 32), b"use") == hmac.digest(extracted, b"use\x01", "sha256")
+
+
+def test_each_use_has_its_own_subkey() -> None:
+    """What identifies a key is neither the key nor what signs, and differs between keys."""
+    assert derive(NEW, b"a") != derive(NEW, b"b")
+    assert derive(NEW, b"a") != derive(OLD, b"a")
+    assert len(set(RING.key_ids)) == 2
+    assert derive(NEW, b"deferred_middleware v1: sign tasks").hex()[:16] not in RING.key_ids
+
+
+def test_a_keyring_is_made_once() -> None:
+    """The keys of a process are derived once, and no keys make an empty ring."""
+    assert keyring_for((NEW,), "app") is keyring_for((NEW,), "app")
+    assert not keyring_for((), "app")
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/_cb/deferred/m/f", b"/_cb/deferred/m/f"),
+        ("/_cb/deferred/m/%3Clambda%3E", b"/_cb/deferred/m/<lambda>"),
+        ("/_cb/deferred/m/gr%C3%B6%C3%9Fe", "/_cb/deferred/m/größe".encode()),
+        ("/a%2Fb", b"/a/b"),
+    ],
+)
+def test_the_decoded_path_is_signed(url: str, path: bytes) -> None:
+    """What is signed of a URL is what a WSGI server hands on."""
+    assert path_of(url) == path
+    assert environ_key("X-Deferred-Signature") == "HTTP_X_DEFERRED_SIGNATURE"
