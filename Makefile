@@ -1,55 +1,59 @@
-# Everything a person or CI does here. `make test` and `make demo` need Python 3.10 or newer and nothing else.
+# Everything that you or CI do here. `make test` and `make demo` need Python 3.10 or newer and nothing else.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
-# Two at least: most of the tests' time is waiting for processes that they started.
+# At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: test check unit pythons demo soak bench docs package clean
+.DEFAULT_GOAL := help
+.PHONY: help test quick check unit pythons demo soak bench docs package clean
 
-test: check docs unit pythons  ## the checkers, and all tests
+help:  ## print this list
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-check: $(VENV)/.checks
+test: check docs unit pythons  ## run all checks and all tests, on each Python that is found
+
+quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in less than 90 seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit
+
+check: $(VENV)/.checks  ## run the checkers: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(VENV)/.checks
+unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL)
 
-pythons: $(VENV)/.checks  ## the unit tests on each other supported Python that is found
+pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
 	tests/django_versions.sh
 
-soak: $(VENV)/.checks  ## the same tests with bigger numbers
+soak: $(VENV)/.checks  ## run the same tests with bigger numbers; this takes hours
 	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak
 
-demo: $(VENV)/.demo  ## the gallery on the local server; DEMO=--exit ends when all is done
+demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)
 
-bench: $(VENV)/.bench  ## tables of speed, other queues beside us; apt-get install redis-server for two of them
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/passthrough.py
-	$(BIN)/python benchmarks/execution.py
-	$(BIN)/python benchmarks/signing.py
-	$(BIN)/python benchmarks/enqueue.py
-	$(BIN)/python benchmarks/large_store.py
-	$(BIN)/python benchmarks/local_queue.py
+bench: $(VENV)/.bench  ## run every benchmark and print a summary; two peers need apt-get install redis-server
+	$(BIN)/python benchmarks/run_all.py
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs  ## build the documentation in docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
-package: $(VENV)/.checks  ## the wheel and the source archive, in dist/
+package: $(VENV)/.checks  ## build the wheel and the source archive in dist/
 	$(BIN)/python -m build -q
 
-clean:
+clean:  ## remove everything that make has made
 	rm -rf $(VENV) .venvs build dist docs/_build *.egg-info
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "deferred_middleware needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; say make PYTHON=python3.12, for one")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "deferred_middleware needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one, for example: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python .venvs/gunicorn-21.2
@@ -61,7 +65,7 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[benchmarks]'
 	touch $@
 
-# The last gunicorn that hands headers with underscores on, beside the one that the other tests have.
+# The last gunicorn that passes on headers with underscores, beside the newer one that the other tests use.
 .venvs/gunicorn-21.2: | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-deps --target $@ gunicorn==21.2.0
 

@@ -26,7 +26,8 @@ from google.appengine.ext import deferred
 from google.appengine.runtime import default_api_stub
 
 from deferred_middleware import Settings, call, defer, defer_many
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.enqueue.prepare import prepare
 
 LATENCIES_MS = (0, 5, 20)
@@ -66,7 +67,15 @@ def plain_tasks(count: int) -> list[list[taskqueue.Task]]:
 
 def same_tasks(count: int) -> list[list[taskqueue.Task]]:
     """Return the tasks that defer_many would add."""
-    return _hundreds([prepare(call(work, number, text="a few words")).task for number in range(count)])
+    return _hundreds(
+        [_task_of_the_sdk(prepare(call(work, number, text="a few words")).task) for number in range(count)]
+    )
+
+
+def _task_of_the_sdk(task: EnqueuedTask) -> taskqueue.Task:
+    return taskqueue.Task(
+        name=task.name, payload=task.payload, url=task.url, headers=dict(task.headers), target=task.target
+    )
 
 
 def _hundreds(tasks: list[taskqueue.Task]) -> list[list[taskqueue.Task]]:

@@ -84,10 +84,10 @@ def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
         "add 100 tasks": lambda: add(100),
         "claim 10 tasks": claim,
         "write 10 results": lambda: store.complete([result_of(task) for task in claimed]),
-        "lanes with their ETAs": store.lanes,
-        "counts": store.counts,
-        "figures of a queue": lambda: store.figures("default"),
-        "a page of 100 tasks": lambda: store.find(queue="default", state="ready"),
+        "lanes with their ETAs": store.queries.lanes,
+        "counts": store.queries.counts,
+        "statistics of a queue": lambda: store.queries.statistics("default"),
+        "a page of 100 tasks": lambda: store.queries.find(queue="default", state="ready"),
     }
 
 

@@ -16,7 +16,7 @@ from interleave import measure, print_table
 
 from deferred_middleware import Settings
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.execution import trust
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.signature import digest_of, keyring_for
@@ -31,7 +31,7 @@ def contenders_for(body: bytes) -> tuple[Callable[[], object], Callable[[], obje
     """Return what signs a task with ``body``, what checks its request, and what only takes the body's hash."""
     path, headers = "/_cb/deferred/shop.mail/send", {protocol.NAMESPACE_HEADER: "tenant"}
     keyring = keyring_for((KEY,), "app")
-    gate = trust.Gate(Settings(secret_keys=(KEY,)), Deployment(application="app"))
+    authenticator = trust.Authenticator(Settings(secret_keys=(KEY,)), Deployment(application="app"))
 
     def sign() -> str:
         return keyring.sign(
@@ -58,7 +58,7 @@ def contenders_for(body: bytes) -> tuple[Callable[[], object], Callable[[], obje
     }
 
     def check() -> None:
-        if gate.body_of({**environ, "wsgi.input": io.BytesIO(body)}) != body:
+        if authenticator.body_of({**environ, "wsgi.input": io.BytesIO(body)}) != body:
             raise RuntimeError("it was not taken for a signed one")
 
     return sign, check, lambda: digest_of(body)

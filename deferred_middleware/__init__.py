@@ -6,41 +6,43 @@ Wrap the WSGI app in :class:`DeferredMiddleware`, and call :func:`defer`::
 
     defer(send_welcome, user_id, _countdown=60)
 
-Importing the package does not import the SDK, which is heavy: the names that need it are made when first asked for.
+Importing the package reads the settings from the environment. Each public name is imported when it is first used, so
+that a process imports only the parts that it needs, and the SDK only if one of them needs it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deferred_middleware.calls.call import Call, call
-from deferred_middleware.config.settings import Settings
-from deferred_middleware.enqueue.api import defer, defer_async, defer_many
-from deferred_middleware.enqueue.batch import defer_batch
-from deferred_middleware.enqueue.decorator import task
-from deferred_middleware.enqueue.report import EnqueueReport
-from deferred_middleware.errors import (
-    ArgumentsError,
-    CallError,
-    DeferredError,
-    DeferredWarning,
-    NotAllowedError,
-    NotCallableError,
-    NotImportableError,
-    OptionError,
-    SettingsError,
-    UnknownOptionError,
-    UnpicklableArgumentError,
-)
-from deferred_middleware.execution.context import TaskContext, current_task, log_as_retried
-from deferred_middleware.execution.middleware import DeferredMiddleware
-from deferred_middleware.execution.outcomes import Outcome
+from deferred_middleware.config import process  # noqa: F401 - it reads the environment, in the importing thread
 
 if TYPE_CHECKING:
     from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
+    from deferred_middleware.calls.call import Call, call
+    from deferred_middleware.config.settings import Settings
+    from deferred_middleware.enqueue.api import defer, defer_async, defer_many
+    from deferred_middleware.enqueue.batch import defer_batch
+    from deferred_middleware.enqueue.decorator import task
     from deferred_middleware.enqueue.futures import EnqueueFuture
+    from deferred_middleware.enqueue.report import EnqueueReport
+    from deferred_middleware.errors import (
+        ArgumentsError,
+        CallError,
+        DeferredError,
+        DeferredWarning,
+        NotAllowedError,
+        NotCallableError,
+        NotImportableError,
+        OptionError,
+        SettingsError,
+        UnknownOptionError,
+        UnpicklableArgumentError,
+    )
     from deferred_middleware.errors.sdk import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
+    from deferred_middleware.execution.context import TaskContext, current_task, log_as_retried
+    from deferred_middleware.execution.middleware import DeferredMiddleware
+    from deferred_middleware.execution.outcomes import Outcome
     from deferred_middleware.execution.retry_later import RetryLater
 
 __version__ = "0.1.0"
@@ -81,24 +83,34 @@ __all__ = [
     "task",
 ]
 
-_NEED_THE_SDK = {
-    "EnqueueError": "deferred_middleware.errors.sdk",
-    "EnqueueFuture": "deferred_middleware.enqueue.futures",
-    "NoEngineError": "deferred_middleware.errors.sdk",
-    "NotAllEnqueuedError": "deferred_middleware.errors.sdk",
-    "TaskTooLargeError": "deferred_middleware.errors.sdk",
-    "PermanentTaskFailure": "google.appengine.ext.deferred",
-    "RetryLater": "deferred_middleware.execution.retry_later",
-    "SingularTaskFailure": "google.appengine.ext.deferred",
+_NAMES_BY_MODULE = {
+    "google.appengine.ext.deferred": ("PermanentTaskFailure", "SingularTaskFailure"),
+    "deferred_middleware.calls.call": ("Call", "call"),
+    "deferred_middleware.config.settings": ("Settings",),
+    "deferred_middleware.enqueue.api": ("defer", "defer_async", "defer_many"),
+    "deferred_middleware.enqueue.batch": ("defer_batch",),
+    "deferred_middleware.enqueue.decorator": ("task",),
+    "deferred_middleware.enqueue.futures": ("EnqueueFuture",),
+    "deferred_middleware.enqueue.report": ("EnqueueReport",),
+    "deferred_middleware.errors.sdk": ("EnqueueError", "NoEngineError", "NotAllEnqueuedError", "TaskTooLargeError"),
+    "deferred_middleware.execution.context": ("TaskContext", "current_task", "log_as_retried"),
+    "deferred_middleware.execution.middleware": ("DeferredMiddleware",),
+    "deferred_middleware.execution.outcomes": ("Outcome",),
+    "deferred_middleware.execution.retry_later": ("RetryLater",),
+}
+# All other names are the errors that don't need the SDK.
+_MODULES = dict.fromkeys(__all__, "deferred_middleware.errors") | {
+    name: module for module, names in _NAMES_BY_MODULE.items() for name in names
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _NEED_THE_SDK:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    value: object = getattr(importlib.import_module(_NEED_THE_SDK[name]), name)
+    value: object = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

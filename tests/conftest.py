@@ -12,9 +12,7 @@ from google.appengine.ext import testbed
 from hypothesis import settings as hypothesis_settings
 
 from deferred_middleware import Settings
-from deferred_middleware.config import hooks as hooks_module
-from deferred_middleware.config import keys as secretkeys
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.store import TaskStore
 from tests.support import sample
@@ -29,28 +27,28 @@ hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
 hypothesis_settings.load_profile("default")
 
 
-_DEPLOYMENT = settings_module._deployment
+_DEPLOYMENT = process._deployment
 
 
 def pytest_collection_finish() -> None:
     """Fail if importing a test's module has made this process another deployment, for every test after it."""
-    assert settings_module._deployment is _DEPLOYMENT, settings_module._deployment
+    assert process._deployment is _DEPLOYMENT, process._deployment
 
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
     """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
     sample.ran.clear()
-    settings, deployment, keys = settings_module._settings, settings_module._deployment, secretkeys.of_process()
-    hooks = hooks_module._hooks
-    settings_module._deployment = dataclasses.replace(deployment, environment="standard")
+    settings, deployment, keys = process._settings, process._deployment, process.current_keys()
+    hooks = process._hooks
+    process._deployment = dataclasses.replace(deployment, environment="standard")
     # The pytest plugin has made a key.
-    secretkeys.install(())
-    settings_module._settings = Settings()
+    process.install_keys(())
+    process._settings = Settings()
     yield
-    settings_module._settings, settings_module._deployment = settings, deployment
-    hooks_module._hooks = hooks
-    secretkeys.install(keys)
+    process._settings, process._deployment = settings, deployment
+    process._hooks = hooks
+    process.install_keys(keys)
 
 
 @pytest.fixture

@@ -1,39 +1,38 @@
-"""Which callables a task may call, where ``DEFERRED_ALLOWED_CALLABLES`` says it.
+"""Check that a task calls only what ``DEFERRED_ALLOWED_CALLABLES`` lists.
 
-A payload is looked through before it is loaded, without importing anything of it: its callable has to be one that a
-walk over the pickle's opcodes finds in the list by its name. After loading, the object that came of it is looked up in
-the list once more, because only then is it known what a module holds under a name.
+There are two checks. Before a payload is loaded, its opcodes are read without importing anything, and the name of the
+callable has to be in the list. After it is loaded, the callable itself is looked up in the list, because only then is
+it known which object a module has under a name.
 
-What a payload may have in the callable's place, and the name that has to be in the list:
+A payload may have these in the callable's place. The list has to have:
 
-* a name, as of a function, a class or a static method: that name;
-* ``getattr(class, "method")``: the class's name and the method's, as in ``shop:Order.close``;
-* ``getattr(object, "method")``: the same with the object's own class, where it is that class's ``__new__`` that makes
-  the object;
-* such an object itself, which is then called: its class's name;
-* ``functools.partial`` of one of these: that one's.
+* for the name of a function, a class or a static method: that name;
+* for ``getattr(class, "method")``: the name of the class and the method, such as ``shop:Order.close``;
+* for ``getattr(object, "method")``: the same with the object's class, if the ``__new__`` of that class makes the
+  object;
+* for such an object itself, which is then called: the name of its class;
+* for a ``functools.partial`` of one of these: the same as for what it wraps.
 
-Anything else isn't a call that ``defer()`` writes, and is refused whatever it would turn out to be.
+``defer()`` writes nothing else, so anything else is refused.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Final
 
-from deferred_middleware.calls.callables import AnyCallable, agrees, label_of
+from deferred_middleware.calls.callables import AnyCallable, agrees, label_of, without_partials
 from deferred_middleware.errors import NotAllowedError
 from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Value, sketch
 
 OWN_FUNCTIONS: Final = "*"
-"""Stands in an entry for the functions that its module defines itself."""
+"""Stands in an entry of the list for all functions that the module defines itself."""
 
 _MAX_OPCODES: Final = 1_000_000
 _MAX_DEPTH: Final = 20
 _GETATTR: Final = "builtins.getattr"
 _PARTIAL: Final = "functools.partial"
-# What objects are made by that have no __reduce__ of their own, before protocol 2.
+# The function that makes objects without a __reduce__ of their own, before protocol 2.
 _MAKES_NEW: Final = "copyreg._reconstructor"
 _LEGACY: Final = "google.appengine.ext.deferred.deferred"
 
@@ -41,19 +40,19 @@ _LEGACY: Final = "google.appengine.ext.deferred.deferred"
 def check_payload(data: bytes, allowed: tuple[str, ...], *, legacy: bool) -> None:
     """Raise :class:`NotAllowedError` unless the callable in a pickled call is in the list.
 
-    With ``legacy`` the functions are let through in which ``google.appengine.ext.deferred`` wraps a bound method or
-    the key of a payload: a method has to be in the list, and what is under the key is yet to be checked.
+    If ``legacy`` is true, the functions with which ``google.appengine.ext.deferred`` wraps a bound method or the key of
+    a payload are accepted. A wrapped method has to be in the list. The payload under a key is checked later.
     """
     drawn = sketch(data, _MAX_OPCODES)
     call = drawn.node
     if call is None:
         raise _unknown(drawn.problem or "")
     if not (isinstance(call, Group) and call.kind == "tuple" and len(call.items) == 3):
-        raise _unknown("it is no (callable, args, kwargs)")
+        raise _unknown("it is not a (callable, args, kwargs)")
     func, args = call.items[:2]
     found = _name_of(func, _MAX_DEPTH)
     if found is None:
-        raise _unknown("its callable is neither a name nor what pickle makes of a method, a partial or a plain object")
+        raise _unknown("its callable is not a name, a method, a partial or a plain object")
     if legacy and found.module == _LEGACY and isinstance(func, Name):
         if found.qualname == "run_from_datastore":
             return
@@ -66,7 +65,7 @@ def check_payload(data: bytes, allowed: tuple[str, ...], *, legacy: bool) -> Non
 
 
 def check_callable(func: AnyCallable, allowed: tuple[str, ...]) -> None:
-    """Raise :class:`NotAllowedError` unless ``func`` is what the list names."""
+    """Raise :class:`NotAllowedError` unless the list names ``func``."""
     label = label_of(func)
     if f"{label.module}:{label.qualname}" in allowed:
         return
@@ -78,7 +77,7 @@ def check_callable(func: AnyCallable, allowed: tuple[str, ...]) -> None:
 
 
 def is_legacy_wrapper(func: AnyCallable) -> bool:
-    """Tell whether ``func`` is one of those that ``legacy`` lets through."""
+    """Tell whether ``func`` is one of the functions that are accepted if ``legacy`` is true."""
     return getattr(func, "__module__", None) == _LEGACY and getattr(func, "__name__", None) in (
         "invoke_member",
         "run_from_datastore",
@@ -86,17 +85,16 @@ def is_legacy_wrapper(func: AnyCallable) -> bool:
 
 
 def _is_own_function(func: AnyCallable, module: str) -> bool:
-    while type(func) is functools.partial:
-        func = func.func
+    func = without_partials(func)
     if isinstance(func, type) or getattr(func, "__module__", None) != module or module not in sys.modules:
         return False
     return vars(sys.modules[module]).get(getattr(func, "__name__", "")) is func
 
 
 def _name_of(node: Node, depth: int) -> Name | None:
-    """Return the name by which a callable is listed; None if that can't be told."""
+    """Return the name that the list must have for a callable; None if it can't be determined."""
     while isinstance(node, Made) and str(node.maker) == _PARTIAL:
-        # What the state has is what is called; pickle writes the same object in both places.
+        # The callable in the state is the one that is called. Pickle writes the same object in both places.
         parts = _items(node.arguments), _items(node.state)
         if parts[0] is None or parts[1] is None or node.items or node.by_new:
             return None
@@ -114,7 +112,7 @@ def _name_of(node: Node, depth: int) -> Name | None:
 
 
 def _attribute(arguments: list[Node], depth: int) -> Name | None:
-    """Return the name of what ``getattr`` returns for ``arguments``."""
+    """Return the name of the object that ``getattr`` returns for ``arguments``."""
     if len(arguments) != 2 or depth == 0:
         return None
     owner, attribute = arguments
@@ -122,13 +120,13 @@ def _attribute(arguments: list[Node], depth: int) -> Name | None:
         return None
     holder = _class_of(owner, depth - 1) if isinstance(owner, Made) else owner
     if isinstance(owner, Made) and str(owner.maker) == _GETATTR:
-        # A class in a class, before protocol 4.
+        # A class inside a class, as it is pickled before protocol 4.
         holder = _name_of(owner, depth - 1)
     return Name(holder.module, f"{holder.qualname}.{attribute.value}") if isinstance(holder, Name) else None
 
 
 def _class_of(made: Made, depth: int) -> Name | None:
-    """Return the name of an object's class, where it is by that class's ``__new__`` that it is made."""
+    """Return the name of an object's class if the ``__new__`` of that class makes the object."""
     cls: Node | None = made.maker
     if not made.by_new:
         arguments = _items(made.arguments)
@@ -151,14 +149,14 @@ def _is_plain(made: Made) -> bool:
 def _refused(entry: str) -> NotAllowedError:
     return NotAllowedError(
         entry.replace(":", "/", 1),
-        f"{entry} may not be called by a task: it is not in DEFERRED_ALLOWED_CALLABLES. Add it there, in the version "
-        "that runs the task as well, or defer what is there.",
+        f"{entry} is not in DEFERRED_ALLOWED_CALLABLES, so a task may not call it. Add it to the list, also in "
+        "the version of the app that runs the task, or defer a callable that is in the list.",
     )
 
 
 def _unknown(why: str) -> NotAllowedError:
     return NotAllowedError(
         "a payload",
-        f"the payload may not be loaded: its callable can't be looked up in DEFERRED_ALLOWED_CALLABLES, because {why}. "
-        "Defer a function or a method, and give the rest as its arguments.",
+        f"the payload may not be loaded, because its callable can't be looked up in DEFERRED_ALLOWED_CALLABLES: {why}. "
+        "Defer a function or a method, and pass everything else as its arguments.",
     )

@@ -1,20 +1,13 @@
-"""Await what a call returned, in an event loop of its own, from code that is not asynchronous.
-
-A call: what is deferred, checked for what can be known about it, and how it is run.
-"""
+"""A call: a callable with its arguments, checked before it is enqueued, and run to its end when it is delivered."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import dataclasses
 import functools
 import inspect
 import sys
-import threading
 import types
 from collections.abc import Awaitable, Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import redaction
@@ -26,22 +19,85 @@ if TYPE_CHECKING:
     import concurrent.futures
     from typing import TypeGuard
 
+Content = tuple[AnyCallable, tuple[Any, ...], Mapping[str, Any]]
+"""The content of a payload: a callable, its positional arguments and its keyword arguments."""
 
-def run(awaitable: Awaitable[object]) -> object:
-    """Return what ``awaitable`` comes to.
 
-    A thread has one event loop that runs. Where this one has one already, as under a server that calls the app from
-    its own loop, the new one runs in another thread, with a copy of the context; the caller's waits meanwhile, as it
-    does for everything that a WSGI app does. Raises :class:`RuntimeError` for a future of the caller's running loop,
-    which would be waited for in vain.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A callable with its arguments, and the options with which it is enqueued."""
+
+    func: AnyCallable
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = NO_OPTIONS
+
+    @classmethod
+    def of(cls, content: Content) -> Call:
+        """Return the call that is the content of a payload."""
+        func, args, kwargs = content
+        return cls(func=func, args=args, kwargs=kwargs)
+
+    @property
+    def label(self) -> Label:
+        """The callable's label."""
+        return label_of(self.func)
+
+    def run(self) -> object:
+        """Run the call to its end, and return its result.
+
+        If the callable returns a coroutine or another awaitable, it is awaited in a new event loop. If the callable
+        returns an ndb Future (of the SDK's ndb or of google-cloud-ndb), an SDK UserRPC or a ``concurrent.futures``
+        Future, this method waits for its result. Raises :class:`NeverRanError` if the callable returns a generator of
+        its own body that was never started.
+        """
+        return wait_for_result(self.func, self.func(*self.args, **self.kwargs))
+
+    def describe(self, shown: redaction.Shown = "short") -> str:
+        """Return the call as text for people: its label and its arguments.
+
+        ``shown`` sets how much of the arguments is shown: ``"short"``, ``"names"`` or ``"none"``. Arguments that the
+        function redacts with ``@task(redact=…)`` are never shown.
+        """
+        return f"{self.label}({redaction.show(self.func, self.args, self.kwargs, shown)})"
+
+
+def wait_for_result(func: AnyCallable, result: Any) -> object:
+    """Return the final result of a call of ``func`` that returned ``result``; see :meth:`Call.run`."""
+    while result is not None:
+        if inspect.isawaitable(result):
+            result = _run_awaitable(result)
+        elif _is_executor_future(result):
+            result = result.result()
+        elif hasattr(result, "get_result") and hasattr(result, "check_success"):
+            result = result.get_result()
+        else:
+            _check_generator(func, result)
+            break
+    return result
+
+
+def _run_awaitable(awaitable: Awaitable[object]) -> object:
+    """Return the result of ``awaitable``.
+
+    A thread can run one event loop at a time. If this thread runs a loop already, because the server calls the app from
+    its own loop, the awaitable runs in another thread, with a copy of the context. The caller's loop is blocked
+    meanwhile, as it is by everything that a WSGI app does. Raises :class:`RuntimeError` for a future of the caller's
+    loop, which would never be done.
     """
-    running = _running_loop()
-    if running is None:
+    import asyncio  # few calls need it, and it takes long to import
+    import contextvars
+    import threading
+    from concurrent.futures import Future
+
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
         return asyncio.run(_wait_for(awaitable))
     if isinstance(awaitable, asyncio.Future) and awaitable.get_loop() is running:
         raise RuntimeError(
-            "the call returned a future of the event loop that runs in this thread, which has to wait for the task. "
-            "Await it in an `async def` function and defer that."
+            "the call returned a future of the event loop that runs in this thread, but this thread has to wait for "
+            "the task. Await the future in an `async def` function, and defer that function."
         )
     outcome: Future[object] = Future()
     context = contextvars.copy_context()
@@ -49,7 +105,7 @@ def run(awaitable: Awaitable[object]) -> object:
     def run_in_thread() -> None:
         try:
             outcome.set_result(context.run(asyncio.run, _wait_for(awaitable)))
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run_in_thread, name="deferred_middleware event loop")
@@ -60,87 +116,24 @@ def run(awaitable: Awaitable[object]) -> object:
         thread.join()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 async def _wait_for(awaitable: Awaitable[object]) -> object:
     return await awaitable
 
 
-Content = tuple[AnyCallable, tuple[Any, ...], Mapping[str, Any]]
-"""What a payload holds: a callable, its positional and its keyword arguments."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """A callable with its arguments, and the options for enqueueing it."""
-
-    func: AnyCallable
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options: Options = NO_OPTIONS
-
-    @classmethod
-    def of(cls, content: Content) -> Call:
-        """Return the call that a payload holds."""
-        func, args, kwargs = content
-        return cls(func=func, args=args, kwargs=kwargs)
-
-    @property
-    def label(self) -> Label:
-        """The callable's name."""
-        return label_of(self.func)
-
-    def run(self) -> object:
-        """Run the call to its end, and return what it returned.
-
-        A coroutine or another awaitable is awaited in an event loop of its own; an ndb Future (of the SDK's ndb or of
-        google-cloud-ndb), an SDK UserRPC and a ``concurrent.futures`` one are waited for. Raises
-        :class:`NeverRanError` if what came back is a generator that holds the callable's body and was never started.
-        """
-        return ended(self.func, self.func(*self.args, **self.kwargs))
-
-    def describe(self, shown: redaction.Shown = "short") -> str:
-        """Return the call for people: its label and its arguments.
-
-        ``shown`` says how much of them: ``"short"``, ``"names"`` or ``"none"``. What the function redacts, with
-        ``@task(redact=…)``, is never shown.
-        """
-        return f"{self.label}({redaction.show(self.func, self.args, self.kwargs, shown)})"
-
-
-def ended(func: AnyCallable, result: Any) -> object:
-    """Wait for the end of a call of ``func`` that returned ``result``; see :meth:`Call.run`."""
-    while result is not None:
-        if inspect.isawaitable(result):
-            result = run(result)
-        elif _is_of_an_executor(result):
-            result = result.result()
-        elif hasattr(result, "get_result") and hasattr(result, "check_success"):
-            result = result.get_result()
-        else:
-            _refuse_unstarted(func, result)
-            break
-    return result
-
-
 def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
-    """Return the call that ``defer`` with the same arguments would enqueue, checked but not enqueued.
+    """Return the call that ``defer`` would enqueue for the same arguments. The call is checked, but not enqueued.
 
-    Keyword arguments with a leading underscore that name an option are options; see :func:`deferred_middleware.defer`.
+    A keyword argument with a leading underscore that names an option is an option; see
+    :func:`deferred_middleware.defer`.
 
     Raises:
         NotCallableError: ``func`` can't be called, or is a generator function.
         NotImportableError: ``func`` belongs to the ``__main__`` script.
-        ArgumentsError: the arguments don't fit the signature of ``func``.
-        UnknownOptionError: an ``_option`` that neither ``defer`` nor ``func`` knows.
-        OptionError: an option's value can't be used.
+        ArgumentsError: the arguments don't match the signature of ``func``.
+        UnknownOptionError: neither ``defer`` nor ``func`` has an argument of this name.
+        OptionError: the value of an option is not accepted.
     """
-    if _is_plain(func) and _fits(func, args, kwargs):
+    if _is_plain_function(func) and _is_plain_call(func, args, kwargs):
         return Call(func=func, args=args, kwargs=kwargs)
     func = plain_method(func)
     check_kind(func)
@@ -155,19 +148,19 @@ def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
             signature.bind(*args, **kwargs)
         except TypeError as error:
             label = str(label_of(func))
-            raise ArgumentsError(label, f"{label}{signature} can't be called with what was given: {error}.") from None
+            raise ArgumentsError(label, f"{label}{signature} can't be called with these arguments: {error}.") from None
     return Call(func=func, args=args, kwargs=kwargs, options=options)
 
 
-def _is_plain(func: AnyCallable) -> TypeGuard[types.FunctionType]:
-    """Tell whether ``func`` is a function of a module that declares nothing."""
+def _is_plain_function(func: AnyCallable) -> TypeGuard[types.FunctionType]:
+    """Tell whether ``func`` is a function without attributes, of a module that other processes can import."""
     return type(func) is types.FunctionType and not func.__dict__ and func.__module__ != "__main__"
 
 
-def _fits(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell, in less time than binding them takes, whether there are arguments for a function and no options.
+def _is_plain_call(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether the arguments match the function and hold no options. This is faster than binding them.
 
-    False says only that it has to be looked at closely.
+    False means only that the full checks are needed.
     """
     places, by_place, required, required_by_place = _plain_parameters(func)
     count = len(args)
@@ -184,10 +177,11 @@ def _fits(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any
 
 @functools.lru_cache(maxsize=1024)
 def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bool]], int, int, int]:
-    """Return what a function takes, if that is a list of names.
+    """Return the parameters of a function whose parameters can all be given by name.
 
-    For each name that is no option's its place and whether it is required; how many can be given by place, -1 for a
-    function that takes anything else or is a generator's; how many are required; and how many of those by place.
+    The first item has the position of each parameter, and whether it is required. It leaves out names that may be an
+    option's. The others are: the number of positional parameters, or -1 if the function is a generator function or has
+    parameters of another kind; the number of required parameters; and the number of required positional parameters.
     """
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
         return {}, -1, 0, 0
@@ -207,13 +201,13 @@ def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bo
 
 
 def _signature(func: AnyCallable) -> inspect.Signature | None:
-    """Return the signature of ``func`` itself, not of what it wraps: a wrapper may add arguments of its own."""
+    """Return the signature of ``func`` itself, not of a function that it wraps: a wrapper may have other parameters."""
     if isinstance(func, types.FunctionType):
         return _function_signature(func)
     try:
         return inspect.signature(func, follow_wrapped=False)
     except (ValueError, TypeError):
-        return None  # some builtins have none
+        return None  # some builtins have no signature
 
 
 @functools.lru_cache(maxsize=1024)
@@ -221,13 +215,14 @@ def _function_signature(func: types.FunctionType) -> inspect.Signature:
     return inspect.signature(func, follow_wrapped=False)
 
 
-def _is_of_an_executor(result: Any) -> TypeGuard[concurrent.futures.Future[object]]:
-    # Where nobody has imported the module, nothing can be an instance of its class.
+def _is_executor_future(result: Any) -> TypeGuard[concurrent.futures.Future[object]]:
+    # If nobody has imported the module, no object can be an instance of its class.
     module = sys.modules.get("concurrent.futures")
     return module is not None and isinstance(result, module.Future)
 
 
-def _refuse_unstarted(func: AnyCallable, result: object) -> None:
+def _check_generator(func: AnyCallable, result: object) -> None:
+    """Raise :class:`NeverRanError` if ``result`` is a generator of the body of ``func`` that was never started."""
     if inspect.isgenerator(result):
         code, started = result.gi_code, inspect.getgeneratorstate(result) != inspect.GEN_CREATED
     elif inspect.isasyncgen(result):
@@ -237,6 +232,6 @@ def _refuse_unstarted(func: AnyCallable, result: object) -> None:
     body = inspect.unwrap(func.__func__ if isinstance(func, types.MethodType) else func)
     if code is getattr(body, "__code__", None) and not started:
         raise NeverRanError(
-            f"{label_of(func)} returned a generator, and none of its body ran. Defer a function "
-            "that goes through it, such as one that does `for _ in f(): pass`."
+            f"{label_of(func)} returned a generator, and none of its body ran. Defer a function that iterates over the "
+            "generator, such as one that runs `for _ in f(): pass`."
         )

@@ -1,8 +1,8 @@
-"""How a callable is named, and how a task finds it again.
+"""How a callable is named, and how a task finds it by import.
 
-A payload holds no code: the callable travels as a reference that pickle resolves by import. :func:`label_of` gives the
-name that people and dashboards see; :func:`reference_to` gives what to pickle in the callable's place, or says why the
-task could not find it.
+A payload holds no code: it refers to the callable by a name that pickle resolves by import. :func:`label_of` returns
+the name that people and dashboards see. :func:`reference_to` returns the object to pickle in the callable's place.
+:func:`explain_unimportable` says why a task could not find the callable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AnyCallable = Callable[..., Any]
 
 
 class Label(NamedTuple):
-    """The name of a callable: for people, never for looking anything up by import."""
+    """The name of a callable, for people. Nothing is ever imported by this name."""
 
     module: str
     qualname: str
@@ -37,14 +37,20 @@ class Label(NamedTuple):
         return f"{self.module}/{self.qualname}"
 
 
+def without_partials(func: AnyCallable) -> AnyCallable:
+    """Return the callable inside a ``functools.partial``, or ``func`` itself if it is not one."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return func
+
+
 def label_of(func: AnyCallable) -> Label:
     """Return the label of ``func``.
 
-    A partial has its function's, a bound method its object's class and its own name, a callable instance its class, or
-    the function's that it wraps.
+    A partial has the label of its function. A bound method is labelled with the class of its object and its own name. A
+    callable instance is labelled with its class, or with the function that it wraps.
     """
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = without_partials(func)
     if isinstance(func, (types.FunctionType, type)):
         return Label(func.__module__, func.__qualname__)
     if isinstance(func, types.MethodType):
@@ -59,7 +65,7 @@ def label_of(func: AnyCallable) -> Label:
         return Label(owner.__module__, f"{owner.__qualname__}.{func.__name__}")
     if isinstance(func, _METHODS_OF_BUILTIN_CLASSES):
         return Label(func.__objclass__.__module__, func.__qualname__)
-    # What functools.update_wrapper made of an instance, such as that of functools.lru_cache, has its function's name.
+    # functools.update_wrapper gives an instance, such as that of functools.lru_cache, the name of its function.
     own = getattr(func, "__dict__", {})
     module, qualname = own.get("__module__"), own.get("__qualname__")
     if isinstance(module, str) and isinstance(qualname, str):
@@ -76,24 +82,24 @@ _METHODS_OF_BUILTIN_CLASSES: Final = (
 
 
 def label_text(func: AnyCallable) -> str:
-    """Return the label of ``func`` as text; the same as ``str(label_of(func))``, and quicker for a function."""
+    """Return the label of ``func`` as text, which is ``str(label_of(func))``. This is faster for a function."""
     if type(func) is types.FunctionType:
         return f"{func.__module__}/{func.__qualname__}"
     return str(label_of(func))
 
 
 METHOD_ATTRIBUTE: Final = "__deferred_method__"
-"""The attribute by which what ``@task`` makes of a bound method tells that method."""
+"""The attribute that holds the bound method itself, on the object that ``@task`` puts in its place."""
 
 
 def plain_method(func: AnyCallable) -> AnyCallable:
-    """Return the bound method that ``func`` stands for, if it does, and otherwise ``func``."""
+    """Return the bound method that ``func`` replaces because of ``@task``; any other ``func`` as it is."""
     method: AnyCallable = getattr(func, METHOD_ATTRIBUTE, func)
     return method
 
 
 class Attribute:
-    """Stands for ``getattr(owner, name)`` in a pickle: what is loaded is the attribute, without any code of ours."""
+    """Pickles as ``getattr(owner, name)``, so that loading it returns the attribute and needs no code of ours."""
 
     __slots__ = ("name", "owner")
 
@@ -105,8 +111,8 @@ class Attribute:
         return getattr, (self.owner, self.name)
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refuse: this stands in a pickle only, where a partial insists on something callable."""
-        raise TypeError("an Attribute is pickled, not called")
+        """Raise TypeError. An instance is only pickled, but a partial accepts only an object that has this method."""
+        raise TypeError("an Attribute can't be called: it is only pickled")
 
 
 def check_kind(func: AnyCallable) -> None:
@@ -114,27 +120,26 @@ def check_kind(func: AnyCallable) -> None:
     if not callable(func):
         raise NotCallableError(
             reprlib.repr(func),
-            f"{reprlib.repr(func)} ({type(func).__name__}) can't be called: give defer() the function and its "
-            "arguments apart, as in defer(f, x), not defer(f(x)).",
+            f"{reprlib.repr(func)} ({type(func).__name__}) can't be called. Pass the function and its arguments to "
+            "defer() separately: defer(f, x), not defer(f(x)).",
         )
-    body: Any = func
-    while isinstance(body, functools.partial):
-        body = body.func
+    body: Any = without_partials(func)
     if not isinstance(body, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)):
         body = type(body).__call__
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         label = label_of(func)
         raise NotCallableError(
             str(label),
-            f"{label} is a generator function: calling it runs none of its body. Defer a function "
-            "that goes through it, such as one that does `for _ in f(): pass`.",
+            f"{label} is a generator function, so a call runs none of its body. Defer a function that iterates over "
+            "the generator, such as one that runs `for _ in f(): pass`.",
         )
 
 
 def outside_main(func: AnyCallable) -> AnyCallable:
-    """Return ``func``, or for one of the ``__main__`` script the same one as other processes import it.
+    """Return ``func``. If it belongs to the ``__main__`` script, return its equal under the name that can be imported.
 
-    That exists where the script was started with ``python -m module``; otherwise :class:`NotImportableError` is raised.
+    There is such a name if the script was started with ``python -m module``. Otherwise :class:`NotImportableError` is
+    raised.
     """
     if type(func) is functools.partial:
         inner: AnyCallable = outside_main(func.func)
@@ -148,10 +153,10 @@ def outside_main(func: AnyCallable) -> AnyCallable:
 
 
 def reference_to(func: AnyCallable) -> AnyCallable:
-    """Return what to pickle for ``func``: mostly ``func`` itself.
+    """Return the object to pickle for ``func``, which usually is ``func`` itself.
 
-    Raises :class:`NotImportableError` for a bound method that its object's class doesn't hold. What pickle itself
-    refuses is explained by :func:`explain_unimportable` afterwards.
+    Raises :class:`NotImportableError` for a bound method that is not an attribute of its object's class. For a callable
+    that pickle itself refuses, :func:`explain_unimportable` raises the error afterwards.
     """
     if isinstance(func, types.FunctionType):
         return _private_function(func) if "__" in func.__name__ else func
@@ -164,9 +169,8 @@ def reference_to(func: AnyCallable) -> AnyCallable:
 
 
 def explain_unimportable(func: AnyCallable) -> None:
-    """Raise :class:`NotImportableError` if it is ``func``, not an argument, that import can't find."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    """Raise :class:`NotImportableError` if ``func`` itself, not one of its arguments, can't be found by import."""
+    func = without_partials(func)
     if isinstance(reference_to(func), Attribute):
         return
     owner: object = func
@@ -179,12 +183,13 @@ def explain_unimportable(func: AnyCallable) -> None:
     label = label_of(func)
     way_out = "Move it to the top level of a module."
     if owner.__qualname__.rpartition(".")[2] == "<lambda>":
-        what = "is a lambda, which import can't find"
-        way_out = "Write it as a function at the top level of a module (def), and defer that."
+        what = "is a lambda, which can't be found by import"
+        way_out = "Define it with def at the top level of a module, and defer that function."
     elif "<locals>" in owner.__qualname__:
-        what = "is defined inside a function, where import can't find it"
+        what = "is defined inside a function, so it can't be found by import"
         way_out += (
-            " If a decorator made it, let the decorator use functools.wraps, and defer the name that the module holds."
+            " If a decorator returned it, use functools.wraps in the decorator, and defer the function by its name in "
+            "the module."
         )
     else:
         try:
@@ -195,24 +200,23 @@ def explain_unimportable(func: AnyCallable) -> None:
             if found is owner:
                 return
             what = (
-                f"is not what import finds under that name (a {type(found).__name__}), as happens to "
-                "what a decorator wraps"
+                f"is not the object that import finds under that name (a {type(found).__name__}). This happens to a "
+                "function that a decorator has replaced"
             )
-            way_out = f"Defer what the module holds as {owner.__qualname__}."
-    raise NotImportableError(str(label), f"{label} {what}, so that the task could not find it either. {way_out}")
+            way_out = f"Defer {owner.__qualname__} as the module has it."
+    raise NotImportableError(str(label), f"{label} {what}. The task could not find it either. {way_out}")
 
 
 def agrees(module: str, qualname: str, func: AnyCallable) -> bool:
-    """Tell whether a URL's label names ``func``.
+    """Tell whether the label in a URL names ``func``.
 
-    It does if it is the label of ``func``, or if a module that is loaded already holds ``func``, or the class of its
-    object, under that name: so a function that was renamed with an alias left behind still runs. Nothing is imported.
+    It does if it is the label of ``func``, or if a module that is loaded has ``func``, or the class of its object,
+    under that name. So a function that was renamed still runs if an alias was left behind. Nothing is imported.
     """
     label = label_of(func)
     if label.module == module and label.qualname == qualname:
         return True
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = without_partials(func)
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         if found is None:
@@ -232,7 +236,7 @@ def _walk(module_name: str, qualname: str) -> object:
 
 
 def _method(method: types.MethodType) -> AnyCallable:
-    """Return ``method``, or a reference by another name where pickle's own (``__func__.__name__``) would not work."""
+    """Return ``method``, or a reference by another name if pickle's name for it (``__func__.__name__``) is wrong."""
     owner = method.__self__
     name = getattr(method.__func__, "__name__", "")
     if name and getattr(owner, name, None) == method:
@@ -240,14 +244,14 @@ def _method(method: types.MethodType) -> AnyCallable:
     classes = owner.__mro__ if isinstance(owner, type) else type(owner).__mro__
     for attribute, value in _attributes(classes):
         held = value.__func__ if isinstance(value, classmethod) else value
-        # What @task makes of a method wraps it.
+        # The object that @task puts in the place of a method wraps it.
         if method.__func__ in (held, getattr(held, "__wrapped__", None)) and getattr(owner, attribute, None) == method:
             return Attribute(owner, attribute)
     label = label_of(method)
     raise NotImportableError(
         str(label),
-        f"{label} is a bound method that is no attribute of its object's class, so that the task could not "
-        "find it. Defer a method that the class holds, or a function that takes the object.",
+        f"{label} is a bound method that is not an attribute of its object's class, so the task could not find it. "
+        "Defer a method of the class, or a function with the object as an argument.",
     )
 
 
@@ -257,7 +261,7 @@ def _attributes(classes: tuple[type, ...]) -> Iterator[tuple[str, object]]:
 
 
 def _private_function(func: types.FunctionType) -> AnyCallable:
-    """Return a reference to a static or unbound method with a private name, which import sees mangled."""
+    """Return a reference to a static or unbound method with a private name, which Python mangles in the class."""
     outer, _, name = func.__qualname__.rpartition(".")
     if not outer or "<locals>" in outer or not name.startswith("__") or name.endswith("__"):
         return func
@@ -286,6 +290,6 @@ def _importable_twin(thing: types.FunctionType | type) -> AnyCallable:
 def _belongs_to_main(label: Label) -> NotImportableError:
     return NotImportableError(
         str(label),
-        f"{label} belongs to the script that was started (__main__), which is another one where the task runs. "
-        "Move it to a module of its own and import it from there.",
+        f"{label} belongs to the script that was started (__main__). In the process that runs the task, __main__ is "
+        f"another script. Move {label.qualname} to a module, and import it from there.",
     )

@@ -1,56 +1,55 @@
-"""The options of ``defer``: what the leading-underscore arguments are, and whether their values can be used."""
+"""The options of ``defer``: its arguments with a leading underscore, and the checks of their values."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
-import inspect
 import math
 import re
 import sys
 import time
-import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from deferred_middleware.calls.callables import AnyCallable, Label
-from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError
+from deferred_middleware.calls.callables import AnyCallable, Label, without_partials
+from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError, nearest
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
+    import inspect
+
     from google.appengine.api import taskqueue
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name (RFC 9110, section 5.6.2)
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # a header's value (RFC 9110, section 5.5)
 _TARGET: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?){0,2}")
-# Headers of the platform's that a task may bring: by this one an attempt fails at once where no instance is free.
-_OF_TASKS: Final = ("x-appengine-fail-fast",)
+# The only header of the platform's that a task may set. It makes an attempt fail at once if no instance is free.
+_ALLOWED_PLATFORM_HEADERS: Final = ("x-appengine-fail-fast",)
 _MAX_ETA_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How and when a call is enqueued; None where the caller left it to the settings or the queue."""
+    """How and when a call is enqueued; None where the settings or the queue decide."""
 
     queues: tuple[str, ...] | None = None
-    """Queues to choose from."""
+    """The queues to choose from."""
     eta_posix: float | None = None
-    """When the task may run at the earliest, in seconds since 1970."""
+    """The earliest time at which the task may run, in seconds since 1970."""
     name: str | None = None
     target: str | None = None
     transactional: bool | Literal["auto"] = False
-    """Whether to enqueue with the surrounding datastore transaction; ``"auto"`` does where there is one."""
+    """Whether to enqueue in the current datastore transaction; ``"auto"``: if there is one."""
     retry_options: taskqueue.TaskRetryOptions | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     deadline_seconds: float | None = None
-    """Dispatch deadline: how long an attempt may take."""
+    """The dispatch deadline: how long an attempt may take."""
     url: str | None = None
     max_attempts: int | None = None
-    """How often the call may be tried in all, whatever its queue allows."""
+    """The total number of attempts, whatever the queue allows."""
     earlier_attempts: int = 0
-    """How often the call was tried already, in tasks that this one follows."""
+    """The number of attempts in earlier tasks that this task follows."""
 
     @classmethod
     def take_from(
@@ -59,7 +58,8 @@ class Options:
         """Split ``kwargs`` into options and the call's own arguments.
 
         An option that is None counts as not given. Raises :class:`UnknownOptionError` for a name with a leading
-        underscore that neither we nor the function know, and :class:`OptionError` for a value that can't be used.
+        underscore that is neither an option nor an argument of the function, and :class:`OptionError` for a value that
+        is not accepted.
         """
         own = {name: value for name, value in kwargs.items() if name not in _CHECKS}
         for name in own:
@@ -69,7 +69,7 @@ class Options:
             raise OptionError(
                 "_countdown",
                 kwargs["_countdown"],
-                "there is an _eta too; a task takes one of the two.",
+                "_eta is given too. Give only one of the two.",
             )
         values: dict[str, Any] = {}
         for name, (field, check) in _CHECKS.items():
@@ -80,7 +80,7 @@ class Options:
             raise OptionError(
                 "_name",
                 values["name"],
-                "a task added in a transaction can't have a name of its own.",
+                "a task that is added in a transaction can't have a name.",
             )
         return cls(**values), own
 
@@ -88,15 +88,13 @@ class Options:
 NO_OPTIONS: Final = Options()
 
 DECLARED_ATTRIBUTE: Final = "__deferred_options__"
-"""The attribute of a function that holds its own options, as ``@task`` declares them."""
+"""The attribute of a function that holds the options that ``@task`` declares."""
 
 
 def with_declared(func: AnyCallable, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return ``kwargs`` with the options that ``func`` declares itself, where the call gives none."""
-    while isinstance(func, functools.partial):
-        func = func.func
-    # A bound method hands its function's attributes out as its own.
-    declared = getattr(func, DECLARED_ATTRIBUTE, None)
+    """Return ``kwargs`` and the options that ``func`` declares; an option in ``kwargs`` takes precedence."""
+    # A bound method has the attributes of its function.
+    declared = getattr(without_partials(func), DECLARED_ATTRIBUTE, None)
     if not declared:
         return kwargs
     if kwargs.get("_eta") is not None:
@@ -110,27 +108,24 @@ def _check_own(name: str, label: Label, signature: inspect.Signature | None) -> 
     if name in parameters:
         return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    import difflib  # for this error only
-
-    nearest = difflib.get_close_matches(name, _CHECKS, n=1, cutoff=0.75 if takes_any else 0.5)
-    if takes_any and not nearest:
+    suggestion = nearest(name, _CHECKS, similarity=0.75 if takes_any else 0.5)
+    if takes_any and suggestion is None:
         return
-    suggestion = nearest[0] if nearest else None
     message = f"{name} is neither an option of defer() nor an argument of {label}."
     if takes_any:
         message = (
-            f"{name} looks like a misspelt option of defer(). If {label} is to have it among its **kwargs, "
-            f"pass it in a functools.partial."
+            f"{name} looks like a misspelt option of defer(). If it is one of the **kwargs of {label}, pass it in a "
+            "functools.partial."
         )
     if suggestion:
-        message += f" Is it meant as {suggestion}?"
+        message += f" Did you mean {suggestion}?"
     else:
         message += f" The options are {', '.join(_CHECKS)}."
     raise UnknownOptionError(str(label), name, suggestion, message)
 
 
 def _rejection(kind: str, option: str, value: object, message: str) -> OptionError:
-    """Return the OptionError that is the SDK's own type too; made here because it imports the SDK."""
+    """Return the OptionError of the class ``kind``, which is also a type of the SDK. This imports the SDK."""
     from deferred_middleware.errors import sdk
 
     error: OptionError = getattr(sdk, kind)(option, value, message)
@@ -143,7 +138,7 @@ def _queue_name(value: object) -> str:
             "InvalidQueueNameError",
             "_queue",
             value,
-            "a queue's name is 1 to 100 of the characters a-z, A-Z, 0-9 and -.",
+            "a queue name has 1 to 100 of the characters a-z, A-Z, 0-9 and -.",
         )
     return value
 
@@ -154,9 +149,9 @@ def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
     try:
         names = tuple(value)
     except TypeError:
-        raise OptionError("_queue", value, "it takes a queue's name, or a list of names.") from None
+        raise OptionError("_queue", value, "expected a queue name or a list of queue names.") from None
     if not names:
-        raise OptionError("_queue", value, "there is no queue in the list.")
+        raise OptionError("_queue", value, "the list of queues is empty.")
     return tuple(_queue_name(name) for name in names)
 
 
@@ -164,13 +159,13 @@ def _seconds(option: str, value: object) -> float:
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise OptionError(option, value, "it takes seconds as a number, or a timedelta.")
+        raise OptionError(option, value, "expected a number of seconds or a timedelta.")
     try:
         seconds = float(value)
     except OverflowError:
         seconds = math.inf
     if math.isnan(seconds):
-        raise OptionError(option, value, "it is not a number.")
+        raise OptionError(option, value, "expected a number, not NaN.")
     return seconds
 
 
@@ -178,23 +173,23 @@ def _countdown(value: object) -> float:
     seconds = _seconds("_countdown", value)
     now = time.time()
     if seconds < 0:
-        warn(f"_countdown={value!r} is negative; the task runs now.")
+        warn(f"_countdown={value!r} is negative, so the task runs now.")
         return now
     return _not_too_late("_countdown", value, now + seconds, now)
 
 
 def _eta(value: object) -> float:
     if not isinstance(value, datetime.datetime):
-        raise _rejection("InvalidEtaError", "_eta", value, "it takes a datetime, best with a time zone.")
+        raise _rejection("InvalidEtaError", "_eta", value, "expected a datetime, preferably with a time zone.")
     if value.utcoffset() is None:
-        warn(f"_eta={value!r} has no time zone; it is taken as local time, as the SDK does.")
+        warn(f"_eta={value!r} has no time zone. It is interpreted as local time, as the SDK does.")
     now = time.time()
     try:
         eta = value.timestamp()
     except (OverflowError, ValueError, OSError):
         eta = math.inf if value.year > 1970 else 0.0
     if eta < now:
-        warn(f"_eta={value!r} is in the past; the task runs now.")
+        warn(f"_eta={value!r} is in the past, so the task runs now.")
         return now
     return _not_too_late("_eta", value, eta, now)
 
@@ -205,8 +200,8 @@ def _not_too_late(option: str, value: object, eta: float, now: float) -> float:
             "InvalidEtaError",
             option,
             value,
-            f"a task can be at most {protocol.MAX_ETA_DAYS} days ({_MAX_ETA_SECONDS:,} s) ahead. "
-            "Store the date and let a cron task defer the call when it is near.",
+            f"a task can be at most {protocol.MAX_ETA_DAYS} days ({_MAX_ETA_SECONDS:,} s) in the future. Store the "
+            "date, and let a cron job defer the call when the date is near.",
         )
     return eta
 
@@ -217,7 +212,7 @@ def _name(value: object) -> str:
             "InvalidTaskNameError",
             "_name",
             value,
-            "a task's name is 1 to 500 of the characters a-z, A-Z, 0-9, _ and -. Leave it out to have one chosen.",
+            "a task name has 1 to 500 of the characters a-z, A-Z, 0-9, _ and -. Without _name, the queue chooses one.",
         )
     return value
 
@@ -227,7 +222,7 @@ def _target(value: object) -> str:
         raise OptionError(
             "_target",
             value,
-            "it takes the name of a service, or <version>.<service>, or <instance>.<version>.<service>.",
+            "expected <service>, <version>.<service> or <instance>.<version>.<service>.",
         )
     return value
 
@@ -236,7 +231,7 @@ def _transactional(value: object) -> bool | Literal["auto"]:
     if value == "auto":
         return "auto"
     if not isinstance(value, bool):
-        raise OptionError("_transactional", value, 'it takes True or False, or "auto": True inside a transaction.')
+        raise OptionError("_transactional", value, 'expected True, False or "auto" (True inside a transaction).')
     return value
 
 
@@ -246,7 +241,7 @@ def _retry_options(value: object) -> taskqueue.TaskRetryOptions:
     if isinstance(value, taskqueue.TaskRetryOptions):
         return value
     if not isinstance(value, Mapping):
-        raise OptionError("_retry_options", value, "it takes a TaskRetryOptions, or a dict of its arguments.")
+        raise OptionError("_retry_options", value, "expected a TaskRetryOptions or a dict of its arguments.")
     try:
         return taskqueue.TaskRetryOptions(**value)
     except (taskqueue.InvalidTaskRetryOptionsError, TypeError) as error:
@@ -255,7 +250,7 @@ def _retry_options(value: object) -> taskqueue.TaskRetryOptions:
 
 def _headers(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise OptionError("_headers", value, "it takes a dict of header names and values.")
+        raise OptionError("_headers", value, "expected a dict of header names and values.")
     for name, content in value.items():
         problem = _problem_of_header(name, content)
         if problem:
@@ -265,18 +260,18 @@ def _headers(value: object) -> dict[str, str]:
 
 def _problem_of_header(name: object, content: object) -> str | None:
     if not isinstance(name, str) or not isinstance(content, str):
-        return "a header's name and its value are strings."
+        return "the name and the value of a header must be strings."
     if not _TOKEN.fullmatch(name):
-        return "this is no legal name of a header."
+        return "this is not a valid header name."
     if not _VALUE.fullmatch(content):
-        return "a header's value is printable Latin-1 in one line."
+        return "the value of a header must be one line of printable Latin-1 characters."
     lower = name.lower()
-    if lower.startswith(("x-appengine-", "x-google-")) and lower not in _OF_TASKS:
-        return "the platform drops headers of this name; choose another one."
+    if lower.startswith(("x-appengine-", "x-google-")) and lower not in _ALLOWED_PLATFORM_HEADERS:
+        return "the platform drops headers with this name. Choose another name."
     if lower.startswith("x-deferred-") or lower == "content-length":
-        return "this header is deferred_middleware's own; choose another name."
+        return "deferred_middleware sets this header itself. Choose another name."
     if lower == "host":
-        return "a task is sent elsewhere with _target, not with a Host header."
+        return "to send a task to another service, use _target instead of a Host header."
     return None
 
 
@@ -291,34 +286,33 @@ def _deadline(value: object) -> float:
             "InvalidDispatchDeadlineError",
             "_deadline",
             value,
-            f"a dispatch deadline is {shortest} to {longest:,} seconds.",
+            f"a dispatch deadline must be {shortest} to {longest:,} seconds.",
         )
     return seconds
 
 
 def _max_attempts(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError("_max_attempts", value, "it takes a whole number, at least 1.")
+        raise OptionError("_max_attempts", value, "expected a whole number, at least 1.")
     return value
 
 
 def _url(value: object) -> str:
     if not isinstance(value, str):
-        raise OptionError("_url", value, "it takes a path, as a string.")
-    parts = urllib.parse.urlsplit(value)
-    illegal = not value.startswith("/") or value.startswith("//") or parts.query or parts.fragment
-    if illegal or not re.fullmatch(r"[\x21-\x7e]+", value) or "?" in value or "#" in value:
+        raise OptionError("_url", value, "expected a path as a string.")
+    # Printable ASCII without "?" and "#"; two slashes at the start would begin a host name.
+    if not re.fullmatch(r"/(?!/)[\x21-\x7e]*", value) or "?" in value or "#" in value:
         raise _rejection(
             "InvalidUrlError",
             "_url",
             value,
-            "it takes a path of this app, percent-encoded, that starts with a slash and has no query.",
+            "expected a percent-encoded path of this app that starts with one slash and has no query.",
         )
     return value
 
 
 def warn(message: str) -> None:
-    """Warn where the code outside the package stands that called it."""
+    """Issue a DeferredWarning for the line of code outside the package that called it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("deferred_middleware."):
         level, frame = level + 1, frame.f_back
@@ -338,7 +332,7 @@ _CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], object]]]] = {
     "_max_attempts": ("max_attempts", _max_attempts),
     "_url": ("url", _url),
 }
-"""Each option: the field of Options that it fills, and the check that makes the field's value."""
+"""The options: for each one its field of Options, and the check that returns the field's value."""
 
 OPTION_NAMES: Final = tuple(_CHECKS)
-"""The options' names, each with its leading underscore."""
+"""The names of the options, with the leading underscore."""

@@ -1,40 +1,152 @@
-"""Which part of a value does not pickle: an error should name ``args[0].session``, not just a type.
+"""A call as bytes and back: the pickle of ``(callable, args, kwargs)``, as the older library writes it.
 
-A call as bytes and back: the pickle of ``(callable, args, kwargs)``, as the older library writes it.
+Versions of the app with either library can therefore read each other's payloads: ``google.appengine.ext.deferred.run``
+reads what :func:`dumps` writes, and :func:`loads` reads what ``google.appengine.ext.deferred.serialize`` writes.
 
-Versions therefore mix in both directions: ``google.appengine.ext.deferred.run`` reads what :func:`dumps` writes, and
-:func:`loads` reads what ``google.appengine.ext.deferred.serialize`` wrote.
+If an argument does not pickle, the error names the smallest part that does not, such as ``args[0].session``.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.calls import allowlist
 from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
+from deferred_middleware.wire.compression import ZLIB_PREFIX, decompress
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
 
 _MAX_DEPTH: Final = 40
-"""How far down a path is followed; deeper, the path so far says enough."""
+"""The longest path to a part that does not pickle; a longer path is cut off."""
 _WAY_OUT: Final = "Pass what identifies it (a key, an id, a path) and open or load it in the task."
+_FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # the start of a pickle with frames
+_FRAME_BYTES: Final = struct.Struct("<Q")
 
 
-def culprit(values: Mapping[str, object], *, main_is_wrong: bool) -> tuple[str, str] | None:
-    """Return the path of the smallest part that does not pickle, and what is wrong with it; None if all do.
+def dumps(call: Call, protocol: int) -> bytes:
+    """Return the payload of ``call``.
 
-    ``values`` maps the paths to start from to what is there. With ``main_is_wrong`` a part counts that pickles but
-    names something of the ``__main__`` script, which is another script where the task runs.
+    Raises:
+        NotImportableError: the callable can't be found by import.
+        UnpicklableArgumentError: an argument can't be pickled, or belongs to the ``__main__`` script.
+    """
+    func = reference_to(call.func)
+    kwargs = call.kwargs
+    try:
+        data = pickle.dumps((func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)), protocol)
+    except Exception as error:
+        explain_unimportable(call.func)
+        raise _unpicklable(call, error) from error
+    if b"__main__" in data and mentions_main(data):
+        raise _unpicklable(call, None)
+    return data
+
+
+def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
+    """Return the call in a payload; see :func:`content_of`. The default settings are the process's."""
+    return Call.of(content_of(data, settings or current_settings(), legacy=legacy))
+
+
+def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
+    """Return the content of a payload. Loading runs code that the payload names, so the sender must be trusted.
+
+    Set ``legacy`` if the content is passed on to :func:`deferred_middleware.execution.legacy.resolved`.
+
+    Raises:
+        NotAllowedError: the callable is not in ``DEFERRED_ALLOWED_CALLABLES``. Nothing was imported.
+        CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
+        PayloadError: the payload can't be read for any other reason.
+    """
+    if data.startswith(ZLIB_PREFIX):
+        data = _decompressed(data, settings.max_payload_bytes)
+    if settings.allowed_callables:
+        from deferred_middleware.calls import allowlist  # few apps have a list
+
+        allowlist.check_payload(data, settings.allowed_callables, legacy=legacy)
+    try:
+        if data.startswith(_FRAMED) and _FRAME_BYTES.unpack_from(data, 3)[0] == len(data) - 11:
+            # The payload is one frame and nothing else (PEP 3154), as pickle writes it up to 64 KB. Without a stream,
+            # loading it takes half the time.
+            content, end = pickle.loads(data), len(data)  # noqa: S301 - the caller trusts the sender
+        else:
+            content, end = _load_from_stream(data)
+    except (ImportError, AttributeError) as error:
+        raise CallableNotFoundError(f"this version of the app lacks something that the task needs: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Loading runs the arguments' own code, such as __setstate__, which may raise anything.
+        problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
+        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
+    if end != len(data):
+        raise PayloadError(f"the payload ends after {end:,} of {len(data):,} bytes")
+    if not (isinstance(content, tuple) and len(content) == 3):
+        raise _not_a_call(content)
+    func: Any
+    func, args, kwargs = content
+    if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
+        raise _not_a_call(content)
+    func = getattr(func, METHOD_ATTRIBUTE, func)
+    if settings.allowed_callables and not (legacy and allowlist.is_legacy_wrapper(func)):
+        allowlist.check_callable(func, settings.allowed_callables)
+    return func, args if type(args) is tuple else tuple(args), kwargs
+
+
+def _load_from_stream(data: bytes) -> tuple[object, int]:
+    """Return the object that is pickled at the start of ``data``, and the position of its end."""
+    stream = io.BytesIO(data)
+    # Before protocol 4, which has frames, the unpickler reads each opcode by itself unless the stream can look ahead.
+    source = stream if data.startswith(_FRAMED) else io.BufferedReader(stream)
+    return pickle.Unpickler(source).load(), source.tell()  # noqa: S301 - the caller trusts the sender
+
+
+def _decompressed(data: bytes, limit_bytes: int) -> bytes:
+    """Return the content of compressed data if it is complete and has at most ``limit_bytes``."""
+    try:
+        found = decompress(data, limit_bytes)
+    except zlib.error as error:
+        raise PayloadError(f"the payload ({len(data):,} bytes) can't be decompressed: {error}") from error
+    if found.exceeds_limit:
+        raise PayloadError(
+            f"the payload takes more than {limit_bytes:,} bytes, the value of DEFERRED_MAX_PAYLOAD_BYTES"
+        )
+    if found.is_cut_off:
+        raise PayloadError(f"the end of the compressed payload ({len(data):,} bytes) is missing")
+    if found.trailing_bytes:
+        end = len(data) - found.trailing_bytes
+        raise PayloadError(f"the compressed payload ends after {end:,} of {len(data):,} bytes")
+    return found.content
+
+
+def _not_a_call(content: object) -> PayloadError:
+    return PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
+
+
+def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentError:
+    """Return the error that names the argument that does not pickle."""
+    label = str(call.label)
+    arguments: dict[str, Any] = {f"args[{i}]": value for i, value in enumerate(call.args)}
+    arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
+    found = find_unpicklable(arguments, main_is_wrong=error is None)
+    if found is None:
+        found = "the call", f" can't be pickled ({error})"
+    path, problem = found
+    return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")
+
+
+def find_unpicklable(values: Mapping[str, object], *, main_is_wrong: bool) -> tuple[str, str] | None:
+    """Return the path of the smallest part that does not pickle, and its problem; None if every value pickles.
+
+    ``values`` maps paths to the values to search. If ``main_is_wrong``, a part that refers to the ``__main__`` script
+    counts too: in the process that runs the task, ``__main__`` is another script.
     """
     for path, value in values.items():
         problem = _problem(value, main_is_wrong)
@@ -44,27 +156,10 @@ def culprit(values: Mapping[str, object], *, main_is_wrong: bool) -> tuple[str, 
 
 
 def mentions_main(data: bytes) -> bool:
-    """Tell whether a pickle refers to the ``__main__`` module; its name alone may be in anybody's string."""
-    pushed: list[object] = []  # what was put on the unpickler's stack, as far as it is text
-    memo: dict[object, object] = {}
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("GLOBAL", "INST"):
-            if str(argument).startswith("__main__ "):
-                return True
-            pushed.append(None)
-        elif opcode.name == "STACK_GLOBAL":
-            if pushed[-2:-1] == ["__main__"]:
-                return True
-            pushed.append(None)
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = pushed[-1]
-        elif "PUT" in opcode.name:
-            memo[argument] = pushed[-1]
-        elif "GET" in opcode.name:
-            pushed.append(memo.get(argument))
-        elif opcode.name not in ("PROTO", "FRAME"):
-            pushed.append(argument if "UNICODE" in opcode.name else None)
-    return False
+    """Tell whether a pickle refers to the ``__main__`` module; a text that contains the name does not count."""
+    from deferred_middleware.wire.pickle_tree import sketch  # few payloads contain the name
+
+    return any(name.module == "__main__" for name in sketch(data, max_opcodes=len(data)).names)
 
 
 def _problem(value: object, main_is_wrong: bool) -> str | None:
@@ -76,15 +171,15 @@ def _problem(value: object, main_is_wrong: bool) -> str | None:
         return f": {type(value).__name__} can't be pickled ({error}). {_WAY_OUT}"
     if main_is_wrong and b"__main__" in data and mentions_main(data):
         return (
-            f": {type(value).__name__} belongs to the script that was started (__main__), which is another one "
-            "where the task runs. Move it to a module of its own and import it from there."
+            f": {type(value).__name__} belongs to the script that was started (__main__). In the process that runs the "
+            "task, __main__ is another script. Move it to a module, and import it from there."
         )
     return None
 
 
 def _smallest(path: str, value: object, problem: str, main_is_wrong: bool) -> tuple[str, str]:
     if "nested too deep" in problem:
-        return path, problem  # every part of it is nested too deep as well
+        return path, problem  # its parts are nested too deep as well
     for _ in range(_MAX_DEPTH):
         for step, part in _parts(value):
             found = _problem(part, main_is_wrong)
@@ -119,115 +214,3 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
 
 def _short(key: object) -> str:
     return repr(key) if isinstance(key, (str, int, bool, float, bytes)) else f"<{type(key).__name__}>"
-
-
-_FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # what a pickle in frames begins with
-_FRAME_BYTES: Final = struct.Struct("<Q")
-_ZLIB: Final = b"\x78"  # what zlib.compress begins with (RFC 1950); no pickle does
-
-
-def dumps(call: Call, protocol: int) -> bytes:
-    """Return the payload of ``call``.
-
-    Raises:
-        NotImportableError: the callable can't be found again by import.
-        UnpicklableArgumentError: an argument can't be pickled, or belongs to the ``__main__`` script.
-    """
-    func = reference_to(call.func)
-    kwargs = call.kwargs
-    try:
-        data = pickle.dumps((func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)), protocol)
-    except Exception as error:
-        explain_unimportable(call.func)
-        raise _unpicklable(call, error) from error
-    if b"__main__" in data and mentions_main(data):
-        raise _unpicklable(call, None)
-    return data
-
-
-def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
-    """Return the call in a payload, as :func:`content_of` does with the process's settings where none are given."""
-    return Call.of(content_of(data, settings or current_settings(), legacy=legacy))
-
-
-def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
-    """Return what a payload holds. This runs what the payload says: only for requests that are trusted.
-
-    ``legacy`` says that the call is given to :func:`deferred_middleware.execution.legacy.resolved`.
-
-    Raises:
-        NotAllowedError: the callable is not in ``DEFERRED_ALLOWED_CALLABLES``; nothing of it was imported.
-        CallableNotFoundError: this version of the app lacks the callable or the class of an argument.
-        PayloadError: anything else went wrong in reading it.
-    """
-    if data.startswith(_ZLIB):
-        data = _decompressed(data, settings.max_payload_bytes)
-    if settings.allowed_callables:
-        allowlist.check_payload(data, settings.allowed_callables, legacy=legacy)
-    try:
-        if data.startswith(_FRAMED) and _FRAME_BYTES.unpack_from(data, 3)[0] == len(data) - 11:
-            # One frame and nothing else (PEP 3154), as pickle writes up to 64 KB: it needs no stream, which takes as
-            # long as the loading itself.
-            content, end = pickle.loads(data), len(data)  # noqa: S301 - the sender is trusted before this is called
-        else:
-            content, end = _streamed(data)
-    except (ImportError, AttributeError) as error:
-        raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        # Loading runs the arguments' own code (__setstate__ and its like), which may raise anything.
-        problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
-        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
-    if end != len(data):
-        raise PayloadError(f"the payload ({len(data):,} bytes) is followed by {len(data) - end:,} others")
-    if not (isinstance(content, tuple) and len(content) == 3):
-        raise _no_call(content)
-    func: Any
-    func, args, kwargs = content
-    if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
-        raise _no_call(content)
-    func = getattr(func, METHOD_ATTRIBUTE, func)
-    if settings.allowed_callables and not (legacy and allowlist.is_legacy_wrapper(func)):
-        allowlist.check_callable(func, settings.allowed_callables)
-    return func, args if type(args) is tuple else tuple(args), kwargs
-
-
-def _streamed(data: bytes) -> tuple[object, int]:
-    """Return what is pickled at the beginning of ``data``, and where that ends."""
-    stream = io.BytesIO(data)
-    # Before protocol 4, which has frames, each opcode is a call unless the stream lets it look ahead.
-    source = stream if data.startswith(_FRAMED) else io.BufferedReader(stream)
-    return pickle.Unpickler(source).load(), source.tell()  # noqa: S301 - as above
-
-
-def _decompressed(data: bytes, limit_bytes: int) -> bytes:
-    """Return what was compressed, if that is whole and not more than ``limit_bytes``."""
-    decompressor = zlib.decompressobj()
-    try:
-        content = decompressor.decompress(data, limit_bytes + 1)
-    except zlib.error as error:
-        raise PayloadError(f"the payload ({len(data):,} bytes) can't be decompressed: {error}") from error
-    if len(content) > limit_bytes:
-        raise PayloadError(
-            f"the payload takes more than {limit_bytes:,} bytes, which DEFERRED_MAX_PAYLOAD_BYTES allows"
-        )
-    if not decompressor.eof or decompressor.unused_data:
-        raise PayloadError(f"the compressed payload ({len(data):,} bytes) is cut off, or something follows it")
-    return content
-
-
-def _no_call(content: object) -> PayloadError:
-    return PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
-
-
-def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentError:
-    """Return the error that names the argument that does not pickle."""
-    label = str(call.label)
-    arguments: dict[str, Any] = {f"args[{i}]": value for i, value in enumerate(call.args)}
-    arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
-    found = culprit(arguments, main_is_wrong=error is None)
-    if found is None:
-        found = "the call", f" can't be pickled ({error})"
-    path, problem = found
-    return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")

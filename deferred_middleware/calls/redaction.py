@@ -1,17 +1,16 @@
-"""A call's arguments for people: shortened, by their names alone, or not at all, and never one that is redacted.
+"""A call's arguments as text for people: the values, shortened, or only the names, or nothing.
 
-A function says which of its arguments no log may show with ``@task(redact=("password",))``.
+Redacted arguments are never shown. A function declares them with ``@task(redact=("password",))``.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from deferred_middleware.calls.callables import AnyCallable
+from deferred_middleware.calls.callables import AnyCallable, without_partials
 
 Shown = Literal["none", "names", "short"]
 """How much of the arguments is shown."""
@@ -23,16 +22,14 @@ _REDACTED: Final = "<redacted>"
 
 
 def redacted_by(func: AnyCallable) -> frozenset[str]:
-    """Return the names of the arguments of ``func`` that no log may show."""
-    while isinstance(func, functools.partial):
-        func = func.func
-    # A bound method hands its function's attributes out as its own.
-    names = getattr(func, REDACT_ATTRIBUTE, None)
+    """Return the names of the arguments of ``func`` that must not be shown."""
+    # A bound method has the attributes of its function.
+    names = getattr(without_partials(func), REDACT_ATTRIBUTE, None)
     return names if isinstance(names, frozenset) else frozenset()
 
 
 def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object], shown: Shown) -> str:
-    """Return the arguments as they stand between a call's parentheses."""
+    """Return the arguments as they are written between the parentheses of a call."""
     if shown == "none" and (args or kwargs):
         return "…"
     names = _names(func, len(args))
@@ -48,17 +45,17 @@ def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]
 
 
 def shortened(value: object) -> str:
-    """Return a short ``repr`` that never fails."""
+    """Return a short ``repr`` of ``value``; never raise."""
     try:
         return reprlib.repr(value)
-    except Exception as error:  # noqa: BLE001 - a __repr__ of the user's may raise anything; the log must not
+    except Exception as error:  # noqa: BLE001 - the user's __repr__ may raise anything, but logging must not fail
         return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"
 
 
 def _names(func: AnyCallable, count: int) -> list[str | None]:
-    """Return the names of the first ``count`` positional arguments, each None where it has none of its own.
+    """Return the names of the first ``count`` positional arguments; None for an argument without a name.
 
-    They are those of the function that a wrapper stands for: it is there that a name means something.
+    For a wrapper, they are the names of the wrapped function's parameters.
     """
     names: list[str | None] = []
     try:

@@ -21,15 +21,17 @@ from google.appengine.ext.deferred.deferred import Error
 from deferred_middleware.calls import payload
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import AnyCallable, check_kind
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue
-from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler
+from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport
 from deferred_middleware.execution.legacy import resolved
 
 if TYPE_CHECKING:
     import webob
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from google.appengine.api import taskqueue
+
+    from deferred_middleware.config.settings import Settings
 
 __all__ = [
     "Error",
@@ -48,8 +50,8 @@ _Headers = list[tuple[str, str]]
 
 def set_log_level(log_level: int) -> None:
     """Set the level of the log line for a task that went well, before the handler of tasks is made."""
-    settings = dataclasses.replace(settings_module.current_settings(), log_level=log_level)
-    settings_module.install_settings(settings)
+    settings = dataclasses.replace(process.current_settings(), log_level=log_level)
+    process.install_settings(settings)
 
 
 def defer(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
@@ -64,7 +66,7 @@ def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:
     """
     check_kind(obj)
     prepared = Call(func=obj, args=args, kwargs=kwargs)
-    return payload.dumps(prepared, settings_module.current_settings().pickle_protocol)
+    return payload.dumps(prepared, process.current_settings().pickle_protocol)
 
 
 def run(data: bytes) -> Any:
@@ -73,7 +75,7 @@ def run(data: bytes) -> Any:
     Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` for a payload that can't be
     read here, which is no permanent failure: another version may be able to.
     """
-    settings = settings_module.current_settings()
+    settings = process.current_settings()
     found, _ = resolved(payload.content_of(data, settings, legacy=True), settings)
     return Call.of(found).run()
 
@@ -82,13 +84,13 @@ class Handler:
     """Runs tasks at a URL of the app's own: a WSGI app, or what :meth:`post` returns for a framework's view."""
 
     def __init__(self) -> None:
-        self._made: tuple[settings_module.Settings, TaskHandler] | None = None
+        self._made: tuple[Settings, TaskHandler] | None = None
 
     def run_from_request(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
         """Run the task of a request, and return body, status and headers of the answer; raise what the task raised."""
-        answer, delivery = self._answer(environ)
-        if delivery.error is not None:
-            raise delivery.error
+        answer, report = self._answer(environ)
+        if report.error is not None:
+            raise report.error
         return answer
 
     def post(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
@@ -96,23 +98,23 @@ class Handler:
 
         What the task raises is raised, but for ``SingularTaskFailure`` and ``PermanentTaskFailure``: they are answers.
         """
-        answer, delivery = self._answer(environ)
-        if delivery.error is None or isinstance(delivery.error, (SingularTaskFailure, PermanentTaskFailure)):
+        answer, report = self._answer(environ)
+        if report.error is None or isinstance(report.error, (SingularTaskFailure, PermanentTaskFailure)):
             return answer
-        raise delivery.error
+        raise report.error
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request as a WSGI app: whatever the task raises is an answer."""
         return self._handler().answer(environ)(environ, start_response)
 
-    def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], Delivery]:
-        delivery = Delivery()
-        response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, KEY: delivery})
+    def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], TaskReport]:
+        report = TaskReport()
+        response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, REPORT_KEY: report})
         headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-length"]
-        return (response.text.strip(), http.HTTPStatus(response.status_int), headers), delivery
+        return (response.text.strip(), http.HTTPStatus(response.status_int), headers), report
 
     def _handler(self) -> TaskHandler:
-        settings = settings_module.current_settings()
+        settings = process.current_settings()
         if self._made is None or self._made[0] is not settings:
             self._made = settings, TaskHandler.installed(None, ())
         return self._made[1]

@@ -21,7 +21,7 @@ from google.appengine.ext import ndb
 
 from deferred_middleware.calls.call import call
 from deferred_middleware.calls.callables import AnyCallable
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue_async
 from deferred_middleware.execution.context import current_task, log_as_retried
 from deferred_middleware.wire.protocol import TASK_NAME_HEADER
@@ -42,7 +42,7 @@ __all__ = [
 
 _logger = logging.getLogger("deferred_middleware")
 
-_initial = settings_module.current_settings()
+_initial = process.current_settings()
 DEFAULT_QUEUES: list[str] = list(_initial.default_queues)
 """The queues that ``'default'`` means; assign it, or set ``DEFAULT_QUEUES`` in the environment."""
 WARMUP_MODULE: str | None = _initial.warmup_module
@@ -108,7 +108,7 @@ def logAsRetried(message: str, *args: Any, **kwargs: Any) -> None:
 
 def install_settings() -> None:
     """Make what was assigned to this module's settings the process's settings."""
-    current = settings_module.current_settings()
+    current = process.current_settings()
     assigned = dataclasses.replace(
         current,
         default_queues=tuple(DEFAULT_QUEUES),
@@ -116,7 +116,7 @@ def install_settings() -> None:
         background_module=BACKGROUND_MODULE,
     )
     if assigned != current:
-        settings_module.install_settings(assigned)
+        process.install_settings(assigned)
 
 
 def __getattr__(name: str) -> Any:

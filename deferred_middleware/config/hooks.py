@@ -1,17 +1,16 @@
-"""Hooks: objects of the user's that are told what happens to tasks.
+"""Hooks: the user's objects that are called when something happens to a task.
 
-A hook has any of the methods that :data:`EVENTS` names::
+A hook has one or more of the methods that :data:`EVENTS` names::
 
     before_task(context: TaskContext)
     after_task(context: TaskContext, outcome: Outcome)
     on_failure(failure: Failure)
     on_dead_letter(letter: DeadLetter)
-    on_refused(refusal: Refusal)
+    on_refused(refused: RefusedRequest)
     on_enqueue(enqueued: Enqueued)
 
-The facts are described in :mod:`deferred_middleware.execution.outcomes`. What a hook raises is logged, and never
-changes an
-outcome.
+:class:`Enqueued` is described here, the other arguments in :mod:`deferred_middleware.execution.outcomes`. An exception
+that a hook raises is logged, and never changes an outcome.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ EVENTS: Final = ("before_task", "after_task", "on_failure", "on_dead_letter", "o
 
 
 class Hooks:
-    """The hooks of a process, in the order in which they are told.
+    """The hooks of a process, in the order in which they are called.
 
     Raises :class:`TypeError` for an object that has none of the methods.
     """
@@ -41,48 +40,36 @@ class Hooks:
         given = tuple(hooks)
         for hook in given:
             if not any(callable(getattr(hook, event, None)) for event in EVENTS):
-                raise TypeError(f"{hook!r} is no hook: it has none of the methods {', '.join(EVENTS)}")
-        self._listeners: dict[str, tuple[Callable[..., object], ...]] = {
+                raise TypeError(f"{hook!r} is not a hook: it has none of the methods {', '.join(EVENTS)}")
+        self._methods: dict[str, tuple[Callable[..., object], ...]] = {
             event: tuple(getattr(hook, event) for hook in given if callable(getattr(hook, event, None)))
             for event in EVENTS
         }
 
     def listens(self, event: str) -> bool:
-        """Tell whether any hook has a method for ``event``, so that what it would be told needn't be made otherwise."""
-        return bool(self._listeners[event])
+        """Tell whether any hook has a method for ``event``; if none has, its arguments need not be made."""
+        return bool(self._methods[event])
 
-    def fire(self, event: str, *facts: Any) -> None:
-        """Call the method ``event`` of each hook that has it with ``facts``."""
-        for listener in self._listeners[event]:
+    def fire(self, event: str, *arguments: Any) -> None:
+        """Call the method ``event`` of each hook that has it."""
+        for method in self._methods[event]:
             try:
-                listener(*facts)
+                method(*arguments)
             except KeyboardInterrupt:
                 raise
             except BaseException:
-                logger.exception("a hook failed in %s (%r)", event, listener)
-
-
-_hooks = Hooks()
-
-
-def current_hooks() -> Hooks:
-    """Return the process's hooks: those of the last :class:`~deferred_middleware.DeferredMiddleware` made with some."""
-    return _hooks
-
-
-def install_hooks(hooks: Hooks) -> None:
-    """Make ``hooks`` the process's, so that what is enqueued is told to them too."""
-    global _hooks
-    _hooks = hooks
+                logger.exception("a hook failed in %s (%r)", event, method)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Enqueued:
-    """A call was enqueued: what ``on_enqueue`` is given, in the thread that enqueued it."""
+    """A call that was enqueued: the argument of ``on_enqueue``, which runs in the thread that enqueued the call."""
 
     call: Call
+    """The call."""
     queue: str
     """The queue's name."""
     task: EnqueuedTask
-    """The task. One that is added in a transaction has no final name, and is there only if that commits."""
+    """The task. A task that is added in a transaction has no final name, and exists only if the transaction commits."""
     transactional: bool = False
+    """Whether the task was added in a transaction."""

@@ -1,14 +1,9 @@
-"""Make a setting's value from a variable's text, or check one that was given in code.
+"""The settings: one table of names, conversions and meanings, and the value that holds them.
 
-Each function raises :class:`ValueError` for what can't be used; the table of settings says what can.
+Each conversion makes a setting's value from a variable's text, or checks a value that was given in code. It raises
+:class:`ValueError` for a value that is not accepted. A variable that is set to the empty string counts as not set.
 
-Settings: one table of name, default and meaning, read once from the environment.
-
-They are read when the package is imported, in the importing thread: the SDK's ``wrap_wsgi_app`` later replaces
-``os.environ`` by a request-local one that is empty in other threads (SDK: ``runtime/request_environment.py``). For the
-same reason the process's own service and version, :class:`Deployment`, are read here.
-
-A variable that is set to the empty string counts as not set.
+:mod:`deferred_middleware.config.process` reads the settings of the process.
 """
 
 from __future__ import annotations
@@ -18,14 +13,13 @@ import logging
 import os
 import pickle
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from deferred_middleware.config import keys
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.errors import DeferredWarning, SettingsError
+from deferred_middleware.errors import DeferredWarning, SettingsError, nearest
 from deferred_middleware.wire import protocol
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -36,7 +30,7 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def queues(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of queues in a list."""
+    """Return the queue names in a list."""
     names = value.split(",") if isinstance(value, str) else value
     queues = tuple(name.strip() for name in names)
     if not queues or not all(protocol.QUEUE_NAME_PATTERN.fullmatch(name) for name in queues):
@@ -61,7 +55,7 @@ def module(value: str | None) -> str | None:
 
 
 def callables(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of callables in a list, as module:qualname, or module:* for a module's own functions."""
+    """Return a list of callables: module:qualname, or module:* for the functions that a module defines itself."""
     names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
     if not all(_CALLABLE_NAME.fullmatch(name) for name in names):
         raise ValueError(value)
@@ -84,7 +78,7 @@ def url_prefix(value: str) -> str:
 
 
 def boolean(value: str | bool) -> bool:
-    """Return what true or false means."""
+    """Return a boolean."""
     if isinstance(value, bool):
         return value
     if value.lower() in ("true", "1"):
@@ -95,7 +89,7 @@ def boolean(value: str | bool) -> bool:
 
 
 def integer(lowest: int, highest: int) -> Callable[[str | int], int]:
-    """Return what makes a whole number from ``lowest`` to ``highest``."""
+    """Return a conversion to a whole number from ``lowest`` to ``highest``."""
 
     def convert(value: str | int) -> int:
         if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
@@ -126,7 +120,7 @@ def log_level(value: str | int) -> int:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return what takes one of ``words``."""
+    """Return a conversion that accepts only ``words``."""
 
     def convert(value: str) -> str:
         if value not in words:
@@ -147,15 +141,16 @@ class Setting:
     alias: str | None = None
     """The variable's name in freshplanet's module, read when ``variable`` is not set."""
     convert: Callable[[Any], object]
-    """Makes the value from the variable's text, or checks one given in code; ValueError refuses it."""
+    """Makes the value from the variable's text, or checks a value given in code. Raises ValueError."""
     accepts: str
-    """What it takes, for people."""
+    """The accepted values, for people."""
     meaning: str
+    """What the setting does, for people."""
     secret: bool = False
-    """Whether its value must not be shown."""
+    """Whether the value must not be shown."""
 
-    def refuse(self, variable: str, value: object) -> SettingsError:
-        """Return the error that says that ``value`` can't be used."""
+    def error(self, variable: str, value: object) -> SettingsError:
+        """Return the error for a ``value`` that is not accepted."""
         return SettingsError(variable, SecretKey() if self.secret else value, self.accepts)
 
 
@@ -167,9 +162,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=queues,
         accepts="queue names ([a-zA-Z0-9-], up to 100 characters each) separated by commas, each once",
         meaning=(
-            "The queues for calls without _queue. An unnamed call goes to one of them at random, "
-            "a named call always to the same one, by a hash of its name, because names are unique "
-            "per queue."
+            "The queues for calls without _queue. An unnamed call goes to one of them at random. A named call always "
+            "goes to the same one, chosen by a hash of its name, because task names are unique per queue."
         ),
     ),
     Setting(
@@ -179,8 +173,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=service,
         accepts="the name of a service: [a-z0-9-], up to 63 characters",
         meaning=(
-            "The service that runs the tasks enqueued from the default service, at the same "
-            "version. Tasks of other services stay in their own."
+            "The service that runs the tasks enqueued from the default service, at the same version. Tasks of other "
+            "services run in their own service."
         ),
     ),
     Setting(
@@ -202,10 +196,10 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="legacy_urls",
         variable="DEFERRED_LEGACY_URLS",
         convert=paths,
-        accepts="paths that begin with a slash, separated by commas",
+        accepts="paths that start with a slash, separated by commas",
         meaning=(
-            "Paths at which tasks of google.appengine.ext.deferred are run as well, such as /_ah/queue/deferred: those "
-            "that were enqueued before the app came to this library."
+            "Further paths at which tasks are run, such as /_ah/queue/deferred. They are for tasks that "
+            "google.appengine.ext.deferred enqueued before the app moved to this library."
         ),
     ),
     Setting(
@@ -214,8 +208,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=keys.parse,
         accepts=f"random texts of at least {keys.MIN_KEY_BYTES} bytes each, newest first, separated by commas",
         meaning=(
-            "The keys by which tasks are known to be the app's own: the first one signs, all verify. "
-            "Everywhere but on App Engine standard there must be one."
+            "The keys that prove that a task is the app's own: the first key signs, all keys verify. At least one key "
+            "is required everywhere except on App Engine standard."
         ),
         secret=True,
     ),
@@ -224,7 +218,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         variable="DEFERRED_REQUIRE_SIGNATURE",
         convert=boolean,
         accepts="true or false",
-        meaning=("Whether a task without a signature is refused on App Engine standard. Anywhere else it always is."),
+        meaning="Whether a task without a signature is refused on App Engine standard. Elsewhere it is always refused.",
     ),
     Setting(
         field="allowed_callables",
@@ -232,7 +226,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=callables,
         accepts="names such as shop.mail:send, shop.orders:Order.close or shop.jobs:*, separated by commas",
         meaning=(
-            "The callables that a task may call: nothing else is deferred or run, and of a task's payload nothing is "
+            "The callables that a task may call. Nothing else is deferred or run, and nothing that a payload names is "
             "imported before its callable is found in the list. module:* stands for the functions that a module "
             "defines itself, without its classes and their methods. Without a list, a task may call anything."
         ),
@@ -242,7 +236,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         variable="DEFERRED_PICKLE_PROTOCOL",
         convert=integer(0, pickle.HIGHEST_PROTOCOL),
         accepts=f"a whole number from 0 to {pickle.HIGHEST_PROTOCOL}",
-        meaning="The pickle protocol that payloads are written with; any is read.",
+        meaning="The pickle protocol of the payloads that are written. Every protocol can be read.",
     ),
     Setting(
         field="max_payload_bytes",
@@ -250,9 +244,9 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=integer(1, 2**31),
         accepts="a whole number of bytes, at least 1",
         meaning=(
-            "The largest payload: a larger one is an error at defer(), and a larger request body is "
-            "refused with 413. What a queue can carry limits a payload too: "
-            f"{protocol.MAX_PUSH_TASK_BYTES} bytes for a task with its URL and headers."
+            "The largest payload. A larger payload is an error at defer(), and a larger request body is refused with "
+            f"413. A task with its URL and headers takes at most {protocol.MAX_PUSH_TASK_BYTES} bytes in a queue, "
+            "whatever this setting is."
         ),
     ),
     Setting(
@@ -261,8 +255,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=seconds,
         accepts="a number of seconds, 0 to 600",
         meaning=(
-            "How long an enqueue is tried: transient errors and time-outs are tried again until then, "
-            "under a name that is generated once. 0: a single attempt, and the queue chooses the name."
+            "How long an enqueue is retried after transient errors and time-outs, under a name that is generated once. "
+            "0: a single attempt, and the queue chooses the name."
         ),
     ),
     Setting(
@@ -271,8 +265,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=boolean,
         accepts="true or false",
         meaning=(
-            "Whether the defer_async calls of a request leave together when the app has returned its response, "
-            "and none of them if it raises."
+            "Whether the defer_async calls of a request are enqueued together when the app has returned its response. "
+            "If the app raises, none of them is enqueued."
         ),
     ),
     Setting(
@@ -280,7 +274,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         variable="DEFERRED_LOG_LEVEL",
         convert=log_level,
         accepts=f"one of {', '.join(LEVELS)}, or a number",
-        meaning="The level of the log line for a task that went well.",
+        meaning="The level of the log line for a task that succeeded.",
     ),
     Setting(
         field="retry_log_level",
@@ -288,9 +282,8 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=log_level,
         accepts=f"one of {', '.join(LEVELS)}, or a number",
         meaning=(
-            "The level of the record for a failed attempt that will be tried again. An attempt "
-            "known to be the last (its _retry_options had a task_retry_limit alone) is always an "
-            "ERROR."
+            "The log level for a failed attempt that is going to be retried. An attempt that is known to be the last "
+            "(its _retry_options have a task_retry_limit and no task_age_limit) is always an ERROR."
         ),
     ),
     Setting(
@@ -299,18 +292,25 @@ TABLE: Final[tuple[Setting, ...]] = (
         convert=one_of("none", "names", "short"),
         accepts="none, names or short",
         meaning=(
-            "How much of a call's arguments is logged when it fails: none, their names, or their values, shortened. "
-            "With none and names, a dead letter's payload isn't logged either."
+            "How much of a call's arguments is logged when the call fails: nothing, the names, or the values, "
+            "shortened. With none and names, a dead letter's payload is not logged either."
         ),
     ),
 )
 
 
+def _keys_of_process() -> tuple[SecretKey, ...]:
+    """Return the process's keys: settings made in code that give no keys have the keys of the environment."""
+    from deferred_middleware.config import process  # here, because it makes its settings when it is imported
+
+    return process.current_keys()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a process; see the table in this module for what each means.
+    """The settings of a process; the table in this module describes each of them.
 
-    Raises :class:`SettingsError` for a value that can't be used.
+    Raises :class:`SettingsError` for a value that is not accepted.
     """
 
     default_queues: tuple[str, ...] = ("default",)
@@ -318,7 +318,7 @@ class Settings:
     warmup_module: str | None = None
     url_prefix: str = protocol.URL_PREFIX
     legacy_urls: tuple[str, ...] = ()
-    secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=keys.of_process, repr=False)
+    secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=_keys_of_process, repr=False)
     require_signature: bool = False
     allowed_callables: tuple[str, ...] = ()
     pickle_protocol: int = 5
@@ -335,14 +335,14 @@ class Settings:
             try:
                 converted = setting.convert(value)
             except (ValueError, TypeError, AttributeError):
-                raise setting.refuse(setting.variable, value) from None
+                raise setting.error(setting.variable, value) from None
             object.__setattr__(self, setting.field, converted)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the settings from ``environ``, by default the process's own.
+        """Read the settings from ``environ``, by default from the process's environment.
 
-        A variable that looks like a misspelt one of ours is a :class:`DeferredWarning`.
+        Issues a :class:`DeferredWarning` for a variable that looks like a misspelt setting.
         """
         if environ is None:
             environ = os.environ
@@ -355,118 +355,17 @@ class Settings:
                 try:
                     found[setting.field] = setting.convert(value)
                 except ValueError:
-                    raise setting.refuse(str(variable), value) from None
+                    raise setting.error(str(variable), value) from None
                 break
-        _warn_of_misspelt(environ)
+        _warn_of_misspelt_variables(environ)
         return cls(**found)
 
 
-def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
-    import difflib  # for this warning only
-
+def _warn_of_misspelt_variables(environ: Mapping[str, str]) -> None:
     known = [setting.variable for setting in TABLE]
     for variable in environ:
         if variable.startswith("DEFERRED_") and variable not in known:
-            nearest = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
-            if nearest:
-                message = f"{variable} is no setting of deferred_middleware; is it meant as {nearest[0]}?"
+            meant = nearest(variable, known, similarity=0.85)
+            if meant:
+                message = f"{variable} is not a setting of deferred_middleware. Did you mean {meant}?"
                 warnings.warn(message, DeferredWarning, stacklevel=4)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """Which service and version of the app this process is, and where; None where the platform doesn't say.
-
-    The platform sets ``GAE_SERVICE``, ``GAE_VERSION``, ``GAE_APPLICATION`` and ``GAE_ENV``
-    (https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables).
-    """
-
-    service: str | None = None
-    version: str | None = None
-    application: str = ""
-    """The app's ID, the project's, without the region that the platform writes before it; empty if not known."""
-    environment: str | None = None
-    """``standard`` on App Engine standard, ``localdev`` on the local server."""
-
-    @property
-    def on_app_engine_standard(self) -> bool:
-        """Whether the platform keeps strangers from sending the task queue's headers."""
-        return self.environment == "standard"
-
-    @property
-    def on_local_server(self) -> bool:
-        """Whether ``deferred-middleware serve`` runs this process."""
-        return self.environment == "localdev"
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Deployment:
-        """Read them from ``environ``, by default the process's own."""
-        if environ is None:
-            environ = os.environ
-        names = ("GAE_APPLICATION", "APPLICATION_ID", "GOOGLE_CLOUD_PROJECT")
-        application = next((environ[name] for name in names if environ.get(name)), "")
-        return cls(
-            service=environ.get("GAE_SERVICE") or None,
-            version=environ.get("GAE_VERSION") or None,
-            # As in s~project, or e~project in Europe.
-            application=application.rpartition("~")[2],
-            environment=environ.get("GAE_ENV") or None,
-        )
-
-
-def _is_our_command(arguments: Sequence[str]) -> bool:
-    """Tell whether a process with these arguments is the ``deferred-middleware`` command, or one that it started."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "-m":
-            return following.partition(".")[0] == "deferred_middleware"
-        if os.path.basename(argument) == "deferred-middleware":
-            return True
-    return False
-
-
-def _read() -> Settings | SettingsError:
-    """Read the settings at import, where a wrong value is an error, but for our own command.
-
-    That needs none itself, and tells what stops the app it serves in one sentence: there the error waits until the app
-    needs the settings.
-    """
-    try:
-        settings = Settings.from_environ()
-        keys.install(settings.secret_keys)
-        return settings
-    except SettingsError as error:
-        if _is_our_command(sys.orig_argv):
-            return error
-        raise
-
-
-_settings = _read()
-_deployment = Deployment.from_environ()
-
-
-def current_settings() -> Settings:
-    """Return the process's settings."""
-    if isinstance(_settings, SettingsError):
-        raise _settings
-    return _settings
-
-
-def current_deployment() -> Deployment:
-    """Return the process's service and version, as they were when the package was imported."""
-    return _deployment
-
-
-def install_settings(settings: Settings) -> None:
-    """Make ``settings`` the process's, so that what is enqueued agrees with what is run."""
-    global _settings
-    _settings = settings
-
-
-def make_key_for_tests() -> None:
-    """Give the process a random key if it needs one and has none, so that an app can be tested without configuring any.
-
-    It is as safe as any other key: nobody knows it.
-    """
-    if not keys.of_process() and not current_deployment().on_app_engine_standard:
-        keys.install((keys.make(),))
-        install_settings(dataclasses.replace(current_settings(), secret_keys=keys.of_process()))

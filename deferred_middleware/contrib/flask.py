@@ -32,7 +32,7 @@ from flask import Flask, Response, got_request_exception, has_request_context, r
 
 from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
 from deferred_middleware.enqueue import batch
-from deferred_middleware.execution.handler import TaskHandler, delivery_of
+from deferred_middleware.execution.handler import TaskHandler, report_in
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -94,5 +94,5 @@ def _is_news(record: logging.LogRecord) -> bool:
     """Tell whether a record is about something else than what a task raised."""
     if not record.exc_info or not has_request_context():
         return True
-    delivery = delivery_of(request.environ)
-    return delivery is None or delivery.error is None or record.exc_info[1] is not delivery.error
+    report = report_in(request.environ)
+    return report is None or report.error is None or record.exc_info[1] is not report.error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import webob
 
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.execution.handler import KEY, Delivery, TaskHandler, delivery_of
+from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport, report_in
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Respons
     Raising lets the framework do with it what it does with any view's exception (roll back, report, clean up). The
     guard gives the answer all the same.
     """
-    delivery = await_delivery(environ)
-    response = delivery.response = handler.answer(environ)
-    if isinstance(delivery.error, Exception):
-        raise delivery.error
+    report = expect_report(environ)
+    response = report.response = handler.answer(environ)
+    if isinstance(report.error, Exception):
+        raise report.error
     return response
 
 
-def await_delivery(environ: WSGIEnvironment) -> Delivery:
+def expect_report(environ: WSGIEnvironment) -> TaskReport:
     """Return where what becomes of the task is noted, for whoever around the request waits to hear it."""
-    delivery = delivery_of(environ)
-    if delivery is None:
-        delivery = environ[KEY] = Delivery()
-    return delivery
+    report = report_in(environ)
+    if report is None:
+        report = environ[REPORT_KEY] = TaskReport()
+    return report
 
 
 class TaskGuard(DeferredMiddleware):
@@ -52,36 +52,36 @@ class TaskGuard(DeferredMiddleware):
     """
 
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
-        self._around(app, handler)
+        self._wrap(app, handler)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on, and give a task's answer whatever became of it on the way."""
         path = environ.get("PATH_INFO", "")
         if not path.startswith(self._prefix) and path not in self._legacy:
             return super().__call__(environ, start_response)
-        delivery = await_delivery(environ)
+        report = expect_report(environ)
         try:
             answer = _collect(self._app, environ)
         except Exception as error:
-            if delivery.response is None:
+            if report.response is None:
                 raise
-            if error is not delivery.error:
+            if error is not report.error:
                 logger.exception("a layer around %.200r failed; the task's own outcome stands", path)
-            answer = delivery.response
+            answer = report.response
         finally:
             # What the framework's layers have started; for what the task has, its handler has waited.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        return (answer_instead(answer.status_int, delivery, path) or answer)(environ, start_response)
+        return (answer_instead(answer.status_int, report, path) or answer)(environ, start_response)
 
 
-def answer_instead(status: int, delivery: Delivery, path: str) -> webob.Response | None:
+def answer_instead(status: int, report: TaskReport, path: str) -> webob.Response | None:
     """Return what the queue is to hear in place of the framework's answer, or None if that may stand.
 
     It may if it has no 2xx ``status``, so that the task is tried again.
     """
-    if delivery.response is not None:
-        return delivery.response
+    if report.response is not None:
+        return report.response
     if 200 <= status < 300:
         logger.error("a layer of the app answered %.200r with %d; the task did not run", path, status)
         return webob.Response(status=500, text="the task did not run\n", content_type="text/plain")

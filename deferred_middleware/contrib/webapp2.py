@@ -21,7 +21,7 @@ import webapp2
 
 from deferred_middleware.contrib.mounting import TaskGuard
 from deferred_middleware.enqueue import batch
-from deferred_middleware.execution.handler import TaskHandler, delivery_of
+from deferred_middleware.execution.handler import TaskHandler, report_in
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -69,9 +69,9 @@ def _class_of(handler: TaskHandler) -> Any:
         def dispatch(self) -> Any:
             """Answer the request, whatever its method."""
             answer = handler.answer(self.request.environ)
-            delivery = delivery_of(self.request.environ)
-            if delivery is not None:
-                delivery.response = answer
+            report = report_in(self.request.environ)
+            if report is not None:
+                report.response = answer
             self.response.status = answer.status
             self.response.headers.clear()
             for name, value in answer.headers.items():

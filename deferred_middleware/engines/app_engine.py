@@ -9,22 +9,19 @@ Importing this module imports the SDK.
 from __future__ import annotations
 
 import datetime
-import os
-import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
-from google.appengine.api import apiproxy_stub_map, app_identity, namespace_manager, taskqueue
+from google.appengine.api import namespace_manager, taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
-from google.appengine.runtime import apiproxy_errors, context
+from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.engines import answers
+from deferred_middleware.engines import answers, request_context
 from deferred_middleware.engines.engine import (
     AddFailure,
     FailedStart,
     StartedAdd,
-    TargetUnknownError,
     TaskMessage,
     TaskTemplate,
 )
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 _OK: Final = taskqueue_pb.TaskQueueServiceError.OK
 _DEFAULT_NAMESPACE_HEADER: Final = "X-AppEngine-Default-Namespace"
-_STUB_MODULE: Final = "google.appengine.api.taskqueue.taskqueue_stub"
 _HEADER_SEPARATORS_BYTES: Final = len(": \r\n")
 _METHOD: Final = "POST"
 
@@ -46,25 +42,8 @@ class AppEngineEngine:
 
     name = "app-engine"
     max_task_bytes = protocol.MAX_PUSH_TASK_BYTES
-
-    def is_available(self) -> bool:
-        """Tell whether anything answers the taskqueue API in this process."""
-        return apiproxy_stub_map.apiproxy.GetStub("taskqueue") is not None
-
-    def context(self) -> Hashable | None:
-        """Return the hostnames and namespaces that a task takes from its request, and whether there is an API.
-
-        None on a development server, where the SDK's modules API is asked for each target's hostname.
-        """
-        if _is_development_server():
-            return None
-        return (
-            self.is_available(),
-            context.get("HTTP_HOST"),
-            context.get("DEFAULT_VERSION_HOSTNAME"),
-            namespace_manager.google_apps_namespace(),
-            namespace_manager.get_namespace(),
-        )
+    is_available = staticmethod(request_context.has_api)
+    context = staticmethod(request_context.current)
 
     def template(
         self,
@@ -85,7 +64,7 @@ class AppEngineEngine:
         if apps_namespace is not None:
             sent[_DEFAULT_NAMESPACE_HEADER] = apps_namespace
         sent[protocol.CURRENT_NAMESPACE_HEADER] = namespace_manager.get_namespace()
-        host = context.get("HTTP_HOST") if target is None else _host_of(target)
+        host = request_context.own_host() if target is None else request_context.host_of(target)
         if host:
             sent["Host"] = host
         request = taskqueue_pb.TaskQueueAddRequest()
@@ -127,6 +106,10 @@ class AppEngineEngine:
             answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
             return FailedStart(len(messages), AddFailure(error=error, answer=answer, of_whole_add=True))
         return _BulkAdd(rpc, messages)
+
+    def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
+        """Send a ``BulkAdd``, and wait for its answer."""
+        return self.start(messages, timeout_seconds).results()
 
     def add_in_transaction(self, message: TaskMessage) -> None:
         """Add the task by the SDK, which ties it to the transaction of the calling thread."""
@@ -211,40 +194,3 @@ def _fill_retry_parameters(parameters: Any, options: taskqueue.TaskRetryOptions)
 def _failure(code: int, detail: str, *, of_whole_add: bool) -> AddFailure:
     answer = answers.BY_CODE.get(code, answers.UNKNOWN)
     return AddFailure(error=answers.exception_for_code(code, detail), answer=answer, of_whole_add=of_whole_add)
-
-
-def _host_of(target: str) -> str | None:
-    """Return the hostname of a target.
-
-    Raises :class:`TargetUnknownError` where the app's own hostname is not known. The SDK drops the target silently
-    there (SDK: ``taskqueue.py``, ``Task.__host_from_target``). With the SDK's stub, in tests, it is dropped here too.
-    """
-    hostname = app_identity.get_default_version_hostname()
-    if hostname is None:
-        if _answered_by_stub():
-            return None
-        raise TargetUnknownError(target)
-    if _is_development_server():
-        return _host_on_development_server(target)
-    return f"{target}.{hostname}"
-
-
-def _host_on_development_server(target: str) -> str:
-    from google.appengine.api import modules
-
-    service, version, instance = [*reversed(target.rsplit(".", 2)), None, None][:3]
-    host: str = modules.get_hostname(module=service, version=version, instance=instance)
-    return host
-
-
-def _is_development_server() -> bool:
-    """Tell whether this is dev_appserver, whose services have ports instead of hostnames."""
-    software = os.environ.get("SERVER_SOFTWARE", "")
-    return software.startswith("Dev") and software != "Development/1.0 (testbed)"
-
-
-def _answered_by_stub() -> bool:
-    """Tell whether the SDK's stub, or a subclass of it, answers the taskqueue API: the app is under test."""
-    module = sys.modules.get(_STUB_MODULE)
-    stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
-    return module is not None and isinstance(stub, module.TaskQueueServiceStub)

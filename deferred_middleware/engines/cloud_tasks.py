@@ -22,7 +22,7 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks import transports
 from google.protobuf import duration_pb2
 
-from deferred_middleware.config.settings import current_deployment
+from deferred_middleware.config.process import current_deployment
 from deferred_middleware.engines import answers, outbox
 from deferred_middleware.engines.engine import AddFailure, FailedStart, StartedAdd, TaskMessage, TaskTemplate
 from deferred_middleware.engines.location import LocationFinder, emulator_address
@@ -139,6 +139,10 @@ class CloudTasksEngine:
             answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
             failure = AddFailure(error=error, answer=answer, of_whole_add=True)
         return FailedStart(len(messages), failure)
+
+    def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
+        """Make the call, and wait for its answer."""
+        return self.start(messages, timeout_seconds).results()
 
     def add_in_transaction(self, message: TaskMessage) -> None:
         """Store the task in the current transaction, to be sent to Cloud Tasks after the commit."""

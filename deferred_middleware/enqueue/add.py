@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from google.appengine.api.taskqueue import TombstonedTaskError
 
-from deferred_middleware.config.hooks import Enqueued, current_hooks
+from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.config.process import current_hooks
 from deferred_middleware.engines import answers, transactions
-from deferred_middleware.engines.engine import AddFailure, StartedAdd
+from deferred_middleware.engines.engine import AddFailure, StartedAdd, TaskMessage
 from deferred_middleware.errors import sdk
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
-    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.errors.sdk import EnqueueError
 
@@ -91,12 +91,13 @@ class Add:
     :meth:`start` and :meth:`finish` take turns; their caller waits in between.
     """
 
-    __slots__ = ("_budget", "_isolating", "_last", "_maybe", "_pending", "_sent", "errors", "prepared")
+    __slots__ = ("_budget", "_engine", "_isolating", "_last", "_maybe", "_pending", "_sent", "errors", "prepared")
 
     def __init__(self, prepared: Sequence[PreparedCall], timing: Timing = REAL_TIMING) -> None:
         self.prepared = prepared
         self.errors: dict[int, EnqueueError] = {}
         """What went wrong, by the call's place; at the end, the other calls are enqueued."""
+        self._engine = prepared[0].engine
         self._budget = RetryBudget(prepared[0].retry_seconds, timing)
         self._pending = list(range(len(prepared)))
         self._sent: list[int] = []
@@ -106,16 +107,31 @@ class Add:
         """Tasks that an earlier attempt may have added."""
         self._last: dict[int, AddFailure] = {}
 
+    def run(self, sleep: Callable[[float], object]) -> None:
+        """Try until all is decided, in the calling thread."""
+        delay: float | None = 0.0
+        while delay is not None:
+            if delay:
+                sleep(delay)
+            messages = self._next_messages()
+            delay = self._decide(self._engine.add(messages, self._budget.rpc_seconds()) if messages else ())
+
     def start(self) -> StartedAdd | None:
         """Send what is still to be added; None if nothing is left to send."""
+        messages = self._next_messages()
+        return self._engine.start(messages, self._budget.rpc_seconds()) if messages else None
+
+    def finish(self, started: StartedAdd | None) -> float | None:
+        """Read the answer, waiting for it; return the seconds until the next start, or None when all is done."""
+        return self._decide(() if started is None else started.results())
+
+    def _next_messages(self) -> list[TaskMessage]:
+        """Return what is to be sent in the next attempt, after its large payloads have been stored."""
         self._sent = self._pending[:1] if self._isolating else list(self._pending)
         for index in list(self._sent):
             if self.prepared[index].overflowed is not None:
                 self._store(index)
-        if not self._sent:
-            return None
-        messages = [self.prepared[index].message for index in self._sent]
-        return self.prepared[0].engine.start(messages, self._budget.rpc_seconds())
+        return [self.prepared[index].message for index in self._sent]
 
     def _store(self, index: int) -> None:
         """Put a payload that is too large for its task where the task finds it; without it the task isn't sent."""
@@ -129,18 +145,17 @@ class Add:
             self._last[index] = AddFailure(error=error, answer=answers.NOT_SENT, of_whole_add=True)
             self._fail(index)
 
-    def finish(self, started: StartedAdd | None) -> float | None:
-        """Read the answer, waiting for it; return the seconds until the next start, or None when all is done."""
-        if started is None:
+    def _decide(self, results: Sequence[str | AddFailure]) -> float | None:
+        """Take the results of an attempt; return the seconds until the next one, or None when all is done."""
+        if not results:
             return 0.0 if self._pending else None
         again: list[int] = []
         added: list[PreparedCall] = []
         decided = isolate = False
-        results = started.results()
         for index, result in zip(self._sent, results, strict=True):
             prepared = self.prepared[index]
             if isinstance(result, str):
-                prepared.state.name = result
+                prepared.name = result
                 added.append(prepared)
                 continue
             answer = result.answer
@@ -204,20 +219,19 @@ class Add:
         discard_payload(prepared, error)
 
 
-def add(prepared: PreparedCall, timing: Timing = REAL_TIMING) -> EnqueuedTask:
+def add(prepared: PreparedCall, timing: Timing = REAL_TIMING) -> None:
     """Add one task; when this returns, it is enqueued. Raises :class:`EnqueueError`."""
     if prepared.transactional:
-        return _add_in_transaction(prepared)
+        _add_in_transaction(prepared)
+        return
     single = Add((prepared,), timing)
-    while (delay := single.finish(single.start())) is not None:
-        timing.sleep(delay)
+    single.run(timing.sleep)
     if single.errors:
         error = single.errors[0]
         raise error from error.__cause__
-    return prepared.task
 
 
-def _add_in_transaction(prepared: PreparedCall) -> EnqueuedTask:
+def _add_in_transaction(prepared: PreparedCall) -> None:
     """Add a task to the current transaction, which decides whether it is enqueued; there is one attempt."""
     call, queue = prepared.call, prepared.queue
     try:
@@ -235,13 +249,12 @@ def _add_in_transaction(prepared: PreparedCall) -> EnqueuedTask:
         discard_payload(prepared, failure)
         raise failure from error
     report_enqueued([prepared])
-    return prepared.task
 
 
 def report_enqueued(several: Sequence[PreparedCall]) -> None:
     """Note that calls are enqueued, and tell the hooks; every way to enqueue ends here."""
     for prepared in several:
-        prepared.state.was_enqueued = True
+        prepared.was_enqueued = True
     hooks = current_hooks()
     if not hooks.listens("on_enqueue"):
         return

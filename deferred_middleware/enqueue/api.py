@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
 from deferred_middleware.calls.options import Options
-from deferred_middleware.enqueue import batch as batches
+from deferred_middleware.enqueue.batch import current_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,7 +77,9 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     from deferred_middleware.enqueue import futures, prepare  # here, because they import the SDK
 
     prepared = prepare.prepare(call)
-    batch = batches.current()
+    batch = current_batch.get()
+    if batch is not None:
+        batch = batch.open_one()
     if batch is not None and not prepared.transactional:
         future = futures.EnqueueFuture(prepared, batch)
         if batch.take(prepared, future):
@@ -87,13 +89,15 @@ def enqueue_async(call: Call) -> EnqueueFuture:
 
 def enqueue(call: Call) -> EnqueuedTask:
     """Enqueue a call that was made before; see :func:`defer`."""
-    from deferred_middleware.enqueue import add, prepare  # here, because they import the SDK
+    from deferred_middleware.enqueue import add, enqueued_task, prepare  # here, because they import the SDK
 
     prepared = prepare.prepare(call)
-    batch = batches.current()
-    if batch is not None and batch.takes_plain_calls and not prepared.transactional and batch.take(prepared):
-        return prepared.task
-    return add.add(prepared)
+    batch = current_batch.get()
+    if batch is not None:
+        batch = batch.open_one()
+    if batch is None or not batch.takes_plain_calls or prepared.transactional or not batch.take(prepared):
+        add.add(prepared)
+    return enqueued_task.EnqueuedTask(prepared.message, prepared.transactional, prepared)
 
 
 def defer_many(

@@ -19,16 +19,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("deferred_middleware")
 
-_current: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
+current_batch: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
+"""The innermost batch. It may have left already, if this context was copied inside it: see :meth:`Batch.open_one`."""
 _PARALLEL = 10
 
 
-def current() -> Batch | None:
+def _innermost() -> Batch | None:
     """Return the innermost batch that still takes calls, or None."""
-    batch = _current.get()
-    while batch is not None and not batch.is_open:
-        batch = batch.outer
-    return batch
+    batch = current_batch.get()
+    return None if batch is None else batch.open_one()
 
 
 class Batch:
@@ -42,6 +41,13 @@ class Batch:
         self.is_open = False
         self._lock = threading.Lock()
         self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
+
+    def open_one(self) -> Batch | None:
+        """Return this batch if it still takes calls, or else the innermost one around it that does."""
+        batch: Batch | None = self
+        while batch is not None and not batch.is_open:
+            batch = batch.outer
+        return batch
 
     def __len__(self) -> int:
         return len(self._gathered)
@@ -62,13 +68,13 @@ class Batch:
     def _open(self) -> None:
         if self.is_open:
             raise RuntimeError("a batch is entered once at a time")
-        self.outer = current()
-        self._token = _current.set(self)
+        self.outer = _innermost()
+        self._token = current_batch.set(self)
         self.is_open = True
 
     def _close(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
         """Take no more calls, and return those that were taken."""
-        _current.reset(self._token)
+        current_batch.reset(self._token)
         with self._lock:
             self.is_open = False
         return self._take_all()
@@ -147,14 +153,16 @@ class defer_batch(Batch):
 
     def asked_about(self, future: EnqueueFuture) -> None:
         """Raise :class:`RuntimeError` where waiting could only wait for itself."""
-        if current() is self:
+        if _innermost() is self:
             raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
 
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
-        if self.outer is not None and all(self.outer.take(*one) for one in gathered):
+        outer = self.outer
+        # A request's batch takes no calls of defer(): these have to be enqueued when their own batch has ended.
+        if outer is not None and outer.takes_plain_calls and all(outer.take(*one) for one in gathered):
             for _, future in gathered:
                 if future is not None:
-                    future.batch = self.outer
+                    future.batch = outer
             return
         from deferred_middleware.enqueue import many
 
@@ -208,7 +216,7 @@ class RequestBatch(Batch):
 
 def drop_request(error: BaseException) -> None:
     """Forget what the current request has gathered, because of ``error``, of which its framework makes a page."""
-    batch = current()
+    batch = _innermost()
     while batch is not None and not isinstance(batch, RequestBatch):
         batch = batch.outer
     if batch is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deferred_middleware.wire import protocol
 
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from deferred_middleware.engines.engine import TaskMessage
 
 
-class AddState:
-    """What became of the add of one task; written once, by whoever reads the engine's answer."""
+class AddState(Protocol):
+    """What became of the add of one task: the prepared call."""
 
-    __slots__ = ("name", "was_enqueued")
-
-    def __init__(self, name: str | None) -> None:
-        self.name = name
-        self.was_enqueued = False
+    name: str | None
+    was_enqueued: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

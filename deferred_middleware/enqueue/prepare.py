@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, headers, payload, redaction
 from deferred_middleware.calls.options import NO_OPTIONS, warn
-from deferred_middleware.config.settings import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.engines import transactions
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, current_engine
-from deferred_middleware.enqueue.enqueued_task import AddState, EnqueuedTask
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import OptionError, sdk
-from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
+from deferred_middleware.wire import entities, namespace, overflow, protocol, tracing
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
-    from deferred_middleware.config.settings import Deployment, Settings
+    from deferred_middleware.config.process import Deployment
+    from deferred_middleware.config.settings import Settings
     from deferred_middleware.engines.engine import Engine, TaskTemplate
     from deferred_middleware.errors.sdk import EnqueueError
     from deferred_middleware.wire.signature import Signer
@@ -65,6 +66,8 @@ class CallTemplate:
 
     template: TaskTemplate
     signer: Signer | None
+    overhead_bytes: int
+    """The size of a task without its body."""
 
     def message(self, name: str | None, body: bytes, eta_posix: float | None, nonce: str) -> TaskMessage:
         """Return a message; it may turn out too large. ``nonce`` is 24 random hexadecimal digits."""
@@ -89,7 +92,10 @@ class PreparedCall:
     """Whether the task is added to the current transaction."""
     overflowed: overflow.Overflowed | None
     """Its payload, if that does not fit in the task; to be stored before the task is added."""
-    state: AddState
+    name: str | None
+    """The task's name; None until the queue has chosen it."""
+    was_enqueued: bool = False
+    """Whether the queue has accepted the task."""
 
     @property
     def queue(self) -> str:
@@ -99,7 +105,7 @@ class PreparedCall:
     @property
     def task(self) -> EnqueuedTask:
         """The task, for the caller."""
-        return EnqueuedTask(self.message, self.transactional, self.state)
+        return EnqueuedTask(self.message, self.transactional, self)
 
     @property
     def size_bytes(self) -> int:
@@ -136,9 +142,9 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
     digits = os.urandom(16).hex()
     name = digits if named_by_us else options.name
     message, overflowed = template.message(name, body, options.eta_posix, digits[:24]), None
-    if message.size_bytes > engine.max_task_bytes:
+    if template.overhead_bytes + len(body) > engine.max_task_bytes:
         message, overflowed = _smaller(call, message, template, transactional, engine.max_task_bytes)
-    return PreparedCall(call, message, engine, retry_seconds, named_by_us, transactional, overflowed, AddState(name))
+    return PreparedCall(call, message, engine, retry_seconds, named_by_us, transactional, overflowed, name)
 
 
 _templates: dict[Hashable, CallTemplate] = {}
@@ -206,7 +212,7 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
     if redaction.redacted_by(call.func):
         sent[protocol.REDACTED_HEADER] = "1"
     sent |= trace
-    signer = signature.signer_for(options, queue=queue, url=path, headers=sent)
+    signer = headers.signer_for(options, settings, context.deployment, queue=queue, url=path, headers=sent)
     target = target_for(call, settings, context.deployment)
     try:
         template = engine.template(
@@ -222,7 +228,7 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
         raise _target_unknown(call, queue, target) from error
     except Exception as error:
         raise sdk.explain(error, call.label, queue, options.name) from error
-    return CallTemplate(template, signer)
+    return CallTemplate(template, signer, template.overhead_bytes + (signature.LENGTH if signer is not None else 0))
 
 
 def queue_for(call: Call, settings: Settings) -> str:

@@ -1,27 +1,29 @@
-"""Errors of the package: one root, :class:`DeferredError`.
+"""The errors of the package. All of them are a :class:`DeferredError`.
 
-Every error says what was wrong, with which value, and what to do about it, and keeps the evidence as attributes. Each
-child is also the built-in type that callers of older code already catch. The errors that are one of the SDK's own types
-besides are in :mod:`deferred_middleware.errors.sdk`, because making them imports the SDK.
+The message of an error says what is wrong, with which value, and what to do about it; the attributes hold the same
+facts. Where older code already catches a built-in type, the error is of that type too. The errors that are also one of
+the SDK's own types are in :mod:`deferred_middleware.errors.sdk`, because that module imports the SDK.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 
 
 class DeferredError(Exception):
-    """Anything that goes wrong in deferred_middleware."""
+    """The base class of all errors that deferred_middleware raises."""
 
 
 class DeferredWarning(UserWarning):
-    """Something in a ``defer()`` or in the environment that works, but hardly as meant."""
+    """An argument of ``defer()`` or a variable of the environment that probably does not do what you expect."""
 
 
 class SettingsError(DeferredError, ValueError):
-    """A setting has a value that can't be used.
+    """The value of a setting is not accepted.
 
-    ``variable`` is the environment variable's name, ``value`` what it holds.
+    ``variable`` is the name of the environment variable, and ``value`` its value. ``accepted`` describes the accepted
+    values.
     """
 
     def __init__(self, variable: str, value: object, accepted: str) -> None:
@@ -32,28 +34,29 @@ class SettingsError(DeferredError, ValueError):
 
 
 class SecretKeyMissingError(SettingsError):
-    """Signatures are required, and there is no key to check them with."""
+    """Signatures are required, but the process has no secret key."""
 
     def __init__(self, *, on_app_engine_standard: bool) -> None:
         super().__init__("DEFERRED_SECRET_KEYS", None, "a random text of at least 32 bytes")
-        why = (
+        reason = (
             "signatures are required (DEFERRED_REQUIRE_SIGNATURE)"
             if on_app_engine_standard
-            else "this is not App Engine standard (GAE_ENV is not 'standard'), which keeps strangers from tasks' URLs: "
-            "here anybody could have code run"
+            else "this process does not run on App Engine standard (GAE_ENV is not 'standard'), which blocks forged "
+            "task requests: here anybody could run code in the app"
         )
         self.args = (
-            f"DEFERRED_SECRET_KEYS is not set, and {why}. Set it to a random text of at least 32 bytes, the same in "
-            "every process that defers or runs tasks; `python -c 'import secrets; print(secrets.token_urlsafe(48))'` "
-            "makes one. The local server (`deferred-middleware serve`) does all this by itself.",
+            f"DEFERRED_SECRET_KEYS is not set, and {reason}. Set it to a random text of at least 32 bytes, and use the "
+            "same text in every process that defers or runs tasks. To make one, run "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(48))'`. "
+            "The local server (`deferred-middleware serve`) sets it for you.",
         )
 
 
 class UntrustedRequestError(DeferredError):
-    """A request for a task's URL is not believed to be the task queue's.
+    """A request for a task's URL does not prove that the task queue sent it.
 
-    ``check`` names the check that failed; the message, which is for the log, holds nothing of the request. ``count`` is
-    how many requests the process has refused, this one included.
+    ``check`` names the check that failed. The message is for the log, and holds nothing of the request. ``count`` is
+    the number of requests that the process has refused so far, including this one.
     """
 
     def __init__(self, check: str, message: str) -> None:
@@ -63,7 +66,7 @@ class UntrustedRequestError(DeferredError):
 
 
 class BodyError(DeferredError):
-    """The body of a task's request can't be had. ``status`` is the HTTP status to answer with."""
+    """The body of a task's request can't be read. ``status`` is the HTTP status of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status
@@ -71,7 +74,7 @@ class BodyError(DeferredError):
 
 
 class CallError(DeferredError):
-    """A call can't be deferred. ``label`` names the callable, as ``module/qualname`` or its ``repr``."""
+    """A call can't be deferred. ``label`` names the callable: ``module/qualname``, or its ``repr``."""
 
     def __init__(self, label: str, message: str) -> None:
         self.label = label
@@ -79,19 +82,19 @@ class CallError(DeferredError):
 
 
 class NotCallableError(CallError, TypeError, ValueError):
-    """What was given to ``defer()`` can't be called, or calling it would not run its body."""
+    """The object given to ``defer()`` can't be called, or a call would not run its body."""
 
 
 class NotImportableError(CallError, pickle.PicklingError, AttributeError):
-    """The callable can't be found again by import, so that the task could not find it either."""
+    """The callable can't be found by import, so the task could not find it either."""
 
 
 class ArgumentsError(CallError, TypeError):
-    """The arguments don't fit the callable's signature."""
+    """The arguments don't match the callable's signature."""
 
 
 class UnpicklableArgumentError(CallError, pickle.PicklingError, TypeError):
-    """An argument can't be pickled. ``path`` says where it is, such as ``args[0].session``."""
+    """An argument can't be pickled. ``path`` locates the part that can't be, such as ``args[0].session``."""
 
     def __init__(self, label: str, path: str, message: str) -> None:
         self.path = path
@@ -99,23 +102,24 @@ class UnpicklableArgumentError(CallError, pickle.PicklingError, TypeError):
 
 
 class TaskContentError(DeferredError):
-    """A delivered task can't be turned into a call on this version of the app.
+    """This version of the app can't read the call in a delivered task.
 
-    It is retried: a newer version may be able to.
+    The task is retried, because a newer version may be able to read it.
     """
 
 
 class NotAllowedError(CallError, TaskContentError):
     """The callable is not in ``DEFERRED_ALLOWED_CALLABLES``.
 
-    ``defer()`` raises it, and a task that another version enqueued is retried: a newer one may allow it.
+    ``defer()`` raises it. If another version enqueued the task, the task is retried, because a newer version may allow
+    the callable.
     """
 
 
 class UnknownOptionError(DeferredError, TypeError):
-    """An ``_option`` that neither ``defer()`` nor the function knows.
+    """Neither ``defer()`` nor the function has an argument with this name, which starts with an underscore.
 
-    ``option`` is its name, ``suggestion`` the nearest known one, if any is near.
+    ``option`` is the name. ``suggestion`` is the most similar known name, or None if no name is similar.
     """
 
     def __init__(self, label: str, option: str, suggestion: str | None, message: str) -> None:
@@ -126,7 +130,7 @@ class UnknownOptionError(DeferredError, TypeError):
 
 
 class OptionError(DeferredError, ValueError, TypeError):
-    """An option of ``defer()`` has a value that can't be used. ``option`` is its name, ``value`` what was given."""
+    """The value of an option of ``defer()`` is not accepted. ``option`` is its name, and ``value`` the value."""
 
     def __init__(self, option: str, value: object, message: str) -> None:
         self.option = option
@@ -135,9 +139,9 @@ class OptionError(DeferredError, ValueError, TypeError):
 
 
 class LocationError(DeferredError, RuntimeError):
-    """Cloud Tasks is to be used, and the project or the region of its queues is not known or doubtful.
+    """The engine is Cloud Tasks, but the project or the region of its queues is not known, or not certain.
 
-    ``variable`` is the environment variable that says it.
+    ``variable`` is the environment variable that sets it.
     """
 
     def __init__(self, variable: str, problem: str) -> None:
@@ -146,11 +150,11 @@ class LocationError(DeferredError, RuntimeError):
 
 
 class PayloadError(TaskContentError):
-    """The payload is not a pickled call: truncated, empty, damaged, or written by something else."""
+    """The payload is not a pickled call: it is empty, truncated or damaged, or another program wrote it."""
 
 
 class PayloadMissingError(PayloadError):
-    """The payload was too large for the task, and can't be had from the datastore. ``key`` names it there."""
+    """The payload was too large for the task, and can't be read from the datastore. ``key`` is its key there."""
 
     def __init__(self, key: str, message: str) -> None:
         self.key = key
@@ -158,11 +162,11 @@ class PayloadMissingError(PayloadError):
 
 
 class PayloadFinishedError(PayloadMissingError):
-    """The payload was removed from the datastore because the task is done; the queue delivers it once more."""
+    """The payload was removed from the datastore because the task is done, but the queue delivered it again."""
 
 
 class CallableNotFoundError(TaskContentError, ImportError):
-    """The payload names a callable, or a class of an argument, that this version of the app doesn't have."""
+    """The payload names a callable, or the class of an argument, that this version of the app does not have."""
 
 
 class WarmupError(TaskContentError, ImportError):
@@ -174,8 +178,18 @@ class WarmupError(TaskContentError, ImportError):
 
 
 class NeverRanError(DeferredError, TypeError):
-    """The task's callable returned without having run its body, as a generator function does."""
+    """The task's callable returned but did not run its body, as a generator function does."""
 
 
 class ServerError(DeferredError):
-    """The local server can't start or go on. Its message is one sentence for the person at the terminal."""
+    """The local server can't start or continue. The message is one sentence for the person at the terminal."""
+
+
+def nearest(name: str, known: Iterable[str], *, similarity: float = 0.6) -> str | None:
+    """Return the known name that is most similar to ``name``, to suggest in a message; None if none is similar.
+
+    ``similarity`` is the least similarity, from 0 to 1, as in :func:`difflib.get_close_matches`.
+    """
+    import difflib  # only needed for messages
+
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=similarity)), None)

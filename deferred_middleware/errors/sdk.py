@@ -1,7 +1,7 @@
-"""The errors of ``defer`` that are the SDK's own types as well.
+"""The errors of ``defer`` that are also one of the SDK's own types.
 
-Code that was written for the SDK catches ``taskqueue.TaskAlreadyExistsError`` and its like; each of these is such an
-error and a :class:`deferred_middleware.DeferredError`. Importing this module imports the SDK.
+Code that was written for the SDK catches errors such as ``taskqueue.TaskAlreadyExistsError``. Each error in this module
+is both such an error and a :class:`deferred_middleware.DeferredError`. Importing this module imports the SDK.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class InvalidQueueNameError(OptionError, taskqueue.InvalidQueueNameError):  # type: ignore[misc]
-    """``_queue`` is no legal name of a queue."""
+    """``_queue`` is not a valid queue name."""
 
 
 class InvalidTaskNameError(OptionError, taskqueue.InvalidTaskNameError):  # type: ignore[misc]
-    """``_name`` is no legal name of a task."""
+    """``_name`` is not a valid task name."""
 
 
 class InvalidEtaError(OptionError, taskqueue.InvalidEtaError, taskqueue.InvalidTaskError):  # type: ignore[misc]
-    """``_eta`` or ``_countdown`` is nothing that a task can wait for."""
+    """``_eta`` or ``_countdown`` is not a time that a task can wait for."""
 
 
 class InvalidUrlError(OptionError, taskqueue.InvalidUrlError):  # type: ignore[misc]
-    """``_url`` is no path that a task can be posted to."""
+    """``_url`` is not a path that a task can be posted to."""
 
 
 class InvalidHeaderError(OptionError, taskqueue.InvalidTaskError):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class InvalidHeaderError(OptionError, taskqueue.InvalidTaskError):  # type: igno
 
 
 class InvalidRetryOptionsError(OptionError, taskqueue.InvalidTaskRetryOptionsError):  # type: ignore[misc]
-    """``_retry_options`` don't make sense."""
+    """``_retry_options`` are not accepted by the SDK."""
 
 
 class InvalidDispatchDeadlineError(OptionError, taskqueue.InvalidDispatchDeadlineError):  # type: ignore[misc]
@@ -48,11 +48,11 @@ class InvalidDispatchDeadlineError(OptionError, taskqueue.InvalidDispatchDeadlin
 
 
 class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
-    """A call was not enqueued, or is not known to be.
+    """A call was not enqueued, or it is not known whether it was.
 
-    ``label`` names the callable, ``queue`` the queue, ``name`` the task if the caller named it. ``reason`` says why,
-    and ``maybe_enqueued`` whether the queue may have the task nevertheless. The error that the SDK raised, if it did,
-    is ``__cause__``, and its type is one of this error's.
+    ``label`` names the callable, and ``queue`` the queue. ``name`` is the task's name if the caller chose one.
+    ``reason`` says why the call was not enqueued. ``maybe_enqueued`` is true if the queue may have the task all the
+    same. If the SDK raised an error, that is the ``__cause__``, and this error is an instance of its type too.
     """
 
     maybe_enqueued = False
@@ -67,42 +67,45 @@ class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
 
 
 class NotAllEnqueuedError(DeferredError, taskqueue.Error):  # type: ignore[misc]
-    """Of many calls some are not enqueued. ``report`` tells of each; the first one's error is ``__cause__``."""
+    """Some of many calls were not enqueued.
+
+    ``report`` has the result of each call. The ``__cause__`` is the error of the first call that failed.
+    """
 
     def __init__(self, report: EnqueueReport) -> None:
         self.report = report
-        message = f"of {len(report):,} calls {report.failed:,} were not enqueued"
+        message = f"{report.failed:,} of {len(report):,} calls {'was' if report.failed == 1 else 'were'} not enqueued"
         if report.stopped_by is not None:
-            message += f", and there may be more, because the iterable of calls raised {report.stopped_by!r}"
+            message += f", and further calls were not read because the iterable raised {report.stopped_by!r}"
         if report.errors:
-            message += f". The first one: {report.errors[0][1]}"
+            message += f". The first error: {report.errors[0][1]}"
         super().__init__(message)
 
 
 class NoEngineError(EnqueueError, RuntimeError):
-    """Nothing here answers the SDK's taskqueue API."""
+    """Nothing in this process answers the SDK's taskqueue API."""
 
 
 class TargetError(EnqueueError, taskqueue.InvalidTaskError):  # type: ignore[misc]
-    """The task can't be sent to its target from here."""
+    """The task can't be sent to its target from this process."""
 
 
 class TransactionError(EnqueueError, taskqueue.BadTransactionStateError):  # type: ignore[misc]
-    """The task can't be added in a transaction, because there is none."""
+    """The task can't be added in a transaction, because no transaction is open."""
 
 
 class TransactionLimitError(EnqueueError, datastore_errors.BadRequestError, taskqueue.DatastoreError):  # type: ignore[misc]
-    """The transaction around the ``defer()`` has as many tasks as the platform allows."""
+    """The transaction around ``defer()`` already has as many tasks as the platform allows."""
 
 
 class CrossGroupError(EnqueueError, datastore_errors.BadRequestError):  # type: ignore[misc]
-    """The transaction around the ``defer()`` is not declared as one over several entity groups (``xg=True``)."""
+    """The transaction around ``defer()`` may not write to several entity groups: it lacks ``xg=True``."""
 
 
 class TaskTooLargeError(EnqueueError, taskqueue.TaskTooLargeError):  # type: ignore[misc]
     """The call's payload is larger than a task, or the setting, allows.
 
-    ``size_bytes`` and ``limit_bytes`` say by how much.
+    ``size_bytes`` is its size, and ``limit_bytes`` the limit.
     """
 
     def __init__(
@@ -117,54 +120,54 @@ class TaskTooLargeError(EnqueueError, taskqueue.TaskTooLargeError):  # type: ign
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
         reason = (
-            f"{what} takes {size_bytes:,} bytes, and the limit is {limit_bytes:,}. Store the data, in "
-            "the datastore or in a bucket, and defer the call with its key."
+            f"{what} takes {size_bytes:,} bytes, but the limit is {limit_bytes:,}. Store the data in the datastore or "
+            "in a bucket, and defer the call with its key."
         )
         super().__init__(label, queue, name, reason)
 
 
 _REASONS: dict[type[BaseException], str] = {
     taskqueue.UnknownQueueError: (
-        "there is no such queue. Declare it in queue.yaml and deploy that, or use one that exists; "
-        "'default' always does."
+        "the queue does not exist. Declare it in queue.yaml and deploy that file, or use a queue that exists; "
+        "'default' always exists."
     ),
-    taskqueue.InvalidQueueModeError: "it is a pull queue, and deferred calls need a push queue.",
+    taskqueue.InvalidQueueModeError: "the queue is a pull queue, and deferred calls need a push queue.",
     taskqueue.TaskAlreadyExistsError: (
-        "a task of this name waits in this queue already. (On Cloud Tasks it may also have been there before: a used "
-        "name stays blocked for some time.)"
+        "the queue already has a task with this name. (On Cloud Tasks, the task may have ended: a used name stays "
+        "blocked for some time.)"
     ),
     taskqueue.TombstonedTaskError: (
-        "a task of this name was in this queue before. A used name stays blocked, for about 9 days "
-        "in queues of queue.yaml; add a date or a number to it."
+        "the queue had a task with this name before. A used name stays blocked (for about 9 days in queues of "
+        "queue.yaml). Add a date or a number to the name."
     ),
     taskqueue.TaskTooLargeError: (
-        "the queue finds it too large. Store the data, in the datastore or in a bucket, and defer "
-        "the call with its key."
+        "the task is too large for the queue. Store the data in the datastore or in a bucket, and defer the call with "
+        "its key."
     ),
     taskqueue.BadTransactionStateError: (
-        "_transactional=True needs a datastore transaction around the defer(), and there is none."
+        "_transactional=True needs a datastore transaction around defer(), but no transaction is open."
     ),
     apiproxy_errors.RPCFailedError: (
-        "the queue could not be asked. It can be from inside a request of an app that wrap_wsgi_app "
-        "wraps, on App Engine or started with `deferred-middleware serve MODULE:CALLABLE`."
+        "the queue could not be reached. Call defer() in a request of an app that is wrapped by wrap_wsgi_app and runs "
+        "on App Engine or under `deferred-middleware serve MODULE:CALLABLE`."
     ),
     apiproxy_errors.DeadlineExceededError: "the queue did not answer in time.",
 }
 
 
 def explain(error: Exception, label: Label, queue: str, name: str | None, *, notes: str = "") -> EnqueueError:
-    """Return the :class:`EnqueueError` for what the SDK raised; it is an instance of that type too.
+    """Return the :class:`EnqueueError` for an error that the SDK raised; it is an instance of that type too.
 
-    ``notes`` are further sentences.
+    ``notes`` are sentences to add to the message.
     """
     if type(error) is taskqueue.Error and "task size too large" in str(error).lower():
-        # What Cloud Tasks says (https://cloud.google.com/tasks/docs/quotas), and the SDK has no type for.
+        # An answer of Cloud Tasks for which the SDK has no type (https://cloud.google.com/tasks/docs/quotas).
         error = taskqueue.TaskTooLargeError(str(error))
     reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), None)
     detail = str(error)
     if isinstance(error, AssertionError):
-        # The SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks).
-        reason = f"the queue's answer makes no sense ({error or 'an assertion in the SDK failed'})."
+        # The SDK asserts that the queue answers for each task (SDK: taskqueue.py, Queue.__AddTasks).
+        reason = f"the queue's answer is invalid ({error or 'an assertion in the SDK failed'})."
     elif reason is None:
         reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
@@ -177,8 +180,8 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
 
 @functools.lru_cache(maxsize=64)
 def _joined(kind: type[BaseException]) -> type[EnqueueError]:
-    """Return the class that is both an EnqueueError and ``kind``, under the name of ``kind``."""
+    """Return the class that is both an EnqueueError and ``kind``, with the name of ``kind``."""
     if issubclass(EnqueueError, kind) or issubclass(kind, AssertionError):
         return EnqueueError
-    # Some of the SDK's errors have a text of their own, which would hide ours.
+    # Some of the SDK's errors define __str__, which would hide our message.
     return type(kind.__name__, (EnqueueError, kind), {"__doc__": kind.__doc__, "__str__": Exception.__str__})

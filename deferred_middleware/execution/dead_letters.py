@@ -1,7 +1,8 @@
-"""Dead letters: what is kept of a task that will not be tried again, and how it is run again by hand.
+"""Dead letters: tasks that are not retried and did not succeed, and how to run them again by hand.
 
-The log has a line for each with all that takes, unless the arguments are not to be logged. :func:`replay`, and the
-command ``deferred-middleware replay``, enqueue the task anew from that line, if its signature is one of ours.
+The log has a line for each dead letter with everything that is needed to run it again, unless its arguments must not be
+logged. :func:`replay` and the command ``deferred-middleware replay`` enqueue the task again from that line, if one of
+the app's keys has signed the line.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.calls import headers as carrying
+from deferred_middleware.calls.headers import options_in
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config.settings import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire import signature as signing
+from deferred_middleware.wire.signature import LIFETIME_SECONDS, Keyring, digest_of, keyring_for
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
@@ -29,45 +30,45 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.outcomes import DeadLetter
 
 MARK: Final = "dead letter: "
-"""What stands before the JSON in the log's line."""
+"""The text before the JSON in the line of the log."""
 
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 _OURS: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
-# They tell of the task that has ended, not of the call.
-_NOT_AGAIN: Final = frozenset(
+# These headers belong to the task that has ended, not to the call.
+_NOT_REPLAYED: Final = frozenset(
     protocol.environ_key(header) for header in (protocol.SIGNATURE_HEADER, protocol.EARLIER_ATTEMPTS_HEADER)
 )
 _NOT_KEPT: Final = frozenset({_SIGNATURE, protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
-# In the place of a request's: whoever reads the log can't post what is signed so as a task.
+# The signature has this in place of the HTTP method, so nobody who reads the log can send the line as a task.
 _METHOD: Final = "REPLAY"
 
 
 class ReplayError(DeferredError, ValueError):
-    """A dead letter can't be enqueued again: it is none, or nobody of ours has signed it."""
+    """A line is not a dead letter, or none of the app's keys has signed it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """What is kept of a dead letter."""
+class DeadLetterRecord:
+    """The record of a dead letter in the log."""
 
     text: str
-    """All that is needed to run it again, as one line of JSON."""
+    """Everything that is needed to run the dead letter again, as one line of JSON."""
     is_signed: bool
-    """Whether :func:`replay` can verify it."""
+    """Whether :func:`replay` can verify the record."""
 
 
-def record(letter: DeadLetter, settings: Settings) -> Record:
-    """Return what is to be kept of a dead letter.
+def record(letter: DeadLetter, settings: Settings) -> DeadLetterRecord:
+    """Return the record of a dead letter.
 
-    It has a signature of its own, if there is a key, which serves :func:`replay` and nothing else; the task's own one,
-    with which it could be posted again, is not in it.
+    If there is a key, the record has a signature that is valid only for :func:`replay`. It does not contain the
+    signature of the task, with which anybody could send the task again.
     """
     context = letter.context
     environ = context.environ
     deployment = current_deployment()
     headers = {key: str(value) for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_KEPT}
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    keyring = signing.keyring_for(settings.secret_keys, deployment.application)
+    keyring = keyring_for(settings.secret_keys, deployment.application)
     if keyring:
         headers[_SIGNATURE] = keyring.sign(
             path=path.encode("latin-1"),
@@ -76,11 +77,11 @@ def record(letter: DeadLetter, settings: Settings) -> Record:
             headers={_header(key): value for key, value in headers.items()},
             body=letter.body,
             not_before=0.0,
-            lifetime_seconds=signing.LIFETIME_SECONDS,
+            lifetime_seconds=LIFETIME_SECONDS,
             now=time.time(),
             method=_METHOD,
         )
-    for name, value in carrying.options_in(environ)["headers"].items():
+    for name, value in options_in(environ)["headers"].items():
         if protocol.environ_key(name) not in protocol.SECRET_ENVIRON_KEYS:
             headers[protocol.environ_key(name)] = value
     text = json.dumps(
@@ -95,35 +96,35 @@ def record(letter: DeadLetter, settings: Settings) -> Record:
             "reason": letter.reason,
         }
     )
-    return Record(text=text, is_signed=_SIGNATURE in headers)
+    return DeadLetterRecord(text=text, is_signed=_SIGNATURE in headers)
 
 
 def replay(line: str, *, queue: str | None = None, target: str | None = None) -> taskqueue.Task:
-    """Enqueue a dead letter again, as a new task with attempts of its own; return it.
+    """Enqueue a dead letter again, as a new task with a new count of attempts; return the task.
 
-    It keeps its retry options, its dispatch deadline, its cap of attempts and its caller's own headers, but for
-    cookies and credentials, which no log has.
+    The task keeps the retry options, the dispatch deadline, the limit of attempts and the caller's own headers, except
+    cookies and credentials, which are never logged.
 
     Args:
         line: the line of the log, or the JSON in it.
-        queue: another queue than it was in.
-        target: where it runs. By default in the service that it ran in: at the version that calls this or, where that
-            is not known (``GAE_VERSION``), as outside of an app, at the service's default version.
+        queue: the queue to use instead of the original queue.
+        target: where the task runs. The default is the service in which it ran before, at the version of this process.
+            If that version is not known (``GAE_VERSION``), as outside of an app, it is the service's default version.
 
     Raises:
-        ReplayError: the line holds no dead letter, or its signature doesn't hold. That it has expired is no obstacle.
+        ReplayError: the line is not a dead letter, or its signature is not valid. It may have expired.
     """
     from google.appengine.api import taskqueue
 
     found = _parse(line)
     environ: dict[str, str] = found["headers"]
-    keyring = signing.keyring_for(current_settings().secret_keys, found["application"])
+    keyring = keyring_for(current_settings().secret_keys, found["application"])
     body = base64.b64decode(found["body"])
     path = found["path"].encode("latin-1")
     _verify(keyring, found, environ, body)
-    options = Options(**carrying.options_in(environ))
-    ours = {key: value for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_AGAIN}
-    # The names of the caller's own are signed with the rest; any other that the line has is none of the task's.
+    options = Options(**options_in(environ))
+    ours = {key: value for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_REPLAYED}
+    # The names of the caller's own headers are signed with the rest. Other headers in the line are not the task's.
     headers = {_header(key): value for key, value in ours.items()} | dict(options.headers)
     queue = queue or found["queue"]
     name = os.urandom(16).hex()
@@ -135,7 +136,7 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
         headers=headers,
         body=body,
         not_before=0.0,
-        lifetime_seconds=max(signing.LIFETIME_SECONDS, age_limit or 0),
+        lifetime_seconds=max(LIFETIME_SECONDS, age_limit or 0),
         now=time.time(),
     )
     task = taskqueue.Task(
@@ -152,13 +153,14 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
 
 
 def _target_of(service: str | None) -> str | None:
-    """Return where a task of ``service`` runs again."""
+    """Return the target of a task that ran in ``service``."""
     if service is None:
         return None
     version = current_deployment().version
     if version is not None:
         return f"{version}.{service}"
-    # A version can't be left out of two labels, and the one that failed may be gone or as broken as it was.
+    # A target with a service and no version means the default version. The version that failed may be deleted or
+    # broken.
     return service if service != "default" else None
 
 
@@ -174,19 +176,19 @@ def _parse(line: str) -> dict[str, Any]:
             and all(isinstance(text, str) for pair in found["headers"].items() for text in pair)
         )
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-        raise ReplayError(f"this is no dead letter's line: {type(error).__name__}: {error}") from error
+        raise ReplayError(f"the line is not a dead letter: {type(error).__name__}: {error}") from error
     if not valid:
-        raise ReplayError("this is no dead letter's line: its parts are of the wrong types")
+        raise ReplayError("the line is not a dead letter: its parts have the wrong types")
     return dict(found)
 
 
-def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, str], body: bytes) -> None:
+def _verify(keyring: Keyring, found: dict[str, Any], environ: dict[str, str], body: bytes) -> None:
     signature = environ.get(_SIGNATURE)
     if not keyring or signature is None:
         raise ReplayError(
-            "only what is signed is run again: the task has no signature"
+            "the dead letter can't be verified, because it has no signature"
             if signature is None
-            else "only what is signed is run again: set DEFERRED_SECRET_KEYS to the app's keys"
+            else "the dead letter can't be verified: set DEFERRED_SECRET_KEYS to the app's keys"
         )
     try:
         digest = keyring.verify(
@@ -194,13 +196,13 @@ def _verify(keyring: signing.Keyring, found: dict[str, Any], environ: dict[str, 
             {**environ, "REQUEST_METHOD": _METHOD, "PATH_INFO": found["path"]},
             queue=found["queue"],
             name=found["name"],
-            # Long ago, because what has expired may be run again by somebody who has the keys.
+            # A time long ago, so that the signature has not expired: whoever has the keys may run old dead letters.
             now=0.0,
         )
     except UntrustedRequestError as error:
-        raise ReplayError(f"only what our keys signed is run again: {error}") from error
-    if signing.digest_of(body) != digest:
-        raise ReplayError("only what our keys signed is run again: the body is not the one that was signed")
+        raise ReplayError(f"the dead letter can't be verified: {error}") from error
+    if digest_of(body) != digest:
+        raise ReplayError("the dead letter can't be verified: its body is not the one that was signed")
 
 
 def _header(key: str) -> str:

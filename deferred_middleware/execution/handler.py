@@ -1,11 +1,10 @@
-"""What became of a delivered task, for whoever stands around the request: test tools and frameworks' glue.
+"""Answer the request that delivers a task: check who sent it, run the task, and report how the attempt ended.
 
-Whoever wants to know puts a :class:`Delivery` into the request's ``environ`` under :data:`KEY`; it is filled while the
-task runs. Unlike a response it can't be changed by a layer in between.
+:class:`~deferred_middleware.DeferredMiddleware` and the glue for the frameworks share :class:`TaskHandler`.
 
-Answer the request that delivers a task: is it the queue's, what is its body, how did it end.
-
-:class:`TaskHandler` is what :class:`~deferred_middleware.DeferredMiddleware` and the frameworks' glue have in common.
+Code around the request, such as test tools and the glue, can learn the outcome from a :class:`TaskReport`: put one into
+the request's ``environ`` under :data:`REPORT_KEY`, and it is filled in while the task runs. The layers in between can
+change the response, but not the report.
 """
 
 from __future__ import annotations
@@ -19,61 +18,50 @@ from typing import TYPE_CHECKING, Final
 
 import webob
 
-from deferred_middleware.config import hooks as hooks_module
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
-from deferred_middleware.config.settings import current_deployment
-from deferred_middleware.enqueue import batch as batches
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
-from deferred_middleware.execution import logs, trust
 from deferred_middleware.execution.context import TaskContext
-from deferred_middleware.execution.outcomes import Outcome, Refusal
-from deferred_middleware.execution.runner import Runner, Warmup, label_in
+from deferred_middleware.execution.outcomes import Outcome, RefusedRequest
+from deferred_middleware.execution.runner import Runner, Warmup
+from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from deferred_middleware.config.settings import Settings
-    from deferred_middleware.execution.retry_later import RetryLater
-
-KEY: Final = "deferred_middleware.execution.handler"
-"""The key in ``environ``; no header of a request can set it."""
-
-
-@dataclasses.dataclass(kw_only=True, slots=True)
-class Delivery:
-    """What became of the task of one request: nothing yet, or all of this."""
-
-    response: webob.Response | None = None
-    """What the task's handler answered, kept by the glue of a framework that may change it on its way."""
-    outcome: Outcome | None = None
-    """How the attempt ended; None where the request was refused, or not even reached the task's handler."""
-    error: BaseException | None = None
-    """What the task raised."""
-
-
-def tell(environ: WSGIEnvironment, outcome: Outcome, error: BaseException | None) -> None:
-    """Tell who waits for it how the attempt ended."""
-    waiting = delivery_of(environ)
-    if waiting is not None:
-        waiting.outcome, waiting.error = outcome, error
-
-
-def delivery_of(environ: WSGIEnvironment) -> Delivery | None:
-    """Return where somebody waits to hear what becomes of the task, if anybody does."""
-    found = environ.get(KEY)
-    return found if isinstance(found, Delivery) else None
-
 
 logger = logging.getLogger("deferred_middleware")
 
+REPORT_KEY: Final = "deferred_middleware.delivery"
+"""The key of the :class:`TaskReport` in ``environ``; no header of a request can set it."""
+_TRACEBACK_CHARACTERS: Final = 4000  # the local server keeps 4,096 bytes
 
-class _Answer(webob.Response):
-    """A response that is the same each time, and so needs nothing of what webob does to send one.
 
-    That is to look for an empty body after a HEAD, which is answered 405 here, and to complete a Location.
+@dataclasses.dataclass(kw_only=True, slots=True)
+class TaskReport:
+    """What became of the task of one request. Each field is None until it is known."""
+
+    response: webob.Response | None = None
+    """The response of the task's handler; the glue keeps it here, because the framework may change the response."""
+    outcome: Outcome | None = None
+    """How the attempt ended; None if the request was refused, or did not reach the task's handler."""
+    error: BaseException | None = None
+    """The exception that the task raised."""
+
+
+def report_in(environ: WSGIEnvironment) -> TaskReport | None:
+    """Return the report in ``environ``, if somebody has put one there."""
+    found = environ.get(REPORT_KEY)
+    return found if isinstance(found, TaskReport) else None
+
+
+class _FixedResponse(webob.Response):
+    """A response that never changes, and so can skip the work that webob does each time to send one.
+
+    That work is for HEAD requests, which are answered with 405 here, and for the Location header.
     """
 
     @functools.cached_property
@@ -82,125 +70,141 @@ class _Answer(webob.Response):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         status, headers, body = self._parts
-        start_response(status, headers.copy())  # a layer around may change it
+        start_response(status, headers.copy())  # the layers around may change the headers
         return body
 
 
-def _answer(status: int, text: str, **headers: str) -> webob.Response:
-    response = _Answer(status=status, text=f"{text}\n", content_type="text/plain")
+def _fixed(status: int, text: str, **headers: str) -> webob.Response:
+    response = _FixedResponse(status=status, text=f"{text}\n", content_type="text/plain")
     for name, value in headers.items():
         response.headers[name] = value
     return response
 
 
-# A webob.Response is a WSGI app that doesn't change while it answers, so that each is made once.
-_ANSWERS = {
-    Outcome.DONE: _answer(200, "done"),
-    Outcome.PERMANENT_FAILURE: _answer(200, "failed for good", **{protocol.OUTCOME_HEADER: protocol.PERMANENT_FAILURE}),
-    Outcome.ATTEMPTS_EXHAUSTED: _answer(200, "given up", **{protocol.OUTCOME_HEADER: protocol.ATTEMPTS_EXHAUSTED}),
-    Outcome.POSTPONED: _answer(200, "enqueued again", **{protocol.OUTCOME_HEADER: protocol.POSTPONED}),
-    # Never 503: it throttles the whole queue (https://cloud.google.com/appengine/docs/standard/services/task-queue).
-    Outcome.RETRY: _answer(408, "another attempt, please"),
-    Outcome.FAILED: _answer(500, "failed"),
-    Outcome.UNREADABLE: _answer(500, "can't be run by this version"),
+_RESPONSES: Final = {
+    Outcome.DONE: _fixed(200, "done"),
+    Outcome.PERMANENT_FAILURE: _fixed(200, "failed for good", **{protocol.OUTCOME_HEADER: protocol.PERMANENT_FAILURE}),
+    Outcome.ATTEMPTS_EXHAUSTED: _fixed(
+        200, "no attempts left", **{protocol.OUTCOME_HEADER: protocol.ATTEMPTS_EXHAUSTED}
+    ),
+    Outcome.POSTPONED: _fixed(200, "enqueued again", **{protocol.OUTCOME_HEADER: protocol.POSTPONED}),
+    # Never 503, which throttles the whole queue
+    # (https://cloud.google.com/appengine/docs/standard/services/task-queue).
+    Outcome.RETRY: _fixed(408, "retry requested"),
+    Outcome.FAILED: _fixed(500, "failed"),
+    Outcome.UNREADABLE: _fixed(500, "can't be run by this version"),
 }
-_NOT_POST = webob.Response(status=405, text="tasks are posted\n", content_type="text/plain", allow="POST")
-_FORBIDDEN = _answer(403, "forbidden")
-_TRACEBACK_CHARACTERS = 4000  # the local server keeps 4,096 bytes
-_BODY_PROBLEMS = {
-    400: _answer(400, "its body can't be read"),
-    411: _answer(411, "its body has no Content-Length"),
-    413: _answer(413, "its body is too large"),
+_NOT_POST: Final = webob.Response(status=405, text="send tasks with POST\n", content_type="text/plain", allow="POST")
+_FORBIDDEN: Final = _fixed(403, "forbidden")
+_BODY_RESPONSES: Final = {
+    400: _fixed(400, "the body can't be read"),
+    411: _fixed(411, "the body has no Content-Length"),
+    413: _fixed(413, "the body is too large"),
 }
-
-
-def _enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
-    from deferred_middleware.execution.retry_later import enqueue_again  # here, because enqueueing imports the SDK
-
-    enqueue_again(context, content, retry)
 
 
 class TaskHandler:
-    """Runs the tasks whose requests it is given.
+    """A WSGI app that runs the task of each request.
 
-    Raises :class:`~deferred_middleware.SettingsError` when the warm-up module is not there to import, or when there is
-    no secret key where one is needed.
+    Raises :class:`~deferred_middleware.SettingsError` if the warm-up module can't be found, or if there is no secret
+    key although one is needed.
     """
 
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
-        """What the path of a task's request begins with."""
+        """The start of the path of a task's request."""
         self._warmup = Warmup(settings.warmup_module)
-        self._runner = Runner(settings, hooks, self._warmup, _enqueue_again)
-        self._gate = trust.Gate(settings, current_deployment())
+        self._runner = Runner(settings, hooks, self._warmup)
+        self._authenticator = Authenticator(settings, process.current_deployment())
         self._refused = itertools.count(1)
 
     @classmethod
     def installed(cls, settings: Settings | None, hooks: Iterable[object]) -> TaskHandler:
         """Return a handler whose settings and hooks, if any are given, become the process's.
 
-        So what is enqueued goes where this handler waits for it.
+        So ``defer`` sends tasks to the URLs at which this handler expects them.
         """
         if settings is not None:
-            settings_module.install_settings(settings)
-        own_hooks = tuple(hooks)
-        if own_hooks:
-            hooks_module.install_hooks(Hooks(own_hooks))
-        return cls(settings or settings_module.current_settings(), hooks_module.current_hooks())
+            process.install_settings(settings)
+        given = tuple(hooks)
+        if given:
+            process.install_hooks(Hooks(given))
+        return cls(settings or process.current_settings(), process.current_hooks())
 
-    def warm_up(self) -> bool:
-        """Import the warm-up module if that is still to be done; a failure is logged, and the next task tries again."""
+    def warm_up(self) -> None:
+        """Import the warm-up module if it is not imported yet. A failure is logged; the next task tries again."""
         try:
             self._warmup.run()
         except WarmupError as error:
             logger.error("%s", error, exc_info=error.__cause__)
-            return False
-        return True
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Run the task of a request, and send the response."""
+        return self.answer(environ)(environ, start_response)
 
     def answer(self, environ: WSGIEnvironment) -> webob.Response:
-        """Run the task that ``environ`` delivers; return the response, which may be another task's as well."""
+        """Run the task of a request, and return the response. Other tasks may have the same response object."""
         if environ["REQUEST_METHOD"] != "POST":
             return _NOT_POST
-        try:
-            body = self._gate.body_of(environ)
-        except UntrustedRequestError as refusal:
-            refusal.count = next(self._refused)
-            logger.warning("refused a request for %.200r: %s", environ["PATH_INFO"], refusal)
-            self._hooks.fire("on_refused", Refusal(environ=environ, error=refusal))
-            return _FORBIDDEN
-        except BodyError as problem:
-            logger.error("a task for %.200r: %s", environ["PATH_INFO"], problem)
-            return _BODY_PROBLEMS[problem.status]
         path = environ["PATH_INFO"]
-        # Elsewhere, at a legacy URL or where a Handler of compat.deferred stands, the path names no call.
-        label = label_in(path, self.prefix) if path.startswith(self.prefix) else None
+        try:
+            body = self._authenticator.body_of(environ)
+        except UntrustedRequestError as error:
+            error.count = next(self._refused)
+            logger.warning("refused a request for %.200r: %s", path, error)
+            self._hooks.fire("on_refused", RefusedRequest(environ=environ, error=error))
+            return _FORBIDDEN
+        except BodyError as error:
+            logger.error("refused a task for %.200r: %s", path, error)
+            return _BODY_RESPONSES[error.status]
+        # Other paths name no call: a legacy URL, or the URL of a Handler of compat.deferred.
+        label = label_from_path(path, self.prefix) if path.startswith(self.prefix) else None
         context = TaskContext(environ, label or "")
         if self.settings.coalesce:
-            with batches.RequestBatch() as batch:
-                outcome = self._runner.run(context, body, label)
-                if outcome is not Outcome.DONE:
-                    batch.drop()
+            outcome = self._run_in_batch(context, body, label)
         else:
             outcome = self._runner.run(context, body, label)
-        # A task whose enqueues failed, with nobody to notice, has not done its work.
-        if (
-            (request_end.UNDER_WAY or request_end.FAILED)
-            and not request_end.settle_request()
-            and outcome is Outcome.DONE
-        ):
-            outcome = Outcome.FAILED
-        answer = _ANSWERS[outcome]
-        if KEY in environ:
-            tell(environ, outcome, context.error)
+        # If an enqueue that the task started has failed, and nobody has asked for its result, the task has not done its
+        # work.
+        if request_end.UNDER_WAY or request_end.FAILED:
+            all_enqueued = request_end.settle_request()
+            if outcome is Outcome.DONE and not all_enqueued:
+                outcome = Outcome.FAILED
+        if REPORT_KEY in environ and (report := report_in(environ)) is not None:
+            report.outcome, report.error = outcome, context.error
+        response = _RESPONSES[outcome]
         if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
-            return _with_traceback(answer, context.error)
-        return answer
+            return _with_traceback(response, context.error)
+        return response
+
+    def _run_in_batch(self, context: TaskContext, body: bytes, label: str | None) -> Outcome:
+        """Run a task whose ``defer_async`` calls are enqueued together at its end, if it succeeds."""
+        from deferred_middleware.enqueue.batch import RequestBatch
+
+        with RequestBatch() as batch:
+            outcome = self._runner.run(context, body, label)
+            if outcome is not Outcome.DONE:
+                batch.drop()
+        return outcome
 
 
-def _with_traceback(answer: webob.Response, error: BaseException) -> webob.Response:
-    """Return ``answer`` with the traceback as its body: for the local server's history of a task, for nobody else."""
-    told = answer.copy()
-    told.text = logs.traceback_text(error, _TRACEBACK_CHARACTERS)
-    return told
+def label_from_path(path: str, prefix: str) -> str:
+    """Return the label in the path of a request: the text that follows the prefix.
+
+    A WSGI server decodes the bytes of a path as Latin-1 (PEP 3333), but they are UTF-8.
+    """
+    label = path[len(prefix) :]
+    if label.isascii():
+        return label
+    return label.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def _with_traceback(response: webob.Response, error: BaseException) -> webob.Response:
+    """Return the response with the traceback as its body, which the local server shows in the history of a task."""
+    from deferred_middleware.execution import logs
+
+    changed = response.copy()
+    changed.text = logs.traceback_text(error, _TRACEBACK_CHARACTERS)
+    return changed

@@ -1,9 +1,10 @@
-"""Calls as the older libraries enqueued them, so that what is in flight at a migration runs.
+"""Calls that ``google.appengine.ext.deferred`` enqueued: tasks that are in flight when an app migrates still run.
 
-``google.appengine.ext.deferred`` pickles ``(callable, args, kwargs)`` as we do, but a bound method as a function of its
-own with the object and the method's name, and a payload that does not fit in a task as a function with the key of a
-datastore entity. Both are undone here, because that library drops a call for good whenever the entity can't be read or
-unpickled (SDK: ``ext/deferred/deferred.py``, ``run`` and ``run_from_datastore``).
+That library pickles ``(callable, args, kwargs)`` as we do, with two exceptions. For a bound method, it pickles a
+function of its own with the object and the method's name. For a payload that does not fit in a task, it pickles a
+function with the key of a datastore entity. This module reads both, because the library's own functions drop a call
+for good if the entity can't be read or unpickled (SDK: ``ext/deferred/deferred.py``, ``run`` and
+``run_from_datastore``).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _MODULE: Final = "google.appengine.ext.deferred.deferred"
 
 
 def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
-    """Return the call that an older library meant by ``content``, and its label for people.
+    """Return the call that an older library has pickled as ``content``, and the call's label.
 
-    Raises :class:`~deferred_middleware.errors.TaskContentError` when it can't be had here, or not now.
+    Raises :class:`~deferred_middleware.errors.TaskContentError` if the call can't be read here, or not yet.
     """
     func, args, _ = content
     if _name(func) == "run_from_datastore":
         stored, label = _unbound(payload.content_of(_stored(args[0]), settings, legacy=True), settings)
-        return (_Kept(stored, args[0]), (), {}), label
+        return (_StoredCall(stored, args[0]), (), {}), label
     return _unbound(content, settings)
 
 
@@ -44,7 +45,9 @@ def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
         try:
             func = getattr(owner, member)
         except AttributeError as error:
-            raise CallableNotFoundError(f"this version of the app lacks what the task needs: {error}") from error
+            raise CallableNotFoundError(
+                f"this version of the app lacks something that the task needs: {error}"
+            ) from error
         if settings.allowed_callables:
             allowlist.check_callable(func, settings.allowed_callables)
         args = tuple(rest)
@@ -53,17 +56,18 @@ def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
 
 def _stored(key: str) -> bytes:
     """Return the payload in the entity with this key."""
-    from google.appengine.ext import deferred
+    from google.appengine.ext import db
+    from google.appengine.ext.deferred import deferred  # noqa: F401 - it defines the entity's model
 
-    entity = deferred.deferred._DeferredTaskEntity.get(key)
+    entity = db.get(key)
     if entity is None:
-        # It may not be committed yet: that library stores it outside of the task's transaction.
+        # The entity may not be committed yet: that library stores it outside of the task's transaction.
         raise PayloadError(f"the datastore has no payload under the key {key}")
     return bytes(entity.data)
 
 
-class _Kept:
-    """Runs a call, and deletes the entity that holds it once it is done with."""
+class _StoredCall:
+    """Runs a call, and deletes the datastore entity that holds it when it has succeeded or failed for good."""
 
     def __init__(self, content: Content, key: str) -> None:
         self._content = content

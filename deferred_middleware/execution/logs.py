@@ -1,15 +1,15 @@
-"""What is logged of a task: a line when it went well, a record with its traceback when it failed.
+"""The log records of tasks: one line for a task that succeeded, a record with a traceback for a task that failed.
 
-Each record also carries its facts as ``json_fields``, which is where google-cloud-logging's handlers look for what to
-put into the entry's ``jsonPayload`` (https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration).
+Each record also has the facts of the task as ``json_fields``. The handlers of google-cloud-logging write these into the
+``jsonPayload`` of the entry
+(https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration).
 """
 
 from __future__ import annotations
 
 import logging
-import traceback
+import os
 import urllib.parse
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.outcomes import DeadLetter
 
 logger = logging.getLogger("deferred_middleware")
-# Apart, so that they can be turned off, or sent elsewhere, by themselves.
+# Separate loggers, so that you can turn them off, or send their records elsewhere.
 headers_logger = logging.getLogger("deferred_middleware.headers")
 _dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"
 """The key of a task's facts in ``json_fields``."""
 
-_OURS: Final = str(Path(__file__).parents[1]) + "/"
-_OF_LOOPS: Final = tuple(str(Path(logging.__file__).parents[1] / name) for name in ("asyncio/", "concurrent/"))
+_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STANDARD_LIBRARY: Final = os.path.dirname(os.path.dirname(os.path.abspath(logging.__file__)))
+_EVENT_LOOPS: Final = tuple(os.path.join(_STANDARD_LIBRARY, name, "") for name in ("asyncio", "concurrent"))
 
 _WHAT_HAPPENED: Final = {
     Outcome.FAILED: "failed and will be retried",
@@ -41,7 +42,7 @@ _WHAT_HAPPENED: Final = {
 
 
 def success(context: TaskContext, level: int) -> None:
-    """Log that a task went well; for the caller to leave out where ``logger`` isn't enabled for ``level``."""
+    """Log that a task succeeded. To save time, call this only if ``logger`` is enabled for ``level``."""
     logger.log(
         level,
         "%s ran in %.1f ms (queue %s, task %s, attempt %d)",
@@ -55,7 +56,7 @@ def success(context: TaskContext, level: int) -> None:
 
 
 def repeated(context: TaskContext, error: BaseException, settings: Settings) -> None:
-    """Log that a task was delivered again after it was done."""
+    """Log that a task was delivered again although it is done."""
     logger.log(
         settings.log_level,
         "task %s is not run again: %s (queue %s)",
@@ -80,7 +81,7 @@ def retry(context: TaskContext, error: BaseException) -> None:
 
 
 def postponed(context: TaskContext, error: BaseException) -> None:
-    """Log that a task's call is enqueued again."""
+    """Log that the call of a task was enqueued again."""
     logger.debug(
         "%s is enqueued again: %s (queue %s, task %s, attempt %d)",
         context.label,
@@ -93,8 +94,8 @@ def postponed(context: TaskContext, error: BaseException) -> None:
 
 
 def failure(context: TaskContext, error: BaseException, outcome: Outcome, settings: Settings) -> None:
-    """Log that a task failed, once and as loudly as it deserves; cut our own frames off the error's traceback."""
-    error.__traceback__ = of_the_user(error.__traceback__)
+    """Log that a task failed, and remove our own frames from the traceback of the error."""
+    error.__traceback__ = from_users_code(error.__traceback__)
     last = outcome is not Outcome.FAILED or context.is_last_attempt
     level = logging.ERROR if last else settings.retry_log_level
     if not logger.isEnabledFor(level):
@@ -122,9 +123,9 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
 
 
 def headers(context: TaskContext) -> None:
-    """Log the headers of a task's request at DEBUG, but for those that are secrets.
+    """Log the headers of a task's request at DEBUG, except secret ones.
 
-    For the caller to leave out where ``headers_logger`` isn't enabled for it.
+    To save time, call this only if ``headers_logger`` is enabled for DEBUG.
     """
     shown = ", ".join(
         f"{key.removeprefix('HTTP_')}={value}"
@@ -135,14 +136,14 @@ def headers(context: TaskContext) -> None:
 
 
 def dead_letter(letter: DeadLetter, settings: Settings) -> None:
-    """Log all that it takes to run a dead letter again, unless its arguments are not to be logged."""
+    """Log a dead letter with everything that is needed to run it again, unless its arguments must not be logged."""
     from deferred_middleware.execution import dead_letters
 
     context = letter.context
     if settings.log_arguments != "short" or _is_redacted(letter):
         _dead_letters_logger.warning(
-            "task %s of queue %s is not tried again, because %s; its arguments are not to be logged, so that only a "
-            "hook (on_dead_letter) can keep it",
+            "task %s of queue %s is not retried, because %s; its arguments must not be logged, so only a hook "
+            "(on_dead_letter) can keep it",
             context.name,
             context.queue,
             letter.reason,
@@ -150,13 +151,13 @@ def dead_letter(letter: DeadLetter, settings: Settings) -> None:
         return
     record = dead_letters.record(letter, settings)
     _dead_letters_logger.warning(
-        "task %s of queue %s is not tried again, because %s; %s: %s%s",
+        "task %s of queue %s is not retried, because %s; %s: %s%s",
         context.name,
         context.queue,
         letter.reason,
         "`deferred-middleware replay` runs it again from this line"
         if record.is_signed
-        else "this is all there is of it, and `deferred-middleware replay` does not run it, because it is not signed "
+        else "`deferred-middleware replay` can't run it again from this line, because the line is not signed "
         "(DEFERRED_SECRET_KEYS)",
         dead_letters.MARK,
         record.text,
@@ -164,7 +165,7 @@ def dead_letter(letter: DeadLetter, settings: Settings) -> None:
 
 
 def _is_redacted(letter: DeadLetter) -> bool:
-    """Tell whether the function redacts arguments, which also a version that can't load the payload must know."""
+    """Tell whether the function redacts arguments. The header says so if this version can't read the payload."""
     from deferred_middleware.calls.redaction import redacted_by
 
     if protocol.environ_key(protocol.REDACTED_HEADER) in letter.context.environ:
@@ -187,22 +188,24 @@ def _fields(context: TaskContext, outcome: Outcome, **more: str) -> dict[str, An
     return {"json_fields": {FIELD: facts}}
 
 
-def of_the_user(found: TracebackType | None) -> TracebackType | None:
-    """Return the traceback without the frames before the user's first one; all of it if there is none of theirs.
+def from_users_code(found: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the first frame of the user's code on; the whole traceback if there is no such frame.
 
-    Before it are ours, and those of the event loop that we run a coroutine in.
+    The frames before it are ours, and those of the event loop in which we run a coroutine.
     """
     rest = found
     while rest is not None:
         file = rest.tb_frame.f_code.co_filename
-        if not file.startswith((_OURS, *_OF_LOOPS)):
+        if not file.startswith((_PACKAGE, *_EVENT_LOOPS)):
             return rest
         rest = rest.tb_next
     return found
 
 
 def traceback_text(error: BaseException, limit: int) -> str:
-    """Return the traceback as text, of at most ``limit`` characters: the middle of a longer one is left out."""
+    """Return the traceback as a text of at most ``limit`` characters; the middle of a longer text is left out."""
+    import traceback  # only needed on the local server
+
     text = "".join(traceback.format_exception(error))
     if len(text) <= limit:
         return text

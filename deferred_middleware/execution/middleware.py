@@ -1,19 +1,20 @@
 """Run deferred calls inside your own WSGI stack.
 
-:class:`DeferredMiddleware` is the innermost layer: what is wrapped around it runs for tasks as for any other request.
-It answers the requests under ``/_cb/deferred/`` and hands every other one to the wrapped app untouched: the same
-``environ``, the same ``start_response``, the same iterable::
+:class:`DeferredMiddleware` is the innermost layer, so the layers around it run for tasks as for any other request. It
+answers the requests under ``/_cb/deferred/``. It passes every other request to the wrapped app unchanged, with the same
+``environ``, the same ``start_response`` and the same iterable::
 
     app.wsgi_app = wrap_wsgi_app(Timing(DeferredMiddleware(app.wsgi_app)))
 
-Only where ``defer_async`` has something under way when the app returns, the iterable is wrapped in one that waits for
-it at its end.
+There is one exception: if an enqueue of ``defer_async`` has not ended when the app returns, the middleware wraps the
+iterable in another one, which waits for the enqueue at its end.
 
 .. caution::
 
-    A task's body is a pickle, and whoever gets one run owns the process. On App Engine standard the middleware believes
-    the headers by which the platform marks a task's request, because it takes them from everybody else's. Other servers
-    don't; there tasks have to be signed, and without ``DEFERRED_SECRET_KEYS`` the middleware refuses to be made.
+    The body of a task is a pickle. Anybody who can make the app load a pickle controls the process. On App Engine
+    standard, the middleware trusts the headers with which the platform marks the request of a task, because the
+    platform removes them from all other requests. Other servers don't remove them. There tasks have to be signed, and
+    without ``DEFERRED_SECRET_KEYS`` the middleware can't be created.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware.enqueue import batch, request_end
+from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.request_end import FAILED, UNDER_WAY
 from deferred_middleware.execution.handler import TaskHandler
 from deferred_middleware.wire import protocol
@@ -33,41 +34,45 @@ if TYPE_CHECKING:
 
 
 class DeferredMiddleware:
-    """A WSGI app that runs the tasks and passes every other request to ``app``.
+    """A WSGI app that runs tasks, and passes every other request to ``app``.
 
     Args:
         app: the WSGI app to wrap.
-        settings: the settings, by default those of the environment. What is given here becomes the process's: ``defer``
-            uses it from then on, so that tasks are posted where this middleware waits for them.
-        hooks: objects that are told what happens, see :mod:`deferred_middleware.config.hooks`. They become the
-        process's too.
+        settings: the settings, by default those of the environment. Settings given here become the process's: ``defer``
+            uses them from then on, so that it sends tasks to the URLs at which this middleware expects them.
+        hooks: objects that are called when something happens to a task; see :mod:`deferred_middleware.config.hooks`.
+            They become the process's too.
 
     Raises:
-        SettingsError: the warm-up module is not there to import, or there is no secret key where one is needed.
-        TypeError: ``app`` can't be called, or a hook has none of the hooks' methods.
+        SettingsError: the warm-up module can't be found, or there is no secret key although one is needed.
+        TypeError: ``app`` can't be called, or a hook has none of the methods of a hook.
     """
 
     def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
-        self._around(app, TaskHandler.installed(settings, hooks))
+        self._wrap(app, TaskHandler.installed(settings, hooks))
 
-    def _around(self, app: WSGIApplication, handler: TaskHandler) -> None:
-        self._app = batch.coalescing(app) if handler.settings.coalesce else app
+    def _wrap(self, app: WSGIApplication, handler: TaskHandler) -> None:
+        if handler.settings.coalesce:
+            from deferred_middleware.enqueue.batch import coalescing
+
+            app = coalescing(app)
+        self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix
         self._legacy = frozenset(handler.settings.legacy_urls)
         self._warms_up = handler.settings.warmup_module is not None
-        # One look tells that a request is none of ours, as nearly all are.
+        # Nearly all requests are for the app, and one comparison recognizes them.
         ours = (self._prefix, *self._legacy, *([protocol.WARMUP_PATH] if self._warms_up else []))
-        self._beginnings: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
+        self._prefixes: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Run the task that ``environ`` delivers, or pass the request on."""
+        """Run the task of the request, or pass the request to the app."""
         path = environ.get("PATH_INFO", "")
-        if path.startswith(self._beginnings):
+        if path.startswith(self._prefixes):
             if path.startswith(self._prefix) or path in self._legacy:
-                return self._handler.answer(environ)(environ, start_response)
+                return self._handler(environ, start_response)
             if self._warms_up and path == protocol.WARMUP_PATH:
                 return self._warm_up(environ, start_response)
         try:
@@ -81,9 +86,9 @@ class DeferredMiddleware:
         return iterable
 
     def _warm_up(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer App Engine's warm-up request: import the warm-up module, and let the app do what it does itself.
+        """Answer App Engine's warm-up request: import the warm-up module, and pass the request to the app.
 
-        An app that knows nothing of such requests answers 404; then the answer is ours.
+        An app without a handler for such requests answers with 404. This method then answers with 200 instead.
         """
         self._handler.warm_up()
         started: list[tuple[Any, ...]] = []

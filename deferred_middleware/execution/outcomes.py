@@ -1,4 +1,4 @@
-"""How attempts end, and the facts that hooks are told about it."""
+"""How attempts end, and the values that hooks get about it."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ class Outcome(enum.Enum):
     RETRY = "retry"
     """The call asked for another attempt with ``SingularTaskFailure``."""
     POSTPONED = "postponed"
-    """The call asked for another attempt with ``RetryLater``, and is enqueued again."""
+    """The call asked for another attempt with ``RetryLater``, and was enqueued again."""
     PERMANENT_FAILURE = "permanent-failure"
-    """The call raised ``PermanentTaskFailure``: it is not to be tried again."""
+    """The call raised ``PermanentTaskFailure``. The task is not retried."""
     ATTEMPTS_EXHAUSTED = "attempts-exhausted"
-    """The call did not succeed in the last of the attempts that its function allows: it is not tried again."""
+    """The call failed in the last attempt that its function allows. The task is not retried."""
     FAILED = "failed"
-    """The call raised anything else; it is tried again."""
+    """The call raised any other exception. The task is retried."""
     UNREADABLE = "unreadable"
-    """The task can't be turned into a call here; it is tried again, for a newer version may be able to."""
+    """This version of the app can't read the call. The task is retried: a newer version may be able to read it."""
 
-    # There is one of each, which makes this right, and quicker than the one of Enum, which is written in Python.
+    # Each member exists once, so its identity is a correct hash. The hash of Enum is slower: it is written in Python.
     __hash__ = object.__hash__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """An attempt that did not succeed: what ``on_failure`` is told."""
+    """An attempt that did not succeed: the argument of ``on_failure``."""
 
     context: TaskContext
     """The task."""
     call: Call | None
-    """The call; None if the payload could not be turned into one here."""
+    """The call; None if the payload could not be read."""
     error: BaseException
-    """What was raised. Its traceback begins with the user's own frame."""
+    """The exception. Its traceback begins with the first frame of the user's code."""
     outcome: Outcome
-    """What becomes of the task."""
+    """How the attempt ended."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
-    """A task that did not succeed and will not be tried again: what ``on_dead_letter`` is told."""
+    """A task that did not succeed and is not retried: the argument of ``on_dead_letter``."""
 
     context: TaskContext
     """The task."""
     call: Call | None
-    """The call; None if the payload could not be turned into one here."""
+    """The call; None if the payload could not be read."""
     error: BaseException
-    """What its last attempt raised."""
+    """The exception of the last attempt."""
     outcome: Outcome
-    """How its last attempt ended."""
+    """How the last attempt ended."""
     reason: str
-    """Why it is not tried again, for people."""
+    """Why the task is not retried, for people."""
     body: bytes
-    """The body of the task's request: the payload, or what stands for one that is kept elsewhere."""
+    """The body of the task's request: the payload, or a reference to a payload in the datastore."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """A request that is not believed to be from the task queue: what ``on_refused`` is told."""
+class RefusedRequest:
+    """A request for a task's URL that does not come from the task queue: the argument of ``on_refused``."""
 
     environ: WSGIEnvironment
-    """The request."""
+    """The WSGI environment of the request."""
     error: UntrustedRequestError
-    """Which check it failed, and how many requests the process has refused."""
+    """The check that failed, and the number of requests that the process has refused."""

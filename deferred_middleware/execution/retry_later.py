@@ -1,6 +1,6 @@
-"""``RetryLater``: a task asks for another attempt at a time of its own choice.
+"""``RetryLater``: a task asks for another attempt at a time that it chooses, and its call is enqueued again.
 
-Enqueue the call of a running task once more, as a ``RetryLater`` asks for.
+Importing this module imports the SDK.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from google.appengine.ext.deferred import SingularTaskFailure
 
 from deferred_middleware.calls import headers
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config.settings import current_deployment, current_settings
-from deferred_middleware.enqueue.add import add
-from deferred_middleware.enqueue.prepare import prepare
+from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.errors import DeferredError
 from deferred_middleware.wire import namespace, protocol
 
@@ -27,35 +25,35 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
 
 DEFAULT_MAX_ATTEMPTS: Final = 100
-"""The cap where neither ``RetryLater`` nor the function's ``@task`` has one."""
+"""The total number of attempts if neither ``RetryLater`` nor the function's ``@task`` sets one."""
 
 _LONGEST_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 
 class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # the SDK ships no types
-    """Raise it in a task to have the same call tried again after ``countdown``.
+    """Raise it in a task to run the same call again after ``countdown``.
 
-    The task is acknowledged, and the same call, with the arguments it came with, is enqueued again in the same queue.
-    The attempts are counted on (:attr:`TaskContext.attempt`); the queue's own retry options begin anew. It is a
-    ``SingularTaskFailure`` too, so that the older library's handler retries it.
+    The task is acknowledged, and the same call is enqueued again in the same queue, with its original arguments. The
+    count of attempts continues (:attr:`TaskContext.attempt`), but the retry options of the queue apply anew. A
+    RetryLater is also a ``SingularTaskFailure``, so the older library's handler retries the task.
 
     Args:
-        countdown: seconds from now, or a timedelta; at most 30 days.
-        max_attempts: how many attempts there may be in all. By default what the function's ``@task(max_attempts=…)``
-            says, or 100. In the last one a ``RetryLater`` makes the task a dead letter.
+        countdown: the seconds until the next attempt, or a timedelta; at most 30 days.
+        max_attempts: the total number of attempts. The default is that of the function's ``@task(max_attempts=…)``, or
+            100. If the last attempt raises RetryLater, the task becomes a dead letter.
 
     Raises:
-        ValueError: ``countdown`` is no number of seconds from 0 to 30 days, or ``max_attempts`` is less than 1.
+        ValueError: ``countdown`` is not a number of seconds from 0 to 30 days, or ``max_attempts`` is less than 1.
     """
 
     def __init__(self, countdown: float | datetime.timedelta, *, max_attempts: int | None = None) -> None:
         seconds = countdown.total_seconds() if isinstance(countdown, datetime.timedelta) else countdown
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_SECONDS:
             raise ValueError(
-                f"RetryLater({countdown!r}): the countdown is seconds from 0 to {_LONGEST_SECONDS:,}, or a timedelta."
+                f"RetryLater({countdown!r}): expected a countdown of 0 to {_LONGEST_SECONDS:,} seconds, or a timedelta."
             )
         if max_attempts is not None and (isinstance(max_attempts, bool) or not max_attempts >= 1):
-            raise ValueError(f"RetryLater(max_attempts={max_attempts!r}): it is a whole number, at least 1.")
+            raise ValueError(f"RetryLater(max_attempts={max_attempts!r}): expected a whole number, at least 1.")
         self.countdown_seconds = float(seconds)
         self.max_attempts = max_attempts
         super().__init__(countdown)
@@ -63,10 +61,10 @@ class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # th
     def __str__(self) -> str:
         return f"again in {self.countdown_seconds:g} s"
 
-    def cap_for(self, context: TaskContext) -> int:
-        """Return how many attempts the task may have in all."""
-        caps = [cap for cap in (self.max_attempts, context.max_attempts) if cap is not None]
-        return min(caps, default=DEFAULT_MAX_ATTEMPTS)
+    def max_attempts_of(self, context: TaskContext) -> int:
+        """Return the total number of attempts that the task may have."""
+        limits = [limit for limit in (self.max_attempts, context.max_attempts) if limit is not None]
+        return min(limits, default=DEFAULT_MAX_ATTEMPTS)
 
 
 _ENQUEUED = protocol.environ_key(protocol.ENQUEUED_HEADER)
@@ -74,18 +72,21 @@ _ETA = protocol.environ_key(protocol.ETA_HEADER)
 
 
 def enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
-    """Enqueue the call of ``context`` again, with the payload that it came with, and its options.
+    """Enqueue the call of ``context`` again, with its original payload and its options.
 
-    When this returns, it is enqueued; done twice for the same task, it is enqueued once. Raises what
-    :func:`deferred_middleware.defer` raises.
+    When this function returns, the call is enqueued. If it is called again for the same task, the call is still
+    enqueued only once. Raises the errors of :func:`deferred_middleware.defer`.
     """
     from google.appengine.api import taskqueue
 
-    assert context.call is not None  # it has just run
+    from deferred_middleware.enqueue.add import add
+    from deferred_middleware.enqueue.prepare import prepare
+
+    assert context.call is not None  # the call has just run
     call = dataclasses.replace(context.call, options=_options(context, retry))
-    # If the name is taken, an earlier delivery of this task got as far as here: it is of our making, for it only.
+    # If the name is taken, an earlier delivery of this task has enqueued the call already: the name is only for that.
     taken = contextlib.suppress(taskqueue.TaskAlreadyExistsError, taskqueue.TombstonedTaskError)
-    with namespace.restored(context.environ), taken:  # in its own namespace: the call may have changed that
+    with namespace.restored(context.environ), taken:  # the call may have changed the namespace
         add(prepare(call, content))
 
 
@@ -93,8 +94,8 @@ def _options(context: TaskContext, retry: RetryLater) -> Options:
     environ = context.environ
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     ours = path.startswith(f"{current_settings().url_prefix}/")
-    # A name that the caller chose may come again some day; one that the queue chose never does. The older library's
-    # tasks don't tell which it is.
+    # A name that the caller chose may be used again later; a name that the queue chose is never used again. A task of
+    # the older library does not tell who chose its name.
     seed = environ.get(_ENQUEUED) or ("" if ours else environ.get(_ETA, ""))
     deployment = current_deployment()
     return Options(
@@ -109,10 +110,10 @@ def _options(context: TaskContext, retry: RetryLater) -> Options:
 
 
 def _name_of_next(context: TaskContext, seed: str) -> str:
-    """Return the name of the task that follows a ``RetryLater``: always the same one for the same task.
+    """Return the name of the task that follows a ``RetryLater``; it is always the same for the same task.
 
-    So a task that is delivered again, because its worker died after the next one was enqueued, makes no second one.
-    ``seed`` tells tasks apart that had the same name at different times.
+    If the worker dies after the next task was enqueued, the queue delivers this task again. The name prevents a second
+    next task then. ``seed`` distinguishes tasks that had the same name at different times.
     """
     digest = hashlib.sha256("\0".join((context.queue, context.name, seed)).encode()).hexdigest()
     return f"later-{digest[:40]}"

@@ -1,24 +1,22 @@
-"""Read the body of a task's request, as far as it is said to go and never further than is allowed.
+"""Check that the task queue sent a request, and read the request's body.
 
-WSGI tells the length in ``CONTENT_LENGTH``. Where there is none, as with ``Transfer-Encoding: chunked``, the end is
-known only if the server sets ``wsgi.input_terminated``, by which it says that its stream ends with the body
-(https://wsgi.readthedocs.io/en/latest/proposals-2.0.html; gunicorn, waitress and werkzeug do). A header that was sent
-twice is handed on with both values and a comma between, and so is no number.
+App Engine standard sets ``X-AppEngine-QueueName`` and ``X-AppEngine-TaskName`` on the request of a task, and removes
+these headers from all other requests
+(https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers). Requests from Cloud Tasks to
+App Engine have the same headers. On App Engine standard, the headers are therefore trusted, and a signature is checked
+if there is one. Elsewhere anybody can send these headers, and only a signature is trusted.
 
-Tell whether the task queue sent a request.
+``REMOTE_ADDR`` and ``SERVER_SOFTWARE`` prove nothing: the SDK's own middleware copies headers of the client into the
+former (SDK: ``runtime/middlewares.py``, WsgiEnvSettingMiddleware).
 
-App Engine standard sets ``X-AppEngine-QueueName`` and ``X-AppEngine-TaskName`` on a task's request, and takes headers
-of these names from everybody else's
-(https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers); Cloud Tasks' requests to App
-Engine carry the same ones. There the headers are believed, and a signature is checked where there is one. Anywhere else
-they prove nothing, and only a signature does.
+WSGI can't distinguish ``X-AppEngine-TaskName`` from ``X_AppEngine_TaskName``. App Engine does not remove the latter,
+and some servers give both the same key. If both were sent, servers join the values with a comma, so a value with a
+comma is never trusted. That includes the user's IP, which the platform sets under its exact name on every request from
+outside.
 
-``REMOTE_ADDR`` and ``SERVER_SOFTWARE`` are never evidence: the SDK's own middleware copies client headers into the
-first (SDK: ``runtime/middlewares.py``, WsgiEnvSettingMiddleware).
-
-WSGI can't tell ``X-AppEngine-TaskName`` from ``X_AppEngine_TaskName``, which App Engine doesn't take from anybody and
-some servers fold into the same key. Where both were sent servers join the values with a comma, and no value that is
-believed here has one. That includes the user's IP, which the platform spells exactly on each request from outside.
+WSGI gives the length of the body in ``CONTENT_LENGTH``. Without it, as with ``Transfer-Encoding: chunked``, the end of
+the body is known only if the server sets ``wsgi.input_terminated``, which says that the stream ends with the body
+(https://wsgi.readthedocs.io/en/latest/proposals-2.0.html; gunicorn, waitress and werkzeug set it).
 """
 
 from __future__ import annotations
@@ -32,28 +30,79 @@ from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import BodyError, SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire import signature as signing
+from deferred_middleware.wire.signature import keyring_for
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import InputStream, WSGIEnvironment
 
-    from deferred_middleware.config.settings import Deployment, Settings
+    from deferred_middleware.config.process import Deployment
+    from deferred_middleware.config.settings import Settings
 
 logger = logging.getLogger("deferred_middleware")
 
-_PIECE_BYTES: Final = 65_536
+_NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
+_QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
+_USER_IP: Final = protocol.environ_key(protocol.USER_IP_HEADER)
+_TASK_QUEUE_IP: Final = protocol.TASK_QUEUE_IP
+_SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
+_CHUNK_BYTES: Final = 65_536
 
 
-def read(environ: WSGIEnvironment, limit_bytes: int) -> bytes:
-    """Return the body of a request; never read more than a byte over ``limit_bytes``.
+class Authenticator:
+    """Reads the bodies of requests that the task queue sent, and refuses all other requests.
 
-    Raises :class:`BodyError`, with the status to answer with: 400, 411 or 413.
+    Raises :class:`SecretKeyMissingError` if there is no key although anybody could send requests to this process.
     """
-    announced = environ.get("CONTENT_LENGTH")
-    if announced:
-        if not (announced.isascii() and announced.isdigit()):
-            raise BodyError(400, "its Content-Length is no number")
-        length = int(announced[:20])  # enough digits to be too large; int() itself refuses thousands of them
+
+    def __init__(self, settings: Settings, deployment: Deployment, *, clock: Callable[[], float] = time.time) -> None:
+        keyring = keyring_for(settings.secret_keys, deployment.application)
+        self._verify = keyring.verify if keyring else None
+        self._signature_required = settings.require_signature or not deployment.on_app_engine_standard
+        self._max_bytes = settings.max_payload_bytes
+        self._clock = clock
+        if self._signature_required and not keyring:
+            raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
+
+    def body_of(self, environ: WSGIEnvironment) -> bytes:
+        """Return the body of a request that the task queue sent. The body of any other request is not read.
+
+        Raises :class:`UntrustedRequestError`, or :class:`BodyError` with the HTTP status of the response.
+        """
+        name, queue = environ.get(_NAME), environ.get(_QUEUE)
+        if not name or "," in name:
+            raise UntrustedRequestError("task-name", f"it does not have exactly one {protocol.TASK_NAME_HEADER} header")
+        if not queue or "," in queue:
+            raise UntrustedRequestError(
+                "queue-name", f"it does not have exactly one {protocol.QUEUE_NAME_HEADER} header"
+            )
+        if environ.get(_USER_IP, _TASK_QUEUE_IP) != _TASK_QUEUE_IP:
+            raise UntrustedRequestError(
+                "user-ip", f"its {protocol.USER_IP_HEADER} header is not that of the task queue"
+            )
+        signature = environ.get(_SIGNATURE)
+        if signature is None and self._signature_required:
+            raise UntrustedRequestError("signature-missing", "it has no signature")
+        if signature is None or self._verify is None:
+            # Only on App Engine standard there may be a signature but no key: another version of the app has the key.
+            return read_body(environ, self._max_bytes)
+        digest = self._verify(signature, environ, queue, name, self._clock())
+        body = read_body(environ, self._max_bytes)
+        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            raise UntrustedRequestError("body", "its body is not the one that was signed")
+        return body
+
+
+def read_body(environ: WSGIEnvironment, limit_bytes: int) -> bytes:
+    """Return the body of a request. Never read more than ``limit_bytes`` and one byte.
+
+    Raises :class:`BodyError` with the HTTP status of the response: 400, 411 or 413.
+    """
+    content_length = environ.get("CONTENT_LENGTH")
+    if content_length:
+        # If the header was sent twice, the server joins both values with a comma, which is not a number.
+        if not (content_length.isascii() and content_length.isdigit()):
+            raise BodyError(400, "its Content-Length is not a number")
+        length = int(content_length[:20])  # enough digits to be too large; int() refuses thousands of digits
         if length > limit_bytes:
             raise BodyError(413, "its body is too large")
     elif environ.get("wsgi.input_terminated"):
@@ -64,70 +113,23 @@ def read(environ: WSGIEnvironment, limit_bytes: int) -> bytes:
     try:
         body: bytes = stream.read(length)
         if len(body) != length:
-            body = _gathered(body, stream, length)
+            body = _read_on(body, stream, length)
     except Exception as error:
-        # Servers report a broken connection or malformed chunks with exceptions of their own, not with OSError alone.
-        logger.warning("the connection broke off in the middle of a task's body", exc_info=True)
+        # Servers raise exceptions of their own, not only OSError, for a broken connection or malformed chunks.
+        logger.warning("the connection ended before the body of a task was complete", exc_info=True)
         raise BodyError(400, "its body could not be read") from error
-    if announced and len(body) < length:
-        raise BodyError(400, "its body was cut off")
+    if content_length and len(body) < length:
+        raise BodyError(400, "its body is incomplete")
     if len(body) > limit_bytes:
         raise BodyError(413, "its body is too large")
     return body
 
 
-def _gathered(body: bytes, stream: InputStream, length: int) -> bytes:
-    """Return ``body`` and what follows it in the stream: ``length`` bytes in all, or fewer if it ends earlier."""
+def _read_on(body: bytes, stream: InputStream, length: int) -> bytes:
+    """Return ``body`` and the bytes that follow it in the stream, up to ``length`` bytes in all."""
     gathered = bytearray(body)
-    # A stream may give less at a time than it has.
+    # One read may return less than the stream has.
     while body and len(gathered) < length:
-        body = stream.read(min(length - len(gathered), _PIECE_BYTES))
+        body = stream.read(min(length - len(gathered), _CHUNK_BYTES))
         gathered += body
     return bytes(gathered)
-
-
-_NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
-_QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
-_USER_IP: Final = protocol.environ_key(protocol.USER_IP_HEADER)
-_TASK_QUEUE_IP: Final = protocol.TASK_QUEUE_IP
-_SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
-
-
-class Gate:
-    """Lets in what the task queue sent.
-
-    Raises :class:`SecretKeyMissingError` where without a key anybody could get in.
-    """
-
-    def __init__(self, settings: Settings, deployment: Deployment, *, clock: Callable[[], float] = time.time) -> None:
-        keyring = signing.keyring_for(settings.secret_keys, deployment.application)
-        self._verify = keyring.verify if keyring else None
-        self._signature_required = settings.require_signature or not deployment.on_app_engine_standard
-        self._max_bytes = settings.max_payload_bytes
-        self._clock = clock
-        if self._signature_required and not keyring:
-            raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
-
-    def body_of(self, environ: WSGIEnvironment) -> bytes:
-        """Return the body of a request that the task queue sent; that of another is not read.
-
-        Raises :class:`UntrustedRequestError`, and :class:`BodyError` with the status to answer with.
-        """
-        name, queue = environ.get(_NAME), environ.get(_QUEUE)
-        if not name or "," in name:
-            raise UntrustedRequestError("task-name", f"it has not exactly one {protocol.TASK_NAME_HEADER} header")
-        if not queue or "," in queue:
-            raise UntrustedRequestError("queue-name", f"it has not exactly one {protocol.QUEUE_NAME_HEADER} header")
-        if environ.get(_USER_IP, _TASK_QUEUE_IP) != _TASK_QUEUE_IP:
-            raise UntrustedRequestError("user-ip", f"its {protocol.USER_IP_HEADER} header is not the task queue's")
-        signature = environ.get(_SIGNATURE)
-        if signature is None and self._signature_required:
-            raise UntrustedRequestError("signature-missing", "it is not signed")
-        if signature is None or self._verify is None:
-            # There may be one and no key only on App Engine standard: another version of the app has one, and signs.
-            return read(environ, self._max_bytes)
-        digest = self._verify(signature, environ, queue, name, self._clock())
-        body = read(environ, self._max_bytes)
-        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
-            raise UntrustedRequestError("body", "its body is not the one that was signed")
-        return body

@@ -19,7 +19,7 @@ to the WSGI app with the queue's headers, through every middleware, and with the
 
 from __future__ import annotations
 
-from deferred_middleware.config.settings import make_key_for_tests
+from deferred_middleware.config.process import make_key_for_tests
 from deferred_middleware.testing.capture import DeferredTasks, capture_tasks
 from deferred_middleware.testing.delivering import TaskRun, TaskRunError
 from deferred_middleware.testing.records import Clock, EnqueuedTask

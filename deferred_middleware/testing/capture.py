@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import payload
 from deferred_middleware.calls.callables import AnyCallable
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import DeferredError
 from deferred_middleware.testing.delivering import Attempt, TaskRun, TaskRunError, deliver
 from deferred_middleware.testing.expectations import Expectation, mismatch

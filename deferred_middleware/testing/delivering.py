@@ -8,7 +8,7 @@ import sys
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from deferred_middleware.execution.handler import KEY, Delivery
+from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
 from deferred_middleware.testing.records import EnqueuedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
@@ -80,15 +80,15 @@ class Attempt:
 
 def deliver(app: WSGIApplication, task: EnqueuedTask, attempt: Attempt) -> TaskRun:
     """Make one attempt. What the app itself raises, instead of answering, is raised."""
-    delivery = Delivery()
-    status, body = _request(app, _environ(task, attempt) | {KEY: delivery})
+    report = TaskReport()
+    status, body = _request(app, _environ(task, attempt) | {REPORT_KEY: report})
     return TaskRun(
         task=task,
         attempt=attempt.retry_count + 1,
         status=status,
         body=body,
-        outcome=delivery.outcome,
-        error=delivery.error,
+        outcome=report.outcome,
+        error=report.error,
     )
 
 

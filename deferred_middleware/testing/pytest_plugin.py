@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deferred_middleware.config.settings import make_key_for_tests
+from deferred_middleware.config.process import make_key_for_tests
 
 if TYPE_CHECKING:
     from deferred_middleware.testing import DeferredTasks

@@ -1,15 +1,16 @@
-"""The datastore's namespace travels with a task: what was current at ``defer()`` is current when the call runs.
+"""The datastore namespace of a task: the one that is current at ``defer()`` is current again when the call runs.
 
-The SDK sends it as ``X-AppEngine-Current-Namespace``, and Cloud Tasks drops every header of that kind (SDK:
-``api/taskqueue/cloudtask.py``, _build_ct_task_payload). Ours is a header of our own, on every engine alike, and set for
-the default namespace too: an app whose middleware chooses a namespace for each request, from its host for one, would
-otherwise run such a task in whatever namespace that finds.
+The SDK sends the namespace as ``X-AppEngine-Current-Namespace``, but Cloud Tasks drops every header with that prefix
+(SDK: ``api/taskqueue/cloudtask.py``, _build_ct_task_payload). So we send a header of our own with every engine. It is
+sent for the default namespace too: otherwise an app whose middleware chooses a namespace for each request, for example
+from its host, would run such a task in the namespace that it chose.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.errors import PayloadError
@@ -23,57 +24,53 @@ _SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
 
 
 def header_value() -> str:
-    """Return what :data:`~deferred_middleware.wire.protocol.NAMESPACE_HEADER` says of the current namespace."""
-    return (_sdk or _manager()).get_namespace() or protocol.DEFAULT_NAMESPACE
+    """Return the value of the header :data:`~deferred_middleware.wire.protocol.NAMESPACE_HEADER` for this moment."""
+    return (_manager or _import_manager()).get_namespace() or protocol.DEFAULT_NAMESPACE
 
 
-def enter(environ: WSGIEnvironment) -> str | None:
-    """Make the namespace in which the task of ``environ`` was deferred the current one.
+def enter(environ: WSGIEnvironment) -> Callable[[], object] | None:
+    """Make the namespace in which the task of ``environ`` was deferred current; return a function that undoes this.
 
-    A task of the older libraries says it in the SDK's header; where neither is there, nothing changes. Returns what
-    :func:`leave` needs; raises :class:`~deferred_middleware.errors.PayloadError` if the header holds no namespace.
+    A task of the older libraries has the namespace in the SDK's header. If neither header is there, the namespace stays
+    as it is, and None is returned. Raises :class:`~deferred_middleware.errors.PayloadError` if the header's value is
+    not a namespace.
     """
-    named = environ.get(_NAMESPACE)
-    if named is None:
-        named = environ.get(_SDK_NAMESPACE)
-        if named is None:
+    namespace = environ.get(_NAMESPACE)
+    if namespace is None:
+        namespace = environ.get(_SDK_NAMESPACE)
+        if namespace is None:
             return None
-    if named == protocol.DEFAULT_NAMESPACE:
-        named = ""
-    manager = _sdk or _manager()
+    if namespace == protocol.DEFAULT_NAMESPACE:
+        namespace = ""
+    manager = _manager or _import_manager()
     before: str = manager.get_namespace()
-    if before != named:
+    if before != namespace:
         try:
-            manager.set_namespace(named)
+            manager.set_namespace(namespace)
         except manager.BadValueError as error:
-            raise PayloadError(f"the task's namespace can't be one: {error}") from error
-    return before
-
-
-def leave(before: str | None) -> None:
-    """Make the namespace current again that was so before :func:`enter`."""
-    if before is not None and _sdk.get_namespace() != before:  # the call may have changed it
-        _sdk.set_namespace(before)
+            raise PayloadError(f"the task's namespace is invalid: {error}") from error
+    return functools.partial(manager.set_namespace, before)
 
 
 @contextlib.contextmanager
 def restored(environ: WSGIEnvironment) -> Iterator[None]:
-    """Be in the namespace in which the task of ``environ`` was deferred, in a ``with`` statement; see :func:`enter`."""
-    before = enter(environ)
+    """Run a ``with`` block in the namespace in which the task of ``environ`` was deferred; see :func:`enter`."""
+    leave = enter(environ)
     try:
         yield
     finally:
-        leave(before)
+        if leave is not None:
+            leave()
 
 
-_sdk: Any = None
-"""The SDK's namespace manager, which is not imported before a task needs it."""
+_manager: Any = None
+"""The SDK's namespace manager, which is imported when a task first needs it."""
 
 
-def _manager() -> Any:
+def _import_manager() -> Any:
     """Return the SDK's namespace manager."""
-    global _sdk
+    global _manager
     from google.appengine.api import namespace_manager
 
-    _sdk = namespace_manager
-    return _sdk
+    _manager = namespace_manager
+    return _manager

@@ -1,27 +1,24 @@
-"""Payloads that don't fit in a task: compressed, or if that is not enough kept in the datastore until the task is done.
+"""Payloads that don't fit in a task are compressed, or if that is not enough, kept in the datastore.
 
-The task then carries a reference: :data:`~deferred_middleware.wire.protocol.OVERFLOW_MAGIC` and a JSON object with
-the key,
-size and SHA-256 of what is kept, so that a signature of the task covers it. It is kept as chunks, children of a key of
-their own: one entity group, in the default namespace whatever the tenant, so that one query finds what expired.
+Until it is done, a task whose payload is kept in the datastore carries a reference instead:
+:data:`~deferred_middleware.wire.protocol.OVERFLOW_MAGIC` and a JSON object with the key, the size and the SHA-256 of
+the payload, so that a signature of the task covers the payload too. The payload is stored in chunks, which are
+children of one key. They form one entity group in the default namespace, whatever the current namespace is, so that
+one query finds all expired entities.
 
-What happens to the chunks:
+The chunks have this life:
 
-* In a transaction they are written in it, and are there if and when the task is.
-* When the task is known not to be enqueued they are removed. When that is *not* known, because the queue did not
-  answer, they stay: the task may be there, and would be lost without them.
-* When the task is done a receipt takes their place, a small entity, because a queue may deliver a task again that is
-  done: that would otherwise find its payload missing and be tried for a month.
-* The payload of a task that failed for good stays, so that it can be run again.
-* What is left, receipts included, goes when it expires: :func:`deferred_middleware.wire.sweeping.sweep`.
+* If the task is added in a transaction, the chunks are written in the same transaction: they exist if and only if the
+  task does.
+* If the task is known not to be enqueued, the chunks are removed. If that is *not* known, because the queue did not
+  answer, they stay: if the queue has the task, the task needs them.
+* When the task is done, a small entity replaces them: the receipt. A queue may deliver a task again after it is done.
+  Without the receipt, the task would not find its payload, and would be retried for a month.
+* The payload of a task that failed for good stays, so that the task can be run again.
+* Chunks that nobody could remove, and receipts, are removed after they expire: see :func:`sweep`.
 
-Entities are read and written with the SDK's low-level datastore API, over a connection of our own: the current one may
-be ndb's, which takes its models only (SDK: ``ext/ndb/model.py``, ModelAdapter).
-
-Remove payloads from the datastore whose time is over; see :mod:`deferred_middleware.wire.overflow`.
-
-Most are removed when their task is done. What is left is what nobody could remove: an enqueue whose outcome was not
-known, a process that ended in between, a task that failed for good.
+Entities are read and written with the SDK's low-level datastore API, over a connection of our own. The current
+connection may be ndb's, which accepts only ndb's models (SDK: ``ext/ndb/model.py``, ModelAdapter).
 """
 
 from __future__ import annotations
@@ -31,9 +28,9 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import re
 import time
-import uuid
 import zlib
 from collections.abc import Iterator
 from typing import Any, Final
@@ -44,19 +41,20 @@ from deferred_middleware.wire import entities, protocol
 logger = logging.getLogger("deferred_middleware")
 
 KIND: Final = "_DeferredPayload"
-"""Kind of the entities."""
+"""The kind of the entities."""
 EXPIRES: Final = "expires"
-"""Property of each: when it may be removed, in UTC."""
+"""The property of each entity that says when it may be removed, in UTC."""
 _DATA: Final = "data"
-_CHUNK_BYTES: Final = 1_000_000  # an entity has to stay below 1,048,572 bytes, with its key and properties
-_CHUNKS_AT_ONCE: Final = 8  # to one Get; an answer holds 32 MB
+_CHUNK_BYTES: Final = 1_000_000  # an entity takes at most 1,048,572 bytes, with its key and properties
+_CHUNKS_AT_ONCE: Final = 8  # in one Get; an answer takes at most 32 MB
 _KEEP_SECONDS: Final = (protocol.MAX_TASK_AGE_DAYS + 1) * 24 * 3600
+_BATCH: Final = 500  # keys in one Delete (SDK: datastore/datastore_rpc.py, MAX_DELETE_KEYS)
 _KEY: Final = re.compile(r"[0-9a-f]{32}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def forms(body: bytes) -> Iterator[bytes]:
-    """Yield the payload ``body`` as it is, then compressed if that is smaller."""
+    """Yield the payload ``body`` as it is, and then compressed if that is smaller."""
     yield body
     compressed = zlib.compress(body)
     if len(compressed) < len(body):
@@ -65,24 +63,24 @@ def forms(body: bytes) -> Iterator[bytes]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
-    """What a task carries instead of its payload."""
+    """The reference that a task carries instead of its payload."""
 
     key: str
-    """Name of the key whose children the chunks are."""
+    """The name of the datastore key that is the parent of the chunks."""
     namespace: str = ""
     size: int
-    """Bytes of the payload, as a task would have carried it."""
+    """The size in bytes of the payload, as a task would have carried it."""
     sha256: str
-    """Of these bytes, in hexadecimal."""
+    """The SHA-256 of these bytes, in hexadecimal."""
     chunks: int
     expires: int
-    """When the chunks may be removed, in seconds since 1970."""
+    """The time at which the chunks may be removed, in seconds since 1970."""
 
     @classmethod
     def to(cls, body: bytes, eta_posix: float | None) -> Reference:
-        """Return a new reference to ``body``, kept for as long as a task that is due at ``eta_posix`` may live."""
+        """Return a new reference to ``body``, which is kept for as long as a task with this ETA may live."""
         return cls(
-            key=uuid.uuid4().hex,
+            key=os.urandom(16).hex(),
             size=len(body),
             sha256=hashlib.sha256(body).hexdigest(),
             chunks=-(-len(body) // _CHUNK_BYTES),
@@ -93,7 +91,7 @@ class Reference:
     def parse(cls, body: bytes, limit_bytes: int) -> Reference | None:
         """Return the reference in a task's body, or None if the body is the payload itself.
 
-        Raises :class:`PayloadError` if it is damaged, or refers to more than ``limit_bytes``.
+        Raises :class:`PayloadError` if the reference is damaged, or if the payload has more than ``limit_bytes``.
         """
         if not body.startswith(protocol.OVERFLOW_MAGIC):
             return None
@@ -101,15 +99,15 @@ class Reference:
             reference = cls(**json.loads(body[len(protocol.OVERFLOW_MAGIC) :]))
         except (ValueError, TypeError) as error:
             raise PayloadError(f"the reference to the task's payload is damaged: {error}") from error
-        if not reference._is_sound():
-            raise PayloadError("the reference to the task's payload makes no sense")
+        if not reference._is_valid():
+            raise PayloadError("the reference to the task's payload has invalid values")
         if reference.size > limit_bytes:
             raise PayloadError(
-                f"the task's payload takes {reference.size:,} bytes, and DEFERRED_MAX_PAYLOAD_BYTES is {limit_bytes:,}"
+                f"the task's payload takes {reference.size:,} bytes, but DEFERRED_MAX_PAYLOAD_BYTES is {limit_bytes:,}"
             )
         return reference
 
-    def _is_sound(self) -> bool:
+    def _is_valid(self) -> bool:
         texts = (self.key, self.sha256)
         numbers = (self.size, self.chunks, self.expires)
         return (
@@ -122,17 +120,17 @@ class Reference:
         )
 
     def __bytes__(self) -> bytes:
-        """Return it as a task carries it."""
+        """Return the reference as a task carries it."""
         return protocol.OVERFLOW_MAGIC + json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
 
     def root(self) -> Any:
-        """Return the datastore key of the receipt, the chunks' parent."""
+        """Return the datastore key of the receipt, which is the parent of the chunks."""
         from google.appengine.api import datastore
 
         return datastore.Key.from_path(KIND, self.key, namespace=self.namespace)
 
     def chunk_keys(self) -> list[Any]:
-        """Return the datastore keys of the chunks, in their order."""
+        """Return the datastore keys of the chunks, in order."""
         from google.appengine.api import datastore
 
         root = self.root()
@@ -140,7 +138,7 @@ class Reference:
 
 
 class Overflowed:
-    """A payload on its way to the datastore, for one task.
+    """A payload to keep in the datastore, for one task.
 
     If ``transactional`` is true, the task is added in the current datastore transaction.
     """
@@ -152,21 +150,21 @@ class Overflowed:
         self._stored = False
 
     def store(self) -> None:
-        """Write the chunks, unless that was done before; raises the SDK's ``datastore_errors``."""
+        """Write the chunks if they are not written yet. Raises the SDK's ``datastore_errors``."""
         if self._stored:
             return
         chunks = [
             _entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES])
             for number, key in enumerate(self.reference.chunk_keys())
         ]
-        self._stored = True  # once begun: a write that fails may have succeeded in part
+        self._stored = True  # before the write, because a write that fails may have written some chunks
         if self._transactional:
             entities.put_in_transaction(chunks)
         else:
             entities.outside_transaction().put(chunks)
 
     def remove(self) -> None:
-        """Remove the chunks of a task that was not enqueued; if that fails it is logged, and they are swept later."""
+        """Remove the chunks of a task that was not enqueued. A failure is logged; the sweep removes them later."""
         if not self._stored or (self._transactional and not entities.in_transaction()):
             return
         try:
@@ -174,31 +172,31 @@ class Overflowed:
                 entities.delete_in_transaction(self.reference.chunk_keys())
             else:
                 entities.outside_transaction().delete(self.reference.chunk_keys())
-        except Exception as error:  # noqa: BLE001 - the enqueue's own error is what the caller has to see
-            _left_behind(self.reference, error)
+        except Exception as error:  # noqa: BLE001 - the caller has to get the error of the enqueue
+            _log_left_behind(self.reference, error)
 
 
 def fetch(reference: Reference) -> bytes:
     """Return the payload that ``reference`` refers to, as a task would have carried it.
 
     Raises:
-        PayloadFinishedError: the task that carried it is done.
-        PayloadMissingError: it is not in the datastore, or the datastore can't be asked.
-        PayloadError: it is not what the reference says it is.
+        PayloadFinishedError: the task that carried the payload is done.
+        PayloadMissingError: the payload is not in the datastore, or the datastore did not answer.
+        PayloadError: the payload does not match the reference.
     """
     connection = entities.outside_transaction()
     keys = [reference.root(), *reference.chunk_keys()]
     gathered = bytearray()
     for start in range(0, len(keys), _CHUNKS_AT_ONCE):
-        # By their keys, which always finds what was written last.
+        # A Get by key always returns the latest write.
         try:
             found = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
         except Exception as error:
             raise PayloadMissingError(
-                reference.key, f"the datastore could not be asked for the task's payload: {error}"
+                reference.key, f"the task's payload could not be read from the datastore: {error}"
             ) from error
         if start == 0 and found.pop(0) is not None:
-            raise PayloadFinishedError(reference.key, "the task was done before, and its payload removed")
+            raise PayloadFinishedError(reference.key, "the task was already done, and its payload was removed")
         for entity in found:
             if entity is None:
                 raise PayloadMissingError(
@@ -208,18 +206,20 @@ def fetch(reference: Reference) -> bytes:
             if len(gathered) > reference.size:
                 break
     if len(gathered) != reference.size or hashlib.sha256(gathered).hexdigest() != reference.sha256:
-        raise PayloadError(f"the task's payload is not the one that it was enqueued with ({KIND} {reference.key!r})")
+        raise PayloadError(
+            f"the payload in the datastore is not the payload of the enqueued task ({KIND} {reference.key!r})"
+        )
     return bytes(gathered)
 
 
 def finish(reference: Reference) -> None:
-    """Remove the payload of a task that is done, and leave a receipt; what fails is logged and left to the sweep."""
+    """Replace the payload of a task that is done by a receipt. A failure is logged; the sweep removes the payload."""
     connection = entities.outside_transaction()
     try:
         connection.put([_entity(reference.root(), reference, None)])
         connection.delete(reference.chunk_keys())
-    except Exception as error:  # noqa: BLE001 - the task is done, whatever becomes of its payload
-        _left_behind(reference, error)
+    except Exception as error:  # noqa: BLE001 - the task is done, even if its payload stays
+        _log_left_behind(reference, error)
 
 
 def _entity(key: Any, reference: Reference, data: bytes | None) -> Any:
@@ -233,9 +233,9 @@ def _entity(key: Any, reference: Reference, data: bytes | None) -> Any:
     return entity
 
 
-def _left_behind(reference: Reference, error: BaseException) -> None:
+def _log_left_behind(reference: Reference, error: BaseException) -> None:
     logger.warning(
-        "a payload stays in the datastore until it is swept (%s %r): %s: %s",
+        "a payload stays in the datastore until the next sweep after it expires (%s %r): %s: %s",
         KIND,
         reference.key,
         type(error).__name__,
@@ -244,14 +244,11 @@ def _left_behind(reference: Reference, error: BaseException) -> None:
     )
 
 
-_BATCH = 500  # keys to one Delete (SDK: datastore/datastore_rpc.py, MAX_DELETE_KEYS)
-
-
 def sweep(*, max_seconds: float = 300.0) -> int:
-    """Remove the expired payloads; return how many entities that were.
+    """Remove the expired payloads and receipts; return the number of entities removed.
 
-    It ends after ``max_seconds`` at the latest, and what is left then is for the next one. Safe to run at any time, and
-    at the same time as another. Raises the SDK's ``datastore_errors``.
+    The sweep stops after ``max_seconds``, and leaves the rest to the next sweep. It is safe to run at any time, and at
+    the same time as another sweep. Raises the SDK's ``datastore_errors``.
     """
     from google.appengine.api import datastore
 
@@ -268,5 +265,5 @@ def sweep(*, max_seconds: float = 300.0) -> int:
         removed += len(keys)
         if len(keys) < _BATCH:
             break
-    logger.info("%d expired entities of payloads were removed from the datastore", removed)
+    logger.info("removed %d expired payload entities from the datastore", removed)
     return removed

@@ -1,11 +1,12 @@
-"""What a pickle would make, without making it: its opcodes walked, and what they build drawn instead of built.
+"""Read a pickle without loading it: follow its opcodes, and describe the objects that they would make.
 
-    sketch(pickle.dumps((send_welcome, (42,), {})))     # a Sketch of a tuple: a Name, a Group of a Literal, a Group
+    sketch(pickle.dumps((send_welcome, (42,), {})))     # a Sketch of a tuple: a Name, a Group with a Value, a Group
 
-Nothing is imported and nothing of the pickle is run; each object is a node that only remembers how it would be made.
-However damaged or hostile the bytes are, the answer is a :class:`Sketch`, after a bounded number of opcodes.
-Source: the standard library's ``pickletools``, which says what each opcode does. Where it reads something otherwise
-than the unpickler does, which is so with the names after GLOBAL and INST, it is the unpickler that is followed.
+Nothing is imported, and nothing in the pickle is run: each object is a node that only says how it would be made. For
+any bytes, damaged or hostile ones included, the result is a :class:`Sketch` after a bounded number of opcodes.
+
+The standard library's ``pickletools`` defines what each opcode does. It reads the names after GLOBAL and INST in
+another way than the unpickler; this module reads them as the unpickler does.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 MAX_OPCODES = 100_000
-"""More than these are not looked at, unless it is said otherwise."""
+"""The default limit of opcodes to read."""
 
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """Something that the pickle holds itself: a number, a text, bytes, None, True or False."""
+    """An object that the pickle contains: a number, a text, bytes, None, True or False."""
 
     value: object
 
 
 @dataclass(eq=False, slots=True)
 class Name:
-    """A module's attribute, which loading would import, under the name that it has in Python 3."""
+    """An attribute of a module, which loading would import, with its name in Python 3."""
 
     module: str
     qualname: str
@@ -43,7 +44,7 @@ Kind = Literal["tuple", "list", "dict", "set", "frozenset"]
 
 @dataclass(eq=False, slots=True)
 class Group:
-    """A container; a dictionary has its keys and values in turn in ``items``."""
+    """A container. The ``items`` of a dictionary are its keys and values in turn."""
 
     kind: Kind
     items: list[Node] = field(default_factory=list)
@@ -51,10 +52,10 @@ class Group:
 
 @dataclass(eq=False, slots=True)
 class Made:
-    """What calling ``maker`` with ``arguments`` would return, with ``items`` put in and ``state`` set afterwards.
+    """The object that ``maker`` would return for ``arguments``; ``items`` are then added, and ``state`` is set.
 
-    With ``in_pairs`` the items are keys and values in turn; with ``by_new`` it is not ``maker`` that is called but its
-    ``__new__``.
+    If ``in_pairs`` is true, the items are keys and values in turn. If ``by_new`` is true, ``maker.__new__`` is called
+    instead of ``maker``.
     """
 
     maker: Node
@@ -68,7 +69,7 @@ class Made:
 
 @dataclass(eq=False, slots=True)
 class Unknown:
-    """Something that only the loading process could know; ``what`` says what."""
+    """An object that only the loading process could know. ``what`` describes it."""
 
     what: str
 
@@ -78,15 +79,18 @@ Node = Value | Name | Group | Made | Unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
-    """What a pickle would make. ``problem`` says why it can't be known to the end, where it can't.
+    """The object that a pickle would make, as a node.
 
-    ``trailing_bytes`` follow the pickle. With a problem, ``parts`` are what was there until then, outermost first.
+    If the pickle can't be read to its end, ``problem`` says why, and ``parts`` has the nodes read until then, outermost
+    first. ``trailing_bytes`` is the number of bytes that follow the pickle. ``names`` are all names in the pickle, in
+    order.
     """
 
     node: Node | None
     problem: str | None = None
     parts: tuple[Node, ...] = ()
     trailing_bytes: int = 0
+    names: tuple[Name, ...] = ()
 
 
 class _MalformedError(Exception):
@@ -94,25 +98,27 @@ class _MalformedError(Exception):
 
 
 class _Machine:
-    """The pickle machine's stack and memo, with nodes on them. Each method is an opcode, by its name in pickletools."""
+    """The stack and the memo of the unpickler, with nodes in place of objects, and methods for the opcodes."""
 
     def __init__(self) -> None:
         self.stack: list[Node | None] = []
-        """Its nodes; None is a mark."""
+        """The nodes; None is a mark."""
         self.memo: dict[int, Node] = {}
+        self.names: list[Name] = []
+        """The names that have been read, in order."""
         self.protocol = 0
 
     def pop(self) -> Node:
         node = self.stack[-1] if self.stack else None
         if node is None:
-            raise _MalformedError("it takes something from an empty stack")
+            raise _MalformedError("an opcode takes an object from the empty stack")
         del self.stack[-1]
         return node
 
     def top(self) -> Node:
         node = self.stack[-1] if self.stack else None
         if node is None:
-            raise _MalformedError("it looks at an empty stack")
+            raise _MalformedError("an opcode reads from the empty stack")
         return node
 
     def pop_to_mark(self) -> list[Node]:
@@ -121,7 +127,7 @@ class _Machine:
                 found = [node for node in self.stack[index + 1 :] if node is not None]
                 del self.stack[index:]
                 return found
-        raise _MalformedError("it looks for a mark that isn't there")
+        raise _MalformedError("an opcode needs a mark, but there is none")
 
     def literal(self, argument: object) -> None:
         self.stack.append(Value(argument))
@@ -140,12 +146,12 @@ class _Machine:
         if isinstance(container, Made) or (isinstance(container, Group) and container.kind in ("list", "dict", "set")):
             container.items.extend(items)
         elif not isinstance(container, Unknown):
-            raise _MalformedError("it puts something into what holds nothing")
+            raise _MalformedError("an opcode adds items to an object that is not a container")
 
     def pairs_from_mark(self) -> list[Node]:
         items = self.pop_to_mark()
         if len(items) % 2:
-            raise _MalformedError("a key has no value")
+            raise _MalformedError("a dictionary has a key without a value")
         return items
 
     def remember(self, index: Any) -> None:
@@ -155,7 +161,7 @@ class _Machine:
         try:
             self.stack.append(self.memo[int(index)])
         except KeyError:
-            raise _MalformedError("it recalls what it never remembered") from None
+            raise _MalformedError("an opcode reads an entry of the memo that does not exist") from None
 
     def make(self, *, by_new: bool = False, with_keywords: bool = False) -> None:
         keywords = self.pop() if with_keywords else None
@@ -166,7 +172,7 @@ class _Machine:
         items = self.pop_to_mark()
         if name is None:
             if not items:
-                raise _MalformedError("it makes an object of nothing")
+                raise _MalformedError("an opcode makes an object without a class")
             self.stack.append(Made(items[0], Group("tuple", items[1:])))
         else:
             self.stack.append(Made(name, Group("tuple", items)))
@@ -175,7 +181,9 @@ class _Machine:
         state = self.pop()
         made = self.top()
         if isinstance(made, Name) or (isinstance(made, Made) and made.state is not None):
-            raise _MalformedError("it changes what it didn't make, or what is made already")
+            raise _MalformedError(
+                "an opcode sets the state of an object that the pickle did not make, or that has a state already"
+            )
         if isinstance(made, Made):
             made.state = state
 
@@ -186,23 +194,26 @@ class _Machine:
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, Value) and isinstance(module, Value)):
-            raise _MalformedError("it names something by what is no text")
+            raise _MalformedError("the name of an attribute or of its module is not a text")
         if not (isinstance(name.value, str) and isinstance(module.value, str)):
-            raise _MalformedError("it names something by what is no text")
+            raise _MalformedError("the name of an attribute or of its module is not a text")
         self.stack.append(self.name(module.value, name.value))
 
     def name(self, module: str, qualname: str) -> Name:
-        """Return what the unpickler looks up for a name, which before protocol 3 is one of Python 2."""
+        """Return the name that the unpickler looks up. Before protocol 3, the name in the pickle is one of Python 2."""
         if self.protocol < 3:
             if (module, qualname) in _compat_pickle.NAME_MAPPING:
-                return Name(*_compat_pickle.NAME_MAPPING[module, qualname])
-            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        return Name(module, qualname)
+                module, qualname = _compat_pickle.NAME_MAPPING[module, qualname]
+            else:
+                module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        self.names.append(Name(module, qualname))
+        return self.names[-1]
 
     def name_at(self, data: bytes, position: int) -> Name:
-        """Return the name after the opcode at ``position``, module and attribute on a line each.
+        """Return the name after the opcode at ``position``: the module and the attribute, each on its line.
 
-        pickletools undoes escapes in them, which the unpickler doesn't, and joins them by a blank, which may be in one.
+        pickletools replaces escapes in them, which the unpickler does not do, and joins them by a blank, which may also
+        occur in a name.
         """
         middle = data.index(b"\n", position)
         end = data.index(b"\n", middle + 1)
@@ -242,7 +253,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
     "PROTO": lambda machine, argument: machine.begin(argument),
     "FRAME": lambda _machine, _: None,
     "READONLY_BUFFER": lambda _machine, _: None,
-    "NEXT_BUFFER": lambda machine, _: machine.stack.append(Unknown("a buffer kept elsewhere")),
+    "NEXT_BUFFER": lambda machine, _: machine.stack.append(Unknown("a buffer outside of the pickle")),
     "MARK": lambda machine, _: machine.stack.append(None),
     "POP": lambda machine, _: machine.stack.pop() if machine.stack else machine.pop(),
     "POP_MARK": lambda machine, _: machine.pop_to_mark(),
@@ -287,14 +298,15 @@ _OPCODES: dict[str, Callable[[_Machine, Any], object]] = {
 
 
 def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
-    """Return what the pickle at the beginning of ``data`` would make, if that takes no more than ``max_opcodes``."""
+    """Return what the pickle at the start of ``data`` would make, if it has at most ``max_opcodes`` opcodes."""
     machine = _Machine()
     problem = "it has no end"
     try:
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
             if opcode.name == "STOP":
                 node = machine.pop()
-                return Sketch(node=node, trailing_bytes=len(data) - (position or 0) - 1)
+                trailing_bytes = len(data) - (position or 0) - 1
+                return Sketch(node=node, trailing_bytes=trailing_bytes, names=tuple(machine.names))
             if number >= max_opcodes:
                 problem = f"it has more than {max_opcodes:,} opcodes"
                 break
@@ -304,6 +316,7 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     except _MalformedError as error:
         problem = str(error)
     except (ValueError, UnicodeError, IndexError, OverflowError, Warning) as error:
-        # pickletools warns of an escape that is none, and a process may have warnings raised.
+        # pickletools warns of an invalid escape, and a process may turn warnings into exceptions.
         problem = f"it is damaged ({str(error)[:100]})"
-    return Sketch(node=None, problem=problem, parts=tuple(part for part in machine.stack if part is not None))
+    parts = tuple(part for part in machine.stack if part is not None)
+    return Sketch(node=None, problem=problem, parts=parts, names=tuple(machine.names))

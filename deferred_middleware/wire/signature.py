@@ -1,20 +1,19 @@
-"""The signature of a task: a request header that binds everything the handler relies on to a secret key.
+"""Sign a task with a request header that binds everything the handler relies on to a secret key.
 
 The header is detached from the payload, so that versions with and without signatures read each other's payloads::
 
     X-Deferred-Signature: v1;k=<key id>;i=<issued>;e=<expires>;n=<nonce>;t=<named>;b=<SHA-256 of the body>;s=<MAC>
 
-Times are seconds since 1970, in ten digits; ``t`` is 1 where the task was named before it was added, and its name is
-signed. The MAC is HMAC-SHA256 over method, application, path, query, queue and all other ``X-Deferred-*`` request
-headers, and over the header itself up to ``;s=`` and that name. Each of these fields is told apart by its length, so
-that no two requests have the same bytes to sign. Hashes are lower-case hexadecimal, which leaves no second spelling of
-a signature.
+Times are seconds since 1970, in ten digits. ``t`` is 1 if the task was named before it was added; its name is signed
+then. The MAC is HMAC-SHA256 over the method, application, path, query, queue and all other ``X-Deferred-*`` request
+headers, and over the header itself up to ``;s=`` and that name. Each field is preceded by its length, so that no two
+requests have the same bytes to sign. Hashes are lower-case hexadecimal, so that a signature has one spelling only.
 
-What many tasks have in common comes first, so that a keyring keeps the state of the MAC after it.
+The fields that many tasks have in common come first, so that a keyring can keep the state of the MAC after them.
 
-From each key subkeys are derived, one for each use, as HKDF does it (RFC 5869). The key's identifier is the hash of a
-subkey that nothing else uses, and tells nothing about the key. A version other than ``v1`` is refused: a later one
-will have to be understood everywhere before anybody writes it.
+A keyring derives subkeys from each key, one for each use, as HKDF does (RFC 5869). The key's identifier is the hash of
+a subkey that nothing else uses, and reveals nothing about the key. Any version other than ``v1`` is refused: before
+anybody writes a later version, every reader has to understand it.
 """
 
 from __future__ import annotations
@@ -22,42 +21,47 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import os
 import re
 import struct
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.config.settings import current_deployment, current_settings
-from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
-from deferred_middleware.wire import protocol, randomness
+from deferred_middleware.errors import UntrustedRequestError
+from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
-    from deferred_middleware.calls.options import Options
     from deferred_middleware.config.keys import SecretKey
 
 VERSION: Final = "v1"
 LIFETIME_SECONDS: Final = (protocol.MAX_TASK_AGE_DAYS + 1) * 24 * 3600
-"""How long a signature holds from its task's ETA: as long as the platform keeps a task, and a day for clocks."""
+"""How long a signature is valid after its task's ETA: as long as the platform keeps a task, and a day for clocks."""
 LOCAL_LIFETIME_SECONDS: Final = 3650 * 24 * 3600
-"""The same on the local server, which keeps a task for as long as it waits, and whose key never leaves the machine."""
+"""The same on the local server, which keeps a waiting task for any time, and whose key never leaves the machine."""
 LONGEST_LIFETIME_SECONDS: Final = 100 * 365 * 24 * 3600
-"""The longest, whatever age a task may reach: times have ten digits."""
+"""The longest lifetime, whatever age a task may reach: times have ten digits."""
 
 _SALT: Final = b"deferred_middleware"
 _SIGNING: Final = b"deferred_middleware v1: sign tasks"
 _IDENTIFYING: Final = b"deferred_middleware v1: identify the key"
 
-
-_FORMAT: Final = re.compile(
-    r"v1;k=[0-9a-f]{16};i=[0-9]{10};e=[0-9]{10};n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}", re.ASCII
-)
-_OWN: Final = struct.Struct(">3Q")
-_LENGTH: Final = 212  # so that each part of a signature is where it always is
-_USUAL: Final = 500
-"""How many headers' names a keyring remembers, and one request's more."""
-_BEGUN: Final = 128
-"""How many states of a MAC a keyring keeps. A server that bounds the headers it takes bounds their size."""
+# Every part of a signature has a fixed length, so that its place is fixed too.
+LENGTH: Final = 212
+_KEY_ID: Final = slice(5, 21)
+_EXPIRES: Final = slice(37, 47)
+_IS_NAMED: Final = slice(77, 78)
+_BODY_DIGEST: Final = slice(81, 145)
+_CLAIMS: Final = slice(0, 145)
+"""What the MAC covers of the signature itself."""
+_MAC: Final = slice(145, 212)
+"""The MAC with its ``;s=``."""
+_PATTERN: Final = r"v1;k=[0-9a-f]{16};i=[0-9]{10};e=[0-9]{10};n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}"
+_OWN_FIELDS: Final = struct.Struct(">3Q")  # as encode() writes the number and the lengths of two fields
+_MAX_FAMILIAR_KEYS: Final = 500
+"""How many keys of ``environ`` a keyring remembers, before it takes in those of one more request."""
+_MAX_MAC_STATES: Final = 128
+"""How many MAC states a keyring keeps. A server limits the size of a request's headers, and so the size of a state."""
 
 _OUR_PREFIX: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
@@ -74,22 +78,22 @@ def derive(key: SecretKey, purpose: bytes) -> bytes:
 
 
 def encode(fields: Sequence[bytes]) -> bytes:
-    """Return ``fields`` as one text that no other list of fields has: their number, their lengths, themselves."""
+    """Return an encoding that no other list of fields has: the number of fields, their lengths, the fields."""
     return struct.pack(f">{len(fields) + 1}Q", len(fields), *map(len, fields)) + b"".join(fields)
 
 
 def digest_of(body: bytes) -> str:
-    """Return the hash of a body as a signature has it."""
+    """Return the hash of a body, as a signature holds it."""
     return hashlib.sha256(body).hexdigest()
 
 
 def path_of(url: str) -> bytes:
-    """Return the bytes of a URL's path as a WSGI server hands them on: percent-decoded."""
+    """Return the bytes of a URL's path as a WSGI server passes them to the app: percent-decoded."""
     return urllib.parse.unquote_to_bytes(url)
 
 
 class Keyring:
-    """The keys of a process, newest first: the first signs, all verify."""
+    """The keys of a process, newest first: the newest key signs, and all keys verify."""
 
     def __init__(self, keys: Iterable[SecretKey], application: str) -> None:
         self._subkeys: dict[str, bytes] = {}
@@ -98,16 +102,16 @@ class Keyring:
             self._subkeys[key_id] = derive(key, _SIGNING)
         self._newest = next(iter(self._subkeys), "")
         self._application = application.encode()
-        self._usual: set[str] = set()
-        """Keys of an environ of which none but the namespace's is signed."""
-        self._begun = functools.lru_cache(maxsize=_BEGUN)(self._begin)
+        self._familiar_keys: set[str] = set()
+        """Keys of ``environ`` that trusted requests had, none of them signed except the namespace's."""
+        self._mac_for = functools.lru_cache(maxsize=_MAX_MAC_STATES)(self._mac_of_common_fields)
 
     def __bool__(self) -> bool:
         return bool(self._subkeys)
 
     @property
     def key_ids(self) -> list[str]:
-        """The keys' identifiers, newest first."""
+        """The identifiers of the keys, newest first."""
         return list(self._subkeys)
 
     def sign(
@@ -123,10 +127,11 @@ class Keyring:
         now: float,
         method: str = "POST",
     ) -> str:
-        """Return the signature of a task that is posted to ``path``, as the value of its header.
+        """Return the value of the signature header for a task that is posted to ``path``.
 
-        ``name`` is the task's, if it is known yet; ``not_before`` the time, in seconds since 1970, from which on
-        it may run. Of ``headers`` only ours are signed. Another ``method`` is for what is never to be posted.
+        ``name`` is the task's name if it is known already. ``not_before`` is the time from which on the task may run,
+        in seconds since 1970. Of ``headers`` only our own are signed. Use another ``method`` to sign something that
+        must never be accepted as a task.
         """
         signer = self.signer(path=path, queue=queue, headers=headers, lifetime_seconds=lifetime_seconds, method=method)
         return signer.sign(name, body, not_before, now)
@@ -134,56 +139,56 @@ class Keyring:
     def signer(
         self, *, path: bytes, queue: str, headers: Mapping[str, str], lifetime_seconds: float, method: str = "POST"
     ) -> Signer:
-        """Return what signs tasks that have all this in common; see :meth:`sign`."""
+        """Return a signer for tasks that have all these arguments in common; see :meth:`sign`."""
         # As the request's environ will have them.
         ours = {protocol.environ_key(header): value.encode().decode("latin-1") for header, value in headers.items()}
-        begun = self._begun(self._newest, method, path.decode("latin-1"), "", queue, _our_headers(ours))
-        return Signer(self._newest, begun, min(lifetime_seconds, LONGEST_LIFETIME_SECONDS))
+        mac = self._mac_for(self._newest, method, path.decode("latin-1"), "", queue, _our_headers(ours))
+        return Signer(self._newest, mac, min(lifetime_seconds, LONGEST_LIFETIME_SECONDS))
 
     def verify(self, signature: str, environ: Mapping[str, Any], queue: str, name: str, now: float) -> str:
-        """Return the hash that the body has to have, for which see :func:`digest_of`.
+        """Return the hash that the request's body must have, see :func:`digest_of`.
 
-        ``environ`` is the WSGI one of the task's request, ``name`` the task's, whoever chose it. Raises
-        :class:`UntrustedRequestError`.
+        ``environ`` is the WSGI environment of the task's request. ``name`` is the task's name, whether the caller or
+        the queue chose it. Raises :class:`UntrustedRequestError` if the signature is not valid for this request.
         """
-        # The rest of its form is looked at only if it does not fit: what fits, we have written.
-        if len(signature) != _LENGTH or not signature.isascii():
-            raise _explain(signature, "signature-format", "its signature is malformed")
-        claims = signature[:-67]
-        # Asking a set of names that were seen takes a third of the time that looking at each does.
-        is_usual = _NAMESPACE in environ and self._usual.issuperset(environ)
-        headers = environ[_NAMESPACE] if is_usual else _our_headers(environ)
+        # A MAC that matches proves that we wrote the signature, so its format is checked only if the MAC differs.
+        if len(signature) != LENGTH or not signature.isascii():
+            raise _invalid(signature, "signature-format", "its signature is malformed")
+        claims = signature[_CLAIMS]
+        # One look at a set takes a third of the time of a look at each key.
+        is_familiar = _NAMESPACE in environ and self._familiar_keys.issuperset(environ)
+        headers = environ[_NAMESPACE] if is_familiar else _our_headers(environ)
         try:
-            begun = self._begun(
-                signature[5:21],
+            mac = self._mac_for(
+                signature[_KEY_ID],
                 environ["REQUEST_METHOD"],
                 environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"],
                 environ.get("QUERY_STRING", ""),
                 queue,
                 headers,
             )
-            expected = begun.of(claims, name if claims[-68] == "1" else "")
+            expected = mac.finish(claims, name if signature[_IS_NAMED] == "1" else "")
         except KeyError:
-            raise _explain(
-                signature, "signature-key", "its signature was made with a key that is not known here"
-            ) from None
+            raise _invalid(signature, "signature-key", "its signature was made with an unknown key") from None
         except UnicodeEncodeError:
-            raise _explain(signature, "signature", "what its signature signs is not what it holds") from None
-        if not hmac.compare_digest(signature[-67:], expected):
-            raise _explain(signature, "signature", "its signature does not fit")
-        if not is_usual:
-            self._remember(environ, headers)
-        if float(claims[37:47]) < now:
+            raise _invalid(signature, "signature", "its signature does not match the request") from None
+        if not hmac.compare_digest(signature[_MAC], expected):
+            raise _invalid(signature, "signature", "its signature does not match the request")
+        if not is_familiar:
+            self._remember_keys(environ, headers)
+        if float(signature[_EXPIRES]) < now:
             raise UntrustedRequestError("signature-expired", "its signature has expired")
-        return claims[-64:]
+        return signature[_BODY_DIGEST]
 
-    def _remember(self, environ: Mapping[str, Any], headers: _Headers) -> None:
-        """Remember the names of a trusted request's headers if only the namespace's is signed."""
-        if len(headers) == 1 and headers[0][0] == _NAMESPACE and len(self._usual) < _USUAL:
-            self._usual.update(environ)
+    def _remember_keys(self, environ: Mapping[str, Any], headers: _Headers) -> None:
+        """Remember the keys of a trusted request's ``environ`` if the namespace is the only signed header."""
+        if len(headers) == 1 and headers[0][0] == _NAMESPACE and len(self._familiar_keys) < _MAX_FAMILIAR_KEYS:
+            self._familiar_keys.update(environ)
 
-    def _begin(self, key_id: str, method: str, path: str, query: str, queue: str, headers: str | _Headers) -> Mac:
-        """Return the MAC's state after what tasks with one URL, in one queue, have in common."""
+    def _mac_of_common_fields(
+        self, key_id: str, method: str, path: str, query: str, queue: str, headers: str | _Headers
+    ) -> Mac:
+        """Return the MAC of the fields that all tasks with one URL, in one queue, have in common."""
         subkey = self._subkeys[key_id]
         fields = [
             method.encode("ascii"),
@@ -193,78 +198,62 @@ class Keyring:
             queue.encode("ascii"),
         ]
         for key, value in ((_NAMESPACE, headers),) if isinstance(headers, str) else sorted(headers):
-            # The server strips a value's surrounding blanks.
+            # The server strips the blanks around a value.
             fields += (key.encode("latin-1"), value.strip(" \t").encode("latin-1"))
         return Mac(subkey, encode(fields))
 
 
 class Mac:
-    """The HMAC-SHA256 of what tasks have in common, to be followed by what each has of its own."""
+    """The state of an HMAC-SHA256 after the fields that tasks have in common."""
 
-    __slots__ = ("_begun",)
+    __slots__ = ("_state",)
 
-    def __init__(self, key: bytes, beginning: bytes) -> None:
-        begun = hmac.new(key, beginning, "sha256")
-        # What is copied for each task is OpenSSL's own, where there is one: it is copied in half the time.
-        self._begun: Any = getattr(begun, "_hmac", None) or begun
+    def __init__(self, key: bytes, common_fields: bytes) -> None:
+        state = hmac.new(key, common_fields, "sha256")
+        # OpenSSL's own object, where there is one, is copied in half the time.
+        self._state: Any = getattr(state, "_hmac", None) or state
 
-    def of(self, claims: str, name: str) -> str:
-        """Return the end of a signature, which is the MAC of one task.
+    def finish(self, claims: str, name: str) -> str:
+        """Return the last part of the signature of one task: ``;s=`` and the MAC.
 
-        Raises :class:`UnicodeEncodeError` for a name that no task has.
+        Raises :class:`UnicodeEncodeError` for a name that is not ASCII, which no task has.
         """
-        mac = self._begun.copy()
-        mac.update(_OWN.pack(2, len(claims), len(name)) + (claims + name).encode("ascii"))  # as encode() has the two
-        return f";s={mac.hexdigest()}"
+        state = self._state.copy()
+        state.update(_OWN_FIELDS.pack(2, len(claims), len(name)) + (claims + name).encode("ascii"))
+        return f";s={state.hexdigest()}"
 
 
 class Signer:
-    """Signs tasks that are alike: the same path, queue and headers of ours, and the same lifetime."""
+    """Signs tasks that have the path, the queue, our headers and the lifetime in common."""
 
-    __slots__ = ("_begun", "_claims", "_due_now", "_lifetime_seconds")
+    __slots__ = ("_claims", "_lifetime_seconds", "_mac", "_times")
 
-    def __init__(self, key_id: str, begun: Mac, lifetime_seconds: float) -> None:
+    def __init__(self, key_id: str, mac: Mac, lifetime_seconds: float) -> None:
         self._claims = f"{VERSION};k={key_id};i=%010d;e=%010d;n="
-        self._begun = begun
+        self._mac = mac
         self._lifetime_seconds = lifetime_seconds
-        self._due_now = (-1, "")
-        """What the signatures of tasks that are due at once begin with, all that are made in one second."""
+        self._times = (-1, "")
+        """A second, and the first claims of the tasks that are signed in it and due at once."""
 
     def sign(self, name: str | None, body: bytes, not_before: float, now: float, nonce: str = "") -> str:
-        """Return a task's signature; see :meth:`Keyring.sign`. ``nonce`` is 24 random digits, where there are some."""
-        second, beginning = self._due_now
+        """Return a task's signature; see :meth:`Keyring.sign`.
+
+        ``nonce`` is 24 random hexadecimal digits; by default they are made here.
+        """
+        second, first_claims = self._times
         if second != int(now) or not_before > now:
-            beginning = self._claims % (now, max(now, not_before) + self._lifetime_seconds)
+            first_claims = self._claims % (now, max(now, not_before) + self._lifetime_seconds)
             if not_before <= now:
-                self._due_now = (int(now), beginning)
-        nonce = nonce or randomness.hex32()[:24]
-        claims = f"{beginning}{nonce};t={0 if name is None else 1};b={digest_of(body)}"
-        return claims + self._begun.of(claims, name or "")
+                self._times = (int(now), first_claims)
+        nonce = nonce or os.urandom(12).hex()
+        claims = f"{first_claims}{nonce};t={0 if name is None else 1};b={digest_of(body)}"
+        return claims + self._mac.finish(claims, name or "")
 
 
 @functools.lru_cache(maxsize=8)
 def keyring_for(keys: tuple[SecretKey, ...], application: str) -> Keyring:
-    """Return the keyring of ``keys``; each is made once."""
+    """Return the keyring of ``keys`` for the app with the ID ``application``; each keyring is made once."""
     return Keyring(keys, application)
-
-
-def signer_for(options: Options, *, queue: str, url: str, headers: Mapping[str, str]) -> Signer | None:
-    """Return what signs tasks with these options, or None if the process has no key.
-
-    ``url`` is the path that they are posted to, ``headers`` all the others. Raises :class:`SecretKeyMissingError` where
-    a task without a signature would not run.
-    """
-    settings, deployment = current_settings(), current_deployment()
-    keyring = keyring_for(settings.secret_keys, deployment.application)
-    if not keyring:
-        if settings.require_signature:
-            raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
-        return None
-    lifetime = LOCAL_LIFETIME_SECONDS if deployment.on_local_server else LIFETIME_SECONDS
-    age_limit = options.retry_options.task_age_limit if options.retry_options else None
-    return keyring.signer(
-        path=path_of(url), queue=queue, headers=headers, lifetime_seconds=max(lifetime, age_limit or 0)
-    )
 
 
 def _our_headers(environ: Mapping[str, str]) -> _Headers:
@@ -274,10 +263,10 @@ def _our_headers(environ: Mapping[str, str]) -> _Headers:
     )
 
 
-def _explain(signature: str, check: str, problem: str) -> UntrustedRequestError:
-    """Return the error for a signature that does not hold, which may be so because it is none."""
+def _invalid(signature: str, check: str, problem: str) -> UntrustedRequestError:
+    """Return the error for an invalid signature; a wrong version or format takes precedence over ``check``."""
     if re.match(r"v[0-9]+;", signature) and not signature.startswith(f"{VERSION};"):
-        return UntrustedRequestError("signature-version", f"its signature is not of the version {VERSION}")
-    if _FORMAT.fullmatch(signature) is None:
+        return UntrustedRequestError("signature-version", f"its signature does not have the version {VERSION}")
+    if re.fullmatch(_PATTERN, signature) is None:
         return UntrustedRequestError("signature-format", "its signature is malformed")
     return UntrustedRequestError(check, problem)

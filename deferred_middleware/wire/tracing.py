@@ -1,9 +1,10 @@
-"""OpenTelemetry: a task's span has the span that enqueued it for its parent, in one trace.
+"""OpenTelemetry: the span of a task is a child of the span that was current at ``defer()``, in the same trace.
 
-Nothing is configured: where the app uses ``opentelemetry-api``, the current span's context travels in the task's
-headers (``traceparent``, https://www.w3.org/TR/trace-context/), and the task runs in a span of the kind *consumer*
-named after its function, with the attributes of the semantic conventions for messaging
-(https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). Where it doesn't, nothing of it is imported.
+This needs no configuration. If the app uses ``opentelemetry-api``, the context of the current span travels in the
+headers of the task (``traceparent``, https://www.w3.org/TR/trace-context/). The task then runs in a span of the kind
+*consumer*, which is named after its function and has the attributes of the semantic conventions for messaging
+(https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/). If the app does not use it, nothing of it is
+imported.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 _SYSTEM: Final = "gcp_cloud_tasks"
 _LIBRARY: Final = "deferred_middleware"
-_API: Final = "opentelemetry.trace"
+API_MODULE: Final = "opentelemetry.trace"
+"""The module that an app imports to make spans. If it is not in ``sys.modules``, there is no span."""
 
 
 def headers() -> dict[str, str]:
-    """Return the headers that carry the current span's context; none where there is no span."""
-    if _API not in sys.modules:  # nobody has made a span
+    """Return the headers that carry the context of the current span; no headers if there is no span."""
+    if API_MODULE not in sys.modules:
         return {}
     from opentelemetry import propagate
 
@@ -35,14 +37,14 @@ def headers() -> dict[str, str]:
 
 
 def is_active() -> bool:
-    """Tell whether a span would go anywhere: the app has chosen a tracer provider."""
-    api = sys.modules.get(_API)
+    """Tell whether spans are recorded, which is so if the app has set a tracer provider."""
+    api = sys.modules.get(API_MODULE)
     return api is not None and not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
 
 
 @contextlib.contextmanager
 def consumer_span(context: TaskContext) -> Iterator[None]:
-    """Run a task's call in a span of its own. What the call raises is recorded there, and goes on."""
+    """Run the call of a task in a span of its own. The span records an exception of the call, which goes on."""
     from opentelemetry import propagate, trace
 
     environ = context.environ

@@ -225,7 +225,7 @@ def test_an_unknown_queue_is_the_callers_error(server: Server) -> None:
     connection.close()
 
     assert "taskqueue.UnknownQueueError" in text
-    assert "chores/look was not enqueued to queue 'nope': there is no such queue." in text
+    assert "chores/look was not enqueued to queue 'nope': the queue does not exist." in text
 
 
 def test_a_call_that_this_version_lacks_waits_for_one_that_has_it(serve: Serve, recorder: Recorder) -> None:

@@ -22,7 +22,7 @@ from deferred_middleware import (
     defer_batch,
     defer_many,
 )
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import answers
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.wire import overflow

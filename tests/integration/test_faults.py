@@ -11,7 +11,7 @@ from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_p
 from google.appengine.runtime import default_api_stub
 
 from deferred_middleware import DeferredError, EnqueueError, Settings, call, defer, defer_async, defer_many
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines import answers
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as adding

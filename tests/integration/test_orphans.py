@@ -13,7 +13,7 @@ from google.appengine.runtime import apiproxy_errors, default_api_stub
 
 from deferred_middleware import EnqueueError, Settings, call, defer_many
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.engines.answers import Answer
 from deferred_middleware.enqueue import add as attempts
 from deferred_middleware.wire import overflow, protocol

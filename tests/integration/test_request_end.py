@@ -14,7 +14,7 @@ from google.appengine.runtime import default_api_stub
 from waitress.server import create_server
 
 from deferred_middleware import DeferredMiddleware, Settings, defer_async
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from tests.support import faults, sample
 from tests.support.faults import BOUND_SECONDS, FaultyServer, Held
 

@@ -16,11 +16,10 @@ import pytest
 from google.appengine.ext import deferred
 
 from deferred_middleware import DeferredMiddleware, Settings, defer
-from deferred_middleware.config import keys as secretkeys
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.config.settings import Deployment
-from deferred_middleware.execution.trust import Gate
+from deferred_middleware.config.process import Deployment
+from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.testing import EnqueuedTask, capture_tasks
 from deferred_middleware.testing.delivering import Attempt, deliver
 from tests.support import sample
@@ -47,8 +46,8 @@ class Version:
 
     def deploy(self, environment: str | None) -> DeferredMiddleware:
         """Make this process that version's, and return its app."""
-        settings_module._deployment = Deployment(environment=environment, application="app")
-        secretkeys.install(self.keys)
+        process._deployment = Deployment(environment=environment, application="app")
+        process.install_keys(self.keys)
         settings = Settings(require_signature=self.required, legacy_urls=(LEGACY_URL,))
         return DeferredMiddleware(other_pages, settings=settings)
 
@@ -143,7 +142,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have signatures checked at a time that the test says; they are made now."""
     clock = Clock()
-    monkeypatch.setitem(Gate.__init__.__kwdefaults__, "clock", clock)  # type: ignore[arg-type] # it is there
+    monkeypatch.setitem(Authenticator.__init__.__kwdefaults__, "clock", clock)  # type: ignore[arg-type] # it is there
     return clock
 
 

@@ -1,10 +1,24 @@
-"""Tasks for the tests of the task store, their results, and a clock that stands still."""
+"""Tasks and results for the tests of the task store, and a clock that stands still."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from deferred_middleware.server.store.records import PULL, AttemptRecord, ClaimedTask, Completion, Lane, NewTask
+import pytest
+
+from deferred_middleware.server.store import store as store_module
+from deferred_middleware.server.store.records import (
+    PULL,
+    AttemptRecord,
+    ClaimedTask,
+    Completion,
+    Lane,
+    NewTask,
+    State,
+    StoredTask,
+)
 from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
@@ -41,7 +55,7 @@ def completion(
     finished_usec: int = NOW,
     excerpt: bytes = b"oops",
 ) -> Completion:
-    """Return the result of a claimed task's attempt, an answer 500 that leaves it in ``state``."""
+    """Return the result of a claimed task's attempt: a response 500, after which the task is in ``state``."""
     return Completion(
         task_id=task.id,
         claim_token=task.claim_token,
@@ -66,6 +80,34 @@ def completion(
 
 
 def run_all(store: TaskStore, state: str = "succeeded", *, queue: str = "default", finished_usec: int = NOW) -> None:
-    """Run what is due in a queue, with the same end for every task."""
+    """Complete all due tasks of a queue, with the same state for each."""
     claimed = store.claim({Lane(queue, ""): 10_000}, 2 * NOW)
     assert all(store.complete([completion(task, state, finished_usec=finished_usec) for task in claimed]))
+
+
+def stored_tasks(store: TaskStore, *, state: State | None = None, limit: int = 100) -> list[StoredTask]:
+    """Return whole tasks, the newest first."""
+    page = store.queries.find(state=state, limit=limit)
+    found = [store.queries.get_by_id(task.id) for task in page.tasks]
+    return [task for task in found if task is not None]
+
+
+def prune(store: TaskStore) -> int:
+    """Let the store prune as it does after some results; return how many tasks it deleted."""
+    before = sum(sum(states.values()) for states in store.queries.counts().values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 0)
+        store.complete([])
+    # The results have submitted the prune, so it is committed before this.
+    store.release([])
+    return before - sum(sum(states.values()) for states in store.queries.counts().values())
+
+
+@contextlib.contextmanager
+def counted_commits(store: TaskStore) -> Iterator[list[str]]:
+    """Return a list that gets an entry for each commit inside the block."""
+    commits: list[str] = []
+    connection = store._writer._connection
+    connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    yield commits
+    connection.set_trace_callback(None)

@@ -27,4 +27,6 @@ class Clock:
 def add(clock: Clock, *args: Any, **options: Any) -> Any:
     """Enqueue a call as defer does, in the clock's time."""
     timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: 0.0)
-    return adding.add(prepare.prepare(call(sample.note, *args, **options)), timing)
+    prepared = prepare.prepare(call(sample.note, *args, **options))
+    adding.add(prepared, timing)
+    return prepared.task

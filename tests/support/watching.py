@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from deferred_middleware import DeferredMiddleware, Settings
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.signature import Keyring
 
@@ -60,7 +60,7 @@ def other_pages(environ: Any, start_response: Any) -> list[bytes]:
 
 def middleware(environment: str | None, *, keys: tuple[str, ...] = (), required: bool = False) -> DeferredMiddleware:
     """Return the middleware as it is made on App Engine standard (``standard``) or elsewhere."""
-    settings_module._deployment = Deployment(environment=environment, application="app")
+    process._deployment = Deployment(environment=environment, application="app")
     settings = Settings(secret_keys=keys, require_signature=required)  # type: ignore[arg-type]
     return DeferredMiddleware(other_pages, settings=settings)
 

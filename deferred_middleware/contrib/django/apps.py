@@ -14,9 +14,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import Resolver404, resolve
 from django.utils.module_loading import import_string
 
-from deferred_middleware.config import hooks as hooks_module
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.settings import Settings
 from deferred_middleware.errors import SettingsError
 
 NAME = "deferred_middleware.contrib.django"
@@ -43,7 +43,7 @@ def install(given: Mapping[str, Any]) -> None:
     Its keys are the fields of :class:`~deferred_middleware.Settings` in capital letters, and ``HOOKS``, a list of hooks
     or dotted paths of such. Raises :class:`django.core.exceptions.ImproperlyConfigured`.
     """
-    fields = {field.name.upper(): field.name for field in dataclasses.fields(settings_module.Settings)}
+    fields = {field.name.upper(): field.name for field in dataclasses.fields(Settings)}
     for key in given:
         if key not in fields and key != _HOOKS:
             near = difflib.get_close_matches(str(key).upper(), [*fields, _HOOKS], n=1)
@@ -51,12 +51,12 @@ def install(given: Mapping[str, Any]) -> None:
             raise ImproperlyConfigured(f"settings.DEFERRED has no key {key!r}; {hint}")
     values = {fields[key]: value for key, value in given.items() if key != _HOOKS}
     try:
-        settings_module.install_settings(dataclasses.replace(settings_module.current_settings(), **values))
+        process.install_settings(dataclasses.replace(process.current_settings(), **values))
     except SettingsError as error:
         raise ImproperlyConfigured(f"settings.DEFERRED: {error}") from error
     if given.get(_HOOKS):
         hooks = [import_string(hook) if isinstance(hook, str) else hook for hook in given[_HOOKS]]
-        hooks_module.install_hooks(Hooks([hook() if isinstance(hook, type) else hook for hook in hooks]))
+        process.install_hooks(Hooks([hook() if isinstance(hook, type) else hook for hook in hooks]))
 
 
 def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[checks.CheckMessage]:
@@ -71,7 +71,7 @@ def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> lis
                 id="deferred_middleware.E001",
             )
         )
-    prefix = settings_module.current_settings().url_prefix
+    prefix = process.current_settings().url_prefix
     try:
         mounted = resolve(f"{prefix}/module/function").view_name == "deferred_middleware:task"
     except Resolver404:

@@ -22,7 +22,7 @@ from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.utils import timezone
 from django.utils.crypto import get_random_string
 
-from deferred_middleware.config.settings import current_deployment
+from deferred_middleware.config.process import current_deployment
 from deferred_middleware.enqueue.api import defer
 from deferred_middleware.execution.context import current_task
 

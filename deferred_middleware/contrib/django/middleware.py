@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 from deferred_middleware.contrib.django.views import is_news, task_handler
-from deferred_middleware.contrib.mounting import answer_instead, await_delivery
+from deferred_middleware.contrib.mounting import answer_instead, expect_report
 from deferred_middleware.enqueue import batch, request_end
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -44,7 +44,7 @@ class TaskMiddleware:
         environ = getattr(request, "environ", {})
         path = environ.get("PATH_INFO", "")
         is_task = path.startswith(self._prefix) or path in self._legacy
-        delivery = await_delivery(environ) if is_task else None
+        report = expect_report(environ) if is_task else None
         try:
             with batch.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)
@@ -52,7 +52,7 @@ class TaskMiddleware:
             # What defer_async started in the request and nobody has waited for.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        answer = None if delivery is None else answer_instead(response.status_code, delivery, path)
+        answer = None if report is None else answer_instead(response.status_code, report, path)
         if answer is None:
             return response
         return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))

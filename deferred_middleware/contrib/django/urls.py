@@ -6,7 +6,7 @@ import re
 
 from django.urls import re_path
 
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 from deferred_middleware.contrib.django.views import run_task
 
 app_name = "deferred_middleware"

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
 from deferred_middleware.contrib.mounting import run_mounted
-from deferred_middleware.execution.handler import TaskHandler, delivery_of
+from deferred_middleware.execution.handler import TaskHandler, report_in
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -39,7 +39,7 @@ run_task.login_required = False  # type: ignore[attr-defined]
 def is_news(record: logging.LogRecord) -> bool:
     """Tell whether a log record is about something else than what a task raised: that has been logged already."""
     environ = getattr(getattr(record, "request", None), "environ", None)
-    delivery = None if environ is None else delivery_of(environ)
-    if delivery is None or delivery.error is None:
+    report = None if environ is None else report_in(environ)
+    if report is None or report.error is None:
         return True
-    return bool(record.exc_info) and record.exc_info[1] is not delivery.error  # type: ignore[index]
+    return bool(record.exc_info) and record.exc_info[1] is not report.error  # type: ignore[index]

@@ -141,13 +141,13 @@ class JsonApi:
         return changed
 
     def _all_queues(self) -> dict[str, Any]:
-        counts = self._store.counts()
+        counts = self._store.queries.counts()
         configured = self._queues()
-        paused = self._store.paused()
+        paused = self._store.operations.paused()
         rows = []
         for name in sorted({*configured, *counts}):
             config = configured.get(name)
-            waiting = self._store.waiting(name)
+            waiting = self._store.queries.backlog(name)
             numbers: dict[str, int] = dict(counts.get(name, {}))  # type: ignore[arg-type] # its keys are texts
             rows.append(
                 {
@@ -156,7 +156,7 @@ class JsonApi:
                     "paused": name in paused,
                     **{state: numbers.get(state, 0) for state in _STATES},
                     **dataclasses.asdict(waiting),
-                    "executed_last_minute": self._store.executed(name)[0],
+                    "executed_last_minute": self._store.queries.executed(name)[0],
                     "config": None if config is None else dataclasses.asdict(config),
                 }
             )
@@ -176,7 +176,7 @@ class JsonApi:
         queue = given.get("queue")
         if queue is not None:
             self._known(queue)
-        page = self._store.find(
+        page = self._store.queries.find(
             queue=queue,
             state=state,
             contains=given.get("function") or None,
@@ -186,16 +186,16 @@ class JsonApi:
         return {"tasks": [task_summary(task) for task in page.tasks], "next_before": page.next_before_id}
 
     def _show(self, task: StoredTask) -> dict[str, Any]:
-        return {"task": task_whole(task, self._store.attempts(task.id))}
+        return {"task": task_whole(task, self._store.queries.attempts(task.id))}
 
     def _task(self, queue_or_id: str, name: str | None = None) -> StoredTask:
         if name is None:
             found = None
             if queue_or_id.isdecimal() and len(queue_or_id) < 19:
-                found = self._store.get_by_id(int(queue_or_id))
+                found = self._store.queries.get_by_id(int(queue_or_id))
             shown = queue_or_id
         else:
-            found = self._store.get(queue_or_id, name)
+            found = self._store.queries.get(queue_or_id, name)
             shown = f"{queue_or_id}/{name}"
         if found is None:
             raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"There is no task {shown!r}; it may be forgotten.")
@@ -203,14 +203,14 @@ class JsonApi:
 
     def _known(self, queue: str) -> str:
         configured = self._queues()
-        if queue not in configured and queue not in self._store.counts():
+        if queue not in configured and queue not in self._store.queries.counts():
             known = ", ".join(sorted(configured))
             raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-queue", f"There is no queue {queue!r}; there is {known}.")
         return queue
 
     def _run(self, task: StoredTask) -> dict[str, Any]:
         if not self._store.force_run(task.id):
-            now = self._store.get_by_id(task.id)
+            now = self._store.queries.get_by_id(task.id)
             state = "gone" if now is None else now.state
             if state == "ready":
                 raise _conflict("not-waiting", f"Task {task.id} is a pull queue's, which is leased and never run.")
@@ -219,7 +219,7 @@ class JsonApi:
         return {"task": task.id, "done": "run"}
 
     def _retry(self, task: StoredTask) -> dict[str, Any]:
-        outcome = self._store.retry(task.id)
+        outcome = self._store.operations.retry(task.id)
         if outcome == "retried":
             return {"task": task.id, "done": "retry"}
         if outcome == "name taken":
@@ -228,19 +228,19 @@ class JsonApi:
         raise _conflict("not-failed", f"Task {task.id} has not failed for good, it is {task.state}{hint}.")
 
     def _delete(self, task: StoredTask) -> dict[str, Any]:
-        if not self._store.remove([task.id]):
+        if not self._store.operations.delete([task.id]):
             raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"Task {task.id} is gone already.")
         return {"task": task.id, "done": "delete"}
 
     def _retry_all(self) -> dict[str, Any]:
-        queues = [name for name, numbers in self._store.counts().items() if numbers.get("failed")]
-        return {"retried": sum(self._store.retry_failed(name) for name in queues)}
+        queues = [name for name, numbers in self._store.queries.counts().items() if numbers.get("failed")]
+        return {"retried": sum(self._store.operations.retry_failed(name) for name in queues)}
 
     def _forget(self, queue: str, body: Mapping[str, Any]) -> dict[str, Any]:
         name = body.get("name")
         if name is not None and not isinstance(name, str):
             raise _bad("name has to be a text.")
-        return {"queue": queue, "forgotten": self._store.forget_names(queue, name)}
+        return {"queue": queue, "forgotten": self._store.operations.unblock_names(queue, name)}
 
 
 _TASK_ACTIONS: dict[str, Callable[[JsonApi, StoredTask], dict[str, Any]]] = {
@@ -249,12 +249,12 @@ _TASK_ACTIONS: dict[str, Callable[[JsonApi, StoredTask], dict[str, Any]]] = {
     "delete": JsonApi._delete,
 }
 _QUEUE_ACTIONS: dict[str, Callable[[JsonApi, str, Mapping[str, Any]], dict[str, Any]]] = {
-    "pause": lambda api, queue, _body: {"queue": queue, "changed": api._store.pause(queue)},
-    "resume": lambda api, queue, _body: {"queue": queue, "changed": api._store.resume(queue)},
-    "purge": lambda api, queue, _body: {"queue": queue, "deleted": api._store.purge(queue)},
-    "retry": lambda api, queue, _body: {"queue": queue, "retried": api._store.retry_failed(queue)},
-    "delete-failed": lambda api, queue, _body: {"queue": queue, "deleted": api._store.remove_failed(queue)},
-    "run-scheduled": lambda api, queue, _body: {"queue": queue, "made_due": api._store.make_due(queue)},
+    "pause": lambda api, queue, _body: {"queue": queue, "changed": api._store.operations.pause(queue)},
+    "resume": lambda api, queue, _body: {"queue": queue, "changed": api._store.operations.resume(queue)},
+    "purge": lambda api, queue, _body: {"queue": queue, "deleted": api._store.operations.purge(queue)},
+    "retry": lambda api, queue, _body: {"queue": queue, "retried": api._store.operations.retry_failed(queue)},
+    "delete-failed": lambda api, queue, _body: {"queue": queue, "deleted": api._store.operations.delete_failed(queue)},
+    "run-scheduled": lambda api, queue, _body: {"queue": queue, "made_due": api._store.operations.make_due(queue)},
     "forget": JsonApi._forget,
 }
 

@@ -44,7 +44,9 @@ class TaskMethods(ServiceCore):
         if queue not in self._queues:
             response.result.extend([Code.UNKNOWN_QUEUE] * len(request.task_name))
             return
-        found = self._stored(lambda: self._store.delete(queue, [text(name) for name in request.task_name]))
+        found = self._stored(
+            lambda: self._store.operations.delete_by_name(queue, [text(name) for name in request.task_name])
+        )
         for result in found:
             if result is None:
                 response.result.append(Code.UNKNOWN_TASK)
@@ -56,7 +58,7 @@ class TaskMethods(ServiceCore):
         if request.HasField("start_tag"):
             raise application_error(Code.INVALID_REQUEST, "tasks can't be queried by tag")
         tasks = self._stored(
-            lambda: self._store.unfinished(
+            lambda: self._store.queries.unfinished(
                 queue,
                 from_name=text(request.start_task_name),
                 from_eta_usec=request.start_eta_usec if request.HasField("start_eta_usec") else None,
@@ -86,16 +88,16 @@ class TaskMethods(ServiceCore):
 
     def _unfinished_task(self, queue: str, raw_name: bytes) -> StoredTask:
         name = text(raw_name)
-        task = self._stored(lambda: self._store.get(queue, name))
+        task = self._stored(lambda: self._store.queries.get(queue, name))
         if task is not None and task.state in ("ready", "running"):
             return task
-        known = self._stored(lambda: self._store.is_blocked(queue, name))
+        known = self._stored(lambda: self._store.queries.is_blocked(queue, name))
         raise application_error(
             Code.TOMBSTONED_TASK if known else Code.UNKNOWN_TASK, f"queue {queue!r} has no task {name!r}"
         )
 
     def _fill_task(self, message: Any, task: StoredTask) -> None:
-        attempts = self._stored(lambda: self._store.attempts(task.id)) if task.retry_count else []
+        attempts = self._stored(lambda: self._store.queries.attempts(task.id)) if task.retry_count else []
         taskqueue_messages.fill(message, task, attempts[-1] if attempts else None)
 
 
@@ -106,7 +108,7 @@ class QueueMethods(ServiceCore):
     """``FetchQueues``, ``FetchQueueStats``, ``PauseQueue``, ``PurgeQueue``, ``UpdateQueue`` and ``DeleteQueue``."""
 
     def _Dynamic_FetchQueues(self, request: Any, response: Any) -> None:
-        paused = self._store.paused()
+        paused = self._store.operations.paused()
         for name in sorted(self._queues)[: max(0, request.max_rows)]:
             queue = self._queues[name]
             message = response.queue.add()
@@ -123,7 +125,7 @@ class QueueMethods(ServiceCore):
     def _Dynamic_FetchQueueStats(self, request: Any, response: Any) -> None:
         queues = [self._queue(name) for name in request.queue_name]
         for queue in queues:
-            figures = self._stored(functools.partial(self._store.figures, queue.name))
+            figures = self._stored(functools.partial(self._store.queries.statistics, queue.name))
             stats = response.queuestats.add()
             stats.num_tasks = figures.tasks
             oldest_usec = figures.oldest_eta_usec
@@ -142,14 +144,14 @@ class QueueMethods(ServiceCore):
     def _Dynamic_PauseQueue(self, request: Any, _response: Any) -> None:
         name = self._queue(request.queue_name).name
         if request.pause:
-            self._stored(lambda: self._store.pause(name))
+            self._stored(lambda: self._store.operations.pause(name))
         else:
-            self._stored(lambda: self._store.resume(name))
+            self._stored(lambda: self._store.operations.resume(name))
             self._wake_scheduler()
 
     def _Dynamic_PurgeQueue(self, request: Any, _response: Any) -> None:
         name = self._queue(request.queue_name).name
-        self._stored(lambda: self._store.purge(name))
+        self._stored(lambda: self._store.operations.purge(name))
 
     def _Dynamic_UpdateQueue(self, request: Any, _response: Any) -> None:
         self._refuse_to_configure(request)
@@ -184,10 +186,10 @@ class PullMethods(ServiceCore):
             if not request.group_by_tag:
                 raise application_error(Code.INVALID_REQUEST, "a tag without group_by_tag")
             tag = request.tag.decode("utf-8", "replace")
-        if queue.name in self._store.paused():
+        if queue.name in self._store.operations.paused():
             return
         tasks = self._stored(
-            lambda: self._store.lease(
+            lambda: self._store.leases.lease(
                 queue.name,
                 lease_usec=lease_usec,
                 limit=request.max_tasks,
@@ -207,12 +209,12 @@ class PullMethods(ServiceCore):
 
     def _Dynamic_ModifyTaskLease(self, request: Any, response: Any) -> None:
         queue = self._pull_queue(request.queue_name)
-        if queue.name in self._store.paused():
+        if queue.name in self._store.operations.paused():
             raise application_error(Code.QUEUE_PAUSED, f"queue {queue.name!r} is paused")
         lease_usec = _lease_usec(request.lease_seconds)
         name = text(request.task_name)
         change = self._stored(
-            lambda: self._store.change_lease(queue.name, name, eta_usec=request.eta_usec, lease_usec=lease_usec)
+            lambda: self._store.leases.change(queue.name, name, eta_usec=request.eta_usec, lease_usec=lease_usec)
         )
         if change.outcome != "changed":
             raise application_error(_LEASE_ERRORS[change.outcome], f"task {name!r} of queue {queue.name!r}")

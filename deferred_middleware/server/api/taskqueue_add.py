@@ -98,7 +98,7 @@ class AddMethods(ServiceCore):
         results = {}
         for index in tasks:
             # Chosen now, because the client is told now.
-            name = self._store.choose_name()
+            name = self._store.transactional.choose_name()
             request.add_request[index].task_name = name.encode()
             results[index] = AddResult(name=name, outcome="added")
         try:
@@ -145,7 +145,7 @@ class TransactionMethods(AddMethods):
                 datastore_pb.Error.BAD_REQUEST, f"a task of the transaction can't be enqueued: {error}"
             ) from error
         try:
-            self._store.hold(tasks, transaction)
+            self._store.transactional.stage(tasks, transaction)
         except (sqlite3.Error, ServerError) as error:
             _log.exception("The task store failed.")
             raise application_error(datastore_pb.Error.INTERNAL_ERROR, f"the task store failed: {error}") from error
@@ -153,16 +153,16 @@ class TransactionMethods(AddMethods):
     def drop_held(self, transaction: str) -> None:
         """Forget the tasks of a transaction that was not committed."""
         try:
-            self._store.drop_held(transaction)
+            self._store.transactional.discard(transaction)
         except (sqlite3.Error, ServerError):
             # They stay held, which is as good as gone, and the next start forgets them.
             _log.exception("The tasks of a transaction that was not committed could not be removed.")
 
     def let_go(self, transactions: Collection[str]) -> None:
         """Let the tasks of committed transactions be run."""
-        if self._store.let_go(transactions):
+        if self._store.transactional.commit(transactions):
             self._wake_scheduler()
 
     def settle_held(self, committed: Collection[str]) -> None:
         """Let go what an earlier server held for ``committed`` transactions, and forget the rest."""
-        self._store.settle_held(committed)
+        self._store.transactional.recover(committed)

@@ -53,7 +53,7 @@ class Attempts:
         self._process_ends = process_ends
         self._wake = wake
         self._withdraw = withdraw
-        self.quarantine = Quarantine(store.attempts)
+        self.quarantine = Quarantine(store.queries.attempts)
         self._lock = threading.Lock()
         self._abandoned = False
         self._results = Results(store, written=self._written, failed=self._keep_unstored)

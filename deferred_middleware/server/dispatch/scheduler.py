@@ -58,9 +58,9 @@ class Scheduler:
         self._directory = directory
         self._deliverer = deliverer
         self._queues = QueueRegistry() if queues is None else queues
-        self._clock = WatchedClock(store.clock_jumped, wall=clock)
+        self._clock = WatchedClock(store.shift_etas, wall=clock)
         self._catch_up_with_clock()
-        self._gates = QueueGates(self._queues, store.paused)
+        self._gates = QueueGates(self._queues, store.operations.paused)
         self._attempts = Attempts(
             store,
             deliverer,
@@ -169,7 +169,7 @@ class Scheduler:
         now_usec = self._clock.now_usec()
         due: dict[Service, dict[str, list[Lane]]] = {}
         limits: dict[str, int] = {}
-        for lane, eta_usec in self._store.lanes():
+        for lane, eta_usec in self._store.queries.lanes():
             if eta_usec > now_usec:
                 wait_seconds = min(wait_seconds, (eta_usec - now_usec) / 1e6)
                 continue
@@ -285,7 +285,7 @@ class Scheduler:
             self._condition.notify()
 
     def _give_back_changed(self) -> None:
-        paused = self._store.paused()
+        paused = self._store.operations.paused()
         with self._condition:
             changed, self._changed = self._changed | (paused - self._paused), set()
         self._paused = paused
@@ -306,6 +306,6 @@ class Scheduler:
 
     def _catch_up_with_clock(self) -> None:
         """See whether the clock was set back while no server ran."""
-        newest_usec, now_usec = self._store.newest_usec(), self._clock.now_usec()
+        newest_usec, now_usec = self._store.queries.newest_created_usec(), self._clock.now_usec()
         if newest_usec is not None and newest_usec - now_usec > 1_000_000:
-            self._store.clock_jumped(now_usec - newest_usec, newest_usec, now_usec)
+            self._store.shift_etas(now_usec - newest_usec, newest_usec, now_usec)

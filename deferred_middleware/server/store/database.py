@@ -1,36 +1,38 @@
-"""The files of a task store: who may open it, how it is opened, which version it is.
-
-What all parts of the task store share: its file, its writer, its reader, its counts and its clock.
-"""
+"""The SQLite database of a task store: its lock, its schema version, its connections, its counts and its clock."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
+import secrets
 import sqlite3
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.store.counts import StoreCounts
+from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.records import Retention
-from deferred_middleware.server.store.task_names import NameChooser
-from deferred_middleware.server.store.writer import GroupCommitWriter, Operation, Tally
+from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Parameters = Sequence[Any] | dict[str, Any]
 
 SCHEMA_VERSION = 2
 
+BATCH = 1000
+"""How many rows one operation changes at most if there may be many, because other operations wait for it."""
+
 _JOURNAL_SIZE_LIMIT_BYTES = 64 * 1024 * 1024
 _BUSY_TIMEOUT_MS = 5000
-# The indexes of a million tasks, and not more: beyond it the system's own cache serves.
+# Enough for the indexes of a million tasks; for more, the operating system's cache serves.
 _CACHE_KIB = 64 * 1024
 
 
@@ -62,9 +64,9 @@ class StoreLock:
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """Open the one connection that writes, creating the file when there is none.
+    """Open the only connection that writes; create the file if it does not exist.
 
-    Raises :class:`ServerError` for a file that is no task store or that a newer version of this package has written.
+    Raises :class:`ServerError` if the file is not a task store, or if a newer version of this package has written it.
     """
     if not path.exists():
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -81,7 +83,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT_BYTES}")
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        # What undoes one operation of a transaction is of no use after a crash, so that no file need be made of it.
+        # Undoing an operation of a transaction is not needed after a crash, so its data need not be in a file.
         connection.execute("PRAGMA temp_store=MEMORY")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION or version < 0:
@@ -100,25 +102,25 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
-    """Make the tables of an empty file, or change those that an earlier version of this package has made.
+    """Create the tables of an empty file, or migrate those of an earlier version.
 
-    Each script is one transaction, so that a file is of one version or of the next whatever happens meanwhile.
+    Each script is one transaction. After a crash, the file is entirely of one version or of the next.
     """
-    # A table that others refer to is replaced by a script; the setting can't change within a transaction.
+    # A script may replace a table that others refer to. The setting can't change inside a transaction.
     connection.execute("PRAGMA foreign_keys=OFF")
     scripts = resources.files(__package__)
     if version == 0:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
-        _log.info("Bringing the task store from version %d to version %d.", version, version + 1)
+        logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
     connection.execute("PRAGMA foreign_keys=ON")
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Open a connection that can only read, so that there is never a second one that writes or checkpoints."""
+    """Open a connection that can only read, so that only the writer's connection ever writes or checkpoints."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -130,20 +132,13 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-T = TypeVar("T")
-
-Parameters = Sequence[Any] | dict[str, Any]
-
-BATCH = 1000
-"""How many rows one operation changes at most where there may be many: everybody else waits for it."""
-
-
 class Reader:
-    """A connection that can only read, for one thread at a time."""
+    """A connection that can only read; several threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = open_reader(path)
+        # Guards the connection.
         self._lock = threading.Lock()
+        self._connection = open_reader(path)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""
@@ -151,29 +146,54 @@ class Reader:
             return self._connection.execute(sql, parameters).fetchall()
 
     def use(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what an operation finds."""
+        """Return the result of an operation on the connection."""
         with self._lock:
             return operation(self._connection)
 
     def close(self) -> None:
-        """Close the connection, once nobody reads."""
+        """Close the connection after the current read."""
         with self._lock:
             self._connection.close()
 
 
-class StoreCore:
-    """The store in the SQLite file at ``path``, without what can be done with it.
+class NameChooser:
+    """Chooses names for tasks that have none. ``now_usec`` returns the time."""
 
-    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server died are due again
-    once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once when another process has the
-    store, or when the file can't be used.
+    def __init__(self, now_usec: Callable[[], int]) -> None:
+        self._now_usec = now_usec
+        # Guards the time in the last name. Any thread may ask for a name.
+        self._lock = threading.Lock()
+        self._last_usec = 0
+
+    def __call__(self) -> str:
+        """Return a name of digits, as on the platform, that this process has not returned before.
+
+        Names begin with the time, so that the index of names grows only at its end, however large it is.
+        """
+        with self._lock:
+            self._last_usec = max(self._last_usec + 1, self._now_usec())
+            return f"{self._last_usec:016d}{secrets.randbelow(10_000):04d}"
+
+
+class Database:
+    """The open SQLite file ``path``, with what the parts of the task store share.
+
+    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are ready
+    again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
+    has the file open, or if the file can't be used.
+
+    Attributes:
+        writer: Runs all operations that change the database.
+        reader: Serves people and the taskqueue API.
+        lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
+        counts: The numbers of tasks.
+        retention: How long finished tasks are kept.
+        choose_name: Returns a name for a task that has none.
     """
 
-    def __init__(
-        self, path: Path, *, clock: Callable[[], float] = time.time, retention: Retention | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float], retention: Retention) -> None:
         self._clock = clock
-        self._retention = retention or Retention()
+        self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = StoreLock(path.with_name(path.name + ".lock"))
         try:
@@ -181,102 +201,83 @@ class StoreCore:
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"))
                 try:
-                    self._recover(connection)
+                    self._make_running_ready(connection)
                 except sqlite3.OperationalError as error:
-                    if not is_disk_full(error) or not reserve.spend():
+                    if not is_disk_full(error) or not reserve.free():
                         raise
-                    self._recover(connection)
-                self._counts = StoreCounts(connection)
-                self._reader = Reader(path)
-                # People's questions may take a while, and the scheduler's must not wait for them.
-                self._lanes_reader = Reader(path)
+                    self._make_running_ready(connection)
+                self.counts = TaskCounts(connection)
+                self.reader = Reader(path)
+                self.lanes_reader = Reader(path)
             except BaseException:
                 connection.close()
                 raise
         except BaseException:
             self._lock.release()
             raise
-        self._closed = False
-        self._writer = GroupCommitWriter(connection, self._counts, reserve)
-        self.choose_name = NameChooser(self._now_usec)
-
-    @property
-    def commits(self) -> int:
-        """How many transactions were committed since the store was opened."""
-        return self._writer.commits
+        self.writer = GroupCommitWriter(connection, self.counts, reserve)
+        self.choose_name = NameChooser(self.now_usec)
+        # Only the thread that owns the store closes it.
+        self._is_closed = False
 
     def close(self) -> None:
-        """Write what was handed in, close the file, and let another server have it."""
-        if self._closed:
+        """Commit the pending operations, close the file, and release the lock on it. Further calls do nothing."""
+        if self._is_closed:
             return
-        self._closed = True
-        # Before the writer: the last connection to close folds the log into the database, and must be able to.
-        self._reader.close()
-        self._lanes_reader.close()
-        self._writer.close()
+        self._is_closed = True
+        # Before the writer: when the last connection closes, it copies the log into the database, and only the writer's
+        # connection can do that.
+        self.reader.close()
+        self.lanes_reader.close()
+        self.writer.close()
         self._lock.release()
 
-    def _read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
-        return self._reader.read(sql, parameters)
+    def now_usec(self) -> int:
+        """Return the wall clock's time."""
+        return int(self._clock() * 1e6)
 
-    def _in_batches(self, operation: Operation[int]) -> int:
-        """Do an operation of at most :data:`BATCH` rows again and again until it finds fewer; return their number."""
+    def blocked_until_usec(self, finished_usec: int) -> int:
+        """Return until when the name of a task that finished at ``finished_usec`` stays blocked."""
+        return finished_usec + int(self.retention.tombstone_seconds * 1e6)
+
+    def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
+        """Return the rows of one statement."""
+        return self.reader.read(sql, parameters)
+
+    def write(self, operation: Operation[T], *, adds_tasks: bool = False) -> T:
+        """Return the result of an operation after its commit. Raises what the operation or the commit raises."""
+        return self.writer.submit(operation, adds_tasks=adds_tasks).result()
+
+    def write_in_batches(self, operation: Operation[int]) -> int:
+        """Repeat an operation that changes at most :data:`BATCH` rows until it finds fewer; return their number."""
         total = 0
         while True:
-            number = self._writer.submit(operation).result()
+            number = self.write(operation)
             total += number
             if number < BATCH:
                 return total
 
-    def _now_usec(self) -> int:
-        return int(self._clock() * 1e6)
-
-    def _blocked_until(self, now_usec: int) -> int:
-        return now_usec + int(self._retention.tombstone_seconds * 1e6)
-
-    def _remove(
-        self,
-        connection: sqlite3.Connection,
-        where: str,
-        parameters: Sequence[Any],
-        tally: Tally,
-        *,
-        all_names: bool = False,
-    ) -> int:
-        """Delete the rows that ``where`` names.
-
-        The names of unfinished ones that the app chose (or all of their names) stay blocked; those of finished tasks
-        have been since they were finished.
-        """
-        blocked = "1" if all_names else "user_named"
-        connection.execute(
-            "INSERT OR REPLACE INTO tombstones SELECT queue, name, ? FROM tasks"
-            f" WHERE {where} AND finished_usec IS NULL AND {blocked}",
-            (self._blocked_until(self._now_usec()), *parameters),
-        )
-        gone = connection.execute(f"DELETE FROM tasks WHERE {where} RETURNING queue, state", parameters).fetchall()
-        for key, number in Counter(gone).items():
-            if key[1] != "held":
-                tally[key] -= number
-        return len(gone)
-
-    def _recover(self, connection: sqlite3.Connection) -> None:
+    def _make_running_ready(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             queues = connection.execute("SELECT queue FROM counts WHERE state = 'running' AND number <> 0").fetchall()
-            recovered = 0
+            tally: Tally = Tally()
             for (queue,) in queues:
-                # They were due when they were claimed; if the clock has been set back since, they still are.
+                # They were due when they were claimed. If the clock was set back since, they are still due.
                 number = connection.execute(
                     "UPDATE tasks SET state = 'ready', claim_token = NULL, eta_usec = min(eta_usec, ?)"
                     " WHERE queue = ? AND state = 'running'",
-                    (self._now_usec(), queue),
+                    (self.now_usec(), queue),
                 ).rowcount
-                StoreCounts.move(connection, queue, "running", "ready", number)
-                recovered += number
+                tally[queue, "running"] -= number
+                tally[queue, "ready"] += number
+            TaskCounts.write(connection, tally)
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-        if recovered:
-            _log.warning("%d tasks were in flight when the server ended; they run again.", recovered)
+        interrupted = sum(number for (_queue, state), number in tally.items() if state == "ready")
+        if interrupted:
+            logger.warning(
+                "Interrupted tasks that run again: %d (the last server ended during their attempts)", interrupted
+            )

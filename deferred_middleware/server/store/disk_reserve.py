@@ -1,8 +1,8 @@
-"""Space that is kept for the day the disk is full.
+"""Disk space that is kept in reserve for a full disk.
 
-On a full disk SQLite can't even delete, because a change is written to its log first. So a file beside the store takes
-space that nobody needs. When the disk is full its space is given up: what is there can be finished and deleted then,
-and no more tasks are taken until the file has its space again.
+On a full disk, SQLite can't even delete rows, because it writes each change to its log first. Therefore a file beside
+the database occupies some space. When the disk is full, the server frees that space: it can then finish and delete the
+tasks that it has, but it accepts no new tasks until the reserve file has its space again.
 """
 
 from __future__ import annotations
@@ -17,68 +17,68 @@ from pathlib import Path
 
 from deferred_middleware.errors import ServerError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RESERVE_BYTES = 8 * 1024 * 1024
-"""Enough for the log between two of its foldings into the database, which is after 4 MB, and as much again."""
+"""SQLite copies its log into the database when the log has 4 MB; this is twice as much."""
 
-_TRY_AGAIN_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 
 
 class StoreFullError(ServerError):
-    """No task can be taken, because the disk is full."""
+    """The store accepts no tasks, because the disk is full."""
 
 
 class DiskReserve:
-    """A file at ``path`` of which only the size matters; made at once if there is space for it."""
+    """The file ``path`` of ``size`` bytes, allocated at once if the disk has the space."""
 
     def __init__(self, path: Path, *, size: int = RESERVE_BYTES) -> None:
         self._path = path
         self._size = size
+        # Guards both fields below. The writer thread frees the space; any thread that adds tasks allocates it again.
         self._lock = threading.Lock()
-        self._spent = False
+        self._is_allocated = self._allocate()
         self._next_try = 0.0
-        if not self._fill():
-            self._spent = True
-            _log.warning("The disk of %s is full: no tasks are taken until there is space again.", path.parent)
+        if not self._is_allocated:
+            logger.warning("The disk of %s is full: no tasks are accepted until there is space again.", path.parent)
 
     @property
     def full_error(self) -> StoreFullError:
-        """What to tell whoever wants a task to be taken."""
+        """A new error for a caller that wants to add tasks."""
         return StoreFullError(
             f"The disk is full, so that no task can be taken: make space where {self._path.parent} is. "
-            "Tasks that are there already are run meanwhile."
+            "The tasks that are already stored are still run."
         )
 
-    def spend(self) -> bool:
-        """Give the space up; return whether there was any left."""
+    def free(self) -> bool:
+        """Free the space; return whether it was allocated."""
         with self._lock:
-            if self._spent:
+            if not self._is_allocated:
                 return False
-            self._spent = True
+            self._is_allocated = False
             os.truncate(self._path, 0)
-        _log.error(
-            "The disk of %s is full: what is there is run with what was kept for that, and no tasks are taken until "
-            "there is space again.",
+        logger.error(
+            "The disk of %s is full: stored tasks are run with the space that was kept in reserve, and no tasks are "
+            "accepted until there is space again.",
             self._path.parent,
         )
         return True
 
-    def is_whole(self) -> bool:
-        """Return whether the space is there, or can be had again; if not, so soon it isn't tried anew."""
+    def ensure_allocated(self) -> bool:
+        """Return whether the space is allocated; if it was freed, first try to allocate it, at most once a second."""
         with self._lock:
-            if not self._spent:
+            if self._is_allocated:
                 return True
             if time.monotonic() < self._next_try:
                 return False
-            self._next_try = time.monotonic() + _TRY_AGAIN_SECONDS
-            if not self._fill():
+            self._next_try = time.monotonic() + _RETRY_SECONDS
+            self._is_allocated = self._allocate()
+            if not self._is_allocated:
                 return False
-            self._spent = False
-        _log.warning("There is space again where %s is: tasks are taken.", self._path.parent)
+        logger.warning("The disk of %s has space again: tasks are accepted.", self._path.parent)
         return True
 
-    def _fill(self) -> bool:
+    def _allocate(self) -> bool:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -88,7 +88,7 @@ class DiskReserve:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            # It may have had a part of it.
+            # A part of the space may have been allocated.
             os.ftruncate(descriptor, 0)
             return False
         finally:
@@ -97,6 +97,6 @@ class DiskReserve:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether SQLite failed because there is no space."""
-    # Its code is told by Python 3.11 and later only.
+    """Return whether SQLite failed because the disk is full."""
+    # Only Python 3.11 and later give the error's code.
     return isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)

@@ -1,8 +1,6 @@
-"""The figures of a queue that the taskqueue API and people ask for; no task is counted for them.
+"""What the store answers without changing anything: tasks, lists of tasks, and how queues stand.
 
-What waits in a queue, and for what: its turn, its ETA, or another attempt.
-
-Looking at tasks: lists of them, page by page, and everything about one.
+Numbers of tasks come from the counts that the store keeps. Only :meth:`TaskQueries.backlog` counts rows.
 """
 
 from __future__ import annotations
@@ -12,30 +10,54 @@ import sqlite3
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from deferred_middleware.server.store import rows, task_names
-from deferred_middleware.server.store.database import BATCH, StoreCore
+from deferred_middleware.server.store import rows
+from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
-from deferred_middleware.server.store.writer import Tally
 
-# Two statements, because SQLite reads all that has the same queue for "(queue, target) > (?, ?)".
-NEXT_TARGET = """
+MOST_COUNTED = 10_000
+"""Of each queue and target, a backlog counts at most this many due tasks, and as many later ones."""
+
+# How many tasks a search by URL reads for one page.
+_MOST_SEARCHED = 20_000
+
+_NO_ID_ABOVE = 2**63 - 1
+
+_READY = "state = 'ready' AND method <> 'PULL'"
+# Two statements, because for "(queue, target) > (?, ?)" SQLite would read all rows with the same queue.
+NEXT_TARGET = f"""
     SELECT queue, target, eta_usec FROM tasks
-    WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target > ? ORDER BY target, eta_usec LIMIT 1"""
-NEXT_QUEUE = """
+    WHERE {_READY} AND queue = ? AND target > ? ORDER BY target, eta_usec LIMIT 1"""
+NEXT_QUEUE = f"""
     SELECT queue, target, eta_usec FROM tasks
-    WHERE state = 'ready' AND method <> 'PULL' AND queue > ? ORDER BY queue, target, eta_usec LIMIT 1"""
+    WHERE {_READY} AND queue > ? ORDER BY queue, target, eta_usec LIMIT 1"""
 OLDEST_RUNNING = "SELECT min(eta_usec) FROM tasks WHERE queue = ? AND state = 'running'"
 OLDEST_LEASABLE = """
     SELECT eta_usec FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ? ORDER BY eta_usec, id LIMIT 1"""
+_TARGETS = f"SELECT target FROM tasks WHERE {_READY} AND queue = ?"
+_FIRST_TARGET = f"{_TARGETS} ORDER BY target LIMIT 1"
+_TARGET_AFTER = f"{_TARGETS} AND target > ? ORDER BY target LIMIT 1"
+_DUE = f"""
+    SELECT count(*) FROM (
+        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
+_LATER = f"""
+    SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
+        SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
+        ORDER BY eta_usec LIMIT ?)"""
+_NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
+_NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
+_UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
+_ATTEMPT_FIELDS = [field.name for field in dataclasses.fields(AttemptRecord)]
+_ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_FIELDS)} FROM attempts WHERE task_id = ? ORDER BY number"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueueFigures:
+class QueueStatistics:
     """How a queue stands.
 
-    ``tasks`` are those that are not finished. ``oldest_eta_usec`` is the earliest ETA among them, None when there are
-    none. What was executed, run or leased, is known since the server was started.
+    ``tasks`` is the number of unfinished tasks. ``oldest_eta_usec`` is the earliest ETA of these, None if there are
+    none. The executed tasks were run or leased, and are known since the server was started.
     """
 
     tasks: int
@@ -45,65 +67,11 @@ class QueueFigures:
     executed_last_hour: int
 
 
-class StoreFigures(StoreCore):
-    """What the store knows of its queues at a glance."""
-
-    def lanes(self) -> list[tuple[Lane, int]]:
-        """Return each lane that has tasks waiting, with the earliest ETA among them."""
-        lanes: list[tuple[Lane, int]] = []
-        # Jumps from lane to lane in the index: the cost grows with the lanes, not with the tasks in them. The name of a
-        # queue is never empty, so "" comes before all of them.
-        found = self._lanes_reader.read(NEXT_QUEUE, ("",))
-        while found:
-            queue, target, eta_usec = found[0]
-            lanes.append((Lane(queue, target), eta_usec))
-            found = self._lanes_reader.read(NEXT_TARGET, (queue, target)) or self._lanes_reader.read(
-                NEXT_QUEUE, (queue,)
-            )
-        return lanes
-
-    def next_eta_usec(self) -> int | None:
-        """Return the earliest ETA of the tasks that wait, None when none does."""
-        return min((eta_usec for _lane, eta_usec in self.lanes()), default=None)
-
-    def figures(self, queue: str) -> QueueFigures:
-        """Return how a queue stands, be it known or not."""
-        etas = [eta_usec for lane, eta_usec in self.lanes() if lane.queue == queue]
-        etas += [row[0] for row in self._read(OLDEST_LEASABLE, (queue,))]
-        etas += [row[0] for row in self._read(OLDEST_RUNNING, (queue,)) if row[0] is not None]
-        minute, hour = self._counts.executed(queue)
-        return QueueFigures(
-            tasks=self._counts.of(queue, "ready", "running"),
-            oldest_eta_usec=min(etas, default=None),
-            in_flight=self._counts.of(queue, "running"),
-            executed_last_minute=minute,
-            executed_last_hour=hour,
-        )
-
-
-MOST_COUNTED = 10_000
-"""No more tasks than these are counted of a queue's and target's; there are at least as many then."""
-
-_READY = "state = 'ready' AND method <> 'PULL'"
-_NEXT_TARGET = f"SELECT target FROM tasks WHERE {_READY} AND queue = ? AND target > ? ORDER BY target LIMIT 1"
-_FIRST_TARGET = f"SELECT target FROM tasks WHERE {_READY} AND queue = ? ORDER BY target LIMIT 1"
-_DUE = f"""
-    SELECT count(*) FROM (
-        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
-_LATER = f"""
-    SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
-        SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
-        ORDER BY eta_usec LIMIT ?)"""
-_MAKE_DUE = f"""
-    UPDATE tasks SET eta_usec = ? WHERE id IN (
-        SELECT id FROM tasks WHERE {_READY} AND queue = ? AND eta_usec > ? AND retry_count = 0 LIMIT ?)"""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """How many push tasks of a queue are due, scheduled for a later ETA, or waiting to be tried again.
+class Backlog:
+    """How many ready push tasks of a queue are due, scheduled for a later ETA, or wait to be retried.
 
-    ``next_eta_usec`` is the earliest ETA of those that aren't due, None when there is none.
+    ``next_eta_usec`` is the earliest ETA of the tasks that are not due, None if there are none.
     """
 
     due: int = 0
@@ -112,66 +80,37 @@ class Waiting:
     next_eta_usec: int | None = None
 
 
-class WaitingTasks(StoreCore):
-    """The part of the store that answers for what waits."""
+class TaskQueries:
+    """Reads of a task store."""
 
-    def waiting(self, queue: str) -> Waiting:
-        """Count what waits in a queue, at most :data:`MOST_COUNTED` due ones and as many later ones per target."""
-        now_usec = self._now_usec()
-        due = later = retrying = 0
-        etas = []
-        found = self._read(_FIRST_TARGET, (queue,))
-        while found:
-            target = found[0][0]
-            lane = (queue, target, now_usec, MOST_COUNTED)
-            due += self._read(_DUE, lane)[0][0]
-            number, tried, eta_usec = self._read(_LATER, lane)[0]
-            later += number
-            retrying += tried or 0
-            if eta_usec is not None:
-                etas.append(eta_usec)
-            found = self._read(_NEXT_TARGET, (queue, target))
-        return Waiting(
-            due=due, scheduled=later - retrying, retrying=retrying, next_eta_usec=min(etas) if etas else None
-        )
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def make_due(self, queue: str) -> int:
-        """Give the push tasks of a queue that wait for their ETA the present one; return how many.
+    # One task.
 
-        Those that wait for another attempt keep their back-off.
-        """
-        now_usec = self._now_usec()
+    def get(self, queue: str, name: str) -> StoredTask | None:
+        """Return the newest task of this name, or None if there is none."""
+        return self._task("queue = ? AND name = ? AND state <> 'held' ORDER BY id DESC LIMIT 1", (queue, name))
 
-        def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
-            return connection.execute(_MAKE_DUE, (now_usec, queue, now_usec, BATCH)).rowcount
+    def get_by_id(self, task_id: int) -> StoredTask | None:
+        """Return a task, or None if there is none with this id."""
+        return self._task("id = ? AND state <> 'held'", (task_id,))
 
-        return self._in_batches(operation)
+    def attempts(self, task_id: int) -> list[AttemptRecord]:
+        """Return the attempts of a task that are kept, oldest first."""
+        found = self._database.read(_ATTEMPTS, (task_id,))
+        return [AttemptRecord(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in found]
 
-    def executed(self, queue: str) -> tuple[int, int]:
-        """Return how many tasks of a queue were run or leased in the last minute, and in the last hour."""
-        return self._counts.executed(queue)
+    def is_blocked(self, queue: str, name: str) -> bool:
+        """Return whether a name can't be used because a task that had it is finished or deleted."""
 
+        def find(connection: sqlite3.Connection) -> bool:
+            known = rows.find_name(connection, queue, name, self._database.now_usec())
+            return known is not None and known.outcome == "tombstoned"
 
-# How many tasks are looked at for one page when their URLs have to be read.
-_LOOKED_AT = 20_000
+        return self._database.reader.use(find)
 
-_NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
-_NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
-_NO_ID_ABOVE = 2**63 - 1
-
-
-_UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
-
-
-class StoreBrowsing(StoreCore):
-    """The store's lists for people, and for the taskqueue API."""
-
-    def counts(self) -> dict[str, dict[State, int]]:
-        """Return for each queue that has tasks how many are in each state. Nothing is counted for it."""
-        counts: dict[str, dict[State, int]] = {}
-        for (queue, state), number in self._counts.numbers().items():
-            counts.setdefault(queue, {})[state] = number  # type: ignore[index] # the schema checks it
-        return counts
+    # Lists of tasks.
 
     def find(
         self,
@@ -184,100 +123,140 @@ class StoreBrowsing(StoreCore):
     ) -> TaskPage:
         """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
 
-        ``contains`` is a part of their URL, such as a function's name. ``before_id`` is the last page's
-        ``next_before_id``. A page costs about the same wherever it is: with ``contains`` it looks at a bounded number
-        of tasks, so that it may find none and still not be the last.
+        ``contains`` is a part of their URL, such as a function's name. ``before_id`` is the ``next_before_id`` of the
+        page before. All pages cost about the same. With ``contains``, a page reads a bounded number of tasks, so it may
+        be empty without being the last.
         """
         before = _NO_ID_ABOVE if before_id is None else before_id
         lists: list[tuple[str, tuple[str, ...]]]
         if queue is None and state is None:
             lists = [(_NEWEST_OF_ALL, ())]
         else:
-            # Each list comes from its place in the index in the right order; the newest of all are at their heads.
+            # One list for each queue and state. The index has each of them in order, so their heads are the newest.
             lists = [
-                (_NEWEST, key) for key in self._counts.numbers() if queue in (None, key[0]) and state in (None, key[1])
+                (_NEWEST, key)
+                for key in self._database.counts.numbers()
+                if queue in (None, key[0]) and state in (None, key[1])
             ]
         if contains is None:
             return self._page(lists, before, limit)
         return self._page_that_contains(lists, before, limit, contains)
-
-    def _page(self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int) -> TaskPage:
-        found = [
-            rows.summary(row)
-            for select, key in lists
-            for row in self._read(f"SELECT {rows.TASK_COLUMNS} {select}", (*key, before, limit + 1))
-        ]
-        return _cut(found, limit)
-
-    def _page_that_contains(
-        self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int, contains: str
-    ) -> TaskPage:
-        texts = (contains.lower(), urllib.parse.quote(contains, safe="/~").lower())
-        found = []
-        floor = 0
-        for select, key in lists:
-            looked_at = (*key, before, _LOOKED_AT)
-            ((number, last_id),) = self._read(f"SELECT count(*), min(id) FROM (SELECT id {select})", looked_at)
-            if number == _LOOKED_AT:
-                floor = max(floor, last_id)
-            found += self._read(
-                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select})"
-                " WHERE instr(lower(url), ?) OR instr(lower(url), ?) LIMIT ?",
-                (*looked_at, *texts, limit + 1),
-            )
-        # What is older than the last task that was looked at in every list comes with a later page.
-        page = _cut([rows.summary(row) for row in found if row[0] >= floor], limit)
-        if page.next_before_id is None and floor:
-            return dataclasses.replace(page, next_before_id=floor)
-        return page
-
-    def get(self, queue: str, name: str) -> StoredTask | None:
-        """Return a task, the newest of this name, or None when there is none."""
-        return self._stored("queue = ? AND name = ? AND state <> 'held' ORDER BY id DESC LIMIT 1", (queue, name))
-
-    def get_by_id(self, task_id: int) -> StoredTask | None:
-        """Return a task, or None when there is none with this id."""
-        return self._stored("id = ? AND state <> 'held'", (task_id,))
-
-    def tasks(self, *, queue: str | None = None, state: State | None = None, limit: int = 100) -> list[StoredTask]:
-        """Return tasks with their headers and bodies, those that were added last first."""
-        page = self.find(queue=queue, state=state, limit=limit)
-        found = [self.get_by_id(task.id) for task in page.tasks]
-        return [task for task in found if task is not None]
-
-    def attempts(self, task_id: int) -> list[AttemptRecord]:
-        """Return the attempts of a task that are kept, oldest first."""
-        fields = [field.name for field in dataclasses.fields(AttemptRecord)]
-        found = self._read(f"SELECT {', '.join(fields)} FROM attempts WHERE task_id = ? ORDER BY number", (task_id,))
-        return [AttemptRecord(**dict(zip(fields, row, strict=True))) for row in found]
 
     def unfinished(
         self, queue: str, *, from_name: str = "", from_eta_usec: int | None = None, limit: int = 100
     ) -> list[StoredTask]:
         """Return unfinished tasks of a queue, ordered by name, beginning with ``from_name``.
 
-        With ``from_eta_usec`` they are ordered by ETA and then by name, which looks at all of the queue's tasks.
+        With ``from_eta_usec``, they are ordered by ETA and then by name, which reads all tasks of the queue.
         """
         if from_eta_usec is None:
-            found = self._read(f"{_UNFINISHED} AND name >= ? ORDER BY name LIMIT ?", (queue, from_name, limit))
+            sql, parameters = f"{_UNFINISHED} AND name >= ? ORDER BY name LIMIT ?", [queue, from_name, limit]
         else:
-            found = self._read(
-                f"{_UNFINISHED} AND (eta_usec, name) >= (?, ?) ORDER BY eta_usec, name LIMIT ?",
-                (queue, from_eta_usec, from_name, limit),
+            sql = f"{_UNFINISHED} AND (eta_usec, name) >= (?, ?) ORDER BY eta_usec, name LIMIT ?"
+            parameters = [queue, from_eta_usec, from_name, limit]
+        return [rows.stored_task(row) for row in self._database.read(sql, parameters)]
+
+    def newest_created_usec(self) -> int | None:
+        """Return when the last task was added, None if there is no task."""
+        found = self._database.read("SELECT created_usec FROM tasks ORDER BY id DESC LIMIT 1")
+        return found[0][0] if found else None
+
+    # Queues.
+
+    def counts(self) -> dict[str, dict[State, int]]:
+        """Return, for each queue that has tasks, how many are in each state."""
+        counts: dict[str, dict[State, int]] = {}
+        for (queue, state), number in self._database.counts.numbers().items():
+            counts.setdefault(queue, {})[state] = number  # type: ignore[index] # the schema checks it
+        return counts
+
+    def lanes(self) -> list[tuple[Lane, int]]:
+        """Return each lane that has ready tasks, with the earliest ETA among them."""
+        read = self._database.lanes_reader.read
+        lanes: list[tuple[Lane, int]] = []
+        # Each search finds the next lane in the index, so the cost depends on the number of lanes and not on the number
+        # of tasks. A queue's name is never empty, so all of them come after "".
+        found = read(NEXT_QUEUE, ("",))
+        while found:
+            queue, target, eta_usec = found[0]
+            lanes.append((Lane(queue, target), eta_usec))
+            found = read(NEXT_TARGET, (queue, target)) or read(NEXT_QUEUE, (queue,))
+        return lanes
+
+    def executed(self, queue: str) -> tuple[int, int]:
+        """Return how many tasks of a queue were run or leased in the last minute and in the last hour."""
+        return self._database.counts.executed(queue)
+
+    def statistics(self, queue: str) -> QueueStatistics:
+        """Return how a queue stands; the queue may be unknown."""
+        etas = [eta_usec for lane, eta_usec in self.lanes() if lane.queue == queue]
+        etas += [row[0] for row in self._database.read(OLDEST_LEASABLE, (queue,))]
+        etas += [row[0] for row in self._database.read(OLDEST_RUNNING, (queue,)) if row[0] is not None]
+        counts = self._database.counts
+        minute, hour = counts.executed(queue)
+        return QueueStatistics(
+            tasks=counts.of(queue, "ready", "running"),
+            oldest_eta_usec=min(etas, default=None),
+            in_flight=counts.of(queue, "running"),
+            executed_last_minute=minute,
+            executed_last_hour=hour,
+        )
+
+    def backlog(self, queue: str) -> Backlog:
+        """Count the ready push tasks of a queue, up to :data:`MOST_COUNTED`."""
+        read = self._database.read
+        now_usec = self._database.now_usec()
+        due = later = retrying = 0
+        etas = []
+        found = read(_FIRST_TARGET, (queue,))
+        while found:
+            target = found[0][0]
+            lane = (queue, target, now_usec, MOST_COUNTED)
+            due += read(_DUE, lane)[0][0]
+            number, retried, eta_usec = read(_LATER, lane)[0]
+            later += number
+            retrying += retried or 0
+            if eta_usec is not None:
+                etas.append(eta_usec)
+            found = read(_TARGET_AFTER, (queue, target))
+        return Backlog(due=due, scheduled=later - retrying, retrying=retrying, next_eta_usec=min(etas, default=None))
+
+    def _task(self, where: str, parameters: Sequence[Any]) -> StoredTask | None:
+        found = self._database.read(f"{rows.SELECT_TASK} WHERE {where}", parameters)
+        return rows.stored_task(found[0]) if found else None
+
+    def _page(self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int) -> TaskPage:
+        found = [
+            rows.summary(row)
+            for select, key in lists
+            for row in self._database.read(f"SELECT {rows.TASK_COLUMNS} {select}", (*key, before, limit + 1))
+        ]
+        return _newest(found, limit)
+
+    def _page_that_contains(
+        self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int, contains: str
+    ) -> TaskPage:
+        texts = (contains.lower(), urllib.parse.quote(contains, safe="/~").lower())
+        found = []
+        # The oldest task that was read in each list. Older tasks come with a later page.
+        floor = 0
+        for select, key in lists:
+            searched = (*key, before, _MOST_SEARCHED)
+            ((number, last_id),) = self._database.read(f"SELECT count(*), min(id) FROM (SELECT id {select})", searched)
+            if number == _MOST_SEARCHED:
+                floor = max(floor, last_id)
+            found += self._database.read(
+                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select})"
+                " WHERE instr(lower(url), ?) OR instr(lower(url), ?) LIMIT ?",
+                (*searched, *texts, limit + 1),
             )
-        return [StoredTask(**rows.task_fields(row)) for row in found]
-
-    def is_blocked(self, queue: str, name: str) -> bool:
-        """Tell whether a name can't be used because of a task that is over."""
-        known = self._reader.use(lambda connection: task_names.find(connection, queue, name, self._now_usec()))
-        return known is not None and known.outcome == "tombstoned"
-
-    def _stored(self, where: str, parameters: tuple[object, ...]) -> StoredTask | None:
-        found = self._read(f"{rows.SELECT_TASK} WHERE {where}", parameters)
-        return StoredTask(**rows.task_fields(found[0])) if found else None
+        page = _newest([rows.summary(row) for row in found if row[0] >= floor], limit)
+        if page.next_before_id is None and floor:
+            return dataclasses.replace(page, next_before_id=floor)
+        return page
 
 
-def _cut(found: list[TaskSummary], limit: int) -> TaskPage:
+def _newest(found: list[TaskSummary], limit: int) -> TaskPage:
     found.sort(key=lambda task: task.id, reverse=True)
     page = tuple(found[:limit])
     return TaskPage(tasks=page, next_before_id=page[-1].id if page and len(found) > limit else None)

@@ -1,16 +1,6 @@
-"""When a task that failed is tried again.
+"""The values that the task store takes and returns: tasks, attempts, results, retry policies and retention.
 
-The arithmetic of App Engine's push queues, and nothing else: no clock, no store. A *retry number* counts from 1, so
-that the first attempt of a task is followed by retry 1.
-
-Source: https://cloud.google.com/appengine/docs/standard/services/task-queue/rest ("RetryParameters") and
-``Retry`` in the SDK's ``google/appengine/api/taskqueue/taskqueue_stub.py``.
-
-How long the task store remembers what is over.
-
-A task as the local server keeps it: what comes in, what is handed out to run, what is written back.
-
-Times are microseconds since the epoch by the wall clock (``..._usec``), durations microseconds.
+Times are microseconds since the epoch by the wall clock (``..._usec``), durations are microseconds.
 """
 
 from __future__ import annotations
@@ -21,16 +11,33 @@ from typing import Literal, NamedTuple
 
 from deferred_middleware.wire import protocol
 
+PULL = "PULL"
+"""The method of a pull queue's task, as in the SDK's ``Task.method``."""
+
+DAY_SECONDS = 24 * 3600
+
+State = Literal["ready", "running", "succeeded", "failed"]
+"""``ready``: waits for its ETA or its turn. ``failed``: a dead letter, which will not be run again."""
+
+Headers = tuple[tuple[str, str], ...]
+"""Header names and values; each character stands for one byte, as in WSGI."""
+
+RetryOutcome = Literal["retried", "not failed", "name taken", "unknown"]
+"""The answer to a retry of a dead letter. ``name taken``: an unfinished task has the same name."""
+
 _MAX_EXPONENT = 1023  # 2.0 ** 1024 overflows a float
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how soon a failed task is tried again.
+    """How often and how soon a failed task is retried: the arithmetic of App Engine's push queues.
 
-    ``retry_limit`` is a number of retries, ``age_limit_seconds`` counts from the first attempt; None is no limit. The
-    back-off doubles ``max_doublings`` times and grows linearly after that. Raises :class:`ValueError` for a value that
-    is negative or not finite.
+    ``retry_limit`` is a number of retries, ``age_limit_seconds`` counts from the first attempt; None means no limit.
+    The back-off doubles ``max_doublings`` times and then grows linearly. Retry 1 is the one that follows the first
+    attempt. Raises :class:`ValueError` for a value that is negative or not finite.
+
+    Source: https://cloud.google.com/appengine/docs/standard/services/task-queue/rest ("RetryParameters") and
+    ``Retry`` in the SDK's ``google/appengine/api/taskqueue/taskqueue_stub.py``.
     """
 
     retry_limit: int | None = None
@@ -51,7 +58,7 @@ class RetryPolicy:
                 raise ValueError(f"{name}={value!r} is not a number from 0 up")
 
     def backoff_seconds(self, retry_number: int) -> float:
-        """Return how long to wait before retry ``retry_number``, which counts from 1."""
+        """Return the time to wait before retry ``retry_number``, which counts from 1."""
         if retry_number < 1:
             raise ValueError(f"retry_number={retry_number!r}: retries count from 1")
         doublings = min(retry_number - 1, self.max_doublings)
@@ -60,9 +67,9 @@ class RetryPolicy:
         return min(self.max_backoff_seconds, grown)
 
     def allows(self, retry_number: int, age_seconds: float) -> bool:
-        """Tell whether retry ``retry_number`` may take place, ``age_seconds`` after the first attempt.
+        """Return whether retry ``retry_number`` is allowed ``age_seconds`` after the first attempt.
 
-        With both limits set a task is given up only when it is past both of them.
+        If both limits are set, a task is given up only when it is past both of them.
         """
         permissions = []
         if self.retry_limit is not None:
@@ -72,17 +79,15 @@ class RetryPolicy:
         return any(permissions) if permissions else True
 
 
-DAY_SECONDS = 24 * 3600
-
-
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What is kept of finished tasks.
+    """How long finished tasks, attempts and names are kept.
 
-    Succeeded tasks go after ``succeeded_seconds``, and the oldest of them when there are more than ``succeeded_tasks``.
-    Dead letters stay until a person retries or deletes them. Of a task's attempts the first and the last are kept, as
-    many as ``first_attempts`` and ``last_attempts`` say. A name that an app has chosen for a task is blocked for
-    ``tombstone_seconds`` after the task is over. Raises :class:`ValueError` for a negative number, or no last attempt.
+    Succeeded tasks are deleted after ``succeeded_seconds``, and the oldest of them if there are more than
+    ``succeeded_tasks``. Dead letters are kept until a person retries or deletes them. Of a task's attempts, the first
+    ``first_attempts`` and the last ``last_attempts`` are kept. A name that the app chose is blocked for
+    ``tombstone_seconds`` after its task has finished. Raises :class:`ValueError` for a negative number, or if no last
+    attempt is kept.
     """
 
     succeeded_seconds: float = 7 * DAY_SECONDS
@@ -103,18 +108,8 @@ class Retention:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not a number from {minimum} up")
 
 
-PULL = "PULL"
-"""The method of a pull queue's task, as the SDK's ``Task.method`` has it."""
-
-State = Literal["ready", "running", "succeeded", "failed"]
-"""``ready``: waits for its ETA or its turn. ``failed``: a dead letter, will not be tried again."""
-
-Headers = tuple[tuple[str, str], ...]
-"""Header names and values; each character stands for one byte, as in WSGI."""
-
-
 class Lane(NamedTuple):
-    """Tasks of one queue with one target: what shares a rate and a service, and so stands in one line."""
+    """The tasks of one queue with one target. They share a rate and a service, so they run in order of their ETAs."""
 
     queue: str
     target: str
@@ -122,11 +117,11 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NewTask:
-    """A task to be added.
+    """A task to add.
 
-    ``name`` None lets the store choose one. ``target`` is ``[instance.][version.]service``, empty for the default
-    service. ``retry`` None means the queue's. The ``method`` :data:`PULL` makes a task that is leased, by ``tag`` if
-    it has one, and never delivered.
+    If ``name`` is None, the store chooses one. ``target`` is ``[instance.][version.]service``, empty for the default
+    service. If ``retry`` is None, the queue's policy holds. A task with the ``method`` :data:`PULL` is leased, by its
+    ``tag`` if it has one, and never delivered.
     """
 
     queue: str
@@ -144,7 +139,7 @@ class NewTask:
 
 @dataclass(frozen=True, kw_only=True)
 class AddResult:
-    """What became of one task of an add; only with ``added`` was it stored."""
+    """The answer for one task of an add. The task was stored only if the outcome is ``added``."""
 
     name: str
     outcome: Literal["added", "exists", "tombstoned"]
@@ -152,11 +147,12 @@ class AddResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
-    """A task as it stands in the store, without its headers and its body.
+    """A stored task without its headers and its body.
 
-    ``retry_count`` counts the attempts made so far, since it was added or a person had it retried; of a pull task, its
-    leases. ``execution_count`` counts those of them that got an HTTP response. ``previous_response`` is the status of
-    the last attempt, 0 when it got none, None before the first. ``eta_usec`` of a leased task is when its lease ends.
+    ``retry_count`` is the number of attempts since the task was added or a person retried it; for a pull task, the
+    number of leases. ``execution_count`` is the number of those attempts that got an HTTP response.
+    ``previous_response`` is the status of the last attempt, 0 if it got no response, None before the first attempt.
+    ``eta_usec`` of a leased task is the end of its lease.
     """
 
     id: int
@@ -181,7 +177,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTask(TaskSummary):
-    """A task as it stands in the store, whole."""
+    """A stored task."""
 
     headers: Headers
     body: bytes
@@ -189,14 +185,14 @@ class StoredTask(TaskSummary):
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimedTask(StoredTask):
-    """A task that is the claimant's to run. Only who shows ``claim_token`` can write its result."""
+    """A task that was claimed to be run. ``claim_token`` is needed to write its result."""
 
     claim_token: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRecord:
-    """One attempt, as it is kept: ``number`` counts from 1, ``status`` is None when there was no HTTP response."""
+    """One attempt, as it is kept. ``number`` counts from 1; ``status`` is None if there was no HTTP response."""
 
     number: int
     started_usec: int
@@ -209,7 +205,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """The result of a claimed task's attempt: finished, or ``ready`` for another one at ``eta_usec``."""
+    """The result of a claimed task's attempt: finished, or ``ready`` for another attempt at ``eta_usec``."""
 
     task_id: int
     claim_token: int
@@ -226,14 +222,10 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskPage:
-    """Some tasks, the newest first. The next page begins before the id ``next_before_id``; None: this is the last.
+    """Some tasks, the newest first. The next page begins before the id ``next_before_id``.
 
-    A page may have fewer tasks than were asked for, even none, and not be the last.
+    On the last page, ``next_before_id`` is None. Other pages may have fewer tasks than were asked for, even none.
     """
 
     tasks: tuple[TaskSummary, ...]
     next_before_id: int | None
-
-
-RetryOutcome = Literal["retried", "not failed", "name taken", "unknown"]
-"""What became of a dead letter that was to be tried again; ``name taken``: a later task has its name meanwhile."""

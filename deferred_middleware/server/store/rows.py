@@ -1,20 +1,29 @@
-"""How tasks and their attempts are written as rows of the store's tables (``schema.sql``)."""
+"""The statements that write and read rows of tasks, attempts and names (``schema.sql``).
+
+The name of an unfinished task is taken. After that, a name that the app chose stays blocked for some days, by a row of
+the table ``tombstones``. Source: https://cloud.google.com/appengine/docs/standard/services/task-queue/rest ("task
+names").
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.records import (
+    AddResult,
     AttemptRecord,
     ClaimedTask,
     Completion,
     Headers,
     NewTask,
     RetryPolicy,
+    StoredTask,
     TaskSummary,
 )
 
@@ -37,19 +46,27 @@ _COMPLETE = """
         execution_count = ?, previous_response = ?, retry_reason = ?, claim_token = NULL
     WHERE id = ? AND state = 'running' AND claim_token = ?
     RETURNING queue, name, user_named, attempts_before"""
-_SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
-_CLAIMED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body"]
-_decode_json = json.JSONDecoder().raw_decode
 _INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_BY_NAME = "SELECT state, user_named FROM tasks WHERE queue = ? AND name = ?"
+_TOMBSTONE = "SELECT 1 FROM tombstones WHERE queue = ? AND name = ? AND expires_usec > ?"
+_BLOCK_NAME = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
+_UNFINISHED_STATES = frozenset({"held", "ready", "running"})
+
+_SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
+_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body"]
+_decode_json = json.JSONDecoder().raw_decode
 
 
 class CompletedRow(NamedTuple):
-    """Whose result was written."""
+    """The task whose attempt was completed."""
 
     queue: str
     name: str
     user_named: int
     attempts_before: int
+
+
+# Tasks and attempts.
 
 
 def insert(
@@ -59,17 +76,17 @@ def insert(
     now_usec: int,
     *,
     user_named: bool,
-    hold: str | None = None,
-) -> int:
-    """Write a new task called ``name``, held by the transaction ``hold`` if that is given; return its id."""
+    transaction: str | None = None,
+) -> None:
+    """Insert a new task called ``name``. With ``transaction`` it is staged until that transaction is committed."""
     cursor = connection.execute(
         _INSERT_TASK,
         (
             task.queue,
             name,
             user_named,
-            "ready" if hold is None else "held",
-            hold,
+            "ready" if transaction is None else "held",
+            transaction,
             task.eta_usec,
             now_usec,
             task.method,
@@ -80,14 +97,12 @@ def insert(
             task.tag,
         ),
     )
-    task_id = cursor.lastrowid
-    assert task_id is not None
-    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", (task_id, json.dumps(task.headers), task.body))
-    return task_id
+    payload = (cursor.lastrowid, json.dumps(task.headers), task.body)
+    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", payload)
 
 
 def complete(connection: sqlite3.Connection, completion: Completion) -> CompletedRow | None:
-    """Write the result of an attempt; return whose it was, or None when the claim that it shows no longer stood."""
+    """Write the result of an attempt; return its task, or None if the claim is no longer valid."""
     found = connection.execute(
         _COMPLETE,
         (
@@ -107,7 +122,7 @@ def complete(connection: sqlite3.Connection, completion: Completion) -> Complete
 
 
 def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int, int, AttemptRecord]]) -> None:
-    """Write attempts, each with its task's id and the number that it is to have, whatever number it says itself."""
+    """Insert attempts, each given with its task's id and the number that replaces its own."""
     connection.executemany(
         _INSERT_ATTEMPT,
         [
@@ -126,32 +141,56 @@ def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int
     )
 
 
+def delete(
+    connection: sqlite3.Connection,
+    where: str,
+    parameters: Sequence[Any],
+    tally: Tally,
+    *,
+    blocked_until_usec: int,
+    block_all_names: bool = False,
+) -> int:
+    """Delete the tasks that ``where`` selects, with their attempts; return how many there were.
+
+    Names of unfinished tasks stay blocked if the app chose them, or all of them with ``block_all_names``. Names of
+    finished tasks have been blocked since their tasks finished.
+    """
+    unfinished = f"{where} AND finished_usec IS NULL"
+    block_names_of(connection, unfinished, parameters, blocked_until_usec, all_names=block_all_names)
+    gone = connection.execute(f"DELETE FROM tasks WHERE {where} RETURNING queue, state", parameters).fetchall()
+    for key, number in Counter(gone).items():
+        if key[1] != "held":
+            tally[key] -= number
+    return len(gone)
+
+
 def summary(row: Sequence[Any]) -> TaskSummary:
-    """Return a task from a row of :data:`TASK_COLUMNS`."""
-    return TaskSummary(**_summary_fields(row))
+    """Return the task of a row of :data:`TASK_COLUMNS`."""
+    return TaskSummary(**_decode(dict(zip(_SUMMARY_FIELDS, row, strict=True))))
 
 
-def task_fields(row: Sequence[Any]) -> dict[str, Any]:
-    """Return the fields of a :class:`StoredTask` from a row of :data:`SELECT_TASK`."""
-    *columns, headers, body = row
-    return {**_summary_fields(columns), "headers": _decode_headers(headers), "body": body}
+def stored_task(row: Sequence[Any]) -> StoredTask:
+    """Return the task of a row of :data:`SELECT_TASK`."""
+    return StoredTask(**_stored_fields(row))
 
 
 def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
-    """Return a task that was claimed with ``token`` from a row of :data:`CLAIMED_COLUMNS`."""
-    fields = dict(zip(_CLAIMED_FIELDS, row, strict=True))
-    if fields["retry"] is not None:
-        fields["retry"] = RetryPolicy(**json.loads(fields["retry"]))
-    fields["headers"] = _decode_headers(fields["headers"])
+    """Return the task of a row of :data:`CLAIMED_COLUMNS`, claimed with ``token``."""
+    fields = _stored_fields(row)
     fields["claim_token"] = token
     task = ClaimedTask.__new__(ClaimedTask)
-    # Its __init__ would set each field by a call, which took longer than all else that is done for a claim here.
+    # __init__ of a frozen class sets each field by a call, which takes longer than the rest of a claim.
     task.__dict__.update(fields)
     return task
 
 
-def _summary_fields(row: Sequence[Any]) -> dict[str, Any]:
-    fields = dict(zip(_SUMMARY_FIELDS, row, strict=True))
+def _stored_fields(row: Sequence[Any]) -> dict[str, Any]:
+    fields = _decode(dict(zip(_STORED_FIELDS, row, strict=True)))
+    fields["headers"] = _decode_headers(fields["headers"])
+    return fields
+
+
+def _decode(fields: dict[str, Any]) -> dict[str, Any]:
     if fields["retry"] is not None:
         fields["retry"] = RetryPolicy(**json.loads(fields["retry"]))
     return fields
@@ -160,3 +199,64 @@ def _summary_fields(row: Sequence[Any]) -> dict[str, Any]:
 def _decode_headers(text: str) -> Headers:
     headers: list[tuple[str, str]] = _decode_json(text)[0]
     return tuple(map(tuple, headers))  # type: ignore[arg-type] # of two strings each
+
+
+# Names.
+
+
+def find_name(connection: sqlite3.Connection, queue: str, name: str, now_usec: int) -> AddResult | None:
+    """Return why no task of this name can be added: ``exists`` or ``tombstoned``; None if one can be added."""
+    rows = connection.execute(_BY_NAME, (queue, name)).fetchall()
+    if any(state in _UNFINISHED_STATES for state, _user_named in rows):
+        return AddResult(name=name, outcome="exists")
+    # A name that the store chose is taken for as long as its task is stored. No app has a reason to choose it again.
+    if any(not user_named for _state, user_named in rows) or (
+        connection.execute(_TOMBSTONE, (queue, name, now_usec)).fetchone() is not None
+    ):
+        return AddResult(name=name, outcome="tombstoned")
+    return None
+
+
+def has_unfinished_task(connection: sqlite3.Connection, queue: str, name: str) -> bool:
+    """Return whether an unfinished task has this name."""
+    found = connection.execute(_BY_NAME, (queue, name)).fetchall()
+    return any(state in _UNFINISHED_STATES for state, _user_named in found)
+
+
+def block_names(connection: sqlite3.Connection, names: Iterable[tuple[str, str, int]]) -> None:
+    """Block names, each given as its queue, the name, and until when it is blocked."""
+    connection.executemany(_BLOCK_NAME, names)
+
+
+def block_names_of(
+    connection: sqlite3.Connection,
+    where: str,
+    parameters: Sequence[Any],
+    until_usec: int,
+    *,
+    all_names: bool = False,
+) -> None:
+    """Block the names of the tasks that ``where`` selects, only those that the app chose unless ``all_names``."""
+    chosen = "1" if all_names else "user_named"
+    connection.execute(
+        f"INSERT OR REPLACE INTO tombstones SELECT queue, name, ? FROM tasks WHERE {where} AND {chosen}",
+        (until_usec, *parameters),
+    )
+
+
+def unblock_names(connection: sqlite3.Connection, queue: str, name: str | None, limit: int) -> int:
+    """Unblock a name, or at most ``limit`` names of the queue; return how many were blocked."""
+    return connection.execute(
+        "DELETE FROM tombstones WHERE (queue, name) IN"
+        " (SELECT queue, name FROM tombstones WHERE queue = ? AND name = coalesce(?, name) LIMIT ?)",
+        (queue, name, limit),
+    ).rowcount
+
+
+def delete_expired_tombstones(connection: sqlite3.Connection, now_usec: int, limit: int) -> None:
+    """Delete at most ``limit`` tombstones whose names are no longer blocked."""
+    connection.execute(
+        "DELETE FROM tombstones WHERE (queue, name) IN"
+        " (SELECT queue, name FROM tombstones WHERE expires_usec <= ? LIMIT ?)",
+        (now_usec, limit),
+    )

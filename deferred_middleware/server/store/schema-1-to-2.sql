@@ -1,4 +1,4 @@
--- Brings a task store from version 1 to version 2: a table can't change its constraints, so it is copied.
+-- Migrates a task store from version 1 to version 2. A table's constraints can't be changed, so the table is copied.
 BEGIN IMMEDIATE;
 
 CREATE TABLE tasks_2 (
@@ -45,7 +45,7 @@ CREATE INDEX tasks_finished ON tasks (finished_usec) WHERE state = 'succeeded';
 CREATE INDEX tasks_forced ON tasks (id) WHERE forced = 1 AND state = 'ready';
 CREATE INDEX tasks_held ON tasks (hold) WHERE state = 'held';
 
--- In version 1 the row of a finished task blocked its name; now a tombstone does, for nine days.
+-- In version 1, the row of a finished task blocked its name. In version 2, a tombstone does, for nine days.
 INSERT OR IGNORE INTO tombstones
     SELECT queue, name, finished_usec + 9 * 86400 * 1000000 FROM tasks
     WHERE user_named AND state IN ('succeeded', 'failed');

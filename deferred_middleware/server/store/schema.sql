@@ -1,8 +1,8 @@
 -- The local server's task store, version 2. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
--- One row for each task that is waiting, running or remembered. It changes at every attempt, so it is kept small:
--- SQLite writes a whole row anew when one of its columns changes.
+-- One row for each task, finished ones included. The row changes at every attempt, so it is kept small: if one column
+-- changes, SQLite writes the whole row again.
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,
     queue TEXT NOT NULL,
@@ -24,31 +24,31 @@ CREATE TABLE tasks (
     retry_reason TEXT,
     claim_token INTEGER,                    -- fences the result of an attempt; set while running
     tag TEXT,                               -- of a pull task
-    attempts_before INTEGER NOT NULL DEFAULT 0, -- attempts made before a person had the dead letter retried
-    forced INTEGER NOT NULL DEFAULT 0,      -- 1: a person wants it run now, whatever its queue's pause and rate say
-    hold TEXT                               -- of a held task: the transaction whose commit lets it go
+    attempts_before INTEGER NOT NULL DEFAULT 0, -- attempts made before a person retried the dead letter
+    forced INTEGER NOT NULL DEFAULT 0,      -- 1: a person wants it run now, whatever the pause and rate of its queue
+    hold TEXT                               -- of a staged task, whose state is 'held': its transaction
 );
 
--- Finished tasks may have the name of a later one, so this is not unique; who adds looks first.
+-- Not unique, because finished tasks may have the name of a later one. The store looks for the name before it adds.
 CREATE INDEX tasks_names ON tasks (queue, name);
 
--- Claims and "what is due next" read only this one; finished tasks aren't in it.
+-- The only index that claims and searches for the next ETA read. It has no finished tasks.
 CREATE INDEX tasks_ready ON tasks (queue, target, eta_usec, id) WHERE state = 'ready' AND method <> 'PULL';
 
--- The same for leases, of any tag and of one.
+-- The same for leases: without a tag, and by tag.
 CREATE INDEX tasks_leasable ON tasks (queue, eta_usec, id) WHERE state = 'ready' AND method = 'PULL';
 CREATE INDEX tasks_tagged ON tasks (queue, tag, eta_usec, id) WHERE state = 'ready' AND method = 'PULL';
 
--- What people ask for: the tasks of a queue in one state, the newest first.
+-- For lists: the tasks of a queue in one state, by age.
 CREATE INDEX tasks_states ON tasks (queue, state, id);
 
--- History: the oldest finished tasks first.
+-- For pruning: the oldest succeeded tasks first.
 CREATE INDEX tasks_finished ON tasks (finished_usec) WHERE state = 'succeeded';
 
 CREATE INDEX tasks_forced ON tasks (id) WHERE forced = 1 AND state = 'ready';
 CREATE INDEX tasks_held ON tasks (hold) WHERE state = 'held';
 
--- What never changes and may be large.
+-- The columns that never change and may be large.
 CREATE TABLE payloads (
     task_id INTEGER PRIMARY KEY REFERENCES tasks (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,                  -- JSON: [[name, value], ...]
@@ -67,7 +67,7 @@ CREATE TABLE attempts (
     PRIMARY KEY (task_id, number)
 ) WITHOUT ROWID;
 
--- Names that the app used and that it can't use again yet.
+-- Names that the app chose and can't use again yet.
 CREATE TABLE tombstones (
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
@@ -77,7 +77,7 @@ CREATE TABLE tombstones (
 
 CREATE INDEX tombstones_expiry ON tombstones (expires_usec);
 
--- How many tasks there are; changed in the same transaction as they are.
+-- The number of tasks, changed in the transactions that change the tasks.
 CREATE TABLE counts (
     queue TEXT NOT NULL,
     state TEXT NOT NULL,

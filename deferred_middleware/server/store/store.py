@@ -1,11 +1,12 @@
-"""The task store: with the modules it is made of, the only code that knows SQL.
+"""The task store: all tasks of a server, in one SQLite file (``schema.sql``).
 
-Tasks live in one SQLite file (``schema.sql``). What changes them goes through one writer that commits what waits
-together (:mod:`~deferred_middleware.server.store.writer`); an add or a result is acknowledged after its commit, and is
-then on disk. What only looks uses connections that can't write.
+All changes go through one thread, which commits together what callers submit at the same time
+(:mod:`~deferred_middleware.server.store.writer`). When a method that adds tasks or writes results returns, the change
+is on disk. Reads use connections that can't write.
 
-A task is claimed before it is run. The claim's token fences its result: when the task was released, deleted or
-claimed again meanwhile, the late result changes nothing. After a crash exactly the tasks that were claimed run again.
+A task is claimed before it is run. Its result is written only with the token of the claim. If the task was released,
+deleted or claimed again in the meantime, the late result changes nothing. After a crash, exactly the tasks that were
+claimed run again.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ from pathlib import Path
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
-from deferred_middleware.server.store import task_names as names
-from deferred_middleware.server.store.counts import EXECUTED
-from deferred_middleware.server.store.database import BATCH
+from deferred_middleware.server.store.counts import EXECUTED, Tally
+from deferred_middleware.server.store.database import BATCH, Database
 from deferred_middleware.server.store.leases import PullLeases
-from deferred_middleware.server.store.operations import StoreOperations
-from deferred_middleware.server.store.queries import StoreBrowsing, StoreFigures
+from deferred_middleware.server.store.operations import TaskOperations
+from deferred_middleware.server.store.queries import TaskQueries
 from deferred_middleware.server.store.records import (
     AddResult,
     AttemptRecord,
@@ -36,12 +36,10 @@ from deferred_middleware.server.store.records import (
     NewTask,
     Retention,
 )
-from deferred_middleware.server.store.transactional import HeldTasks
-from deferred_middleware.server.store.writer import Tally
+from deferred_middleware.server.store.transactional import TransactionalTasks
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-# A prune is bounded, because everybody else waits for it, and runs after so many results or seconds.
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
 
@@ -58,43 +56,62 @@ _CLAIM_FORCED = f"""
 _FORCE = """
     UPDATE tasks SET forced = 1, eta_usec = min(eta_usec, ?)
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
-# A task that is tried again, or leased, waits for the end of a span of time; one whose ETA was reached is due.
-_MOVE_WAITS = """
+_RELEASE = """
+    UPDATE tasks SET state = 'ready', claim_token = NULL WHERE id = ? AND state = 'running' AND claim_token = ?"""
+# The ETA of a retried or leased task is the end of a span of time. A task whose own ETA was reached is due.
+_SHIFT_ETAS = """
     UPDATE tasks SET eta_usec = eta_usec + :by WHERE state = 'ready' AND (
         (retry_count > 0 AND eta_usec > :before)
         OR (:by < 0 AND eta_usec > :now AND eta_usec <= max(:before, created_usec)))"""
-_MOVE_FIRST_ATTEMPTS = """
+_SHIFT_FIRST_ATTEMPTS = """
     UPDATE tasks SET first_attempt_usec = first_attempt_usec + ?
     WHERE state = 'ready' AND first_attempt_usec IS NOT NULL"""
-_EXCESS_ATTEMPTS = "DELETE FROM attempts WHERE task_id = ? AND number > ? AND number <= ?"
+_DELETE_ATTEMPTS_BETWEEN = "DELETE FROM attempts WHERE task_id = ? AND number > ? AND number <= ?"
 
 
-class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTasks):
-    """The tasks in the SQLite file at ``path``, for the one server that has it open.
+class TaskStore:
+    """The tasks in the SQLite file at ``path``, which only one server has open at a time.
 
-    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server died are due again
-    once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once when another process has the
-    store, or when the file can't be used. Methods raise :class:`sqlite3.Error` when the database fails, and
-    ``ServerError`` when the store is closed; those that add tasks its subclass
-    :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` when the disk is full. What raised has
-    changed
-    nothing.
+    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are due
+    again once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process has
+    the store open, or if the file can't be used.
+
+    All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
+    the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
+    :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full. If a method raises, it
+    has changed nothing.
+
+    Attributes:
+        queries: Finds tasks and numbers of tasks.
+        operations: What people do to tasks and queues.
+        leases: Leases tasks of pull queues.
+        transactional: Keeps the tasks of datastore transactions until these are committed.
     """
 
     def __init__(
         self, path: Path, *, clock: Callable[[], float] = time.time, retention: Retention | None = None
     ) -> None:
-        super().__init__(path, clock=clock, retention=retention)
-        self._results_since_prune = 0
-        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
-        # A person may have asked for one just before the last server died.
+        self._retention = retention or Retention()
+        self._database = Database(path, clock=clock, retention=self._retention)
+        self._writer = self._database.writer
+        self._pruner = _HistoryPruner(self._database)
+        # Written by the writer thread, read by any. True at first: an earlier server may have ended before it ran a
+        # task that a person wanted run.
         self._forced_waiting = True
+        self.queries = TaskQueries(self._database)
+        self.operations = TaskOperations(self._database)
+        self.leases = PullLeases(self._database)
+        self.transactional = TransactionalTasks(self._database)
+
+    def close(self) -> None:
+        """Commit what was submitted, close the file, and let another server open it. Further calls do nothing."""
+        self._database.close()
 
     def add(self, tasks: Sequence[NewTask]) -> list[AddResult]:
-        """Add tasks; return, in their order, what became of each. Those that were added are on disk."""
+        """Add tasks; return a result for each, in their order. Tasks that were added are on disk."""
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[AddResult]:
-            now_usec = self._now_usec()
+            now_usec = self._database.now_usec()
             results = [self._add_one(connection, task, now_usec) for task in tasks]
             for task, result in zip(tasks, results, strict=True):
                 if result.outcome == "added":
@@ -104,7 +121,7 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
         return self._writer.submit(operation, adds_tasks=True).result()
 
     def claim(self, limits: Mapping[Lane, int], now_usec: int) -> list[ClaimedTask]:
-        """Claim tasks that are due at ``now_usec``, at most so many of each lane; return them in order of their ETA."""
+        """Claim tasks that are due at ``now_usec``, at most the given number of each lane; return them by ETA."""
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[ClaimedTask]:
             claimed = []
@@ -115,16 +132,55 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
             claimed.sort(key=lambda task: (task.eta_usec, task.id))
             return claimed
 
-        # A claim that a power cut undoes only makes the task due again, as a claim that stands would at the next start.
+        # If a power cut undoes a claim, the task is due again, as any claimed task is at the next start.
         return self._writer.submit(operation, durable=False).result()
+
+    def release(self, claimed: Iterable[ClaimedTask]) -> int:
+        """Make claimed tasks ready again without an attempt; return how many of the claims were valid."""
+        keys = [(task.id, task.claim_token, task.queue) for task in claimed]
+
+        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
+            released = 0
+            for task_id, token, queue in keys:
+                number = connection.execute(_RELEASE, (task_id, token)).rowcount
+                released += number
+                tally[queue, "running"] -= number
+                tally[queue, "ready"] += number
+            return released
+
+        return self._writer.submit(operation).result()
+
+    def complete(self, completions: Sequence[Completion]) -> list[bool]:
+        """Write results of claimed tasks; return for each whether its claim was valid, so that it was written."""
+        return self._complete(lambda: completions, delayable=False).result()
+
+    def complete_later(self, take: Callable[[], Sequence[Completion]]) -> Future[list[bool]]:
+        """Submit results like :meth:`complete`, to be written with the next commit within a few milliseconds.
+
+        The writer thread calls ``take`` when it is about to write them, so results can still be added until then. It
+        may call ``take`` twice; both calls must return the same results.
+        """
+        return self._complete(take, delayable=True)
 
     @property
     def forced_waiting(self) -> bool:
         """Whether there may be tasks for :meth:`claim_forced`."""
         return self._forced_waiting
 
+    def force_run(self, task_id: int) -> bool:
+        """Run a ready push task as soon as possible, whatever its ETA and the pause and rate of its queue.
+
+        Return whether the task was there and ready.
+        """
+
+        def operation(connection: sqlite3.Connection, _tally: Tally) -> bool:
+            self._forced_waiting = True
+            return bool(connection.execute(_FORCE, (self._database.now_usec(), task_id)).rowcount)
+
+        return self._writer.submit(operation).result()
+
     def claim_forced(self, limit: int) -> list[ClaimedTask]:
-        """Claim tasks that a person wants run now, whatever queue and target they have, at most ``limit``."""
+        """Claim tasks that :meth:`force_run` was called for, of any queue and target, at most ``limit``."""
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[ClaimedTask]:
             token = secrets.randbits(62)
@@ -135,164 +191,107 @@ class TaskStore(StoreOperations, StoreBrowsing, StoreFigures, PullLeases, HeldTa
 
         return self._writer.submit(operation, durable=False).result()
 
-    def force_run(self, task_id: int) -> bool:
-        """Have a waiting task run as soon as it can, whatever its ETA and its queue's pause and rate say.
+    def shift_etas(self, by_usec: int, before_usec: int, now_usec: int) -> int:
+        """Adjust waiting tasks to a wall clock that was set by ``by_usec``, from ``before_usec`` to ``now_usec``.
 
-        Return whether there was a task that waits; a pull task isn't run.
-        """
-
-        def operation(connection: sqlite3.Connection, _tally: Tally) -> bool:
-            self._forced_waiting = True
-            return bool(connection.execute(_FORCE, (self._now_usec(), task_id)).rowcount)
-
-        return self._writer.submit(operation).result()
-
-    def complete(self, completions: Sequence[Completion]) -> list[bool]:
-        """Write results of claimed tasks; return for each whether its claim still stood, and it was written."""
-        return self._hand_in(lambda: completions, patient=False).result()
-
-    def complete_later(self, take: Callable[[], Sequence[Completion]]) -> Future[list[bool]]:
-        """Hand in results as :meth:`complete` does, without waiting for their commit, which others may share.
-
-        ``take`` is called when they are about to be written, by another thread and maybe twice. So what came meanwhile
-        can be written with them.
-        """
-        return self._hand_in(take, patient=True)
-
-    def release(self, claimed: Iterable[ClaimedTask]) -> int:
-        """Give claimed tasks back without an attempt, due as before; return how many claims still stood."""
-        keys = [(task.id, task.claim_token, task.queue) for task in claimed]
-
-        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
-            released = 0
-            for task_id, token, queue in keys:
-                cursor = connection.execute(
-                    "UPDATE tasks SET state = 'ready', claim_token = NULL"
-                    " WHERE id = ? AND state = 'running' AND claim_token = ?",
-                    (task_id, token),
-                )
-                released += cursor.rowcount
-                tally[queue, "running"] -= cursor.rowcount
-                tally[queue, "ready"] += cursor.rowcount
-            return released
-
-        return self._writer.submit(operation).result()
-
-    def clock_jumped(self, by_usec: int, before_usec: int, now_usec: int) -> int:
-        """Move what waits along with a wall clock that was set by ``by_usec``, from ``before_usec`` to ``now_usec``.
-
-        Back-offs and leases end as long from now as before, what was due stays due, and the age of a task doesn't
-        change. A task whose ETA is still ahead keeps it. Return how many waits were moved.
+        Back-offs and leases end after the same time as before, due tasks stay due, and the age of a task does not
+        change. A task whose own ETA is still ahead keeps it. Return how many ETAs were shifted.
         """
 
         def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
-            connection.execute(_MOVE_FIRST_ATTEMPTS, (by_usec,))
-            moved = {"by": by_usec, "now": now_usec, "before": before_usec}
-            return connection.execute(_MOVE_WAITS, moved).rowcount
+            connection.execute(_SHIFT_FIRST_ATTEMPTS, (by_usec,))
+            parameters = {"by": by_usec, "now": now_usec, "before": before_usec}
+            return connection.execute(_SHIFT_ETAS, parameters).rowcount
 
         return self._writer.submit(operation).result()
-
-    def newest_usec(self) -> int | None:
-        """Return when the last task was added, None when there is no task."""
-        found = self._read("SELECT created_usec FROM tasks ORDER BY id DESC LIMIT 1")
-        return found[0][0] if found else None
-
-    def delete(self, queue: str, task_names: Sequence[str]) -> list[AddResult | None]:
-        """Delete tasks by name; their names stay blocked.
-
-        Return for each a result ``exists`` when it was there, ``tombstoned`` when it had been, None when it is unknown.
-        """
-
-        def operation(connection: sqlite3.Connection, tally: Tally) -> list[AddResult | None]:
-            now_usec = self._now_usec()
-            results: list[AddResult | None] = []
-            for name in task_names:
-                known = names.find(connection, queue, name, now_usec)
-                if known is not None and known.outcome == "exists":
-                    where = "queue = ? AND name = ? AND state IN ('ready', 'running')"
-                    if not self._remove(connection, where, (queue, name), tally, all_names=True):
-                        known = None  # of a transaction that has not been committed
-                results.append(known)
-            return results
-
-        return self._writer.submit(operation).result()
-
-    def prune(self) -> int:
-        """Forget the oldest succeeded tasks and expired names, a bounded number of them; return how many tasks."""
-        return self._writer.submit(self._prune_some, durable=False).result()
-
-    def _hand_in(self, take: Callable[[], Sequence[Completion]], *, patient: bool) -> Future[list[bool]]:
-        def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
-            completions = take()
-            self._results_since_prune += len(completions)
-            return self._complete_all(connection, tally, completions)
-
-        future = self._writer.submit(operation, patient=patient)
-        future.add_done_callback(self._prune_when_due)
-        return future
-
-    def _prune_when_due(self, _written: Future[list[bool]]) -> None:
-        if self._results_since_prune >= _PRUNE_EVERY_RESULTS or time.monotonic() >= self._next_prune:
-            self._results_since_prune = 0
-            self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
-            try:
-                self._writer.submit(self._prune_some, durable=False).add_done_callback(_log_failed_prune)
-            except ServerError as error:
-                _log.debug("Old tasks are forgotten when the store is open again: %s", error)
 
     def _add_one(self, connection: sqlite3.Connection, task: NewTask, now_usec: int) -> AddResult:
         if task.name is not None:
-            known = names.find(connection, task.queue, task.name, now_usec)
+            known = rows.find_name(connection, task.queue, task.name, now_usec)
             if known is not None:
                 return known
-        name = task.name or self.choose_name()
-        while task.name is None and names.find(connection, task.queue, name, now_usec) is not None:
-            # The clock has been set back to when that task was added.
-            name = self.choose_name()
+        name = task.name or self._database.choose_name()
+        while task.name is None and rows.find_name(connection, task.queue, name, now_usec) is not None:
+            # The clock was set back, and a task that was added at this time before has the name.
+            name = self._database.choose_name()
         rows.insert(connection, task, name, now_usec, user_named=task.name is not None)
         return AddResult(name=name, outcome="added")
 
-    def _complete_all(
+    def _complete(self, take: Callable[[], Sequence[Completion]], *, delayable: bool) -> Future[list[bool]]:
+        def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
+            completions = take()
+            written = self._write_results(connection, tally, completions)
+            self._pruner.prune_if_due(len(completions))
+            return written
+
+        return self._writer.submit(operation, delayable=delayable)
+
+    def _write_results(
         self, connection: sqlite3.Connection, tally: Tally, completions: Sequence[Completion]
     ) -> list[bool]:
-        kept = self._retention.first_attempts + self._retention.last_attempts
-        stood: list[bool] = []
+        first, last = self._retention.first_attempts, self._retention.last_attempts
+        written: list[bool] = []
         attempts: list[tuple[int, int, AttemptRecord]] = []
         blocked: list[tuple[str, str, int]] = []
         excess: list[tuple[int, int, int]] = []
         for completion in completions:
             task = rows.complete(connection, completion)
-            stood.append(task is not None)
+            written.append(task is not None)
             if task is None:
                 continue
             number = task.attempts_before + completion.attempt.number
             attempts.append((completion.task_id, number, completion.attempt))
-            if number > kept:
-                last = number - self._retention.last_attempts
-                excess.append((completion.task_id, self._retention.first_attempts, last))
+            if number > first + last:
+                excess.append((completion.task_id, first, number - last))
             if completion.finished_usec is not None and task.user_named:
-                blocked.append((task.queue, task.name, self._blocked_until(completion.finished_usec)))
+                until_usec = self._database.blocked_until_usec(completion.finished_usec)
+                blocked.append((task.queue, task.name, until_usec))
             tally[task.queue, "running"] -= 1
             tally[task.queue, completion.state] += 1
             tally[task.queue, EXECUTED] += 1
         rows.insert_attempts(connection, attempts)
-        names.block(connection, blocked)
-        connection.executemany(_EXCESS_ATTEMPTS, excess)
-        return stood
+        rows.block_names(connection, blocked)
+        connection.executemany(_DELETE_ATTEMPTS_BETWEEN, excess)
+        return written
 
-    def _prune_some(self, connection: sqlite3.Connection, tally: Tally) -> int:
-        now_usec = self._now_usec()
-        too_many = min(max(0, self._counts.of_state("succeeded") - self._retention.succeeded_tasks), BATCH)
-        oldest = "id IN (SELECT id FROM tasks WHERE state = 'succeeded'"
-        removed = self._remove(connection, f"{oldest} ORDER BY finished_usec LIMIT ?)", (too_many,), tally)
-        removed += self._remove(
-            connection,
-            f"{oldest} AND finished_usec < ? LIMIT ?)",
-            (now_usec - int(self._retention.succeeded_seconds * 1e6), BATCH),
-            tally,
-        )
-        names.forget_expired(connection, now_usec, BATCH)
-        return removed
+
+class _HistoryPruner:
+    """Deletes old succeeded tasks and expired tombstones, a bounded number at a time, after some results or seconds.
+
+    The writer thread calls all methods.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Both are written by the writer thread only.
+        self._results = 0
+        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+
+    def prune_if_due(self, new_results: int) -> None:
+        """Submit an operation that prunes, if enough results were written or enough time has passed."""
+        self._results += new_results
+        if self._results < _PRUNE_EVERY_RESULTS and time.monotonic() < self._next_prune:
+            return
+        self._results = 0
+        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+        try:
+            self._database.writer.submit(self._prune, durable=False).add_done_callback(_log_failed_prune)
+        except ServerError as error:
+            logger.debug("Old tasks are deleted when the store is open again: %s", error)
+
+    def _prune(self, connection: sqlite3.Connection, tally: Tally) -> None:
+        database = self._database
+        now_usec = database.now_usec()
+        blocked_until_usec = database.blocked_until_usec(now_usec)
+        excess = max(0, database.counts.of_state("succeeded") - database.retention.succeeded_tasks)
+        finished_before_usec = now_usec - int(database.retention.succeeded_seconds * 1e6)
+        succeeded = "id IN (SELECT id FROM tasks WHERE state = 'succeeded'"
+        for where, parameters in (
+            (f"{succeeded} ORDER BY finished_usec LIMIT ?)", (min(excess, BATCH),)),
+            (f"{succeeded} AND finished_usec < ? LIMIT ?)", (finished_before_usec, BATCH)),
+        ):
+            rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
+        rows.delete_expired_tombstones(connection, now_usec, BATCH)
 
 
 def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:
@@ -303,7 +302,7 @@ def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> l
     return claimed
 
 
-def _log_failed_prune(future: Future[int]) -> None:
+def _log_failed_prune(future: Future[None]) -> None:
     error = future.exception()
     if error is not None:
-        _log.error("Old tasks could not be forgotten: %s", error)
+        logger.error("Old tasks could not be deleted: %s", error)

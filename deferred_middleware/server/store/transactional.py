@@ -1,9 +1,10 @@
-"""Tasks that wait for the commit of the transaction they were added in.
+"""Tasks that are added in datastore transactions.
 
-The datastore's commit and the queue are two files, and a crash may come between the two. So the tasks of a transaction
-are stored first, *held*: nobody sees or runs them. Then the datastore's file is written, with the transaction's id in
-it; then the tasks are let go. At the next start those whose transaction the datastore's file knows are let go, and
-those of which it doesn't know never were (:mod:`~deferred_middleware.server.api.datastore`).
+The datastore and the task store are two files, and a crash may come between their commits. Therefore a commit has three
+steps. First, the tasks of the transaction are *staged*: stored, but neither visible nor run. Next, the datastore's file
+is written, with the transaction's id in it. Last, the staged tasks are *committed*, which makes them ordinary tasks. At
+the next start, staged tasks are committed if the datastore's file has their transaction's id, and discarded if it does
+not (:mod:`~deferred_middleware.server.api.datastore`).
 """
 
 from __future__ import annotations
@@ -13,75 +14,84 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from deferred_middleware.server.store import rows
-from deferred_middleware.server.store.database import StoreCore
+from deferred_middleware.server.store.counts import Tally
+from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import NewTask
-from deferred_middleware.server.store.writer import Tally
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_LET_GO = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue"
-_DROP = "DELETE FROM tasks WHERE state = 'held' AND hold = ?"
+# In the database, a staged task has the state "held", and the column "hold" has its transaction.
+_COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue"
+_DISCARD = "DELETE FROM tasks WHERE state = 'held' AND hold = ?"
 _TRANSACTIONS = "SELECT DISTINCT hold FROM tasks WHERE state = 'held'"
 
 
-class HeldTasks(StoreCore):
-    """The store's operations for transactions."""
+class TransactionalTasks:
+    """The tasks of transactions that are being committed."""
 
-    def hold(self, tasks: Sequence[NewTask], transaction: str) -> None:
-        """Store tasks, whose names were chosen here, until it is known what becomes of ``transaction``."""
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def choose_name(self) -> str:
+        """Return a name for a task that will be staged."""
+        return self._database.choose_name()
+
+    def stage(self, tasks: Sequence[NewTask], transaction: str) -> None:
+        """Store the tasks of ``transaction`` until they are committed or discarded.
+
+        Tasks that are added in a transaction can't have a name that the app chose, so these names don't stay blocked.
+        """
 
         def operation(connection: sqlite3.Connection, _tally: Tally) -> None:
-            now_usec = self._now_usec()
+            now_usec = self._database.now_usec()
             for task in tasks:
                 name = task.name or self.choose_name()
-                rows.insert(connection, task, name, now_usec, user_named=False, hold=transaction)
+                rows.insert(connection, task, name, now_usec, user_named=False, transaction=transaction)
 
-        self._writer.submit(operation, adds_tasks=True).result()
+        self._database.write(operation, adds_tasks=True)
 
-    def let_go(self, transactions: Collection[str]) -> int:
-        """Let the tasks of transactions that have been committed be run; return how many were held."""
+    def commit(self, transactions: Collection[str]) -> int:
+        """Make the staged tasks of committed transactions ready to run; return how many there were."""
         ids = list(transactions)
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> int:
-            return sum(_let_go(connection, tally, transaction) for transaction in ids)
+            return sum(_commit(connection, tally, transaction) for transaction in ids)
 
-        return self._writer.submit(operation).result()
+        return self._database.write(operation)
 
-    def drop_held(self, transaction: str) -> int:
-        """Forget the tasks of a transaction that has not been committed; return how many were held."""
+    def discard(self, transaction: str) -> None:
+        """Delete the staged tasks of a transaction that was not committed."""
 
-        def operation(connection: sqlite3.Connection, _tally: Tally) -> int:
-            return connection.execute(_DROP, (transaction,)).rowcount
+        def operation(connection: sqlite3.Connection, _tally: Tally) -> None:
+            connection.execute(_DISCARD, (transaction,))
 
-        return self._writer.submit(operation).result()
+        self._database.write(operation)
 
-    def settle_held(self, committed: Collection[str]) -> tuple[int, int]:
-        """Let go what an earlier server held for ``committed`` transactions, and forget the rest.
-
-        Return how many tasks were let go and how many were forgotten.
-        """
+    def recover(self, committed: Collection[str]) -> None:
+        """Commit what an earlier server staged for the ``committed`` transactions, and discard the rest."""
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> tuple[int, int]:
-            let_go = dropped = 0
+            recovered = discarded = 0
             for (transaction,) in connection.execute(_TRANSACTIONS).fetchall():
                 if transaction in committed:
-                    let_go += _let_go(connection, tally, transaction)
+                    recovered += _commit(connection, tally, transaction)
                 else:
-                    dropped += connection.execute(_DROP, (transaction,)).rowcount
-            return let_go, dropped
+                    discarded += connection.execute(_DISCARD, (transaction,)).rowcount
+            return recovered, discarded
 
-        let_go, dropped = self._writer.submit(operation).result()
-        if let_go:
-            _log.warning(
-                "%d tasks of transactions that were being committed when the server ended are enqueued.", let_go
+        recovered, discarded = self._database.write(operation)
+        if recovered:
+            logger.warning(
+                "Tasks of committed transactions that are enqueued now: %d (the last server ended too early)", recovered
             )
-        if dropped:
-            _log.warning("%d tasks of transactions that the server's end kept from being committed are gone.", dropped)
-        return let_go, dropped
+        if discarded:
+            logger.warning(
+                "Discarded tasks: %d (the last server ended before their transactions were committed)", discarded
+            )
 
 
-def _let_go(connection: sqlite3.Connection, tally: Tally, transaction: str) -> int:
-    found = connection.execute(_LET_GO, (transaction,)).fetchall()
+def _commit(connection: sqlite3.Connection, tally: Tally, transaction: str) -> int:
+    found = connection.execute(_COMMIT, (transaction,)).fetchall()
     for (queue,) in found:
         tally[queue, "ready"] += 1
     return len(found)

@@ -1,19 +1,19 @@
-"""One thread that writes, and commits together what waits together.
+"""The thread that writes, and commits together what callers submit at the same time.
 
-A commit that survives a power cut costs one fsync, whether it holds one change or a thousand. So nobody writes to the
-database but the :class:`GroupCommitWriter`: it takes all operations that are waiting, runs them in one transaction,
-commits once, and only then lets the callers know.
+A commit that survives a power cut costs one fsync, whether it has one change or a thousand. Therefore only the thread
+of :class:`GroupCommitWriter` writes to the database. It takes all pending operations, runs them in one transaction,
+commits once, and then resolves the callers' futures.
 
-For an operation that nobody waits for it may wait a little for others: a result of an attempt, of which there are many
-while a queue is busy, shares the commit of whatever comes next.
+An operation that nobody waits for can be *delayable*: the writer waits a few milliseconds for other operations to share
+its commit. While a queue is busy, the results of attempts share the commit of whatever is submitted next.
 
-When the disk is full a reserve is given up (:mod:`~deferred_middleware.server.store.disk_reserve`), and only what
-doesn't add
-tasks is written until there is space again.
+If the disk is full, the writer frees the reserve (:mod:`~deferred_middleware.server.store.disk_reserve`). Until the
+disk has space again, it runs only operations that add no tasks.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import queue
 import sqlite3
@@ -22,44 +22,32 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Tally = Counter[tuple[str, str]]
-"""How many rows of each kind a transaction adds (negative: takes away)."""
-
-
-class Counts(Protocol):
-    """What keeps the sum of all tallies."""
-
-    def write(self, connection: sqlite3.Connection, tally: Tally) -> None:
-        """Write what a transaction changes, within it."""
-
-    def committed(self, tally: Tally) -> None:
-        """Take note that the transaction stands."""
-
-
 Operation = Callable[[sqlite3.Connection, Tally], T]
+"""A part of a transaction: it changes rows, and adds to the tally by how much the numbers of tasks change."""
 
 _MAX_BATCH = 1000
-_PATIENCE_SECONDS = 0.005
+_MAX_DELAY_SECONDS = 0.005
 
 
-class _Patient:
-    """Stands in the queue for the operations that can wait."""
+class _Signal(enum.Enum):
+    """What the queue has besides operations."""
 
-
-_PATIENT = _Patient()
+    STOP = "stop"
+    DELAYABLE = "there are delayable operations"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Waiting:
+class _PendingOperation:
     operation: Operation[Any]
     durable: bool
     adds_tasks: bool
@@ -67,184 +55,189 @@ class _Waiting:
 
 
 class GroupCommitWriter:
-    """Runs operations on ``connection`` in its own thread, and closes it at the end.
+    """Runs operations on ``connection`` in its own thread, and closes the connection at the end.
 
-    An operation is called with the connection, inside a transaction, and with a counter that it adds what it changed
-    to; ``counts`` gets the sum of a transaction's counters. An operation that raises is undone by itself; the others of
-    its transaction stand.
+    An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
+    raises an exception, only its own changes are undone; the other operations of the transaction are committed.
     """
 
-    def __init__(self, connection: sqlite3.Connection, counts: Counts, reserve: DiskReserve) -> None:
+    def __init__(self, connection: sqlite3.Connection, counts: TaskCounts, reserve: DiskReserve) -> None:
+        # After this method, only the writer thread uses the connection and _synchronous.
         self._connection = connection
+        self._synchronous = ""
         self._counts = counts
         self._reserve = reserve
-        self._queue: queue.SimpleQueue[_Waiting | _Patient | None] = queue.SimpleQueue()
-        self._patient: list[_Waiting] = []
-        # Guards what can wait, and what decides whether a caller still gets an answer: being closed, having died.
+        self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
+        # Guards the three fields below. Any thread submits operations and closes; the writer thread takes the delayable
+        # operations and sets the failure.
         self._lock = threading.Lock()
-        self._closed = False
-        self._death: BaseException | None = None
-        self._synchronous = ""
-        self.commits = 0
+        self._delayable: list[_PendingOperation] = []
+        self._is_closed = False
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     def submit(
-        self, operation: Operation[T], *, durable: bool = True, patient: bool = False, adds_tasks: bool = False
+        self, operation: Operation[T], *, durable: bool = True, delayable: bool = False, adds_tasks: bool = False
     ) -> Future[T]:
-        """Queue an operation; the future is resolved after the commit.
+        """Queue an operation; its future is resolved after the commit.
 
-        With ``durable`` false the commit need not survive a power cut, unless a durable operation shares it. With
-        ``patient`` true it may wait for others a few milliseconds, and may be run twice, the first time in vain. With
-        ``adds_tasks`` true it isn't run while the disk is full. Raises :class:`ServerError` when the writer is closed
-        or has died, and its subclass :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError`.
+        If ``durable`` is false, the commit need not survive a power cut, unless a durable operation shares it. If
+        ``delayable`` is true, the operation may wait a few milliseconds for others; it may be called twice, and what
+        the first call changed is undone. If ``adds_tasks`` is true, the operation is rejected while the disk is full.
+        Raises :class:`ServerError` if the writer is closed or has failed, and its subclass
+        :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full.
         """
-        if adds_tasks and not self._reserve.is_whole():
+        if adds_tasks and not self._reserve.ensure_allocated():
             raise self._reserve.full_error
         future: Future[T] = Future()
         with self._lock:
-            if self._death is not None:
-                raise ServerError(
-                    f"The task store stopped writing ({self._death}); restart the server."
-                ) from self._death
-            if self._closed:
+            if self._failure is not None:
+                raise _stopped_error(self._failure) from self._failure
+            if self._is_closed:
                 raise ServerError("The task store is closed.")
-            waiting = _Waiting(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
-            if not patient:
-                self._queue.put(waiting)
+            pending = _PendingOperation(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
+            if not delayable:
+                self._queue.put(pending)
             else:
-                self._patient.append(waiting)
-                if len(self._patient) == 1:
-                    self._queue.put(_PATIENT)
+                self._delayable.append(pending)
+                if len(self._delayable) == 1:
+                    self._queue.put(_Signal.DELAYABLE)
         return future
 
     def close(self) -> None:
-        """Commit what is waiting, then stop and close the connection."""
+        """Commit the pending operations, then stop the thread and close the connection."""
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
+            if not self._is_closed:
+                self._is_closed = True
+                self._queue.put(_Signal.STOP)
         self._thread.join()
 
     def _run(self) -> None:
-        patient: list[_Waiting] = []
-        batch: list[_Waiting] = []
+        delayed: list[_PendingOperation] = []
+        batch: list[_PendingOperation] = []
         more = True
         try:
             while more:
                 batch, more = self._take()
                 with self._lock:
-                    patient, self._patient = self._patient, []
-                if patient or batch:
-                    self._commit(patient, batch)
-        except BaseException as error:  # noqa: BLE001 - whoever waits, now or later, must hear of it
-            _log.critical("The task store's writer died.", exc_info=True)
-            self._die(error, patient + batch)
+                    delayed, self._delayable = self._delayable, []
+                if delayed or batch:
+                    self._commit(delayed, batch)
+        except BaseException as error:  # All callers, present and future, must get an error.
+            logger.critical("The task store's writer thread failed.", exc_info=True)
+            self._fail(error, delayed + batch)
         finally:
             self._connection.close()
 
-    def _take(self) -> tuple[list[_Waiting], bool]:
-        """Return what is waiting, patient operations apart, once there is something to do; and whether to go on."""
-        batch: list[_Waiting] = []
-        waiting = self._queue.get()
+    def _take(self) -> tuple[list[_PendingOperation], bool]:
+        """Wait for something to do; return the operations that can't be delayed, and whether to continue."""
+        batch: list[_PendingOperation] = []
+        entry = self._queue.get()
         try:
-            if waiting is _PATIENT:
-                waiting = self._queue.get(timeout=_PATIENCE_SECONDS)
-            while waiting is not None:
-                if isinstance(waiting, _Waiting):
-                    batch.append(waiting)
+            if entry is _Signal.DELAYABLE:
+                entry = self._queue.get(timeout=_MAX_DELAY_SECONDS)
+            while entry is not _Signal.STOP:
+                if isinstance(entry, _PendingOperation):
+                    batch.append(entry)
                 if len(batch) == _MAX_BATCH:
                     return batch, True
-                waiting = self._queue.get_nowait()
+                entry = self._queue.get_nowait()
         except queue.Empty:
             return batch, True
         return batch, False
 
-    def _commit(self, patient: list[_Waiting], batch: list[_Waiting]) -> None:
+    def _commit(self, delayed: list[_PendingOperation], batch: list[_PendingOperation]) -> None:
         try:
-            answers = self._transact(patient, batch)
+            answers = self._transact(delayed, batch)
         except sqlite3.Error as error:
-            # Nothing of the batch stands; each caller hears why, and the next batch may do.
-            _log.error("The task store could not commit %d operations: %s", len(patient) + len(batch), error)
-            answers = [(None, error)] * (len(patient) + len(batch))
-            if is_disk_full(error) and self._reserve.spend():
-                for waiting in batch:
-                    if waiting.adds_tasks:
-                        waiting.future.set_exception(self._reserve.full_error)
-                self._commit(patient, [waiting for waiting in batch if not waiting.adds_tasks])
+            # The whole transaction was rolled back. Each caller gets the error; the next batch may succeed.
+            number = len(delayed) + len(batch)
+            logger.error("The task store could not commit a transaction (operations in it: %d): %s", number, error)
+            answers = [(None, error)] * number
+            if is_disk_full(error) and self._reserve.free():
+                for pending in batch:
+                    if pending.adds_tasks:
+                        pending.future.set_exception(self._reserve.full_error)
+                self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
-        for waiting, (result, failure) in zip(patient + batch, answers, strict=True):
+        for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
-                waiting.future.set_exception(failure)
+                pending.future.set_exception(failure)
             else:
-                waiting.future.set_result(result)
+                pending.future.set_result(result)
 
-    def _transact(self, patient: list[_Waiting], batch: list[_Waiting]) -> list[tuple[Any, Exception | None]]:
+    def _transact(
+        self, delayed: list[_PendingOperation], batch: list[_PendingOperation]
+    ) -> list[tuple[Any, Exception | None]]:
+        """Run operations in one transaction and commit it; return the result or the exception of each."""
         tally: Tally = Counter()
         try:
-            self._set_synchronous("FULL" if any(w.durable for w in batch + patient) else "NORMAL")
+            self._set_synchronous("FULL" if any(pending.durable for pending in batch + delayed) else "NORMAL")
             self._connection.execute("BEGIN IMMEDIATE")
-            # First, because whoever handed in a result may have gone on to something that comes after it.
-            answers = self._run_patient(patient, tally)
-            answers += [self._run_one(waiting.operation, tally) for waiting in batch]
+            # First, because a caller may have submitted a delayable operation and then another one that depends on it.
+            answers = self._run_delayed(delayed, tally)
+            answers += [self._run_one(pending.operation, tally) for pending in batch]
             self._counts.write(self._connection, tally)
             self._connection.execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        self.commits += 1
-        self._counts.committed(tally)
+        self._counts.apply(tally)
         return answers
 
-    def _run_patient(self, patient: list[_Waiting], tally: Tally) -> list[tuple[Any, Exception | None]]:
-        """Run operations together, or, when one of them fails, each by itself."""
-        if len(patient) > 1:
-            operations = [waiting.operation for waiting in patient]
+    def _run_delayed(self, delayed: list[_PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:
+        """Run operations with one savepoint; if one of them fails, run each with its own."""
+        if len(delayed) > 1:
+            operations = [pending.operation for pending in delayed]
             results, failure = self._run_one(
-                lambda connection, own: [run(connection, own) for run in operations], tally
+                lambda connection, own_tally: [run(connection, own_tally) for run in operations], tally
             )
             if failure is None:
                 return [(result, None) for result in results]
-        return [self._run_one(waiting.operation, tally) for waiting in patient]
+        return [self._run_one(pending.operation, tally) for pending in delayed]
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
-        own: Tally = Counter()
+        own_tally: Tally = Counter()
         self._connection.execute("SAVEPOINT operation")
         try:
-            result = operation(self._connection, own)
+            result = operation(self._connection, own_tally)
         except Exception as error:
             if not self._connection.in_transaction:
-                # SQLite has rolled back the whole transaction (it does when the disk is full), others' work included.
+                # SQLite has rolled back the whole transaction, other operations included, as it does on a full disk.
                 raise sqlite3.OperationalError(str(error)) from error
             self._connection.execute("ROLLBACK TO operation")
             self._connection.execute("RELEASE operation")
             return None, error
         self._connection.execute("RELEASE operation")
-        for key, number in own.items():
+        for key, number in own_tally.items():
             tally[key] += number
         return result, None
 
     def _set_synchronous(self, level: str) -> None:
-        # The setting can't change inside a transaction, and NORMAL in WAL mode means: no fsync at commit. A later FULL
-        # commit syncs the same file, so it never stands without what was committed before it.
+        # The setting can't change inside a transaction. In WAL mode, NORMAL means no fsync at commit. The next commit
+        # with FULL syncs the same file, so it can't survive a power cut without the commits before it.
         if level != self._synchronous:
             self._connection.execute(f"PRAGMA synchronous={level}")
             self._synchronous = level
 
-    def _die(self, error: BaseException, batch: list[_Waiting]) -> None:
+    def _fail(self, error: BaseException, taken: list[_PendingOperation]) -> None:
+        """Give the error to all pending operations and to later callers."""
         with self._lock:
-            self._death = error
-            left = batch + self._patient
+            self._failure = error
+            pending_operations = taken + self._delayable
         while True:
             try:
-                waiting = self._queue.get_nowait()
+                entry = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(waiting, _Waiting):
-                left.append(waiting)
-        for waiting in left:
-            if not waiting.future.done():
-                waiting.future.set_exception(
-                    ServerError(f"The task store stopped writing ({error}); restart the server.")
-                )
+            if isinstance(entry, _PendingOperation):
+                pending_operations.append(entry)
+        for pending in pending_operations:
+            if not pending.future.done():
+                pending.future.set_exception(_stopped_error(error))
+
+
+def _stopped_error(error: BaseException) -> ServerError:
+    return ServerError(f"The task store stopped writing ({error}); restart the server.")

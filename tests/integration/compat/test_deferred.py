@@ -15,8 +15,8 @@ from google.appengine.ext import deferred as sdk
 
 from deferred_middleware import DeferredMiddleware, Settings
 from deferred_middleware.compat import deferred
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 from deferred_middleware.testing import DeferredTasks, EnqueuedTask, capture_tasks
 from tests.support import sample
@@ -138,7 +138,7 @@ def test_a_target_of_one_label(
 ) -> None:
     """A service's name alone is a target: at the version that enqueues, or as it is where that isn't known."""
     deployment = Deployment(service="default", version=version, environment="standard")
-    monkeypatch.setattr(settings_module, "_deployment", deployment)
+    monkeypatch.setattr(process, "_deployment", deployment)
 
     task = deferred.defer(sample.note, _target="backend")
 

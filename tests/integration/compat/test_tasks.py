@@ -14,8 +14,8 @@ from google.appengine.ext import ndb, testbed
 
 from deferred_middleware import ArgumentsError, Settings
 from deferred_middleware.compat import tasks as module
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment, current_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, current_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import sample
 
@@ -123,7 +123,7 @@ def test_the_background_module(tasks: DeferredTasks, monkeypatch: pytest.MonkeyP
     """Tasks of the default service go to the assigned module, at the same version."""
     monkeypatch.setattr(module, "BACKGROUND_MODULE", "background")
     deployment = Deployment(service="default", version="v7", environment="standard")
-    monkeypatch.setattr(settings_module, "_deployment", deployment)
+    monkeypatch.setattr(process, "_deployment", deployment)
 
     module.addTask("q", sample.note).get_result()
 

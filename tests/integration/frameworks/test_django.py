@@ -20,7 +20,7 @@ from django.http import HttpResponse
 from django.test import Client, override_settings
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
-from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import adds, django_site
 from tests.support.django_site import seen

@@ -13,7 +13,7 @@ from django.test import Client
 from werkzeug.test import Client as WSGIClient
 
 from deferred_middleware import EnqueueFuture, Settings, defer_async
-from deferred_middleware.config.settings import current_settings, install_settings
+from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.contrib.flask import Deferred as FlaskDeferred
 from deferred_middleware.contrib.webapp2 import Deferred as Webapp2Deferred
 from deferred_middleware.enqueue import request_end

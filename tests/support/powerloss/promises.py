@@ -41,11 +41,11 @@ class Promises:
             for name in self.deleted & due.keys():
                 yield f"{name} was deleted, and runs."
             for name in self.finished - self.deleting:
-                task = store.get(_queue(name), name)
+                task = store.queries.get(_queue(name), name)
                 if task is None or task.state not in ("succeeded", "failed"):
                     yield f"{name} was finished, and is {'gone' if task is None else task.state}."
             for name in self.added - self.finished - self.deleting - due.keys():
-                task = store.get(_queue(name), name)
+                task = store.queries.get(_queue(name), name)
                 if task is None:
                     yield f"{name} was added, and is gone."
                 elif task.state not in ("succeeded", "failed"):  # which may not have been acknowledged

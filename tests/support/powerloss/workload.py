@@ -110,7 +110,7 @@ class Workload:
             self._note("added", names)
             if chance.random() < 0.1:
                 self._note("deleting", names[:1])
-                self.store.delete(lane.queue, names[:1])
+                self.store.operations.delete_by_name(lane.queue, names[:1])
                 self._note("deleted", names[:1])
 
     def _run_tasks(self, _number: int) -> None:

@@ -89,8 +89,7 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name(option: str, meant:
     assert (caught.value.option, caught.value.suggestion) == (option, meant)
     assert isinstance(caught.value, TypeError)
     assert str(caught.value) == (
-        f"{option} is neither an option of defer() nor an argument of tests.support.sample/pair. "
-        f"Is it meant as {meant}?"
+        f"{option} is neither an option of defer() nor an argument of tests.support.sample/pair. Did you mean {meant}?"
     )
 
 
@@ -298,7 +297,7 @@ def test_arguments_are_taken_if_and_only_if_they_can_be_bound(
     try:
         inspect.signature(func).bind(*args, **kwargs)
     except TypeError:
-        with pytest.raises(ArgumentsError, match="can't be called with what was given"):
+        with pytest.raises(ArgumentsError, match="can't be called with these arguments"):
             call(func, *args, **kwargs)
     else:
         made = call(func, *args, **kwargs)

@@ -75,7 +75,7 @@ def test_a_method_behind_a_renaming_wrapper_is_found_by_its_attribute() -> None:
         (sample.anonymous, "is a lambda"),
         (sample.nested(), "is defined inside a function"),
         (sample.badly_decorated, "functools.wraps"),
-        (sample.undecorated, "is not what import finds under that name"),
+        (sample.undecorated, "is not the object that import finds under that name"),
         (functools.partial(sample.nested()), "is defined inside a function"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_method_bound_by_hand_is_refused() -> None:
     stray = types.MethodType(sample.note, sample.Mailer())
 
     with pytest.raises(
-        NotImportableError, match=r"tests\.support\.sample/Mailer\.note is a bound method that is no attribute"
+        NotImportableError, match=r"tests\.support\.sample/Mailer\.note is a bound method that is not an attribute"
     ):
         reference_to(stray)
 
@@ -126,7 +126,9 @@ def test_a_method_bound_by_hand_is_refused() -> None:
 )
 def test_generator_functions_are_refused(func: Callable[..., Any]) -> None:
     """A generator function would run nothing, so that it is refused with the way out."""
-    with pytest.raises(NotCallableError, match=r"is a generator function.*Defer a function that goes through it"):
+    with pytest.raises(
+        NotCallableError, match=r"is a generator function.*Defer a function that iterates over the generator"
+    ):
         check_kind(func)
 
 
@@ -200,7 +202,7 @@ def test_a_function_of_a_script_is_refused(tmp_path: Path, body: str) -> None:
     result = run_main(tmp_path, "program.py", body=body)
 
     assert "NotImportableError __main__/" in result.stdout
-    assert "Move it to a module of its own" in result.stdout
+    assert "to a module, and import it from there." in result.stdout
 
 
 def test_a_lambda_of_a_script_is_called_a_lambda(tmp_path: Path) -> None:

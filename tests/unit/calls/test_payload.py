@@ -90,7 +90,7 @@ def test_arguments_are_those_at_the_time() -> None:
 @pytest.mark.parametrize("func", [sample.anonymous, sample.nested(), sample.badly_decorated])
 def test_an_unfindable_callable_is_named(func: Any) -> None:
     """It is the callable that is blamed, not an argument."""
-    with pytest.raises(NotImportableError, match="so that the task could not find it either"):
+    with pytest.raises(NotImportableError, match="The task could not find it either"):
         dumps(call(func), 5)
 
 
@@ -176,7 +176,7 @@ def test_what_follows_the_pickle_is_an_error(protocol: int, garbage: bytes) -> N
 
     assert loads(data).args == (1,)
     for wrong in (data + garbage, data + data):
-        with pytest.raises(PayloadError, match="is followed by"):
+        with pytest.raises(PayloadError, match="ends after"):
             loads(wrong)
 
 
@@ -187,7 +187,7 @@ def test_a_large_payload_is_read_whole(protocol: int) -> None:
     data = dumps(call(sample.note, value), protocol)
 
     assert loads(data).args == (value,)
-    with pytest.raises(PayloadError, match=r"\(\d[\d,]+ bytes\) is followed by 1 others"):
+    with pytest.raises(PayloadError, match=f"ends after {len(data):,} of {len(data) + 1:,} bytes"):
         loads(data + b".")
 
 

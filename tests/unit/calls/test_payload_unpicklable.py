@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.calls.payload import culprit, mentions_main
+from deferred_middleware.calls.payload import find_unpicklable, mentions_main
 from tests.support import sample
 
 
 def found(value: object) -> tuple[str, str]:
     """Return what is wrong with ``value``."""
-    result = culprit({"args[0]": value}, main_is_wrong=False)
+    result = find_unpicklable({"args[0]": value}, main_is_wrong=False)
     assert result is not None
     return result
 
@@ -83,8 +83,8 @@ def test_nesting_too_deep_is_said() -> None:
 
 
 def test_all_well_is_none() -> None:
-    """Where everything pickles there is no culprit."""
-    assert culprit({"args[0]": {"a": [1, 2]}}, main_is_wrong=False) is None
+    """Where everything pickles there is no find_unpicklable."""
+    assert find_unpicklable({"args[0]": {"a": [1, 2]}}, main_is_wrong=False) is None
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

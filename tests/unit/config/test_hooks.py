@@ -51,5 +51,5 @@ def test_a_hook_that_raises_is_logged_and_the_next_is_told(caplog: pytest.LogCap
 
 def test_what_has_none_of_the_methods_is_no_hook() -> None:
     """A thing that would never be told anything is refused at once."""
-    with pytest.raises(TypeError, match="no hook"):
+    with pytest.raises(TypeError, match="is not a hook"):
         Hooks([object()])

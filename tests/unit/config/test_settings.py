@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from deferred_middleware import DeferredError, DeferredWarning, Settings, SettingsError
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import TABLE, Deployment, _is_our_command, current_settings, install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, _is_our_command, current_settings, install_settings
+from deferred_middleware.config.settings import TABLE
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -159,7 +160,7 @@ def test_installed_settings_are_the_current_ones() -> None:
 
 def import_with(**environ: str) -> subprocess.CompletedProcess[str]:
     """Import the package in a new process with ``environ`` added."""
-    program = "import deferred_middleware.config.settings as s; print(s.current_settings(), s.current_deployment())"
+    program = "import deferred_middleware.config.process as s; print(s.current_settings(), s.current_deployment())"
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **environ},
@@ -218,7 +219,7 @@ def test_in_our_command_the_error_waits_for_who_needs_the_settings() -> None:
 
 def test_an_error_that_waited_is_raised() -> None:
     """Settings that could not be read are an error for whoever asks."""
-    settings_module._settings = SettingsError("DEFERRED_LOG_LEVEL", "LOUD", "a level")
+    process._settings = SettingsError("DEFERRED_LOG_LEVEL", "LOUD", "a level")
 
     with pytest.raises(SettingsError, match="LOUD"):
         current_settings()

@@ -18,8 +18,8 @@ from google.appengine.api.taskqueue import TaskRetryOptions, cloudtask
 
 from deferred_middleware import DeferredWarning, Settings, SettingsError, defer, defer_async
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment, install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.engines import cloud_tasks, engine, location
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
 from deferred_middleware.engines.engine import CLOUD_TASKS_VARIABLE, TaskMessage, uses_cloud_tasks
@@ -285,7 +285,7 @@ def test_a_target_becomes_a_routing(target: str, service: str, version: str, ins
 @pytest.mark.usefixtures("located")
 def test_without_a_target_the_version_that_enqueues_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task stays in its service and version."""
-    monkeypatch.setattr(settings_module, "_deployment", Deployment(service="api", version="v2"))
+    monkeypatch.setattr(process, "_deployment", Deployment(service="api", version="v2"))
 
     routing = shared_message().app_engine_http_request.app_engine_routing
 

@@ -28,8 +28,8 @@ from deferred_middleware import (
     defer,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment, install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.errors.sdk import TargetError
 from tests.support import sample
@@ -40,7 +40,7 @@ from tests.support.repository import ROOT
 @pytest.fixture
 def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be version v1 of the default service."""
-    monkeypatch.setattr(settings_module, "_deployment", Deployment(service="default", version="v1"))
+    monkeypatch.setattr(process, "_deployment", Deployment(service="default", version="v1"))
 
 
 def test_a_deferred_call_is_in_the_queue(queued: Queued) -> None:
@@ -220,14 +220,14 @@ def test_an_unknown_queue_is_named(queued: Queued) -> None:
     assert isinstance(caught.value, EnqueueError)
     assert (caught.value.label, caught.value.queue) == ("tests.support.sample/note", "nope")
     assert str(caught.value).startswith(
-        "tests.support.sample/note was not enqueued to queue 'nope': there is no such queue."
+        "tests.support.sample/note was not enqueued to queue 'nope': the queue does not exist."
     )
     assert "queue.yaml" in str(caught.value)
 
 
 def test_a_pull_queue_is_refused(queued: Queued) -> None:
     """A pull queue delivers nothing, so that a deferred call does not belong there."""
-    with pytest.raises(taskqueue.InvalidQueueModeError, match="it is a pull queue") as caught:
+    with pytest.raises(taskqueue.InvalidQueueModeError, match="the queue is a pull queue") as caught:
         defer(sample.note, _queue="pull")
 
     assert isinstance(caught.value, EnqueueError)
@@ -237,7 +237,10 @@ def test_a_name_in_use_is_named(queued: Queued) -> None:
     """A second task of the same name is the SDK's error, with name and queue in it."""
     defer(sample.note, _name="n1")
 
-    with pytest.raises(taskqueue.TaskAlreadyExistsError, match=r"queue 'default' as task 'n1'.*waits") as caught:
+    with pytest.raises(
+        taskqueue.TaskAlreadyExistsError,
+        match=r"queue 'default' as task 'n1'.*the queue already has a task with this name",
+    ) as caught:
         defer(sample.note, _name="n1")
 
     assert isinstance(caught.value, EnqueueError)

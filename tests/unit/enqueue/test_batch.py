@@ -26,7 +26,7 @@ from deferred_middleware import (
     defer_batch,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue import request_end
 from tests.support import sample
 from tests.support.answering import Engine
@@ -99,7 +99,7 @@ def test_what_is_not_enqueued_is_raised_at_the_end(many: Engine) -> None:
     """A taken name is an error of the batch; the other calls are enqueued, and each future tells of its own."""
     many.answer = lambda adds: [Code.TASK_ALREADY_EXISTS if a.task_name == b"taken" else Code.OK for a in adds]
 
-    failed = pytest.raises(NotAllEnqueuedError, match="of 3 calls 1 were not enqueued")
+    failed = pytest.raises(NotAllEnqueuedError, match="1 of 3 calls was not enqueued")
     with failed as caught, defer_batch() as batch:
         defer(sample.note, 1)
         taken = defer_async(sample.note, 2, _name="taken")

@@ -14,8 +14,8 @@ from google.appengine.api import apiproxy_stub, apiproxy_stub_map, namespace_man
 
 from deferred_middleware import call
 from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue import prepare as prepare_module
 from deferred_middleware.enqueue.prepare import enqueue_context, prepare
 from deferred_middleware.wire import protocol
@@ -73,12 +73,12 @@ def recorded(seen: list[Any]) -> Iterator[None]:
 
 def change_settings(**changes: Any) -> None:
     """Change the process's settings."""
-    install_settings(dataclasses.replace(settings_module.current_settings(), **changes))
+    install_settings(dataclasses.replace(process.current_settings(), **changes))
 
 
 def change_deployment(**changes: Any) -> None:
     """Change what is known of the process's service."""
-    settings_module._deployment = dataclasses.replace(settings_module._deployment, **changes)
+    process._deployment = dataclasses.replace(process._deployment, **changes)
 
 
 @pytest.mark.parametrize(

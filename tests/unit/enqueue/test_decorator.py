@@ -197,7 +197,7 @@ def test_wrong_options_are_told_when_the_function_is_made() -> None:
     """An unknown option, a wrong value and an unknown argument to redact are errors at import."""
     with pytest.raises(UnknownOptionError, match="_queue"):
         task(queues="mail")(sample.note)  # type: ignore[call-overload]
-    with pytest.raises(OptionError, match="is 1 to 100"):
+    with pytest.raises(OptionError, match="has 1 to 100"):
         task(queue="no such name")(sample.note)
     with pytest.raises(OptionError, match="no argument"):
         task(redact=("passwort",))(sample.pair)

@@ -26,7 +26,7 @@ from deferred_middleware import (
     defer_async,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from tests.support import sample

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware import OptionError, Settings, call
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.enqueue.prepare import queue_for, target_for, url_for
 from tests.support import sample
 

@@ -6,11 +6,23 @@ import contextlib
 import contextvars
 import datetime
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from deferred_middleware import TaskContext, current_task
+from deferred_middleware.execution.context import CURRENT_TASK
 from tests.support.delivering import task_environ
+
+
+@contextlib.contextmanager
+def running(context: TaskContext) -> Iterator[None]:
+    """Make ``context`` that of the running task."""
+    token = CURRENT_TASK.set(context)
+    try:
+        yield
+    finally:
+        CURRENT_TASK.reset(token)
 
 
 def test_a_first_attempt_knows_its_headers() -> None:
@@ -71,9 +83,9 @@ def test_a_nested_context_gives_way_to_the_outer_one() -> None:
     """A task that runs another one inline has its own context back afterwards, also after an error."""
     outer, inner = TaskContext({}, "outer"), TaskContext({}, "inner")
 
-    with outer:
+    with running(outer):
         assert current_task() is outer
-        with contextlib.suppress(ZeroDivisionError), inner:
+        with contextlib.suppress(ZeroDivisionError), running(inner):
             assert current_task() is inner
             raise ZeroDivisionError
         assert current_task() is outer
@@ -85,7 +97,7 @@ def test_a_thread_with_a_copied_context_sees_the_task() -> None:
     seen: list[TaskContext | None] = []
     task = TaskContext({}, "task")
 
-    with task:
+    with running(task):
         context = contextvars.copy_context()
         for target in (lambda: context.run(lambda: seen.append(current_task())),):
             thread = threading.Thread(target=target)

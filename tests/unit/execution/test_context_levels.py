@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from deferred_middleware import TaskContext, log_as_retried
+from deferred_middleware.execution.context import CURRENT_TASK
 from tests.support.delivering import task_environ
 
 
@@ -17,8 +18,11 @@ from tests.support.delivering import task_environ
 def test_the_level_grows_with_the_retries(caplog: pytest.LogCaptureFixture, retries: int, level: int) -> None:
     """First INFO, then WARNING, then ERROR, then CRITICAL."""
     caplog.set_level(logging.DEBUG)
-    with TaskContext(task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=str(retries))):
+    token = CURRENT_TASK.set(TaskContext(task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=str(retries))))
+    try:
         log_as_retried("no answer from %s", "host")
+    finally:
+        CURRENT_TASK.reset(token)
 
     (record,) = caplog.records
     assert (record.levelno, record.getMessage(), record.name) == (level, "no answer from host", "root")

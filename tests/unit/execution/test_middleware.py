@@ -17,7 +17,7 @@ from google.appengine.ext import deferred
 
 from deferred_middleware import DeferredMiddleware, Settings, SettingsError, call, current_task, defer
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import current_settings
+from deferred_middleware.config.process import current_settings
 from tests.support import sample
 from tests.support.delivering import Queued, Response, request, task_environ
 
@@ -183,7 +183,7 @@ def test_tasks_are_posted(method: str) -> None:
     response = request(DeferredMiddleware(app), task_environ(b"", REQUEST_METHOD=method))
 
     assert (response.status, response.headers["allow"]) == (405, "POST")
-    assert response.body == (b"" if method == "HEAD" else b"tasks are posted\n")
+    assert response.body == (b"" if method == "HEAD" else b"send tasks with POST\n")
 
 
 @pytest.mark.parametrize("missing", ["HTTP_X_APPENGINE_TASKNAME", "HTTP_X_APPENGINE_QUEUENAME"])

@@ -21,7 +21,7 @@ from deferred_middleware import (
 )
 from deferred_middleware.calls import payload
 from deferred_middleware.config.hooks import Enqueued
-from deferred_middleware.execution.outcomes import DeadLetter, Failure, Refusal
+from deferred_middleware.execution.outcomes import DeadLetter, Failure, RefusedRequest
 from tests.support import sample
 from tests.support.delivering import Queued, Response, request, task_environ
 
@@ -53,9 +53,9 @@ class Listener:
         """Hear of a dead letter."""
         self._hear("on_dead_letter", letter)
 
-    def on_refused(self, refusal: Refusal) -> None:
+    def on_refused(self, refused: RefusedRequest) -> None:
         """Hear of a refusal."""
-        self._hear("on_refused", refusal)
+        self._hear("on_refused", refused)
 
     def on_enqueue(self, enqueued: Enqueued) -> None:
         """Hear of an enqueued call."""

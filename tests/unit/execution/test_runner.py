@@ -17,15 +17,11 @@ from deferred_middleware.calls import payload
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.errors import WarmupError
 from deferred_middleware.execution.context import TaskContext
+from deferred_middleware.execution.handler import label_from_path
 from deferred_middleware.execution.outcomes import Outcome
-from deferred_middleware.execution.runner import Runner, Warmup, label_in
+from deferred_middleware.execution.runner import Runner, Warmup
 from tests.support import sample
 from tests.support.delivering import task_environ
-
-
-def never_again(*args: object) -> None:
-    """Stand for what enqueues a call again, where nothing is."""
-    raise NotImplementedError
 
 
 def run(
@@ -33,7 +29,7 @@ def run(
 ) -> Outcome:
     """Run a call as a delivered task."""
     body = payload.dumps(call(func, *args), 5)
-    runner = Runner(settings or Settings(), Hooks(), warmup or Warmup(None), never_again)
+    runner = Runner(settings or Settings(), Hooks(), warmup or Warmup(None))
     return runner.run(TaskContext(task_environ(body, **environ)), body, None)
 
 
@@ -240,4 +236,4 @@ def test_the_requests_namespace_is_left_as_it_was(own: str) -> None:
 )
 def test_a_label_is_read_as_utf8(path: str, label: str) -> None:
     """A path's bytes, which WSGI hands over as Latin-1, are UTF-8; what is not is no error."""
-    assert label_in(path, "/p/") == label
+    assert label_from_path(path, "/p/") == label

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from deferred_middleware import Settings, SettingsError
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
-from deferred_middleware.execution.trust import Gate
+from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.wire.signature import Keyring
 from tests.support.delivering import task_environ
 
@@ -21,10 +21,10 @@ ELSEWHERE = Deployment(application="app")
 SIGNED = Settings(secret_keys=(KEY,))  # type: ignore[arg-type]
 
 
-def check_of(gate: Gate, **changes: Any) -> str | None:
+def check_of(authenticator: Authenticator, **changes: Any) -> str | None:
     """Return the check that refuses a task's request, or None if it is let in."""
     try:
-        gate.body_of(task_environ(b"", **changes))
+        authenticator.body_of(task_environ(b"", **changes))
     except UntrustedRequestError as error:
         return error.check
     return None
@@ -45,19 +45,19 @@ def signature(**changes: Any) -> str:
     return Keyring(SIGNED.secret_keys, "app").sign(**facts | changes)
 
 
-def gate(deployment: Deployment, settings: Settings = SIGNED) -> Gate:
-    """Return a gate whose clock stands."""
-    return Gate(settings, deployment, clock=lambda: 1000.0)
+def authenticator(deployment: Deployment, settings: Settings = SIGNED) -> Authenticator:
+    """Return an authenticator whose clock stands still."""
+    return Authenticator(settings, deployment, clock=lambda: 1000.0)
 
 
 def test_the_task_queues_request_is_believed() -> None:
     """On App Engine standard a request with the platform's headers is a task."""
-    assert gate(STANDARD, Settings()).body_of(task_environ(b"body")) == b"body"
+    assert authenticator(STANDARD, Settings()).body_of(task_environ(b"body")) == b"body"
 
 
 def test_the_user_ip_may_be_absent() -> None:
     """The user's IP is looked at when it is there; not every engine sends it."""
-    assert check_of(gate(STANDARD, Settings()), HTTP_X_APPENGINE_USER_IP=None) is None
+    assert check_of(authenticator(STANDARD, Settings()), HTTP_X_APPENGINE_USER_IP=None) is None
 
 
 @pytest.mark.parametrize("deployment", [STANDARD, ELSEWHERE])
@@ -77,15 +77,15 @@ def test_anything_else_is_refused(name: str | None, queue: str | None, ip: str |
     """An absent, empty or doubled name or queue, or another user's IP, is refused, signed or not."""
     facts = {"HTTP_X_APPENGINE_TASKNAME": name, "HTTP_X_APPENGINE_QUEUENAME": queue, "HTTP_X_APPENGINE_USER_IP": ip}
 
-    assert check_of(gate(STANDARD, Settings()), **facts) is not None
+    assert check_of(authenticator(STANDARD, Settings()), **facts) is not None
     signed = signature(queue=queue or "default")
-    assert check_of(gate(deployment), **facts, HTTP_X_DEFERRED_SIGNATURE=signed) is not None
+    assert check_of(authenticator(deployment), **facts, HTTP_X_DEFERRED_SIGNATURE=signed) is not None
 
 
 @pytest.mark.parametrize("software", ["Development/2.0", "gunicorn/23", None])
 def test_address_and_software_are_no_evidence(software: str | None) -> None:
     """REMOTE_ADDR and SERVER_SOFTWARE neither make a request a task nor stop it from being one."""
-    standard = gate(STANDARD, Settings())
+    standard = authenticator(STANDARD, Settings())
 
     forged = {"HTTP_X_APPENGINE_TASKNAME": None, "REMOTE_ADDR": "0.1.0.2", "SERVER_SOFTWARE": software}
     assert check_of(standard, **forged) == "task-name"
@@ -96,11 +96,11 @@ def test_a_missing_signature_is_accepted_on_app_engine_only() -> None:
     """Without a signature a task is let in on App Engine standard, while none is required."""
     required = Settings(secret_keys=(KEY,), require_signature=True)  # type: ignore[arg-type]
 
-    assert check_of(gate(STANDARD)) is None
-    assert check_of(gate(STANDARD, required)) == "signature-missing"
-    assert check_of(gate(ELSEWHERE)) == "signature-missing"
+    assert check_of(authenticator(STANDARD)) is None
+    assert check_of(authenticator(STANDARD, required)) == "signature-missing"
+    assert check_of(authenticator(ELSEWHERE)) == "signature-missing"
     not_required = Settings(secret_keys=(KEY,), require_signature=False)  # type: ignore[arg-type]
-    assert check_of(gate(ELSEWHERE, not_required)) == "signature-missing"
+    assert check_of(authenticator(ELSEWHERE, not_required)) == "signature-missing"
 
 
 @pytest.mark.parametrize("deployment", [STANDARD, ELSEWHERE, Deployment(environment="localdev", application="app")])
@@ -109,24 +109,27 @@ def test_a_signature_is_checked_everywhere(deployment: Deployment) -> None:
     good = signature(body=b"body")
 
     environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=good)
-    assert gate(deployment).body_of(environ) == b"body"
+    assert authenticator(deployment).body_of(environ) == b"body"
     bad = [good[:-1], good + "0", "", "v1", "v2", signature(path=b"/x"), signature(queue="x"), signature(now=0.0)]
     for other in bad:
-        assert check_of(gate(deployment), HTTP_X_DEFERRED_SIGNATURE=other) is not None
+        assert check_of(authenticator(deployment), HTTP_X_DEFERRED_SIGNATURE=other) is not None
 
 
 def test_the_path_is_signed_with_its_mount() -> None:
     """An app that is mounted under a prefix sees the path divided, and it is the whole that is signed."""
     signed = signature(path=b"/mount/_cb/deferred/tests.support.sample/note")
 
-    assert check_of(gate(ELSEWHERE), SCRIPT_NAME="/mount", HTTP_X_DEFERRED_SIGNATURE=signed) is None
-    assert check_of(gate(ELSEWHERE), HTTP_X_DEFERRED_SIGNATURE=signed) == "signature"
+    assert check_of(authenticator(ELSEWHERE), SCRIPT_NAME="/mount", HTTP_X_DEFERRED_SIGNATURE=signed) is None
+    assert check_of(authenticator(ELSEWHERE), HTTP_X_DEFERRED_SIGNATURE=signed) == "signature"
 
 
 @pytest.mark.parametrize(("key", "value"), [("PATH_INFO", "/_cb/deferred/Ł"), ("QUERY_STRING", "Ł")])
 def test_what_wsgi_does_not_allow_is_refused(key: str, value: str) -> None:
     """A path or query beyond Latin-1, which no server may hand on, is refused and no error."""
-    assert check_of(gate(ELSEWHERE), **{key: value, "HTTP_X_DEFERRED_SIGNATURE": signature()}) in ("path", "signature")
+    assert check_of(authenticator(ELSEWHERE), **{key: value, "HTTP_X_DEFERRED_SIGNATURE": signature()}) in (
+        "path",
+        "signature",
+    )
 
 
 def test_a_name_beyond_ascii_is_refused() -> None:
@@ -135,21 +138,21 @@ def test_a_name_beyond_ascii_is_refused() -> None:
 
     for name in ("tas\xe9", "\u0141"):
         facts = {"HTTP_X_APPENGINE_TASKNAME": name, "HTTP_X_DEFERRED_SIGNATURE": signed}
-        assert check_of(gate(ELSEWHERE), **facts) == "signature"
+        assert check_of(authenticator(ELSEWHERE), **facts) == "signature"
         facts = {"HTTP_X_APPENGINE_QUEUENAME": name, "HTTP_X_DEFERRED_SIGNATURE": signed}
-        assert check_of(gate(ELSEWHERE), **facts) == "signature"
+        assert check_of(authenticator(ELSEWHERE), **facts) == "signature"
 
 
 def test_without_keys_signatures_of_others_are_not_looked_at() -> None:
     """Before this version of the app has a key, tasks of one that has run here too, on App Engine standard."""
-    assert check_of(gate(STANDARD, Settings()), HTTP_X_DEFERRED_SIGNATURE=signature()) is None
+    assert check_of(authenticator(STANDARD, Settings()), HTTP_X_DEFERRED_SIGNATURE=signature()) is None
 
 
 @pytest.mark.parametrize("environment", [None, "flex", "localdev", "Standard"])
 def test_elsewhere_a_key_is_needed(environment: str | None) -> None:
     """Off App Engine standard there is no gate without a key, and the error says what to set."""
     with pytest.raises(SecretKeyMissingError, match=r"DEFERRED_SECRET_KEYS is not set.*at least 32 bytes") as caught:
-        gate(Deployment(environment=environment), Settings())
+        authenticator(Deployment(environment=environment), Settings())
 
     assert isinstance(caught.value, SettingsError)
     assert "GAE_ENV" in str(caught.value)
@@ -158,7 +161,7 @@ def test_elsewhere_a_key_is_needed(environment: str | None) -> None:
 def test_requiring_signatures_needs_a_key() -> None:
     """On App Engine standard too, where signatures are required."""
     with pytest.raises(SecretKeyMissingError, match="DEFERRED_REQUIRE_SIGNATURE"):
-        gate(STANDARD, Settings(require_signature=True))
+        authenticator(STANDARD, Settings(require_signature=True))
 
 
 def test_another_body_is_refused() -> None:
@@ -166,7 +169,7 @@ def test_another_body_is_refused() -> None:
     signed = signature(body=b"body")
     for other in (b"", b"bodY", b"body "):
         with pytest.raises(UntrustedRequestError) as caught:
-            gate(ELSEWHERE).body_of(task_environ(other, HTTP_X_DEFERRED_SIGNATURE=signed))
+            authenticator(ELSEWHERE).body_of(task_environ(other, HTTP_X_DEFERRED_SIGNATURE=signed))
         assert caught.value.check == "body"
 
 
@@ -176,5 +179,5 @@ def test_the_body_of_an_untrusted_request_is_not_read() -> None:
     environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=signature(queue="x"), **{"wsgi.input": stream})
 
     with pytest.raises(UntrustedRequestError):
-        gate(ELSEWHERE).body_of(environ)
+        authenticator(ELSEWHERE).body_of(environ)
     assert stream.tell() == 0

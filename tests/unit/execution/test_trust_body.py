@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deferred_middleware.errors import BodyError
-from deferred_middleware.execution.trust import read
+from deferred_middleware.execution.trust import read_body
 from tests.support.delivering import task_environ
 
 
@@ -29,7 +29,7 @@ def status_of(body: Any, limit: int = 10, **environ: Any) -> int:
     """Return the status that reading a body fails with."""
     given = task_environ(b"", **{"wsgi.input": body, **environ})
     with pytest.raises(BodyError) as caught:
-        read(given, limit)
+        read_body(given, limit)
     return caught.value.status
 
 
@@ -37,13 +37,13 @@ def test_as_much_is_read_as_was_announced() -> None:
     """What follows the announced length, such as the next request, is left where it is."""
     stream = Counting(b"0123456789")
 
-    assert read(task_environ(b"", CONTENT_LENGTH="4", **{"wsgi.input": stream}), 10) == b"0123"
+    assert read_body(task_environ(b"", CONTENT_LENGTH="4", **{"wsgi.input": stream}), 10) == b"0123"
     assert stream.asked == 4
 
 
 def test_an_empty_body_is_empty() -> None:
     """A length of 0 is a length."""
-    assert read(task_environ(b"", CONTENT_LENGTH="0"), 10) == b""
+    assert read_body(task_environ(b"", CONTENT_LENGTH="0"), 10) == b""
 
 
 @pytest.mark.parametrize("length", ["11", "9" * 30, "9" * 5000])
@@ -62,7 +62,7 @@ def test_a_body_without_an_end_is_read_to_the_limit() -> None:
 
     assert status_of(stream, **ended) == 413
     assert stream.asked == 11
-    assert read(task_environ(b"", **{"wsgi.input": io.BytesIO(b"x" * 10)}, **ended), 10) == b"x" * 10
+    assert read_body(task_environ(b"", **{"wsgi.input": io.BytesIO(b"x" * 10)}, **ended), 10) == b"x" * 10
 
 
 @pytest.mark.parametrize("length", [None, ""])

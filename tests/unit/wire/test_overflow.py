@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from deferred_middleware import DeferredMiddleware, Settings, TaskTooLargeError, call, defer
 from deferred_middleware.calls import payload
-from deferred_middleware.config.settings import install_settings
+from deferred_middleware.config.process import install_settings
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
 from deferred_middleware.wire import entities as stored_entities
 from deferred_middleware.wire import overflow, protocol
@@ -117,7 +117,7 @@ def test_a_task_that_is_done_is_not_run_again(
         assert deliver(queued.one()).status == 200
 
     assert len(sample.ran) == 1
-    assert "is not run again: the task was done before" in caplog.text
+    assert "is not run again: the task was already done" in caplog.text
 
 
 def test_a_task_that_fails_keeps_its_payload(stored: testbed.Testbed, queued: Queued) -> None:
@@ -179,7 +179,7 @@ def test_a_changed_payload_is_not_loaded(stored: testbed.Testbed, queued: Queued
 
     assert deliver(queued.one()).status == 500
     assert sample.ran == []
-    with pytest.raises(PayloadError, match="not the one"):
+    with pytest.raises(PayloadError, match="is not the payload of the enqueued task"):
         overflow.fetch(reference_of(queued.one()))
 
 
@@ -266,7 +266,7 @@ def test_removal_that_fails_is_logged_and_changes_nothing(
         defer(sample.note, os.urandom(200_000), _queue="nowhere")
 
     assert len(chunks()) == 2
-    assert caplog.text.count("stays in the datastore until it is swept") == 2
+    assert caplog.text.count("stays in the datastore until the next sweep") == 2
 
 
 def test_the_sweep_removes_what_expired_and_nothing_else(stored: testbed.Testbed, queued: Queued) -> None:

@@ -12,13 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deferred_middleware import Settings
+from deferred_middleware.calls.headers import signer_for
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config import settings as settings_module
 from deferred_middleware.config.keys import SecretKey
-from deferred_middleware.config.settings import Deployment
+from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.wire.protocol import environ_key
-from deferred_middleware.wire.signature import Keyring, derive, digest_of, encode, keyring_for, path_of, signer_for
+from deferred_middleware.wire.signature import Keyring, derive, digest_of, encode, keyring_for, path_of
 
 OLD, NEW = SecretKey("o" * 32), SecretKey("n" * 32)
 NOW = 1_800_000_000.0
@@ -125,11 +125,12 @@ def test_no_task_outlives_its_signature(
     now: float, ahead: float | None, limit: int | None, local: bool, share: float
 ) -> None:
     """Whatever its ETA and age limit, it holds for as long as the queue may run the task, on a fast clock too."""
-    settings_module._deployment = Deployment(environment="localdev" if local else "standard", application="app")
-    settings_module.install_settings(Settings(secret_keys=(NEW,)))
+    deployment = Deployment(environment="localdev" if local else "standard", application="app")
+    settings = Settings(secret_keys=(NEW,))
     eta = None if ahead is None else now + ahead
     retry_options = TaskRetryOptions(task_age_limit=limit) if limit else None
-    signer = signer_for(Options(eta_posix=eta, retry_options=retry_options), queue="default", url="/_cb", headers={})
+    options = Options(eta_posix=eta, retry_options=retry_options)
+    signer = signer_for(options, settings, deployment, queue="default", url="/_cb", headers={})
     assert signer is not None
     signature = signer.sign(None, BODY, eta or 0.0, now)
 
@@ -261,11 +262,11 @@ def test_what_is_refused_is_not_remembered() -> None:
     many = {f"HTTP_X_{number}": "" for number in range(400)}
 
     refused(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "other", **many})
-    assert not keyring._usual
+    assert not keyring._familiar_keys
     for batch in range(5):
         others = {f"{key}_{batch}": "" for key in many}
         assert verify(keyring, signature, environ={"HTTP_X_DEFERRED_NAMESPACE": "tenant", **others})
-    assert 800 < len(keyring._usual) < 1000
+    assert 800 < len(keyring._familiar_keys) < 1000
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
+from tests.support.storing import stored_tasks
 
 TOKEN = "the-token-of-this-run"
 NOW_USEC = int(time.time() * 1e6)
@@ -85,13 +86,13 @@ class Api:
         """Add a task; return its ID."""
         (added,) = self.store.add([NewTask(queue=queue, url=url, **{"eta_usec": NOW_USEC, **options})])
         assert added.outcome == "added"
-        task = self.store.get(queue, added.name)
+        task = self.store.queries.get(queue, added.name)
         assert task is not None
         return task.id
 
     def finish(self, task_id: int, state: str) -> None:
         """Have a task end."""
-        task = self.store.get_by_id(task_id)
+        task = self.store.queries.get_by_id(task_id)
         assert task is not None
         (claimed,) = [
             claimed
@@ -154,7 +155,7 @@ def test_without_the_token_nothing_is_told_or_done(api: Api, token: str | None) 
         assert content["error"]["code"] == "no-token"
         assert TOKEN not in json.dumps(content)
         assert headers["WWW-Authenticate"]
-    assert api.store.counts() == {"default": {"ready": 1}}
+    assert api.store.queries.counts() == {"default": {"ready": 1}}
     assert api.woken == 0
 
 
@@ -177,8 +178,8 @@ def test_changes_take_post(api: Api, method: str) -> None:
     for path in CHANGES:
         status, _content, headers = api.ask(method, path)
         assert (status, headers["Allow"]) == (405, "POST")
-    assert api.store.counts() == {"default": {"ready": 1}}
-    assert api.store.paused() == frozenset()
+    assert api.store.queries.counts() == {"default": {"ready": 1}}
+    assert api.store.operations.paused() == frozenset()
     assert api.woken == 0
 
 
@@ -194,7 +195,7 @@ def test_queues_are_counted(api: Api) -> None:
     api.add()
     api.add(eta_usec=2**60)
     api.finish(api.add(queue="old"), "failed")
-    api.store.pause("old")
+    api.store.operations.pause("old")
     default, old = api.get("/queues")["queues"]
     assert (default["name"], default["configured"], default["paused"]) == ("default", True, False)
     assert (default["ready"], default["due"], default["scheduled"], default["retrying"]) == (2, 1, 1, 0)
@@ -207,10 +208,10 @@ def test_queues_are_counted(api: Api) -> None:
 def test_what_waits_for_another_attempt_is_counted_apart(api: Api) -> None:
     """A task in its back-off is neither due nor scheduled."""
     api.finish(api.add(target="x"), "ready")
-    waiting = api.store.waiting("default")
+    waiting = api.store.queries.backlog("default")
     assert (waiting.due, waiting.scheduled, waiting.retrying) == (1, 0, 0)
-    api.store._clock = lambda: NOW_USEC / 1e6 - 60
-    waiting = api.store.waiting("default")
+    api.store._database._clock = lambda: NOW_USEC / 1e6 - 60
+    waiting = api.store.queries.backlog("default")
     assert (waiting.due, waiting.scheduled, waiting.retrying, waiting.next_eta_usec) == (0, 0, 1, NOW_USEC)
 
 
@@ -274,7 +275,7 @@ def test_a_failed_task_is_retried(api: Api) -> None:
     api.finish(task_id, "failed")
     assert api.ask("POST", f"/tasks/{task_id}/run")[1]["error"]["message"].endswith("it is failed; retry it instead.")
     assert api.post(f"/tasks/{task_id}/retry") == {"task": task_id, "done": "retry"}
-    assert api.store.counts() == {"default": {"ready": 1}}
+    assert api.store.queries.counts() == {"default": {"ready": 1}}
     assert api.woken == 1
 
 
@@ -284,7 +285,7 @@ def test_all_failed_tasks_are_retried(api: Api) -> None:
         api.finish(api.add(queue=queue), "failed")
     assert api.post("/queues/other/retry") == {"queue": "other", "retried": 1}
     assert api.post("/retry") == {"retried": 2}
-    assert api.store.counts() == {"default": {"ready": 2}, "other": {"ready": 1}}
+    assert api.store.queries.counts() == {"default": {"ready": 2}, "other": {"ready": 1}}
 
 
 def test_a_task_whose_name_is_taken_is_not_retried(api: Api) -> None:
@@ -306,14 +307,14 @@ def test_tasks_are_deleted(api: Api) -> None:
     api.add()
     assert api.post("/queues/default/purge") == {"queue": "default", "deleted": 1}
     assert api.post("/queues/default/delete-failed") == {"queue": "default", "deleted": 1}
-    assert api.store.counts() == {}
+    assert api.store.queries.counts() == {}
 
 
 def test_a_queue_is_paused_and_resumed(api: Api) -> None:
     """Pausing says whether it changed anything; the scheduler is told of both."""
     assert api.post("/queues/default/pause") == {"queue": "default", "changed": True}
     assert api.post("/queues/default/pause") == {"queue": "default", "changed": False}
-    assert api.store.paused() == {"default"}
+    assert api.store.operations.paused() == {"default"}
     assert api.post("/queues/default/resume") == {"queue": "default", "changed": True}
     assert api.woken == 3
 
@@ -322,11 +323,11 @@ def test_scheduled_tasks_are_made_due(api: Api) -> None:
     """Those with a later ETA, but not those in their back-off."""
     api.finish(api.add(), "ready")
     ids = [api.add(eta_usec=2**60, target=target) for target in ("", "local.background")]
-    api.store._clock = lambda: NOW_USEC / 1e6 - 60
+    api.store._database._clock = lambda: NOW_USEC / 1e6 - 60
     assert api.post("/queues/default/run-scheduled") == {"queue": "default", "made_due": 2}
-    waiting = api.store.waiting("default")
+    waiting = api.store.queries.backlog("default")
     assert (waiting.due, waiting.scheduled, waiting.retrying) == (2, 0, 1)
-    assert {task.id for task in api.store.tasks() if task.eta_usec == NOW_USEC - 60_000_000} == set(ids)
+    assert {task.id for task in stored_tasks(api.store) if task.eta_usec == NOW_USEC - 60_000_000} == set(ids)
 
 
 def test_names_are_forgotten(api: Api) -> None:

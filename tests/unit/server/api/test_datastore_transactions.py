@@ -17,6 +17,7 @@ from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreSt
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.store.store import TaskStore
+from tests.support.storing import stored_tasks
 
 DIRECTORY = ServiceDirectory([Service(name="default", version="local", host="127.0.0.1", port=8080, concurrency=1)])
 
@@ -63,7 +64,7 @@ class Machine:
 
     def tasks(self) -> list[str]:
         """Return the names of the tasks that anybody can see."""
-        return [task.name for task in self.store.tasks()]
+        return [task.name for task in stored_tasks(self.store)]
 
     def held(self) -> int:
         """Return how many tasks are held."""
@@ -104,12 +105,12 @@ def test_a_committed_task_is_there_and_not_before(machine: Machine) -> None:
 
     def work() -> str:
         task = taskqueue.add(url="/work", transactional=True)
-        assert machine.store.counts() == {}
+        assert machine.store.queries.counts() == {}
         return str(task.name)
 
     name = db.run_in_transaction(work)
     assert machine.tasks() == [name]
-    assert machine.store.counts() == {"default": {"ready": 1}}
+    assert machine.store.queries.counts() == {"default": {"ready": 1}}
     assert machine.held() == 0
     assert machine.wakes == 1
 
@@ -183,7 +184,7 @@ def test_an_error_of_the_store_fails_the_commit(machine: Machine, monkeypatch: p
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(machine.store, "hold", fail)
+        patched.setattr(machine.store.transactional, "stage", fail)
         with pytest.raises(Exception, match="disk is full"):
             put_with_task()
     assert not letter_exists()
@@ -308,10 +309,10 @@ def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatc
         hold(adds, transaction)
 
     def look(*args: Any) -> None:
-        seen["get"] = machine.store.get("default", names[0])
-        seen["found"] = machine.store.find().tasks
-        seen["delete"] = machine.store.delete("default", names)
-        seen["purge"] = machine.store.purge("default")
+        seen["get"] = machine.store.queries.get("default", names[0])
+        seen["found"] = machine.store.queries.find().tasks
+        seen["delete"] = machine.store.operations.delete_by_name("default", names)
+        seen["purge"] = machine.store.operations.purge("default")
         with pytest.raises(taskqueue.TaskAlreadyExistsError):
             taskqueue.add(url="/work", name=names[0])
         write(*args)

@@ -113,7 +113,7 @@ def test_statistics_of_a_pull_queue_count_leases(api: Api) -> None:
 
 def test_queues_are_listed_as_they_are_configured(api: Api) -> None:
     """FetchQueues tells rate, bucket, concurrency, mode, retry options and pause of as many queues as asked for."""
-    api.store.pause("other")
+    api.store.operations.pause("other")
     default, other, pull = api.call("FetchQueues", max_rows=10, app_id=b"a").queue
     assert [queue.queue_name for queue in (default, other, pull)] == [b"default", b"other", b"pull"]
     assert (default.bucket_refill_per_second, default.paused) == (math.inf, False)
@@ -126,10 +126,10 @@ def test_queues_are_listed_as_they_are_configured(api: Api) -> None:
 def test_a_queue_is_paused_and_resumed(api: Api) -> None:
     """A pause is the store's, and a resumed queue is looked at at once."""
     api.call("PauseQueue", queue_name=b"other", pause=True, app_id=b"a")
-    assert api.store.paused() == {"other"}
+    assert api.store.operations.paused() == {"other"}
     assert api.wakes == 0
     api.call("PauseQueue", queue_name=b"other", pause=False, app_id=b"a")
-    assert api.store.paused() == frozenset()
+    assert api.store.operations.paused() == frozenset()
     assert api.wakes == 1
 
 
@@ -271,7 +271,7 @@ def test_a_lease_is_changed_by_its_end(api: Api, clock: Clock) -> None:
 def test_a_paused_pull_queue_leases_nothing(api: Api) -> None:
     """While it is paused nothing is leased from it, and no lease can be changed."""
     api.add(pull_add("a"))
-    api.store.pause("pull")
+    api.store.operations.pause("pull")
     assert not api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60, max_tasks=5).task
     change = {"queue_name": b"pull", "task_name": b"a", "eta_usec": NOW, "lease_seconds": 60}
     assert refused(api, "ModifyTaskLease", **change) == "QUEUE_PAUSED"
@@ -316,4 +316,4 @@ def test_purging_a_pull_queue_takes_its_leased_tasks_too(api: Api) -> None:
     api.add(pull_add("a"), pull_add("b"))
     api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60, max_tasks=1)
     api.call("PurgeQueue", queue_name=b"pull")
-    assert api.store.counts() == {}
+    assert api.store.queries.counts() == {}

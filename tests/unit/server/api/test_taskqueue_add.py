@@ -15,6 +15,7 @@ from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.server.api.datastore import DatastoreStub
 from deferred_middleware.server.store.records import Lane, RetryPolicy
+from tests.support.storing import stored_tasks
 from tests.support.taskqueueapi import DIRECTORY, Api, Code, add_request
 
 
@@ -49,7 +50,7 @@ def test_an_added_task_is_stored_as_it_was_sent(api: Api) -> None:
         "dispatch_deadline_usec": 20_000_000,
     }
     assert api.add(add) == [("OK", "")]
-    task = api.store.get("default", "one")
+    task = api.store.queries.get("default", "one")
     assert task is not None
     assert (task.url, task.method, task.body, task.eta_usec) == ("/work", "PUT", b"\x80payload", 1_700_000_000_000_000)
     assert (task.target, task.headers) == ("local.background", (("X-Mine", "caf\xc3\xa9"),))
@@ -64,7 +65,7 @@ def test_an_added_task_is_stored_as_it_was_sent(api: Api) -> None:
 def test_a_host_without_a_target_means_the_service_it_belongs_to(api: Api, host: bytes, target: str) -> None:
     """The SDK sends the enqueuing request's own Host when there is no target, and the task stays in that service."""
     api.add({"task_name": b"one", "headers": {b"Host": host}})
-    task = api.store.get("default", "one")
+    task = api.store.queries.get("default", "one")
     assert task is not None
     assert task.target == target
 
@@ -74,7 +75,7 @@ def test_unnamed_tasks_get_names(api: Api) -> None:
     results = api.add({}, {"task_name": b"mine"}, {})
     assert [code for code, _name in results] == ["OK", "OK", "OK"]
     assert results[1][1] == ""
-    assert {task.name for task in api.store.tasks()} == {results[0][1], "mine", results[2][1]}
+    assert {task.name for task in stored_tasks(api.store)} == {results[0][1], "mine", results[2][1]}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_unnamed_tasks_get_names(api: Api) -> None:
 def test_a_task_that_cannot_be_taken_keeps_out_the_others(api: Api, fields: dict[str, Any], code: str) -> None:
     """The bad task gets its own code, the others are skipped, and nothing is stored."""
     assert api.codes({}, fields, {"task_name": b"good"}) == ["SKIPPED", code, "SKIPPED"]
-    assert api.store.counts() == {}
+    assert api.store.queries.counts() == {}
     assert api.wakes == 0
 
 
@@ -114,7 +115,7 @@ def test_the_largest_legal_task_is_taken(api: Api) -> None:
 def test_taken_names_do_not_keep_out_the_others(api: Api) -> None:
     """Existing, tombstoned and repeated names get their own codes, and the others are stored."""
     api.add({"task_name": b"exists"}, {"task_name": b"gone"})
-    api.store.delete("default", ["gone"])
+    api.store.operations.delete_by_name("default", ["gone"])
     adds = [{"task_name": name} for name in (b"exists", b"gone", b"new", b"new")]
     assert api.codes(*adds) == ["TASK_ALREADY_EXISTS", "TOMBSTONED_TASK", "OK", "DUPLICATE_TASK_NAME"]
 
@@ -137,13 +138,13 @@ def test_a_request_that_makes_no_sense_fails_whole(
         api.add(*adds)
     assert raised.value.application_error == code
     assert message in raised.value.error_detail
-    assert api.store.counts() == {}
+    assert api.store.queries.counts() == {}
 
 
 def test_a_tasks_own_retry_options_replace_the_queues_wholesale(api: Api) -> None:
     """What a task's retry options leave out is the platform's default; a task without any has none of its own."""
     api.add({"task_name": b"own", "retry": {"retry_limit": 0}}, {"task_name": b"none"})
-    own, none = api.store.get("default", "own"), api.store.get("default", "none")
+    own, none = api.store.queries.get("default", "own"), api.store.queries.get("default", "none")
     assert own is not None
     assert none is not None
     assert own.retry == RetryPolicy(retry_limit=0)
@@ -183,14 +184,14 @@ def test_purge_empties_one_queue(api: Api) -> None:
         taskqueue_pb.TaskQueuePurgeQueueRequest(queue_name=b"default"),
         taskqueue_pb.TaskQueuePurgeQueueResponse(),
     )
-    assert api.store.counts() == {"other": {"ready": 1}}
+    assert api.store.queries.counts() == {"other": {"ready": 1}}
 
 
 def test_add_is_a_bulk_add_of_one(api: Api) -> None:
     """Add tells the name that it chose, and a taken name is an error that says which."""
     response = taskqueue_pb.TaskQueueAddResponse()
     api.service.MakeSyncCall("taskqueue", "Add", add_request(), response)
-    assert [task.name for task in api.store.tasks()] == [response.chosen_task_name.decode()]
+    assert [task.name for task in stored_tasks(api.store)] == [response.chosen_task_name.decode()]
     add = add_request(task_name=b"one")
     api.service.MakeSyncCall("taskqueue", "Add", add, taskqueue_pb.TaskQueueAddResponse())
     with pytest.raises(apiproxy_errors.ApplicationError, match="task 'one' of queue 'default'"):
@@ -201,8 +202,11 @@ def test_the_sdks_client_adds_and_deletes(api: Api, stubs: Any) -> None:
     """The unmodified client adds, gets its names, and is told of a taken one by its own exception."""
     named = taskqueue.add(url="/work", name="one", payload=b"x", target="local.background", method="POST")
     unnamed = taskqueue.add(url="/work", countdown=60)
-    assert {task.name for task in api.store.tasks()} == {named.name, unnamed.name}
-    assert [lane for lane, _eta in api.store.lanes()] == [Lane("default", ""), Lane("default", "local.background")]
+    assert {task.name for task in stored_tasks(api.store)} == {named.name, unnamed.name}
+    assert [lane for lane, _eta in api.store.queries.lanes()] == [
+        Lane("default", ""),
+        Lane("default", "local.background"),
+    ]
     with pytest.raises(taskqueue.TaskAlreadyExistsError):
         taskqueue.add(url="/work", name="one")
     taskqueue.Queue().delete_tasks(named)

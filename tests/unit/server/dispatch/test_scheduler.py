@@ -140,12 +140,12 @@ class SignallingStore(TaskStore):
         """Wait until a task is in this state; return it."""
 
         def reached() -> StoredTask | None:
-            task = self.get(queue, name)
+            task = self.queries.get(queue, name)
             return task if task is not None and task.state == state else None
 
         with self.written:
             task = self.written.wait_for(reached, _PATIENCE_SECONDS)
-        assert task is not None, self.get(queue, name)
+        assert task is not None, self.queries.get(queue, name)
         return task
 
 
@@ -201,7 +201,7 @@ def test_a_task_runs_once_and_is_done(world: World) -> None:
     world.add("one", target="local.background")
     task = world.store.wait_for("one", "succeeded")
     assert [(seen.name, seen.service, seen.retry_count) for seen in world.app.seen] == [("one", "background", 0)]
-    (attempt,) = world.store.attempts(task.id)
+    (attempt,) = world.store.queries.attempts(task.id)
     assert (attempt.number, attempt.status, attempt.service) == (1, 200, "background")
     assert (task.retry_count, task.execution_count) == (1, 1)
 
@@ -212,7 +212,7 @@ def test_a_held_service_is_left_alone(world: World) -> None:
     scheduler.hold("background")
     world.add("held", target="local.background")
     world.add("forced", target="local.background", delay_seconds=3600)
-    forced = world.store.get("default", "forced")
+    forced = world.store.queries.get("default", "forced")
     assert forced is not None
     assert world.store.force_run(forced.id)
     scheduler.wake()
@@ -260,7 +260,7 @@ def test_a_failing_task_is_tried_until_it_succeeds(world: World) -> None:
     world.add("flaky")
     task = world.store.wait_for("flaky", "succeeded")
     assert [seen.retry_count for seen in world.app.seen] == [0, 1, 2, 3]
-    assert [attempt.status for attempt in world.store.attempts(task.id)] == [500, 500, 500, 200]
+    assert [attempt.status for attempt in world.store.queries.attempts(task.id)] == [500, 500, 500, 200]
 
 
 def test_retries_wait_for_their_back_off(world: World) -> None:
@@ -300,7 +300,7 @@ def test_a_task_for_an_unknown_service_fails_visibly_and_is_retried(world: World
     task = world.store.wait_for("lost", "failed")
     world.store.wait_for("found", "succeeded")
     assert [seen.name for seen in world.app.seen] == ["found"]
-    attempts = world.store.attempts(task.id)
+    attempts = world.store.queries.attempts(task.id)
     assert [attempt.status for attempt in attempts] == [None, None]
     assert "No service answers to 'local.nowhere'" in str(attempts[0].reason)
     assert task.execution_count == 0
@@ -337,7 +337,7 @@ def test_slow_tasks_wait_in_the_store(world: World) -> None:
         world.add(f"t{number}")
     world.start(concurrency=2)
     world.app.wait_for(2)
-    assert world.store.counts() == {"default": {"ready": 8, "running": 2}}
+    assert world.store.queries.counts() == {"default": {"ready": 8, "running": 2}}
     over.set()
     world.app.wait_for(10)
 
@@ -372,7 +372,7 @@ def test_stopping_waits_for_attempts_in_flight(world: World) -> None:
     world.add("waiting")
     assert scheduler.stop(_PATIENCE_SECONDS) == 0
     world.store.wait_for("running", "succeeded")
-    assert world.store.counts() == {"default": {"ready": 1, "succeeded": 1}}
+    assert world.store.queries.counts() == {"default": {"ready": 1, "succeeded": 1}}
 
 
 def test_stopping_releases_what_does_not_end_in_time(world: World) -> None:
@@ -386,10 +386,10 @@ def test_stopping_releases_what_does_not_end_in_time(world: World) -> None:
     assert scheduler.stop(0.1) == 1
     assert time.monotonic() - began < 2
     over.set()
-    task = world.store.get("default", "endless")
+    task = world.store.queries.get("default", "endless")
     assert task is not None
     assert (task.state, task.retry_count) == ("ready", 0)
-    assert world.store.attempts(task.id) == []
+    assert world.store.queries.attempts(task.id) == []
 
 
 def test_a_result_that_cannot_be_written_is_written_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,13 +438,13 @@ def test_the_scheduler_survives_a_failing_store(
 def test_an_idle_scheduler_does_not_poll(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing is due the store is asked nothing."""
     asked = threading.Semaphore(0)
-    lanes = world.store.lanes
+    lanes = world.store.queries.lanes
 
     def counting() -> Any:
         asked.release()
         return lanes()
 
-    monkeypatch.setattr(world.store, "lanes", counting)
+    monkeypatch.setattr(world.store.queries, "lanes", counting)
     world.add("tomorrow", delay_seconds=24 * 3600)
     world.start()
     assert asked.acquire(timeout=_PATIENCE_SECONDS)
@@ -571,7 +571,7 @@ def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
     """A rate of 0, and a pause by a person, hold a queue's tasks back and lose none; another queue goes on."""
     registry = QueueRegistry([queue("held", rate_per_second=0 if how == "rate" else None), queue("other")])
     if how == "people":
-        world.store.pause("held")
+        world.store.operations.pause("held")
     scheduler = world.start(queues=registry)
     world.add("waits", queue="held")
     world.add("runs", queue="other")
@@ -581,7 +581,7 @@ def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
     if how == "rate":
         registry.replace([queue("held"), queue("other")])
     else:
-        world.store.resume("held")
+        world.store.operations.resume("held")
         scheduler.wake()
 
     world.store.wait_for("waits", "succeeded", queue="held")
@@ -591,7 +591,7 @@ def test_a_forced_task_runs_in_a_paused_queue(world: World) -> None:
     """What a person wants run now is run, though its queue is paused."""
     scheduler = world.start(queues=QueueRegistry([queue("held", rate_per_second=0)]))
     world.add("forced", queue="held", delay_seconds=3600)
-    task = world.store.get("held", "forced")
+    task = world.store.queries.get("held", "forced")
     assert task is not None
 
     assert world.store.force_run(task.id)
@@ -691,4 +691,4 @@ def test_a_handler_that_outlasts_its_deadline_does_not_overlap_with_the_next_att
 
     assert overlapped == []
     assert (task.retry_count, task.execution_count) == (2, 1)
-    assert [attempt.status for attempt in world.store.attempts(task.id)] == [None, 200]
+    assert [attempt.status for attempt in world.store.queries.attempts(task.id)] == [None, 200]

@@ -1,7 +1,8 @@
-"""The versions of a task store's file."""
+"""Files of earlier versions of the task store."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.database import SCHEMA_VERSION
+from deferred_middleware.server.store.records import RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
 from tests.support.storing import DAY_USEC, LANE, NOW, Clock, new_task
 
@@ -16,7 +18,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def _version_1(path: Path) -> None:
-    """Write a store as version 1 of the schema had it, with a task in each state."""
+    """Write a file of version 1 of the schema, with a task in each state."""
     connection = sqlite3.connect(path)
     connection.executescript((DATA / "schema-1.sql").read_text())
     for number, (name, state, finished) in enumerate(
@@ -41,20 +43,20 @@ def _version_1(path: Path) -> None:
     connection.close()
 
 
-def test_a_store_of_version_1_is_brought_up_to_date(tmp_path: Path, clock: Clock) -> None:
-    """Tasks, payloads, attempts, counts and blocked names of version 1 are all there afterwards."""
+def test_a_store_of_version_1_is_migrated(tmp_path: Path, clock: Clock) -> None:
+    """The migration keeps tasks, payloads, attempts and blocked names, and counts the tasks."""
     path = tmp_path / "tasks.sqlite"
     _version_1(path)
     store = TaskStore(path, clock=clock)
     try:
-        assert store.counts() == {"default": {"ready": 2, "succeeded": 1, "failed": 1}}
+        assert store.queries.counts() == {"default": {"ready": 2, "succeeded": 1, "failed": 1}}
         for name in ("waits", "runs", "good", "bad"):
-            task = store.get("default", name)
+            task = store.queries.get("default", name)
             assert task is not None
             assert (task.body, task.headers, task.retry_count) == (b"body", (("X-A", "1"),), 2)
             assert task.retry is not None
             assert task.retry.retry_limit == 3
-            assert [attempt.excerpt for attempt in store.attempts(task.id)] == [b"oops"]
+            assert [attempt.excerpt for attempt in store.queries.attempts(task.id)] == [b"oops"]
         names = ("waits", "runs", "good", "bad", "gone")
         assert [r.outcome for r in store.add([new_task(n) for n in names])] == [
             "exists", "exists", "tombstoned", "tombstoned", "tombstoned",
@@ -66,8 +68,8 @@ def test_a_store_of_version_1_is_brought_up_to_date(tmp_path: Path, clock: Clock
         store.close()
 
 
-def test_a_store_that_was_brought_up_to_date_has_the_shape_of_a_new_one(tmp_path: Path) -> None:
-    """The tables, their constraints and the indexes are those of a new file."""
+def test_a_migrated_store_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
+    """The tables, constraints and indexes of a migrated file are those of a new file."""
     shapes = []
     for name in ("old", "new"):
         path = tmp_path / name
@@ -94,8 +96,8 @@ def test_a_store_that_was_brought_up_to_date_has_the_shape_of_a_new_one(tmp_path
     assert shapes[0] == shapes[1]
 
 
-def test_a_failed_upgrade_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """When the upgrade can't be finished the error says so, and the file is still the old one, whole."""
+def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """If the migration fails, the error says why, and the file is still complete and of its old version."""
     path = tmp_path / "tasks.sqlite"
     _version_1(path)
     connection = sqlite3.connect(path)
@@ -108,3 +110,40 @@ def test_a_failed_upgrade_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (4,)
     connection.close()
+
+
+def test_a_store_of_version_2_opens(tmp_path: Path, clock: Clock) -> None:
+    """A file that an earlier commit wrote has its tasks, payloads, attempts, names and pauses."""
+    path = tmp_path / "tasks.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript((DATA / "store-2.sql").read_text())
+    connection.close()
+    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+        store.transactional.recover({"committed"})
+        assert store.queries.counts() == {
+            "default": {"ready": 4, "succeeded": 1, "failed": 1},
+            "pull": {"ready": 1},
+        }
+        assert store.operations.paused() == {"default"}
+        for name in ("done", "bad", "runs", "waits", "later"):
+            task = store.queries.get("default", name)
+            assert task is not None
+            assert (task.body, task.headers, task.retry) == (
+                b"\x00body",
+                (("X-A", "café"),),
+                RetryPolicy(retry_limit=3),
+            )
+            assert [attempt.excerpt for attempt in store.queries.attempts(task.id)] == (
+                [b"oops"] if task.state in ("succeeded", "failed") else []
+            )
+        names = ("done", "bad", "runs", "gone")
+        assert [result.outcome for result in store.add([new_task(name) for name in names])] == [
+            "tombstoned",
+            "tombstoned",
+            "exists",
+            "tombstoned",
+        ]
+        assert [task.name for task in store.claim_forced(5)] == ["later"]
+        assert [task.name for task in store.claim({LANE: 5}, NOW)] == ["runs", "waits"]
+        leased = store.leases.lease("pull", lease_usec=1, limit=5, policy=RetryPolicy(), group_by_tag=True, tag="t")
+        assert [task.name for task in leased] == ["pulled"]

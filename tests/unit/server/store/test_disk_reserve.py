@@ -1,4 +1,4 @@
-"""The reserve for a full disk, on a file system that takes no larger files."""
+"""The reserve for a full disk; a limit on the size of files stands for the full disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Limit = Callable[[int], None]
 
 @pytest.fixture
 def limit() -> Iterator[Limit]:
-    """Return a function that limits how large a file may get; to the process it is as if the disk were full."""
+    """Return a function that limits the size of files, so that larger ones fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -27,53 +27,55 @@ def limit() -> Iterator[Limit]:
 
 
 def blocks(path: Path) -> int:
-    """Return how many bytes of the disk a file has."""
+    """Return how many bytes a file occupies on the disk."""
     return os.stat(path).st_blocks * 512
 
 
-def test_the_space_is_taken_at_once_and_given_up_once(tmp_path: Path) -> None:
-    """The file has real blocks, not a hole; spending frees them, and there is nothing more to spend then."""
+def test_the_space_is_allocated_at_once_and_freed_once(tmp_path: Path) -> None:
+    """The file has real blocks, not a hole; they can be freed once."""
     reserve = DiskReserve(tmp_path / "reserve")
-    assert reserve.is_whole()
+    assert reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") >= RESERVE_BYTES
-    assert reserve.spend()
+    assert reserve.free()
     assert blocks(tmp_path / "reserve") == 0
-    assert not reserve.spend()
+    assert not reserve.free()
 
 
-def test_it_is_whole_again_when_there_is_space(tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk is full it isn't whole and takes nothing; afterwards it is, by itself."""
-    monkeypatch.setattr(disk_reserve, "_TRY_AGAIN_SECONDS", 0)
+def test_the_space_is_allocated_again_when_there_is_some(
+    tmp_path: Path, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is full, nothing is allocated; after that, the reserve is allocated again."""
+    monkeypatch.setattr(disk_reserve, "_RETRY_SECONDS", 0)
     reserve = DiskReserve(tmp_path / "reserve")
-    reserve.spend()
+    reserve.free()
     limit(100_000)
-    assert not reserve.is_whole()
+    assert not reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") == 0
     limit(2 * RESERVE_BYTES)
-    assert reserve.is_whole()
+    assert reserve.ensure_allocated()
     assert blocks(tmp_path / "reserve") >= RESERVE_BYTES
-    assert reserve.spend()
+    assert reserve.free()
 
 
-def test_it_is_not_tried_at_every_add(tmp_path: Path) -> None:
-    """Whether there is space again is looked at once in a second, however many ask."""
+def test_the_allocation_is_not_tried_at_every_add(tmp_path: Path) -> None:
+    """The allocation is tried at most once a second, however many callers ask."""
     reserve = DiskReserve(tmp_path / "reserve")
-    reserve.spend()
-    assert reserve.is_whole()
-    reserve.spend()
-    assert not reserve.is_whole()
+    reserve.free()
+    assert reserve.ensure_allocated()
+    reserve.free()
+    assert not reserve.ensure_allocated()
 
 
 def test_a_disk_that_is_full_at_the_start(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
-    """A store can be opened on a full disk, says so, and takes no tasks."""
+    """On a full disk, the reserve logs a warning and has an error for those who add tasks."""
     limit(100_000)
     reserve = DiskReserve(tmp_path / "reserve")
     assert "full" in caplog.text
-    assert not reserve.is_whole()
+    assert not reserve.ensure_allocated()
     assert isinstance(reserve.full_error, StoreFullError)
     assert str(tmp_path) in str(reserve.full_error)
 
 
 def test_other_errors_are_no_full_disk() -> None:
-    """Only SQLite's own word for it counts."""
+    """Only an error of SQLite counts as a full disk."""
     assert not is_disk_full(RuntimeError("disk is full"))

@@ -24,7 +24,7 @@ def lease(
     by_tag: bool = False,
 ) -> list[StoredTask]:
     """Lease tasks of the queue ``pull`` for a minute."""
-    return store.lease(
+    return store.leases.lease(
         "pull",
         lease_usec=MINUTE_USEC,
         limit=limit,
@@ -39,8 +39,8 @@ def names(tasks: list[StoredTask]) -> list[str]:
     return [task.name for task in tasks]
 
 
-def test_a_leased_task_is_nobody_elses_until_its_lease_ends(store: TaskStore, clock: Clock) -> None:
-    """The oldest tasks come first, whole, none twice while it is leased, and each lease is counted."""
+def test_a_leased_task_is_not_leased_again_until_its_lease_ends(store: TaskStore, clock: Clock) -> None:
+    """The oldest tasks are leased first, and leases are counted."""
     store.add(
         [pull_task("b", eta_usec=NOW - 1), pull_task("a", eta_usec=NOW - 2, tag="t"), pull_task("c", eta_usec=NOW + 1)]
     )
@@ -57,7 +57,7 @@ def test_a_leased_task_is_nobody_elses_until_its_lease_ends(store: TaskStore, cl
 
 
 def test_a_lease_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """What is leased is leased for the next server, too."""
+    """A leased task stays leased for the next server."""
     store.add([pull_task("a")])
     lease(store)
     store.close()
@@ -67,26 +67,26 @@ def test_a_lease_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clo
 
 
 def test_pull_tasks_are_never_claimed_and_push_tasks_never_leased(store: TaskStore) -> None:
-    """Each kind of task goes its own way, also in a queue that has both."""
+    """In a queue with both kinds of tasks, push tasks are claimed and pull tasks are leased."""
     store.add([pull_task("a"), new_task("b", queue="pull")])
-    assert [lane.queue for lane, _eta in store.lanes()] == ["pull"]
+    assert [lane.queue for lane, _eta in store.queries.lanes()] == ["pull"]
     run_all(store, queue="pull")
     assert names(lease(store)) == ["a"]
-    assert store.lanes() == []
+    assert store.queries.lanes() == []
 
 
 @pytest.mark.parametrize(
     ("tag", "expected"), [("x", ["x1", "x2"]), ("y", ["y1"]), (None, ["none1", "none2"]), ("unknown", [])]
 )
 def test_tasks_are_leased_by_tag(store: TaskStore, tag: str | None, expected: list[str]) -> None:
-    """All tasks of a lease by tag have one tag: the wanted one, or the oldest task's, which may have none."""
+    """All tasks of a lease by tag have one tag: the given one, or that of the oldest task, which may be none."""
     for offset, (name, its_tag) in enumerate([("none1", None), ("x1", "x"), ("y1", "y"), ("none2", None), ("x2", "x")]):
         store.add([pull_task(name, tag=its_tag, eta_usec=NOW - 10 + offset)])
     assert names(lease(store, tag=tag, by_tag=True)) == expected
 
 
 def test_the_tag_of_the_oldest_task_is_taken(store: TaskStore) -> None:
-    """Without a tag the lease is of the oldest due task's, whatever others are older but not due."""
+    """If no tag is given, the tasks with the tag of the oldest task are leased."""
     store.add([pull_task("y1", tag="y", eta_usec=NOW - 3), pull_task("x1", tag="x", eta_usec=NOW - 5)])
     store.add([pull_task("x2", tag="x", eta_usec=NOW - 1)])
     assert names(lease(store, by_tag=True)) == ["x1", "x2"]
@@ -94,60 +94,60 @@ def test_the_tag_of_the_oldest_task_is_taken(store: TaskStore) -> None:
 
 
 def test_a_lease_can_be_prolonged_and_ended(store: TaskStore, clock: Clock) -> None:
-    """A lease is changed by whoever knows when it ends; 0 ends it, and then the task can be leased."""
+    """The time of its end is needed to change a lease; after a change to 0, the task can be leased again."""
     store.add([pull_task("a")])
     (task,) = lease(store)
     clock.usec += 1000
-    longer = store.change_lease("pull", "a", eta_usec=task.eta_usec, lease_usec=2 * MINUTE_USEC)
+    longer = store.leases.change("pull", "a", eta_usec=task.eta_usec, lease_usec=2 * MINUTE_USEC)
     assert (longer.outcome, longer.eta_usec) == ("changed", NOW + 1000 + 2 * MINUTE_USEC)
-    assert store.change_lease("pull", "a", eta_usec=task.eta_usec, lease_usec=0).outcome == "expired"
-    assert store.change_lease("pull", "a", eta_usec=longer.eta_usec, lease_usec=0).outcome == "changed"
+    assert store.leases.change("pull", "a", eta_usec=task.eta_usec, lease_usec=0).outcome == "expired"
+    assert store.leases.change("pull", "a", eta_usec=longer.eta_usec, lease_usec=0).outcome == "changed"
     assert names(lease(store)) == ["a"]
 
 
 def test_a_lease_that_is_over_cannot_be_changed(store: TaskStore, clock: Clock) -> None:
-    """A lease that has ended, a deleted task's and an unknown one's are told apart."""
+    """A lease that has ended, a deleted task and an unknown task have different answers."""
     store.add([pull_task("a"), pull_task("b")])
     ends = {task.name: task.eta_usec for task in lease(store)}
-    store.delete("pull", ["b"])
+    store.operations.delete_by_name("pull", ["b"])
     clock.usec = NOW + MINUTE_USEC + 1
     change = {"lease_usec": MINUTE_USEC, "eta_usec": ends["a"]}
-    assert store.change_lease("pull", "a", **change).outcome == "expired"
-    assert store.change_lease("pull", "b", **change).outcome == "tombstoned"
-    assert store.change_lease("pull", "c", **change).outcome == "unknown"
+    assert store.leases.change("pull", "a", **change).outcome == "expired"
+    assert store.leases.change("pull", "b", **change).outcome == "tombstoned"
+    assert store.leases.change("pull", "c", **change).outcome == "unknown"
 
 
 def test_a_task_that_was_leased_too_often_is_a_dead_letter(store: TaskStore, clock: Clock) -> None:
-    """After as many leases as the retry limit allows a task becomes a dead letter; its own options win."""
+    """A task becomes a dead letter after as many leases as its own retry limit, or else the queue's, allows."""
     store.add([pull_task("queue's"), pull_task("own", retry=RetryPolicy(retry_limit=5)), pull_task()])
     for _ in range(2):
         assert len(lease(store, policy=RetryPolicy(retry_limit=2))) == 3
         clock.usec += MINUTE_USEC
     assert names(lease(store, policy=RetryPolicy(retry_limit=2))) == ["own"]
-    assert store.counts() == {"pull": {"ready": 1, "failed": 2}}
-    dead = store.get("pull", "queue's")
+    assert store.queries.counts() == {"pull": {"ready": 1, "failed": 2}}
+    dead = store.queries.get("pull", "queue's")
     assert dead is not None
     assert (dead.state, dead.retry_count) == ("failed", 2)
     assert store.add([pull_task("queue's")])[0].outcome == "tombstoned"
-    assert store.retry(dead.id) == "retried"
+    assert store.operations.retry(dead.id) == "retried"
     assert names(lease(store, policy=RetryPolicy(retry_limit=2))) == ["queue's"]
 
 
 def test_dead_letters_do_not_make_a_lease_short(store: TaskStore, clock: Clock) -> None:
-    """A lease finds as many tasks as it may, however many dead letters it makes on its way."""
+    """Tasks that become dead letters do not count against the limit of a lease."""
     store.add([pull_task(f"old{n}", eta_usec=NOW - 1) for n in range(5)])
     lease(store)
     clock.usec += MINUTE_USEC
     store.add([pull_task(f"new{n}", eta_usec=clock.usec) for n in range(4)])
     assert names(lease(store, 3, policy=RetryPolicy(retry_limit=1))) == ["new0", "new1", "new2"]
-    assert store.counts() == {"pull": {"ready": 4, "failed": 5}}
+    assert store.queries.counts() == {"pull": {"ready": 4, "failed": 5}}
 
 
 def test_a_lease_of_no_time_ends_at_once(store: TaskStore) -> None:
-    """A lease of 0 seconds hands out each task once and leaves it for the next."""
+    """A lease of 0 seconds returns each task once; the tasks can be leased again at once."""
     store.add([pull_task("a"), pull_task("b")])
     for _ in range(2):
-        tasks = store.lease("pull", lease_usec=0, limit=5, policy=RetryPolicy())
+        tasks = store.leases.lease("pull", lease_usec=0, limit=5, policy=RetryPolicy())
         assert names(tasks) == ["a", "b"]
 
 
@@ -164,7 +164,7 @@ def test_a_lease_of_no_time_ends_at_once(store: TaskStore) -> None:
 def test_leases_read_an_index_in_its_order(
     store: TaskStore, tmp_path: Path, sql: str, parameters: tuple[object, ...], index: str
 ) -> None:
-    """No lease, and no figure of a queue, reads more tasks than it is about."""
+    """Leases and the statistics of a queue read only the tasks that they need."""
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     try:
         plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))

@@ -70,7 +70,7 @@ def test_after_its_doublings_the_wait_grows_linearly() -> None:
 
 
 def test_either_limit_keeps_a_task_alive() -> None:
-    """With both limits a task is given up only past both of them."""
+    """With both limits, a task is given up only when it is past both of them."""
     policy = RetryPolicy(retry_limit=2, age_limit_seconds=60)
     assert policy.allows(3, 59)
     assert policy.allows(2, 61)

@@ -20,7 +20,18 @@ from deferred_middleware.server.store import store as store_module
 from deferred_middleware.server.store.disk_reserve import StoreFullError
 from deferred_middleware.server.store.records import Lane, NewTask, RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
-from tests.support.storing import DAY_USEC, LANE, NOW, Clock, completion, new_task, run_all
+from tests.support.storing import (
+    DAY_USEC,
+    LANE,
+    NOW,
+    Clock,
+    completion,
+    counted_commits,
+    new_task,
+    prune,
+    run_all,
+    stored_tasks,
+)
 
 
 def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
@@ -46,14 +57,14 @@ def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
 
 
 def test_chosen_names_are_digits_and_unique(store: TaskStore) -> None:
-    """Tasks without names get distinct ones of digits, also when the clock stands still."""
+    """Tasks without names get distinct names of digits, even if the clock stands still."""
     names = [result.name for result in store.add([new_task() for _ in range(500)])]
     assert len(set(names)) == 500
     assert all(name.isdigit() for name in names)
 
 
-def test_a_taken_name_is_told_apart_from_a_tombstone(store: TaskStore) -> None:
-    """A name exists while its task is unfinished, and is tombstoned afterwards; the other tasks are added."""
+def test_a_taken_name_differs_from_a_tombstone(store: TaskStore) -> None:
+    """A name exists while its task is unfinished and is tombstoned after that; other tasks are added."""
     assert [result.outcome for result in store.add([new_task("a"), new_task("a"), new_task("b")])] == [
         "added",
         "exists",
@@ -77,20 +88,18 @@ def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
     assert store.claim({LANE: 5}, NOW + 10) == []
 
 
-def test_lanes_tell_the_next_eta_of_each(store: TaskStore) -> None:
+def test_each_lane_has_its_next_eta(store: TaskStore) -> None:
     """Each queue and target with waiting tasks is one lane, with its earliest ETA."""
-    assert store.lanes() == []
-    assert store.next_eta_usec() is None
+    assert store.queries.lanes() == []
     store.add([new_task(eta_usec=NOW + 5), new_task(eta_usec=NOW + 2), new_task(target="local.b", eta_usec=NOW + 1)])
     store.add([new_task(queue="other", eta_usec=NOW + 9)])
-    assert store.lanes() == [
+    assert store.queries.lanes() == [
         (Lane("default", ""), NOW + 2),
         (Lane("default", "local.b"), NOW + 1),
         (Lane("other", ""), NOW + 9),
     ]
-    assert store.next_eta_usec() == NOW + 1
     store.claim({Lane("default", "local.b"): 1}, NOW + 1)
-    assert store.next_eta_usec() == NOW + 2
+    assert store.queries.lanes() == [(Lane("default", ""), NOW + 2), (Lane("other", ""), NOW + 9)]
 
 
 def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> None:
@@ -104,9 +113,9 @@ def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> Non
             counted[0] += 1
             return 0
 
-        connection = store._lanes_reader._connection
+        connection = store._database.lanes_reader._connection
         connection.set_progress_handler(count, 10)
-        assert len(store.lanes()) == 2
+        assert len(store.queries.lanes()) == 2
         connection.set_progress_handler(None, 10)
         steps.append(counted[0])
     assert steps[1] <= steps[0] + 5
@@ -130,7 +139,7 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
 
 
 def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
-    """A task handed back for a retry is due at its new ETA, knows what happened, and keeps its attempts."""
+    """A task that will be retried is due at its new ETA and keeps its counts and attempts."""
     store.add([new_task("a")])
     for number in (1, 2):
         (claimed,) = store.claim({LANE: 1}, NOW + number)
@@ -138,26 +147,26 @@ def test_a_retry_keeps_counts_and_attempts(store: TaskStore) -> None:
     (claimed,) = store.claim({LANE: 1}, NOW + 3)
     assert (claimed.retry_count, claimed.execution_count, claimed.previous_response) == (2, 2, 500)
     assert claimed.retry_reason == "App Error"
-    assert [attempt.number for attempt in store.attempts(claimed.id)] == [1, 2]
-    assert store.attempts(claimed.id)[0].excerpt == b"oops"
+    assert [attempt.number for attempt in store.queries.attempts(claimed.id)] == [1, 2]
+    assert store.queries.attempts(claimed.id)[0].excerpt == b"oops"
 
 
 def test_a_stale_result_changes_nothing(store: TaskStore) -> None:
-    """A result whose claim no longer stands is refused, and the task is as it was."""
+    """A result whose claim is no longer valid is rejected, and the task is not changed."""
     store.add([new_task("a")])
     (first,) = store.claim({LANE: 1}, NOW)
     assert store.release([first]) == 1
     (second,) = store.claim({LANE: 1}, NOW)
     assert store.complete([completion(first)]) == [False]
-    task = store.get("default", "a")
+    task = store.queries.get("default", "a")
     assert task is not None
     assert task.state == "running"
-    assert store.attempts(task.id) == []
+    assert store.queries.attempts(task.id) == []
     assert store.complete([completion(second), completion(second)]) == [True, False]
 
 
 def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> None:
-    """A release counts no attempt, and only claims that stand are released."""
+    """A release counts no attempt, and only valid claims are released."""
     store.add([new_task("a")])
     claimed = store.claim({LANE: 1}, NOW)
     assert store.release(claimed) == 1
@@ -167,17 +176,17 @@ def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> No
 
 
 def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """The counts of each state are those of the table, also after a reopening."""
+    """The counts of each state are those of the table, also when the store is opened again."""
     store.add([new_task(f"t{number}") for number in range(6)])
     claimed = store.claim({LANE: 5}, NOW)
     store.complete([completion(claimed[0]), completion(claimed[1], "failed")])
     store.release([claimed[2]])
-    store.delete("default", ["t3"])
+    store.operations.delete_by_name("default", ["t3"])
     expected = {"default": {"ready": 2, "running": 1, "succeeded": 1, "failed": 1}}
-    assert store.counts() == expected
+    assert store.queries.counts() == expected
     store.close()
     reopened = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
-    assert reopened.counts() == {"default": {"ready": 3, "succeeded": 1, "failed": 1}}
+    assert reopened.queries.counts() == {"default": {"ready": 3, "succeeded": 1, "failed": 1}}
     reopened.close()
 
 
@@ -185,17 +194,20 @@ def test_deleting_blocks_the_name(store: TaskStore) -> None:
     """A deleted task is gone, its late result is dropped, and its name is blocked for nine days."""
     store.add([new_task("a")])
     (claimed,) = store.claim({LANE: 1}, NOW)
-    assert [result and result.outcome for result in store.delete("default", ["a", "b"])] == ["exists", None]
+    assert [result and result.outcome for result in store.operations.delete_by_name("default", ["a", "b"])] == [
+        "exists",
+        None,
+    ]
     assert store.complete([completion(claimed)]) == [False]
-    assert store.get("default", "a") is None
-    assert [result and result.outcome for result in store.delete("default", ["a"])] == ["tombstoned"]
+    assert store.queries.get("default", "a") is None
+    assert [result and result.outcome for result in store.operations.delete_by_name("default", ["a"])] == ["tombstoned"]
     assert store.add([new_task("a")])[0].outcome == "tombstoned"
 
 
 def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> None:
     """A blocked name can be used again nine days later."""
     store.add([new_task("a")])
-    store.delete("default", ["a"])
+    store.operations.delete_by_name("default", ["a"])
     clock.usec += 9 * DAY_USEC - 1_000_000
     assert store.add([new_task("a")])[0].outcome == "tombstoned"
     clock.usec += 2_000_000
@@ -203,50 +215,49 @@ def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> 
 
 
 def test_purging_leaves_the_history_and_other_queues(store: TaskStore) -> None:
-    """A purge removes what is not finished, of one queue."""
+    """A purge deletes the unfinished tasks of one queue only."""
     store.add([new_task("done")])
     run_all(store)
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other")])
-    assert store.purge("default") == 2
-    assert store.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
+    assert store.operations.purge("default") == 2
+    assert store.queries.counts() == {"default": {"succeeded": 1}, "other": {"ready": 1}}
 
 
-def test_old_succeeded_tasks_are_forgotten_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
-    """After seven days a succeeded task goes, with its attempts; its name stays blocked; a dead letter stays."""
+def test_old_succeeded_tasks_are_deleted_and_dead_letters_kept(store: TaskStore, clock: Clock) -> None:
+    """After seven days, a succeeded task is deleted and its name stays blocked; a dead letter is kept."""
     store.add([new_task("good")])
     run_all(store)
     store.add([new_task("bad")])
     run_all(store, "failed")
     clock.usec += 7 * DAY_USEC + 1_000_000
-    assert store.prune() == 1
-    assert store.counts() == {"default": {"failed": 1}}
+    assert prune(store) == 1
+    assert store.queries.counts() == {"default": {"failed": 1}}
     assert store.add([new_task("good")])[0].outcome == "tombstoned"
 
 
 @pytest.mark.retention(succeeded_tasks=3)
 def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
-    """Beyond the number that is kept the oldest succeeded tasks go."""
+    """If there are more succeeded tasks than are kept, the oldest of them are deleted."""
     for number in range(5):
         store.add([new_task(f"t{number}")])
         run_all(store, finished_usec=NOW + number)
-    assert store.prune() == 2
-    assert sorted(task.name for task in store.tasks(state="succeeded")) == ["t2", "t3", "t4"]
+    assert prune(store) == 2
+    assert sorted(task.name for task in stored_tasks(store, state="succeeded")) == ["t2", "t3", "t4"]
 
 
 @pytest.mark.retention(succeeded_tasks=0)
 def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy store forgets without being asked."""
+    """A busy store deletes old tasks by itself."""
     monkeypatch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 4)
     for _ in range(4):
         store.add([new_task()])
         run_all(store)
-    store.add([new_task()])  # the prune was handed in before this add, so it is done when the add is
-    # A prune doesn't see the results that it shares a commit with.
-    assert store.counts()["default"].get("succeeded", 0) <= 1
+    store.add([new_task()])  # The results have submitted the prune, so it is committed before this add.
+    assert store.queries.counts() == {"default": {"ready": 1}}
 
 
-def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
-    """Adds that are waiting when the writer comes back are committed together, and all are there."""
+def test_pending_operations_share_a_commit(store: TaskStore) -> None:
+    """Operations that are submitted during a commit are committed together after it."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -255,16 +266,16 @@ def test_callers_that_wait_share_a_commit(store: TaskStore) -> None:
 
     store._writer.submit(hold_up)
     assert entered.wait(10)
-    before = store.commits
-    futures = [store._writer.submit(lambda connection, tally: None) for _ in range(50)]
-    go_on.set()
-    for future in futures:
-        future.result(10)
-    assert store.commits - before == 2
+    with counted_commits(store) as commits:
+        futures = [store._writer.submit(lambda connection, tally: None) for _ in range(50)]
+        go_on.set()
+        for future in futures:
+            future.result(10)
+    assert len(commits) == 2
 
 
 def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
-    """An operation that raises is undone, its caller gets the error, and those that share its commit stand."""
+    """An operation that raises is undone and its caller gets the error; other operations are committed."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -285,42 +296,42 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
     with pytest.raises(RuntimeError, match="no"):
         failing.result(10)
     adding.join(10)
-    assert {task.name for task in store.tasks()} == {"kept", "added"}
+    assert {task.name for task in stored_tasks(store)} == {"kept", "added"}
 
 
-def test_patient_operations_share_the_next_commit(store: TaskStore) -> None:
-    """Operations that nobody waits for are written with what comes next, and before it."""
+def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
+    """Delayable operations are committed with the next operation, and run before it."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
         entered.set()
         assert go_on.wait(10)
 
-    before = store.commits
     written: list[int] = []
     store._writer.submit(hold_up)
     assert entered.wait(10)
-    last = store._writer.submit(lambda *_: written.append(20))
-    patient = [store._writer.submit(lambda *_, n=n: written.append(n), patient=True) for n in range(20)]
-    go_on.set()
-    for future in [last, *patient]:
-        future.result(10)
+    with counted_commits(store) as commits:
+        last = store._writer.submit(lambda *_: written.append(20))
+        delayable = [store._writer.submit(lambda *_, n=n: written.append(n), delayable=True) for n in range(20)]
+        go_on.set()
+        for future in [last, *delayable]:
+            future.result(10)
     assert written == list(range(21))
-    assert store.commits - before == 2
+    assert len(commits) == 2
 
 
-def test_a_patient_operation_waits_for_nobody_else(store: TaskStore) -> None:
-    """It is written soon also when nothing comes after it."""
-    store._writer.submit(lambda *_: None, patient=True).result(10)
+def test_a_delayable_operation_is_committed_alone(store: TaskStore) -> None:
+    """It is committed soon, even if no other operation is submitted."""
+    store._writer.submit(lambda *_: None, delayable=True).result(10)
 
 
-def test_one_failing_patient_operation_fails_alone(store: TaskStore) -> None:
-    """Of the operations that are run together only the one that raises is undone."""
+def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
+    """Of the operations that run together, only the one that raises is undone."""
 
     def add_tombstone(name: str) -> Callable[[sqlite3.Connection, object], object]:
         return lambda connection, _: connection.execute("INSERT INTO tombstones VALUES ('default', ?, 1)", (name,))
 
-    futures = [store._writer.submit(add_tombstone(name), patient=True) for name in ("a", "b", "a", "c")]
+    futures = [store._writer.submit(add_tombstone(name), delayable=True) for name in ("a", "b", "a", "c")]
     store.close()
     assert [type(future.exception(10)) for future in futures] == [
         type(None),
@@ -331,7 +342,7 @@ def test_one_failing_patient_operation_fails_alone(store: TaskStore) -> None:
 
 
 def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
-    """When the file can't grow the caller gets the error, what was added stays, and the store goes on once it can."""
+    """If the file can't grow, the add fails and stored tasks stay; once it can grow, tasks are added again."""
     store.add([new_task("before")])
     pages = store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA page_count").fetchone()[0]
@@ -342,17 +353,17 @@ def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
     big = NewTask(queue="default", name="big", url="/work", eta_usec=NOW, body=b"x" * 100_000)
     with pytest.raises(StoreFullError, match="make space"):
         store.add([big])
-    assert store.counts() == {"default": {"ready": 1}}
+    assert store.queries.counts() == {"default": {"ready": 1}}
     store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA max_page_count=1000000").fetchall()
     ).result()
     assert store.add([big])[0].outcome == "added"
 
 
-def test_nobody_hangs_when_the_writer_dies(
+def test_every_caller_gets_an_error_if_the_writer_fails(
     store: TaskStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever waits, and whoever comes later, gets an error, and the death is logged."""
+    """Pending operations and later ones get an error, and the failure is logged."""
 
     def die(*_: object) -> None:
         raise MemoryError("gone")
@@ -362,7 +373,7 @@ def test_nobody_hangs_when_the_writer_dies(
         store.add([new_task()])
     with pytest.raises(ServerError, match="stopped writing"):
         store.add([new_task()])
-    assert "writer died" in caplog.text
+    assert "writer thread failed" in caplog.text
 
 
 def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
@@ -380,7 +391,7 @@ def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
 
 
 def test_acknowledged_tasks_survive_a_kill_and_those_in_flight_run_again(tmp_path: Path) -> None:
-    """After a server dies, everything it acknowledged is there, results included, and what ran is due at once."""
+    """After a server is killed, all acknowledged tasks and results are there, and running tasks are due."""
     path = tmp_path / "tasks.sqlite"
     script = f"""
 import os
@@ -400,14 +411,14 @@ os._exit(9)
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
     store = TaskStore(path)
     try:
-        assert store.counts() == {"default": {"ready": 2, "succeeded": 1}}
+        assert store.queries.counts() == {"default": {"ready": 2, "succeeded": 1}}
         assert [task.name for task in store.claim({LANE: 5}, 5)] == ["running", "waiting"]
     finally:
         store.close()
 
 
 def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, clock: Clock) -> None:
-    """A task that was running when the server ended is due at the next start whatever the clock says then."""
+    """A task that was running when the server ended is due at the next start, whatever the time is then."""
     first = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
     first.add([new_task("a")])
     first.claim({LANE: 1}, NOW)
@@ -418,8 +429,8 @@ def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, cloc
     second.close()
 
 
-def test_a_second_server_is_told_at_once_who_has_the_store(store: TaskStore, tmp_path: Path) -> None:
-    """Another process that opens the store gets an error within a second, with the holder's process id."""
+def test_a_second_server_fails_at_once(store: TaskStore, tmp_path: Path) -> None:
+    """Opening a store that is open raises an error within a second, with the first server's process ID."""
     began = time.monotonic()
     with pytest.raises(ServerError, match=f"process {os.getpid()}"):
         TaskStore(tmp_path / "tasks.sqlite")
@@ -428,7 +439,7 @@ def test_a_second_server_is_told_at_once_who_has_the_store(store: TaskStore, tmp
 
 
 def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> None:
-    """Closing lets go of the file; a call on the closed store is an error, and closing twice is not."""
+    """Closing releases the file. A call on the closed store is an error; closing it twice is not."""
     first = TaskStore(tmp_path / "tasks.sqlite")
     first.close()
     first.close()
@@ -438,7 +449,7 @@ def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> 
 
 
 def test_the_file_is_its_owners(store: TaskStore, tmp_path: Path) -> None:
-    """Payloads are nobody else's to read."""
+    """Other users can't read payloads."""
     for file in tmp_path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -456,7 +467,7 @@ def _make_garbage(path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "message"), [(_make_newer, "schema version 99"), (_make_garbage, "can't be used")])
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
-    """A newer version's file, and one that is no database, are errors that name it, and stay unlocked."""
+    """A newer version's file and a file that is no database raise an error that says so, and stay unlocked."""
     path = tmp_path / "tasks.sqlite"
     make(path)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The task store against a simple model of it, through any sequence of what can happen to it.
+"""The task store compared with a simple model of it, for random sequences of operations.
 
 The model is a list of tasks, a mapping of blocked names and a set of paused queues, in plain Python. Everything that
 the store answers is compared with what the model says, and at the end everything that it holds.
@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from deferred_middleware.server.store.records import ClaimedTask, Lane, Retention
 from deferred_middleware.server.store.store import TaskStore
-from tests.support.storing import Clock, completion, new_task
+from tests.support.storing import Clock, completion, new_task, prune, stored_tasks
 
 RETENTION = Retention(
     succeeded_seconds=3600, succeeded_tasks=4, first_attempts=2, last_attempts=2, tombstone_seconds=2 * 3600
@@ -46,7 +46,7 @@ recent = st.integers(0, 7)
 
 @dataclass(eq=False)
 class Modelled:
-    """A task as the model has it."""
+    """A task of the model."""
 
     lane: Lane
     name: str
@@ -63,12 +63,12 @@ class Modelled:
 
     @property
     def is_live(self) -> bool:
-        """Whether it is not finished."""
+        """Whether the task is unfinished."""
         return self.state in ("ready", "running")
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Does the same to the store and to the model."""
+    """Does the same operations on the store and on the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = self.root / "0"
         self.openings = 0
         self.clock = Clock()
-        # In the order in which they were added, which is that of their ids.
+        # In the order in which they were added, which is the order of their ids.
         self.tasks: list[Modelled] = []
         self.blocked: dict[tuple[str, str], int] = {}
         self.paused: set[str] = set()
-        # Claims that were handed out, whether or not they still stand.
+        # All claims, valid or not.
         self.claims: list[tuple[Modelled, ClaimedTask]] = []
 
     @initialize()
@@ -89,7 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = TaskStore(self.directory / "tasks.sqlite", clock=self.clock, retention=RETENTION)
 
     def teardown(self) -> None:
-        """Compare all that is left, and close the store."""
+        """Compare all tasks, and close the store."""
         try:
             if self.openings or hasattr(self, "store"):
                 self._compare_all()
@@ -97,7 +97,7 @@ class StoreMachine(RuleBasedStateMachine):
         finally:
             shutil.rmtree(self.root)
 
-    # What happens to the store.
+    # Operations.
 
     @rule(tasks=new_tasks)
     def add(self, tasks: list[tuple[Lane, str | None, int]]) -> None:
@@ -117,20 +117,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(limits=limits)
     def claim(self, limits: dict[Lane, int]) -> None:
-        """Claim what is due."""
+        """Claim due tasks."""
         now = self._tick()
         expected: list[Modelled] = []
         for lane, limit in limits.items():
             due = [task for task in self.tasks if task.state == "ready" and task.lane == lane and task.eta_usec <= now]
             expected += sorted(due, key=lambda task: task.eta_usec)[:limit]
-        # Sorting keeps the order of what is equal; that order is by id only within the whole list.
+        # Tasks of different lanes with the same ETA are in the order of their ids.
         expected.sort(key=lambda task: (task.eta_usec, self.tasks.index(task)))
         self._claimed(expected, self.store.claim(limits, now))
 
     @precondition(lambda self: self.claims)
     @rule()
     def claim_again(self) -> None:
-        """Give back what was claimed last and claim it again, so that its first claim no longer stands."""
+        """Release the last claims and claim again, so that the first claims are no longer valid."""
         self.release([0, 1])
         self.claim(dict.fromkeys(LANES, 3))
 
@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         name=st.none() | names,
     )
     def do_as_people_do(self, action: str, queue: str, pick: int, name: str | None) -> None:
-        """Do what a person may ask for; one rule, so that it doesn't crowd out what happens all the time."""
+        """Do an operation for people; they share one rule, so that the more frequent operations are drawn often."""
         if action in ("retry", "force_run"):
             getattr(self, action)(pick)
         elif action in ("retry_failed", "remove_failed"):
@@ -154,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.claim_forced(1 + pick % 3)
 
     def claim_forced(self, limit: int) -> None:
-        """Claim what a person wants run now."""
+        """Claim forced tasks."""
         self._tick()
         expected = [task for task in self.tasks if task.forced and task.state == "ready"][:limit]
         assert self.store.forced_waiting or not expected
@@ -166,7 +166,7 @@ class StoreMachine(RuleBasedStateMachine):
         wait=st.sampled_from([0, 0, 1_000_000, HOUR_USEC]),
     )
     def run_some(self, tasks: list[tuple[Lane, str | None, int]], picks: list[tuple[int, str]], wait: int) -> None:
-        """Run tasks, after adding some where none is running: without tasks little happens."""
+        """Complete tasks; if none is running, add and claim some first."""
         if not any(self._stands(*claim) for claim in self.claims[-8:]):
             self.add(tasks)
             self.claim(dict.fromkeys(LANES, 3))
@@ -174,7 +174,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.complete(picks, wait)
 
     def complete(self, picks: list[tuple[int, str]], wait: int) -> None:
-        """Write results, some of them of claims that no longer stand."""
+        """Write results, some of them with claims that are no longer valid."""
         now = self._tick()
         given = []
         expected = []
@@ -199,7 +199,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(picks=st.lists(recent, min_size=1, max_size=4, unique=True))
     def release(self, picks: list[int]) -> None:
-        """Give tasks back, some of them by claims that no longer stand."""
+        """Release tasks, some of them with claims that are no longer valid."""
         chosen = [self.claims[-1 - pick % len(self.claims)] for pick in picks]
         released = 0
         for task, claimed in chosen:
@@ -218,7 +218,7 @@ class StoreMachine(RuleBasedStateMachine):
             for task in self._live(queue, name):
                 self._forget(task)
                 self.blocked[queue, name] = now + 2 * HOUR_USEC
-        found = self.store.delete(queue, given)
+        found = self.store.operations.delete_by_name(queue, given)
         assert [None if result is None else result.outcome for result in found] == expected
 
     @rule(queue=queues)
@@ -230,14 +230,14 @@ class StoreMachine(RuleBasedStateMachine):
             self._forget(task)
             if task.user_named:
                 self.blocked[queue, task.name] = now + 2 * HOUR_USEC
-        assert self.store.purge(queue) == len(gone)
+        assert self.store.operations.purge(queue) == len(gone)
 
     def remove_failed(self, queue: str) -> None:
         """Delete a queue's dead letters."""
         gone = [task for task in self.tasks if task.lane.queue == queue and task.state == "failed"]
         for task in gone:
             self._forget(task)
-        assert self.store.remove_failed(queue) == len(gone)
+        assert self.store.operations.delete_failed(queue) == len(gone)
 
     def retry(self, pick: int) -> None:
         """Retry one task, which may not be a dead letter."""
@@ -245,7 +245,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = [task for task in self.tasks if task.id]
         if not known:
             return
-        # Dead letters first: the others are only refused.
+        # Dead letters first: other tasks are rejected.
         known.sort(key=lambda task: task.state != "failed")
         task = known[pick % len(known)] if pick % 3 == 0 else known[0]
         assert task.id is not None
@@ -256,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
             expected = "name taken"
         else:
             self._start_anew(task, now)
-        assert self.store.retry(task.id) == expected
+        assert self.store.operations.retry(task.id) == expected
 
     def retry_failed(self, queue: str) -> None:
         """Retry all dead letters of a queue."""
@@ -267,10 +267,10 @@ class StoreMachine(RuleBasedStateMachine):
             if failed and not self._live(queue, task.name):
                 self._start_anew(task, now)
                 retried += 1
-        assert self.store.retry_failed(queue) == retried
+        assert self.store.operations.retry_failed(queue) == retried
 
     def force_run(self, pick: int) -> None:
-        """Have a task run now, which may be running or finished."""
+        """Force a task to run, which may be running or finished."""
         now = self._tick()
         known = [task for task in self.tasks if task.id]
         if not known:
@@ -283,21 +283,21 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.force_run(task.id) == waits
 
     def pause_or_resume(self, queue: str, pause: bool) -> None:
-        """Pause a queue, or resume it."""
+        """Pause or resume a queue."""
         changes = (queue in self.paused) != pause
-        assert (self.store.pause if pause else self.store.resume)(queue) == changes
+        assert (self.store.operations.pause if pause else self.store.operations.resume)(queue) == changes
         (self.paused.add if pause else self.paused.discard)(queue)
 
     def forget_names(self, queue: str, name: str | None) -> None:
-        """Let names be used again."""
+        """Unblock names."""
         gone = [key for key in self.blocked if key[0] == queue and name in (None, key[1])]
         for key in gone:
             del self.blocked[key]
-        assert self.store.forget_names(queue, name) == len(gone)
+        assert self.store.operations.unblock_names(queue, name) == len(gone)
 
     @rule()
     def prune(self) -> None:
-        """Forget what is old."""
+        """Delete old tasks and tombstones."""
         now = self._tick()
         succeeded = sorted(
             (task for task in self.tasks if task.state == "succeeded"), key=lambda task: task.finished_usec or 0
@@ -307,18 +307,18 @@ class StoreMachine(RuleBasedStateMachine):
         for task in gone:
             self._forget(task)
         self.blocked = {key: until for key, until in self.blocked.items() if until > now}
-        assert self.store.prune() == len(gone)
+        assert prune(self.store) == len(gone)
 
     @rule()
     def close_and_open(self) -> None:
-        """End in order, and start again."""
+        """Close the store and open it again."""
         self.store.close()
         self._recovered()
         self.open()
 
     @rule()
     def crash(self) -> None:
-        """End without any order: go on with the files as they are at this moment."""
+        """Open a copy of the files as they are at this moment, as after a crash."""
         self.openings += 1
         found = self.root / str(self.openings)
         shutil.copytree(self.directory, found, ignore=shutil.ignore_patterns("*-shm"))
@@ -332,7 +332,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Set the wall clock forward or back."""
         self.clock.usec += jump
 
-    # What is always so.
+    # Invariants.
 
     @invariant()
     def same_counts(self) -> None:
@@ -340,27 +340,27 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             counted = {
                 (queue, state): number
-                for queue, numbers in self.store.counts().items()
+                for queue, numbers in self.store.queries.counts().items()
                 for state, number in numbers.items()
             }
             assert counted == Counter((task.lane.queue, task.state) for task in self.tasks)
-            assert self.store.paused() == self.paused
+            assert self.store.operations.paused() == self.paused
 
     @invariant()
     def same_lanes(self) -> None:
-        """What is due next in each lane is the model's earliest task."""
+        """The next ETA of each lane is that of the model's earliest task."""
         if hasattr(self, "store"):
             waiting: dict[Lane, int] = {}
             for task in self.tasks:
                 if task.state == "ready":
                     waiting[task.lane] = min(task.eta_usec, waiting.get(task.lane, task.eta_usec))
-            assert self.store.lanes() == sorted(waiting.items())
+            assert self.store.queries.lanes() == sorted(waiting.items())
 
-    # The model.
+    # The model of the operations.
 
     def _tick(self) -> int:
         self.clock.usec += 1
-        return self.store._now_usec()
+        return self.store._database.now_usec()
 
     def _live(self, queue: str, name: str) -> list[Modelled]:
         return [task for task in self.tasks if (task.lane.queue, task.name) == (queue, name) and task.is_live]
@@ -395,15 +395,15 @@ class StoreMachine(RuleBasedStateMachine):
         task.state = "forgotten"
 
     def _recovered(self) -> None:
-        now = self.store._now_usec()
+        now = self.store._database.now_usec()
         for task in self.tasks:
             if task.state == "running":
                 task.state, task.token, task.eta_usec = "ready", None, min(task.eta_usec, now)
 
     def _compare_all(self) -> None:
-        held = {task.id: task for task in self.store.tasks(limit=100_000)}
+        held = {task.id: task for task in stored_tasks(self.store, limit=100_000)}
         assert len(held) == len(self.tasks)
-        # Ids grow in the order of adding, so the lists correspond.
+        # Ids grow in the order of adding, so both lists are in the same order.
         for found, task in zip(sorted(held.values(), key=lambda task: task.id), self.tasks, strict=True):
             assert (found.queue, found.target, found.name) == (*task.lane, task.name)
             assert (found.state, found.eta_usec, found.finished_usec, found.retry_count) == (
@@ -412,7 +412,7 @@ class StoreMachine(RuleBasedStateMachine):
                 task.finished_usec,
                 task.retry_count,
             )
-            assert [attempt.number for attempt in self.store.attempts(found.id)] == task.attempts
+            assert [attempt.number for attempt in self.store.queries.attempts(found.id)] == task.attempts
 
 
 TestStoreMachine = StoreMachine.TestCase

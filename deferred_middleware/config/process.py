@@ -1,0 +1,144 @@
+"""The process-wide state: settings, secret keys, deployment and hooks.
+
+No other module of the package keeps configuration. The settings and the deployment are read once, when the package is
+imported, in the importing thread: the SDK's ``wrap_wsgi_app`` later replaces ``os.environ`` by a request-local mapping,
+which is empty in other threads (SDK: ``runtime/request_environment.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from deferred_middleware.config import keys
+from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.settings import Settings
+from deferred_middleware.errors import SettingsError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """The service and version of the app that this process is, and where it runs; None where the platform sets none.
+
+    The platform sets ``GAE_SERVICE``, ``GAE_VERSION``, ``GAE_APPLICATION`` and ``GAE_ENV``
+    (https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables).
+    """
+
+    service: str | None = None
+    version: str | None = None
+    application: str = ""
+    """The ID of the app (the project), without the region that the platform puts before it; empty if not known."""
+    environment: str | None = None
+    """``standard`` on App Engine standard, ``localdev`` on the local server."""
+
+    @property
+    def on_app_engine_standard(self) -> bool:
+        """Whether the platform removes the task queue's headers from requests that others send."""
+        return self.environment == "standard"
+
+    @property
+    def on_local_server(self) -> bool:
+        """Whether ``deferred-middleware serve`` runs this process."""
+        return self.environment == "localdev"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Deployment:
+        """Read the deployment from ``environ``, by default from the process's environment."""
+        if environ is None:
+            environ = os.environ
+        names = ("GAE_APPLICATION", "APPLICATION_ID", "GOOGLE_CLOUD_PROJECT")
+        application = next((environ[name] for name in names if environ.get(name)), "")
+        return cls(
+            service=environ.get("GAE_SERVICE") or None,
+            version=environ.get("GAE_VERSION") or None,
+            # As in s~project, or e~project in Europe.
+            application=application.rpartition("~")[2],
+            environment=environ.get("GAE_ENV") or None,
+        )
+
+
+_keys: tuple[SecretKey, ...] = ()
+
+
+def current_keys() -> tuple[SecretKey, ...]:
+    """Return the process's secret keys, newest first."""
+    return _keys
+
+
+def install_keys(keys: tuple[SecretKey, ...]) -> None:
+    """Make ``keys`` the process's."""
+    global _keys
+    _keys = keys
+
+
+def _is_our_command(arguments: Sequence[str]) -> bool:
+    """Tell whether a process with these arguments is the ``deferred-middleware`` command, or was started by it."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "-m":
+            return following.partition(".")[0] == "deferred_middleware"
+        if os.path.basename(argument) == "deferred-middleware":
+            return True
+    return False
+
+
+def _read_settings() -> Settings | SettingsError:
+    """Read the settings from the environment.
+
+    In a process of our own command a wrong value is returned, not raised: the command itself needs no settings, and
+    reports what stops the app in one sentence. There the error is raised when the app asks for the settings.
+    """
+    try:
+        settings = Settings.from_environ()
+    except SettingsError as error:
+        if _is_our_command(sys.orig_argv):
+            return error
+        raise
+    install_keys(settings.secret_keys)
+    return settings
+
+
+_settings = _read_settings()
+_deployment = Deployment.from_environ()
+_hooks = Hooks()
+
+
+def current_settings() -> Settings:
+    """Return the process's settings. Raises :class:`SettingsError` if they could not be read."""
+    if isinstance(_settings, SettingsError):
+        raise _settings
+    return _settings
+
+
+def install_settings(settings: Settings) -> None:
+    """Make ``settings`` the process's, so that enqueueing and execution use the same ones."""
+    global _settings
+    _settings = settings
+
+
+def current_deployment() -> Deployment:
+    """Return the process's deployment, as it was when the package was imported."""
+    return _deployment
+
+
+def current_hooks() -> Hooks:
+    """Return the process's hooks: those of the last :class:`~deferred_middleware.DeferredMiddleware` made with some."""
+    return _hooks
+
+
+def install_hooks(hooks: Hooks) -> None:
+    """Make ``hooks`` the process's, so that enqueueing and execution call the same ones."""
+    global _hooks
+    _hooks = hooks
+
+
+def make_key_for_tests() -> None:
+    """Make a random key for a process that needs a key and has none, so that an app can be tested without settings.
+
+    Nobody knows the key, so it is as safe as any other.
+    """
+    if not _keys and not _deployment.on_app_engine_standard:
+        install_keys((keys.make(),))
+        install_settings(dataclasses.replace(current_settings(), secret_keys=_keys))

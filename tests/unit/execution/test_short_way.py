@@ -1,0 +1,92 @@
+"""Tests of the way of a delivered request through the package: few modules, each entered once."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deferred_middleware import DeferredMiddleware, Settings, defer
+from deferred_middleware.testing import capture_tasks
+from tests.support import sample
+from tests.support.delivering import task_environ
+from tests.support.module_trace import trace
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+MAX_MODULES = 9
+"""How many modules of the package a delivered request may pass."""
+
+
+def nowhere(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Stand for the app, which no task reaches."""
+    raise NotImplementedError
+
+
+def delivery(settings: Settings) -> tuple[DeferredMiddleware, WSGIEnvironment]:
+    """Return a middleware, and the request that delivers a task to it."""
+    with capture_tasks() as tasks:
+        middleware = DeferredMiddleware(nowhere, settings=settings)
+        defer(sample.note, 42, "hello")
+    (task,) = tasks.enqueued
+    headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in task.headers.items()}
+    headers["HTTP_X_APPENGINE_TASKNAME"] = task.name
+    return middleware, task_environ(task.body, task.url, **headers)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_delivered_request_enters_few_modules_and_each_once(signed: bool) -> None:
+    """In a warm process, the request of a task passes each module on its way once, and never turns back."""
+    keys = (secrets.token_hex(32),) if signed else ()
+    middleware, environ = delivery(Settings(secret_keys=keys))  # type: ignore[arg-type] # texts will do
+    statuses: list[str] = []
+
+    def deliver() -> None:
+        again = {**environ, "wsgi.input": io.BytesIO(environ["wsgi.input"].getvalue())}
+        b"".join(middleware(again, lambda status, headers, exc_info=None: statuses.append(status)))  # type: ignore
+
+    for _ in range(2):
+        deliver()
+    way = trace(deliver)
+
+    assert statuses == ["200 OK"] * 3
+    assert way.entered_again == ()
+    assert way.upward == ()
+    assert [module.removeprefix("deferred_middleware.") for module in way.modules] == [
+        "execution.middleware",
+        "execution.handler",
+        "execution.trust",
+        *(["wire.signature"] if signed else []),
+        "execution.context",
+        "execution.runner",
+        "wire.namespace",
+        "calls.payload",
+        "calls.callables",
+    ]
+    assert len(way.modules) <= MAX_MODULES
+
+
+def test_a_way_that_turns_back_is_found() -> None:
+    """The trace reports a module that is entered again, and a call against the direction of the others."""
+    code = {
+        "deferred_middleware.upper": "def start():\n    lower()\n    lower()\ndef callback(): pass",
+        "deferred_middleware.lower": "def lower():\n    callback()",
+    }
+    modules: dict[str, dict[str, object]] = {name: {"__name__": name} for name in code}
+    for name, source in code.items():
+        exec(source, modules[name])
+    modules["deferred_middleware.upper"]["lower"] = modules["deferred_middleware.lower"]["lower"]
+    modules["deferred_middleware.lower"]["callback"] = modules["deferred_middleware.upper"]["callback"]
+
+    way = trace(modules["deferred_middleware.upper"]["start"])  # type: ignore[arg-type]
+
+    down = ("deferred_middleware.upper", "deferred_middleware.lower")
+    up = ("deferred_middleware.lower", "deferred_middleware.upper")
+    assert way.modules == down
+    assert way.entries == (("", down[0]), down, up, down, up)
+    assert way.entered_again == (up, down, up)
+    assert way.upward == (up, down)

@@ -1,0 +1,59 @@
+"""Tests of the nonces in signatures: no nonce is used twice, in whichever thread or process it is made."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.wire.signature import Keyring
+
+COUNT = 3000
+SIGNER = Keyring([SecretKey("k" * 32)], "app").signer(path=b"/", queue="default", headers={}, lifetime_seconds=60)
+
+
+def nonce() -> str:
+    """Return the nonce of a new signature."""
+    signature = SIGNER.sign(None, b"a payload", 0.0, 1_800_000_000.0)
+    return signature.partition(";n=")[2].partition(";")[0]
+
+
+def test_nonces_are_hexadecimal_and_differ() -> None:
+    """Each signature has 24 digits of its own."""
+    nonces = [nonce() for _ in range(COUNT)]
+
+    assert len(set(nonces)) == COUNT
+    assert all(re.fullmatch("[0-9a-f]{24}", one) for one in nonces)
+
+
+def test_threads_share_no_nonce() -> None:
+    """Threads that sign at the same time use different nonces."""
+    with ThreadPoolExecutor(8) as threads:
+        nonces = list(threads.map(lambda _: nonce(), range(COUNT)))
+
+    assert len(set(nonces)) == COUNT
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # there are pytest's own threads
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["by Python", "behind Python's back"])
+def test_a_forked_process_has_its_own_nonces(fork: Callable[[], int]) -> None:
+    """A child uses none of its parent's nonces, even if a server forks without Python's knowledge."""
+    nonce()
+    reader, writer = os.pipe()
+
+    child = fork()
+    if child == 0:  # pragma: no cover - in the child
+        os.write(writer, nonce().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 100).decode()
+    os.close(reader)
+    os.close(writer)
+
+    assert len(theirs) == 24
+    assert theirs not in [nonce() for _ in range(COUNT)]
