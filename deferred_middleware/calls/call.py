@@ -162,34 +162,46 @@ def _is_plain_call(func: types.FunctionType, args: tuple[Any, ...], kwargs: dict
 
     False means only that the full checks are needed.
     """
-    places, by_place, required, required_by_place = _plain_parameters(func)
+    places, by_place, required, required_by_place, takes_any_name = _plain_parameters(func)
     count = len(args)
     if count > by_place:
         return False
     missing = required - (count if count < required_by_place else required_by_place)
     for name in kwargs:
         place = places.get(name)
-        if place is None or place[0] < count:
+        if place is None:
+            if takes_any_name and not name.startswith("_"):
+                continue
+            return False
+        if place[0] < count:
             return False
         missing -= place[1]
     return missing == 0
 
 
 @functools.lru_cache(maxsize=1024)
-def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bool]], int, int, int]:
-    """Return the parameters of a function whose parameters can all be given by name.
+def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bool]], int, int, int, bool]:
+    """Return the parameters of a function that has no positional-only ones.
 
     The first item has the position of each parameter, and whether it is required. It leaves out names that may be an
-    option's. The others are: the number of positional parameters, or -1 if the function is a generator function or has
-    parameters of another kind; the number of required parameters; and the number of required positional parameters.
+    option's. The others are: the number of arguments that can be given by position, or -1 if the function is a
+    generator function or has positional-only parameters; the number of required parameters; the number of required
+    positional parameters; and whether arguments of any other name are accepted.
     """
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-        return {}, -1, 0, 0
+        return {}, -1, 0, 0, False
     places: dict[str, tuple[int, bool]] = {}
     by_place = all_required = required_by_place = 0
+    takes_any_name = False
     for place, parameter in enumerate(_function_signature(func).parameters.values()):
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            return {}, -1, 0, 0
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            return {}, -1, 0, 0, False
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            by_place = sys.maxsize
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any_name = True
+            continue
         required = parameter.default is parameter.empty
         all_required += required
         if not parameter.name.startswith("_"):
@@ -197,7 +209,7 @@ def _plain_parameters(func: types.FunctionType) -> tuple[dict[str, tuple[int, bo
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             by_place += 1
             required_by_place += required
-    return places, by_place, all_required, required_by_place
+    return places, by_place, all_required, required_by_place, takes_any_name
 
 
 def _signature(func: AnyCallable) -> inspect.Signature | None:

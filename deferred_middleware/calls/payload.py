@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import types
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -38,8 +39,9 @@ def dumps(call: Call, protocol: int) -> bytes:
         NotImportableError: the callable can't be found by import.
         UnpicklableArgumentError: an argument can't be pickled, or belongs to the ``__main__`` script.
     """
-    func = reference_to(call.func)
-    kwargs = call.kwargs
+    func, kwargs = call.func, call.kwargs
+    if type(func) is not types.FunctionType or "__" in func.__name__:  # the others are pickled as they are
+        func = reference_to(func)
     try:
         data = pickle.dumps((func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)), protocol)
     except Exception as error:

@@ -41,6 +41,8 @@ class Hooks:
         for hook in given:
             if not any(callable(getattr(hook, event, None)) for event in EVENTS):
                 raise TypeError(f"{hook!r} is not a hook: it has none of the methods {', '.join(EVENTS)}")
+        self.is_empty = not given
+        """Whether there are no hooks."""
         self._methods: dict[str, tuple[Callable[..., object], ...]] = {
             event: tuple(getattr(hook, event) for hook in given if callable(getattr(hook, event, None)))
             for event in EVENTS

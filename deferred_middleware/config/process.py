@@ -105,6 +105,11 @@ _deployment = Deployment.from_environ()
 _hooks = Hooks()
 
 
+def current_process() -> tuple[Settings, Deployment, Hooks]:
+    """Return the process's settings, deployment and hooks. Raises :class:`SettingsError` as current_settings()."""
+    return current_settings(), _deployment, _hooks
+
+
 def current_settings() -> Settings:
     """Return the process's settings. Raises :class:`SettingsError` if they could not be read."""
     if isinstance(_settings, SettingsError):

@@ -17,7 +17,7 @@ from google.appengine.api import namespace_manager, taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.engines import answers, request_context
+from deferred_middleware.engines import answers, current
 from deferred_middleware.engines.engine import (
     AddFailure,
     FailedStart,
@@ -42,8 +42,8 @@ class AppEngineEngine:
 
     name = "app-engine"
     max_task_bytes = protocol.MAX_PUSH_TASK_BYTES
-    is_available = staticmethod(request_context.has_api)
-    context = staticmethod(request_context.current)
+    is_available = staticmethod(current.has_api)
+    context = staticmethod(current.request_facts)
 
     def template(
         self,
@@ -64,7 +64,7 @@ class AppEngineEngine:
         if apps_namespace is not None:
             sent[_DEFAULT_NAMESPACE_HEADER] = apps_namespace
         sent[protocol.CURRENT_NAMESPACE_HEADER] = namespace_manager.get_namespace()
-        host = request_context.own_host() if target is None else request_context.host_of(target)
+        host = current.own_host() if target is None else current.host_of(target)
         if host:
             sent["Host"] = host
         request = taskqueue_pb.TaskQueueAddRequest()

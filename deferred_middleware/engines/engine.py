@@ -1,4 +1,4 @@
-"""The contract of an engine, the message that an engine takes, and the choice of the engine.
+"""The contract of an engine, and the message that an engine takes.
 
 An engine is whatever accepts tasks: App Engine's taskqueue API (:mod:`.app_engine`) or Google Cloud Tasks
 (:mod:`.cloud_tasks`). The rest of the package knows the contract only.
@@ -7,19 +7,15 @@ An engine is whatever accepts tasks: App Engine's taskqueue API (:mod:`.app_engi
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.calls.options import Options
     from deferred_middleware.engines.answers import Answer
-
-CLOUD_TASKS_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
-"""The SDK's own switch: ``true`` sends push tasks to Cloud Tasks (SDK: ``api/taskqueue/cloudtask.py``)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,28 +145,3 @@ class FailedStart:
     def results(self) -> Sequence[AddFailure]:
         """Return the reason, for each message."""
         return self._failures
-
-
-def uses_cloud_tasks() -> bool:
-    """Tell whether the environment asks for Cloud Tasks; read at each call, as the SDK does."""
-    return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
-
-
-_app_engine: Engine | None = None
-_cloud_tasks: Engine | None = None
-
-
-def current_engine() -> Engine:
-    """Return the engine that the environment asks for. Imports the engine's client when it is first asked for."""
-    global _app_engine, _cloud_tasks
-    if uses_cloud_tasks():
-        if _cloud_tasks is None:
-            from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
-
-            _cloud_tasks = CloudTasksEngine()
-        return _cloud_tasks
-    if _app_engine is None:
-        from deferred_middleware.engines.app_engine import AppEngineEngine
-
-        _app_engine = AppEngineEngine()
-    return _app_engine

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from google.appengine.api.taskqueue import TombstonedTaskError
 
 from deferred_middleware.config.hooks import Enqueued
-from deferred_middleware.config.process import current_hooks
 from deferred_middleware.engines import answers, transactions
 from deferred_middleware.engines.engine import AddFailure, StartedAdd, TaskMessage
 from deferred_middleware.errors import sdk
@@ -255,14 +254,13 @@ def report_enqueued(several: Sequence[PreparedCall]) -> None:
     """Note that calls are enqueued, and tell the hooks; every way to enqueue ends here."""
     for prepared in several:
         prepared.was_enqueued = True
-    hooks = current_hooks()
-    if not hooks.listens("on_enqueue"):
-        return
     for prepared in several:
+        if prepared.hooks.is_empty or not prepared.hooks.listens("on_enqueue"):
+            continue
         fact = Enqueued(
             call=prepared.call, queue=prepared.queue, task=prepared.task, transactional=prepared.transactional
         )
-        hooks.fire("on_enqueue", fact)
+        prepared.hooks.fire("on_enqueue", fact)
 
 
 def discard_payload(prepared: PreparedCall, error: EnqueueError) -> None:

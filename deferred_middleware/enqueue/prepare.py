@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, headers, payload, redaction
 from deferred_middleware.calls.options import NO_OPTIONS, warn
-from deferred_middleware.config.process import current_deployment, current_settings
+from deferred_middleware.config.process import current_process
 from deferred_middleware.engines import transactions
-from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, current_engine
+from deferred_middleware.engines.current import engine_and_context
+from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import OptionError, sdk
-from deferred_middleware.wire import entities, namespace, overflow, protocol, tracing
+from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
+    from deferred_middleware.config.hooks import Hooks
     from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.engines.engine import Engine, TaskTemplate
@@ -38,12 +40,13 @@ MAX_TEMPLATES: Final = 1000
 _OPENTELEMETRY: Final = "opentelemetry.trace"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class EnqueueContext:
     """What a task takes from where it is enqueued."""
 
     settings: Settings
     deployment: Deployment
+    hooks: Hooks
     engine: Engine
     engine_context: Hashable | None
     """See :meth:`~deferred_middleware.engines.engine.Engine.context`."""
@@ -51,13 +54,9 @@ class EnqueueContext:
 
 def enqueue_context() -> EnqueueContext:
     """Return the current context. Raises :class:`~deferred_middleware.errors.LocationError`."""
-    engine = current_engine()
-    return EnqueueContext(
-        settings=current_settings(),
-        deployment=current_deployment(),
-        engine=engine,
-        engine_context=engine.context(),
-    )
+    settings, deployment, hooks = current_process()
+    engine, engine_context = engine_and_context()
+    return EnqueueContext(settings, deployment, hooks, engine, engine_context)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +91,7 @@ class PreparedCall:
     """Whether the task is added to the current transaction."""
     overflowed: overflow.Overflowed | None
     """Its payload, if that does not fit in the task; to be stored before the task is added."""
+    hooks: Hooks
     name: str | None
     """The task's name; None until the queue has chosen it."""
     was_enqueued: bool = False
@@ -144,7 +144,9 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
     message, overflowed = template.message(name, body, options.eta_posix, digits[:24]), None
     if template.overhead_bytes + len(body) > engine.max_task_bytes:
         message, overflowed = _smaller(call, message, template, transactional, engine.max_task_bytes)
-    return PreparedCall(call, message, engine, retry_seconds, named_by_us, transactional, overflowed, name)
+    return PreparedCall(
+        call, message, engine, retry_seconds, named_by_us, transactional, overflowed, context.hooks, name
+    )
 
 
 _templates: dict[Hashable, CallTemplate] = {}

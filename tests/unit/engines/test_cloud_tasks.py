@@ -20,9 +20,10 @@ from deferred_middleware import DeferredWarning, Settings, SettingsError, defer,
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config import process
 from deferred_middleware.config.process import Deployment, install_settings
-from deferred_middleware.engines import cloud_tasks, engine, location
+from deferred_middleware.engines import cloud_tasks, current, location
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
-from deferred_middleware.engines.engine import CLOUD_TASKS_VARIABLE, TaskMessage, uses_cloud_tasks
+from deferred_middleware.engines.current import CLOUD_TASKS_VARIABLE, uses_cloud_tasks
+from deferred_middleware.engines.engine import TaskMessage
 from deferred_middleware.errors import LocationError
 from tests.support import sample
 from tests.support.repository import ROOT
@@ -36,7 +37,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(location, "METADATA_URL", "http://127.0.0.1:9/")
-    monkeypatch.setattr(engine, "_cloud_tasks", None)
+    monkeypatch.setattr(current, "_cloud_tasks", None)
     return monkeypatch
 
 

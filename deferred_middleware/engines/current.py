@@ -1,6 +1,6 @@
-"""What a task on App Engine's API takes from the request that enqueues it: hostnames and namespaces.
+"""Where a call is enqueued: the engine that the environment asks for, and what a task takes from its request.
 
-Importing this module imports the SDK.
+This is the only place that chooses the engine. Importing this module imports the SDK.
 """
 
 from __future__ import annotations
@@ -8,14 +8,49 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Hashable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.appengine.api import apiproxy_stub_map, app_identity, namespace_manager
 from google.appengine.runtime import context
 
 from deferred_middleware.engines.engine import TargetUnknownError
 
+if TYPE_CHECKING:
+    from deferred_middleware.engines.engine import Engine
+
+CLOUD_TASKS_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+"""The SDK's own switch: ``true`` sends push tasks to Cloud Tasks (SDK: ``api/taskqueue/cloudtask.py``)."""
+
 _STUB_MODULE: Final = "google.appengine.api.taskqueue.taskqueue_stub"
+
+
+def uses_cloud_tasks() -> bool:
+    """Tell whether the environment asks for Cloud Tasks; read at each call, as the SDK does."""
+    return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
+
+
+_app_engine: Engine | None = None
+_cloud_tasks: Engine | None = None
+
+
+def engine_and_context() -> tuple[Engine, Hashable | None]:
+    """Return the engine that the environment asks for, and its context; see :meth:`Engine.context`.
+
+    Imports the engine's client when the engine is first asked for. Raises
+    :class:`~deferred_middleware.errors.LocationError`.
+    """
+    global _app_engine, _cloud_tasks
+    if uses_cloud_tasks():
+        if _cloud_tasks is None:
+            from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+
+            _cloud_tasks = CloudTasksEngine()
+        return _cloud_tasks, _cloud_tasks.context()
+    if _app_engine is None:
+        from deferred_middleware.engines.app_engine import AppEngineEngine
+
+        _app_engine = AppEngineEngine()
+    return _app_engine, request_facts()
 
 
 def has_api() -> bool:
@@ -23,8 +58,8 @@ def has_api() -> bool:
     return apiproxy_stub_map.apiproxy.GetStub("taskqueue") is not None
 
 
-def current() -> Hashable | None:
-    """Return the hostnames and namespaces, and whether there is an API.
+def request_facts() -> Hashable | None:
+    """Return the hostnames and namespaces that a task takes from its request, and whether there is an API.
 
     None on a development server, where the SDK's modules API is asked for each target's hostname.
     """

@@ -1,0 +1,43 @@
+"""Tests of the way of a deferred call through the package: few modules, each entered once."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from deferred_middleware import Settings, defer
+from deferred_middleware.config.process import install_settings
+from tests.support import sample
+from tests.support.delivering import Queued
+from tests.support.module_trace import trace
+
+MAX_MODULES = 10
+"""How many modules of the package a deferred call may pass."""
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_deferred_call_enters_few_modules_and_each_once(queued: Queued, signed: bool) -> None:
+    """In a warm process, a call passes each module on its way to the engine once, and never turns back."""
+    install_settings(Settings(secret_keys=(secrets.token_hex(32),) if signed else ()))  # type: ignore[arg-type]
+    for number in range(2):
+        defer(sample.note, number)
+
+    way = trace(lambda: defer(sample.note, 2))
+
+    assert len(queued.tasks()) == 3
+    assert way.entered_again == ()
+    assert way.upward == ()
+    assert [module.removeprefix("deferred_middleware.") for module in way.modules] == [
+        "enqueue.api",
+        "calls.call",
+        "enqueue.prepare",
+        "config.process",
+        "engines.current",
+        "calls.payload",
+        *(["wire.signature"] if signed else []),
+        "enqueue.add",
+        "engines.app_engine",
+        "enqueue.enqueued_task",
+    ]
+    assert len(way.modules) <= MAX_MODULES
