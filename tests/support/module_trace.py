@@ -8,9 +8,12 @@ assert way.entered_again == ()
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from types import FrameType
+
+from tests.support.repository import ROOT
 
 PACKAGE = "deferred_middleware"
 
@@ -85,3 +88,10 @@ def _leads_to(start: str, end: str, edges: set[tuple[str, str]]) -> bool:
         reached |= found
         found = {called for caller, called in edges if caller in found} - reached
     return end in reached
+
+
+def documented_way(name: str) -> list[str]:
+    """Return the modules that ``docs/architecture.rst`` lists below the comment ``name``, without the package."""
+    page = (ROOT / "docs" / "architecture.rst").read_text()
+    table = page.partition(f".. {name}\n")[2].partition("\n====")[2].partition("\n====")[0]
+    return re.findall(r"^``([a-z_.]+)``", table, re.MULTILINE)
