@@ -41,7 +41,7 @@ ENDPOINT = "deferred_middleware"
 """The endpoint of the route: the value of ``request.endpoint`` while a task runs."""
 
 
-class Deferred:
+class FlaskDeferred:
     """The extension. An app has it as ``app.extensions["deferred_middleware"]``.
 
     Args:
@@ -96,3 +96,7 @@ def _is_not_logged_yet(record: logging.LogRecord) -> bool:
         return True
     report = report_in(request.environ)
     return report is None or report.error is None or record.exc_info[1] is not report.error
+
+
+Deferred = FlaskDeferred
+"""The name to import; :class:`FlaskDeferred` tells it from the other frameworks' glue."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
 
 
-class Deferred(TaskGuard):
+class Webapp2Deferred(TaskGuard):
     """A WSGI app around webapp2's, to which it adds the route for tasks, before all other routes.
 
     Args:
@@ -81,3 +81,7 @@ def _make_handler_class(handler: TaskHandler) -> Any:
             return self.response
 
     return DeferredHandler
+
+
+Deferred = Webapp2Deferred
+"""The name to import; :class:`Webapp2Deferred` tells it from the other frameworks' glue."""

@@ -14,7 +14,7 @@ from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import DeferredError
 from deferred_middleware.testing.delivery import AttemptCounts, TaskRun, TaskRunError, deliver
 from deferred_middleware.testing.expectations import Expectation, mismatch_message
-from deferred_middleware.testing.records import Clock, EnqueuedTask
+from deferred_middleware.testing.records import CapturedTask, Clock
 from deferred_middleware.testing.stub import CapturingStub, installed, target_from_host
 from deferred_middleware.wire import overflow
 
@@ -46,21 +46,21 @@ class DeferredTasks:
         """Whether a task runs as soon as it is enqueued. Its error is then raised at the end of the test."""
         self.runs: list[TaskRun] = []
         """Every attempt, in order."""
-        self._enqueued: list[EnqueuedTask] = []
-        self._pending: list[EnqueuedTask] = []
-        self._next_counts: dict[EnqueuedTask, AttemptCounts] = {}
+        self._enqueued: list[CapturedTask] = []
+        self._pending: list[CapturedTask] = []
+        self._next_counts: dict[CapturedTask, AttemptCounts] = {}
         self._immediate_failures: list[TaskRun] = []
         self._stub = CapturingStub(
             self._record_add, self._record_delete, queue_yaml=None if queue_yaml is None else os.fspath(queue_yaml)
         )
 
     @property
-    def enqueued(self) -> list[EnqueuedTask]:
+    def enqueued(self) -> list[CapturedTask]:
         """Every task that was enqueued, or that was enqueued after :meth:`clear`, in order."""
         return list(self._enqueued)
 
     @property
-    def pending(self) -> list[EnqueuedTask]:
+    def pending(self) -> list[CapturedTask]:
         """The tasks that the queue would still have: they have not run yet, or failed."""
         return list(self._pending)
 
@@ -72,7 +72,7 @@ class DeferredTasks:
             records.clear()
         self._next_counts.clear()
 
-    def assert_enqueued(self, func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
+    def assert_enqueued(self, func: AnyCallable, /, *args: Any, **kwargs: Any) -> CapturedTask:
         """Assert that ``func`` was deferred with these arguments, exactly once; return the task.
 
         The options ``_queue``, ``_name``, ``_target`` (as ``version.service``), ``_eta`` and ``_countdown`` are
@@ -103,7 +103,7 @@ class DeferredTasks:
 
     def run(
         self,
-        task: EnqueuedTask | None = None,
+        task: CapturedTask | None = None,
         *,
         attempts: int = 1,
         deliveries: int = 1,
@@ -152,7 +152,7 @@ class DeferredTasks:
             raise_errors: whether to raise the error of a task's last attempt, which leaves the other tasks pending.
         """
         first = len(self.runs)
-        tried: set[EnqueuedTask] = set()
+        tried: set[CapturedTask] = set()
         while due := self._due(tried, include_scheduled):
             if len(tried) >= limit:
                 listed = "\n".join(f"  {task}" for task in due[:5])
@@ -161,11 +161,11 @@ class DeferredTasks:
             self.run(due[0], attempts=attempts, raise_errors=raise_errors)
         return self.runs[first:]
 
-    def _due(self, tried: set[EnqueuedTask], include_scheduled: bool) -> list[EnqueuedTask]:
+    def _due(self, tried: set[CapturedTask], include_scheduled: bool) -> list[CapturedTask]:
         due = [task for task in self._pending if task not in tried and (include_scheduled or task.is_due(self.clock))]
         return sorted(due, key=lambda task: task.due_posix)
 
-    def _make_attempt(self, task: EnqueuedTask) -> TaskRun:
+    def _make_attempt(self, task: CapturedTask) -> TaskRun:
         if self.app is None:
             raise TaskRunError("no app to run the tasks is set: assign deferred_tasks.app, or call capture_tasks(app)")
         counts = self._next_counts.get(task, AttemptCounts())
@@ -224,7 +224,7 @@ def capture_tasks(
         tasks._raise_immediate_failures()
 
 
-def _task_from_request(add: Any, clock: Clock) -> EnqueuedTask:
+def _task_from_request(add: Any, clock: Clock) -> CapturedTask:
     headers = {h.key.decode("latin-1"): h.value.decode("latin-1") for h in add.header}
     host = next((value for name, value in headers.items() if name.lower() == "host"), "")
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -235,7 +235,7 @@ def _task_from_request(add: Any, clock: Clock) -> EnqueuedTask:
         call = payload.loads(add.body if reference is None else overflow.fetch(reference))
     except DeferredError as problem:
         error = problem
-    return EnqueuedTask(
+    return CapturedTask(
         queue=add.queue_name.decode(),
         name=add.task_name.decode(),
         method=type(add).RequestMethod.Name(add.method),

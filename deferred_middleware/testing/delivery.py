@@ -9,7 +9,7 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
-from deferred_middleware.testing.records import EnqueuedTask
+from deferred_middleware.testing.records import CapturedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
 
@@ -34,7 +34,7 @@ class TaskRunError(AssertionError):
 class TaskRun:
     """One attempt: the response of the app, and the error of the task."""
 
-    task: EnqueuedTask
+    task: CapturedTask
     attempt: int
     """The number of the attempt, from 1."""
     status: int
@@ -78,7 +78,7 @@ class AttemptCounts:
     previous_response: int | None = None
 
 
-def deliver(app: WSGIApplication, task: EnqueuedTask, counts: AttemptCounts) -> TaskRun:
+def deliver(app: WSGIApplication, task: CapturedTask, counts: AttemptCounts) -> TaskRun:
     """Make one attempt. Raises whatever the app itself raises instead of answering."""
     report = TaskReport()
     status, body = _call_app(app, _environ(task, counts) | {REPORT_KEY: report})
@@ -92,7 +92,7 @@ def deliver(app: WSGIApplication, task: EnqueuedTask, counts: AttemptCounts) -> 
     )
 
 
-def _environ(task: EnqueuedTask, counts: AttemptCounts) -> WSGIEnvironment:
+def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
     host = f"{task.target}.{HOSTNAME}" if task.target else HOSTNAME
     platform = {
         "Host": host,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deferred_middleware.calls.callables import AnyCallable
-from deferred_middleware.testing.records import EnqueuedTask, describe
+from deferred_middleware.testing.records import CapturedTask, describe
 
 _MISSING = object()
 # A test computes the ETA that it expects shortly before or after the task's own is computed.
@@ -37,7 +37,7 @@ class Expectation:
             raise TypeError("_eta takes an aware datetime")
         return cls(func=func, args=args, kwargs=own, options=options)
 
-    def differences(self, task: EnqueuedTask) -> list[str] | None:
+    def differences(self, task: CapturedTask) -> list[str] | None:
         """Return one line of text for each difference of ``task``; None if it calls another function."""
         if task.func is None or not _is_same_callable(self.func, task.func):
             return None
@@ -48,7 +48,7 @@ class Expectation:
         lines += self._eta_differences(task)
         return lines
 
-    def _eta_differences(self, task: EnqueuedTask) -> list[str]:
+    def _eta_differences(self, task: CapturedTask) -> list[str]:
         expected: datetime.datetime | None = self.options.get("_eta")
         countdown = self.options.get("_countdown")
         if countdown is not None:
@@ -64,7 +64,7 @@ class Expectation:
         return f"{describe(self.func, self.args, self.kwargs)}{options}"
 
 
-def _argument_differences(expected: Expectation, task: EnqueuedTask) -> list[str]:
+def _argument_differences(expected: Expectation, task: CapturedTask) -> list[str]:
     wanted, found = _arguments_by_name(expected.func, expected.args, expected.kwargs), None
     if wanted is not None:
         found = _arguments_by_name(expected.func, task.args, task.kwargs)
@@ -126,7 +126,7 @@ def _value_text(value: object) -> str:
     return "nothing" if value is _MISSING else repr(value)
 
 
-def mismatch_message(expected: Expectation, times: int, matching: int, tasks: Sequence[EnqueuedTask]) -> str:
+def mismatch_message(expected: Expectation, times: int, matching: int, tasks: Sequence[CapturedTask]) -> str:
     """Return the message for a failed expectation, with the tasks that were enqueued, the most similar first."""
     wanted = "was not enqueued" if not matching and times == 1 else f"was enqueued {matching} times, not {times}"
     lines = [f"{expected} {wanted}."]

@@ -42,7 +42,7 @@ class Clock:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EnqueuedTask:
+class CapturedTask:
     """A task as it was enqueued.
 
     ``func``, ``args`` and ``kwargs`` are read from the payload: the arguments are equal to the deferred ones, but not
@@ -106,3 +106,7 @@ def describe(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, obj
     parts = [shown.repr(value) for value in args]
     parts += [f"{name}={shown.repr(value)}" for name, value in kwargs.items()]
     return f"{Call(func=func).label}({', '.join(parts)})"
+
+
+EnqueuedTask = CapturedTask
+"""The public name of :class:`CapturedTask`."""
