@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from google.appengine.api import apiproxy_stub_map
@@ -17,8 +16,11 @@ from local_queue_tasks import ping, work
 from deferred_middleware import call, defer, defer_many
 from deferred_middleware.server.apps.spawn import AppProcessConfig, SpawnedApp
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.http_attempt import Deliverer, Delivery
-from deferred_middleware.server.dispatch.workers import ServiceWorkers
+from deferred_middleware.server.delivery.http_attempt import Deliverer, HttpAttempt
+from deferred_middleware.server.dispatch.fairness import ServiceSlots
+from deferred_middleware.server.dispatch.quarantine import Quarantine
+from deferred_middleware.server.dispatch.wake_up import WakeUp
+from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask
 
 
@@ -54,21 +56,17 @@ def bare(address: str, count: int, *, threads: int, token: str) -> float:
     host, _, port = address.removeprefix("http://").partition(":")
     service = Service(name="default", version="local", host=host, port=int(port), concurrency=threads)
     deliverer = Deliverer(delivery_token=token)
-    over = threading.Semaphore(0)
-
-    def begin(task: ClaimedTask, service: Service, ended: Callable[[], None]) -> _Request:
-        return _Request(deliverer.begin(task, service, host=host), ended, over)
-
-    workers = ServiceWorkers(service, begin, lambda: None)
+    requests = _Requests(deliverer, host)
+    worker = ServiceWorker(service, ServiceSlots(threads, Quarantine()), requests, WakeUp())
     tasks = [_task(number) for number in range(count)]
-    workers.start()
+    worker.start()
     began = time.perf_counter()
-    workers.put(tasks)
+    worker.assign(tasks)
     for _ in range(count):
-        assert over.acquire(timeout=60)
+        assert requests.over.acquire(timeout=60)
     seconds = time.perf_counter() - began
-    workers.stop()
-    workers.join(time.monotonic() + 60)
+    worker.stop()
+    worker.join(time.monotonic() + 60)
     deliverer.close()
     return count / seconds
 
@@ -93,7 +91,7 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
         )
         with app.process:
             try:
-                app.tell()
+                app.send_config()
                 start = app.wait_until_ready()
                 assert start.failure is None, start
                 return bare(address, count, threads=threads, token=token)
@@ -101,32 +99,46 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
                 app.process.terminate()
 
 
-class _Request:
-    """A request to the bare app, as the workers see an attempt."""
+class _Requests:
+    """Makes the requests to the bare app that stand for attempts; ``over`` counts those that were answered."""
 
-    def __init__(self, delivery: Delivery, ended: Callable[[], None], over: threading.Semaphore) -> None:
-        self._delivery = delivery
-        self._ended = ended
-        self._over = over
+    def __init__(self, deliverer: Deliverer, host: str) -> None:
+        self._deliverer = deliverer
+        self._host = host
+        self.over = threading.Semaphore(0)
+
+    def begin(self, task: ClaimedTask, worker: ServiceWorker) -> _Request:
+        return _Request(self, worker, task, self._deliverer.begin(task, worker.service, host=self._host))
+
+
+class _Request:
+    """A request to the bare app, as the worker sees an attempt."""
+
+    def __init__(self, requests: _Requests, worker: ServiceWorker, task: ClaimedTask, attempt: HttpAttempt) -> None:
+        self.task = task
+        self._requests = requests
+        self._worker = worker
+        self._attempt = attempt
+        self._began = time.monotonic()
 
     @property
     def awaited(self) -> int:
-        return self._delivery.awaited
+        return self._attempt.awaited
 
     @property
     def deadline(self) -> float:
-        return self._delivery.deadline
+        return self._attempt.deadline
 
     def fileno(self) -> int:
-        return self._delivery.fileno()
+        return self._attempt.fileno()
 
     def proceed(self) -> bool:
-        result = self._delivery.proceed()
+        result = self._attempt.proceed()
         if result is None:
             return False
-        self._ended()
+        self._worker.attempt_ended(self.task, time.monotonic() - self._began)
         if result.status == 200:
-            self._over.release()
+            self._requests.over.release()
         return True
 
 

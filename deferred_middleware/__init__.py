@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.api import defer, defer_async, defer_many
     from deferred_middleware.enqueue.batch import defer_batch
     from deferred_middleware.enqueue.decorator import task
+    from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.enqueue.report import EnqueueReport
     from deferred_middleware.errors import (
@@ -57,6 +58,7 @@ __all__ = [
     "EnqueueError",
     "EnqueueFuture",
     "EnqueueReport",
+    "EnqueuedTask",
     "NoEngineError",
     "NotAllEnqueuedError",
     "NotAllowedError",
@@ -90,6 +92,7 @@ _NAMES_BY_MODULE = {
     "deferred_middleware.enqueue.api": ("defer", "defer_async", "defer_many"),
     "deferred_middleware.enqueue.batch": ("defer_batch",),
     "deferred_middleware.enqueue.decorator": ("task",),
+    "deferred_middleware.enqueue.enqueued_task": ("EnqueuedTask",),
     "deferred_middleware.enqueue.futures": ("EnqueueFuture",),
     "deferred_middleware.enqueue.report": ("EnqueueReport",),
     "deferred_middleware.errors.sdk": ("EnqueueError", "NoEngineError", "NotAllEnqueuedError", "TaskTooLargeError"),

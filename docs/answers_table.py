@@ -1,6 +1,6 @@
-"""Write ``answers.rst``, the manual's table of what a queue can answer, from the table that the package works with.
+"""Write ``answers.rst``, the manual's tables of a queue's answers, from the table in the package.
 
-Run ``python docs/answers_table.py``; a test compares the two.
+Run ``python docs/answers_table.py``; a test compares the page with the table.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ What a queue can answer
 ..
     Written by answers_table.py.
 
-What can come back instead of "added", the exception that it becomes, and whether the add is tried again, under the same
-name, for ``DEFERRED_ENQUEUE_SECONDS``. Each exception is an ``EnqueueError`` and of the SDK's type in the table. Its
-``maybe_enqueued`` tells whether the queue may have the task nevertheless; once an attempt has left that open, it stays
-open. For a name that was generated, "taken" is success. Tasks of a transaction are never tried again by themselves.
+These tables list the answers of a queue other than "added". For each answer, they give the
+exception that ``defer`` raises, and whether the add is retried, under the same name, for
+``DEFERRED_ENQUEUE_SECONDS``.
+
+Each exception is an ``EnqueueError``, and also of the SDK's type in the table. Its attribute
+``maybe_enqueued`` says whether the queue may have the task nevertheless. If this was true after one
+attempt, it stays true. If the library generated the name, "the name is taken" counts as success.
+Tasks of a transaction are not retried by the library.
 """
 
 
 def table(title: str, rows: Iterable[Answer]) -> str:
     """Return a section with a table of ``rows``."""
     lines = ["", title, "=" * len(title), "", ".. list-table::", "   :header-rows: 1", ""]
-    for cells in [("Answer", "Meaning", "Exception", "Tried again", "May be enqueued"), *map(_cells, rows)]:
+    for cells in [("Answer", "Meaning", "Exception", "Retried", "May be enqueued"), *map(_cells, rows)]:
         lines += [f"   {'*' if place == 0 else ' '} - {cell}" for place, cell in enumerate(cells)]
     return "\n".join(lines) + "\n"
 

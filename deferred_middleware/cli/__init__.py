@@ -1,12 +1,1 @@
-"""The commands of ``deferred-middleware``, a module each: ``add_parser()`` says what it takes, ``run()`` does it."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
-    from typing import TypeAlias
-
-    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What ``add_parser()`` of each command adds its own to; argparse has no public name for it."""
+"""The command ``deferred-middleware``: each module has the commands of one subject in its ``COMMANDS``."""

@@ -1,7 +1,7 @@
-"""How the commands find the running server and speak to it, by its JSON API.
+"""The client of a running server's JSON API.
 
-The server writes ``server.json`` into its data directory: where it answers, and the token of its run. ``--admin`` names
-a server that is reached otherwise, such as through a tunnel, and ``--token-file`` what has its token.
+It finds the server by the file ``server.json`` in the server's data directory, which has the address and the token of
+the run. With ``--admin`` it uses another address, such as a tunnel's, and with ``--token-file`` another file's token.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from deferred_middleware.server.admin.server_file import SERVER_FILE, RunningSer
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
 WRONG_USAGE = 2
-"""Exit status: arguments that don't go together, as for those that argparse refuses."""
+"""Exit status: the arguments don't fit together. argparse has the same one."""
 NOT_RUNNING = 3
 """Exit status: no server answers."""
 NOT_FOUND = 4
 """Exit status: there is no such task, or no such queue."""
+
+MOST_COUNTED = 10_000
+"""The server stops counting a queue's waiting tasks here, for each target; see the API's documentation."""
 
 _TIMEOUT_SECONDS = 60.0
 _API_PREFIX = "/api/v1"
 
 
 class UsageError(ServerError):
-    """Arguments don't go together."""
+    """Arguments don't fit together."""
 
     exit_status = WRONG_USAGE
 
@@ -47,50 +50,55 @@ class NotFoundError(ServerError):
     exit_status = NOT_FOUND
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that every command for a running server takes."""
+def add_client_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that needs a running server."""
     parser.add_argument(
         "--data-dir",
         type=Path,
         default=Path(".deferred"),
         metavar="DIRECTORY",
-        help="the server's (.deferred)",
+        help="the server's data directory (default: %(default)s)",
     )
-    parser.add_argument("--admin", metavar="URL", help="where the server answers, if not where its data directory says")
     parser.add_argument(
-        "--token-file", type=Path, metavar="PATH", help=f"has the server's token, as its {SERVER_FILE} does or alone"
+        "--admin", metavar="URL", help="the server's address, if it differs from the one in its data directory"
     )
-    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON, for machines")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="PATH",
+        help=f"a copy of the server's {SERVER_FILE}, or a file with only the token",
+    )
+    parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
 
 
-class Connection:
-    """A connection to the server that the arguments name. Raises :class:`NotRunningError` when there is none."""
+class AdminClient:
+    """A client of the server that the arguments name. Raises :class:`NotRunningError` if they name none."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         path: Path = arguments.data_dir / SERVER_FILE
-        told = read_server_file(path)
-        self._hint = ""
+        server = read_server_file(path)
+        self._found_in_file = ""
         if arguments.admin is None:
-            if told is None:
+            if server is None:
                 raise NotRunningError(
                     f"No server is running on {arguments.data_dir}; start it with 'deferred-middleware serve', "
-                    "or name its --data-dir, or its --admin URL."
+                    "or give its --data-dir or its --admin URL."
                 )
-            self._hint = f"{path} tells of a server (process {told.pid}, since {told.since}) that "
-        self._host, self._port = _address(arguments.admin or (told.admin if told else ""))
-        self._token = _token(arguments.token_file, told, path)
+            self._found_in_file = f"{path} names a server (process {server.pid}, since {server.since}) that "
+        self._host, self._port = _parse_address(arguments.admin or (server.admin if server else ""))
+        self._token = _read_token(arguments.token_file, server, path)
         self._connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
 
     def get(self, *parts: str, **query: str | int | None) -> dict[str, Any]:
-        """Return what the API says at a path, made of ``parts``, with those of ``query`` that aren't None."""
+        """Return the API's answer for the path of these ``parts``, with the items of ``query`` that aren't None."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._ask("GET", _path(parts) + (f"?{urlencode(given)}" if given else ""), None)
+        return self._request("GET", _api_path(parts) + (f"?{urlencode(given)}" if given else ""), None)
 
     def post(self, *parts: str, content: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Have the API change something, and return what it says."""
-        return self._ask("POST", _path(parts), json.dumps(content or {}).encode())
+        """Post ``content`` as JSON to the path of these ``parts``, and return the API's answer."""
+        return self._request("POST", _api_path(parts), json.dumps(content or {}).encode())
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def _request(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         headers = {ADMIN_TOKEN_HEADER: self._token, "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -100,42 +108,44 @@ class Connection:
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise self._not_reached(error) from error
-        return self._content(response.status, data)
+            raise self._connection_error(error) from error
+        return self._parse_answer(response.status, data)
 
-    def _content(self, status: int, data: bytes) -> dict[str, Any]:
-        where = f"http://{self._host}:{self._port}"
+    def _parse_answer(self, status: int, data: bytes) -> dict[str, Any]:
+        address = f"http://{self._host}:{self._port}"
         try:
             content = json.loads(data)
             if not isinstance(content, dict):
                 raise ValueError
         except ValueError as error:
             if status == 403:
-                raise ServerError(f"{where}: {data.decode('utf-8', 'replace').strip()[:500]}") from error
+                raise ServerError(f"{address}: {data.decode('utf-8', 'replace').strip()[:500]}") from error
             raise NotRunningError(
-                f"{self._hint or where + ' '}answers with status {status} and no JSON: "
-                "something else uses that address now."
+                f"{self._found_in_file or address + ' '}answers with status {status} and no JSON: "
+                "another program uses that address now."
             ) from error
         if status == 401:
             raise ServerError(
-                f"The server at {where} doesn't take the token: it is another one, or was started again; "
-                f"give its {SERVER_FILE} as --token-file, or its --data-dir."
+                f"The server at {address} doesn't accept the token: it is another server, or it was restarted. "
+                f"Give its --data-dir, or its {SERVER_FILE} as --token-file."
             )
         if status >= 400:
-            told = content.get("error", {})
-            kind = NotFoundError if told.get("code") in ("no-such-task", "no-such-queue") else ServerError
-            raise kind(str(told.get("message", f"The server answered with status {status}.")))
+            problem = content.get("error", {})
+            kind = NotFoundError if problem.get("code") in ("no-such-task", "no-such-queue") else ServerError
+            raise kind(str(problem.get("message", f"The server answered with status {status}.")))
         return content
 
-    def _not_reached(self, error: Exception) -> ServerError:
+    def _connection_error(self, error: Exception) -> ServerError:
         if isinstance(error, TimeoutError):
             return ServerError(f"The server at {self._host}:{self._port} gave no answer in {_TIMEOUT_SECONDS:.0f} s.")
-        if self._hint:
-            return NotRunningError(f"{self._hint}doesn't answer any more; start it with 'deferred-middleware serve'.")
+        if self._found_in_file:
+            return NotRunningError(
+                f"{self._found_in_file}doesn't answer any more; start it with 'deferred-middleware serve'."
+            )
         return NotRunningError(f"No server answers at {self._host}:{self._port} ({error}).")
 
 
-def _address(url: str) -> tuple[str, int]:
+def _parse_address(url: str) -> tuple[str, int]:
     parts = urlsplit(url if "//" in url else f"//{url}")
     try:
         port = parts.port or 80
@@ -146,33 +156,34 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname, port
 
 
-def _token(path: Path | None, told: RunningServer | None, default: Path) -> str:
+def _read_token(path: Path | None, server: RunningServer | None, default: Path) -> str:
+    """Return the token in the file ``path``, or without one that of ``server``, whose file is ``default``."""
     if path is None:
-        if told is None:
+        if server is None:
             raise ServerError(
-                f"The server's token is in the {SERVER_FILE} of its data directory, and there is no {default}: "
+                f"The server's token is in the {SERVER_FILE} of its data directory, and {default} doesn't exist; "
                 "give a copy of it as --token-file."
             )
-        return told.token
+        return server.token
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ServerError(f"--token-file {path} can't be read: {error}.") from error
     if text.startswith("{"):
-        server = read_server_file(path)
-        assert server is not None, "it was there just now"
-        return server.token
+        copied = read_server_file(path)
+        assert copied is not None, "the file was there just now"
+        return copied.token
     if not text.isascii() or not text.isprintable() or not text:
-        raise ServerError(f"--token-file {path} holds no token: one line of letters and digits.")
+        raise ServerError(f"--token-file {path} has no token: one line of letters and digits.")
     return text
 
 
-def _path(parts: tuple[str, ...]) -> str:
+def _api_path(parts: tuple[str, ...]) -> str:
     return "/".join([_API_PREFIX, *(quote(part, safe="") for part in parts)])
 
 
 def task_path(task: str) -> tuple[str, ...]:
-    """Return the parts of the API's path to the task that a person named: by its ID, or as ``QUEUE/NAME``.
+    """Return the parts of the API's path to a task, which the command line gives as its ID or as ``QUEUE/NAME``.
 
     Raises :class:`ServerError` for anything else.
     """
@@ -181,4 +192,4 @@ def task_path(task: str) -> tuple[str, ...]:
         return ("tasks", queue, name)
     if not slash and task.isdecimal():
         return ("tasks", task)
-    raise ServerError(f"A task is named by its ID, such as 42, or as QUEUE/NAME; got {task!r}.")
+    raise ServerError(f"A task is given by its ID, such as 42, or as QUEUE/NAME; got {task!r}.")

@@ -1,9 +1,9 @@
-"""The ``deferred-middleware`` command line: which commands there are, and how their errors are told.
+"""The ``deferred-middleware`` command line: its commands, and how it reports errors.
 
     deferred-middleware serve main:app --service default --service background
 
-What goes wrong is told in one sentence on standard error, with exit status 1 (2 for arguments that argparse refuses);
-``--traceback`` adds where it came from.
+An error is one sentence on standard error, and the exit status is 1, or 2 for arguments that argparse rejects. With
+``--traceback`` the traceback comes first. Operations documents the further exit statuses of single commands.
 """
 
 from __future__ import annotations
@@ -16,37 +16,30 @@ import traceback
 from collections.abc import Sequence
 
 from deferred_middleware import __version__
-from deferred_middleware.cli import (
-    check,
-    delete,
-    drain,
-    forget,
-    pause,
-    purge,
-    queues,
-    replay,
-    resume,
-    retry,
-    run,
-    serve,
-    show,
-    sweep,
-    tasks,
-)
+from deferred_middleware.cli import check, drain, maintenance, queues, serve, tasks
 from deferred_middleware.errors import ServerError
 
 PROGRAM = "deferred-middleware"
 
-_COMMANDS = (serve, queues, tasks, show, run, retry, delete, pause, resume, purge, drain, forget, check, replay, sweep)
+COMMANDS = (
+    *serve.COMMANDS,
+    *tasks.COMMANDS,
+    *queues.COMMANDS,
+    *drain.COMMANDS,
+    *check.COMMANDS,
+    *maintenance.COMMANDS,
+)
+"""Every command, in the order of ``--help``."""
+
 _PIPE_CLOSED = 128 + signal.SIGPIPE
-_INTERRUPTED = 128 + signal.SIGINT  # what a shell gives a command that Ctrl-C ended
+_INTERRUPTED = 128 + signal.SIGINT  # the status that a shell reports for a command that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process, and return the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _make_parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.run_command(arguments))
     except ServerError as error:
         if arguments.traceback:
             app_traceback = getattr(error, "app_traceback", "")
@@ -54,22 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return int(getattr(error, "exit_status", 1))
     except BrokenPipeError:
-        # Whoever read the output (head, say) has had enough. What is left of it would be tried again at exit.
+        # The reader of the output, such as `head`, closed the pipe. Python would write the rest of the buffer at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     except KeyboardInterrupt:
-        # Before the supervisor handles signals there is nothing to stop.
+        # Once the server runs, the supervisor handles the signal.
         return _INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Run Python calls later, on App Engine and on your own machine."
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        subparser = command.add_parser(commands)
-        subparser.add_argument("--traceback", action="store_true", help="show where an error came from")
-        subparser.set_defaults(run=command.run)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
     return parser

@@ -1,45 +1,115 @@
-"""``deferred-middleware queues``: which queues there are, and how many tasks are in them."""
+"""Commands for queues: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from deferred_middleware.cli.client import Connection, add_arguments
-from deferred_middleware.cli.output import distance, print_json, print_table
+from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments
+from deferred_middleware.cli.command import Command
+from deferred_middleware.cli.output import count, print_answer, print_json, print_table, relative_time
 
-if TYPE_CHECKING:
-    from deferred_middleware.cli import Subparsers
-
-_MOST_COUNTED = 10_000
 _NUMBERS = ("DUE", "SCHEDULED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED")
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser = commands.add_parser(
-        "queues",
-        help="show the queues",
-        description="Show the queues, and how many tasks are due, wait for their ETA or for another attempt, run, and "
-        "have succeeded or failed for good.",
-    )
-    add_arguments(parser)
-    return parser
-
-
-def run(arguments: argparse.Namespace) -> int:
+def list_queues(arguments: argparse.Namespace) -> int:
     """Print the queues; return the exit status."""
-    answer = Connection(arguments).get("queues")
+    answer = AdminClient(arguments).get("queues")
     if arguments.json:
         print_json(answer)
         return 0
     rows = []
     for queue in answer["queues"]:
         numbers = [
-            f"{queue[key]:,}{'+' if key in ('due', 'scheduled') and queue[key] >= _MOST_COUNTED else ''}"
+            f"{queue[key]:,}{'+' if key in ('due', 'scheduled') and queue[key] >= MOST_COUNTED else ''}"
             for key in (name.lower() for name in _NUMBERS)
         ]
         state = "paused" if queue["paused"] else "" if queue["configured"] else "not configured"
-        rows.append([queue["name"], *numbers, distance(queue["next_eta_usec"]), state])
+        rows.append([queue["name"], *numbers, relative_time(queue["next_eta_usec"]), state])
     print_table(["QUEUE", *_NUMBERS, "NEXT", "STATE"], rows, right=_NUMBERS)
     return 0
+
+
+def pause_queue(arguments: argparse.Namespace) -> int:
+    """Pause the queue; return the exit status."""
+    answer = AdminClient(arguments).post("queues", arguments.queue, "pause")
+    state = "paused" if answer["changed"] else "paused already"
+    print_answer(arguments, answer, f"Queue {answer['queue']} is {state}.")
+    return 0
+
+
+def resume_queue(arguments: argparse.Namespace) -> int:
+    """Resume the queue; return the exit status."""
+    answer = AdminClient(arguments).post("queues", arguments.queue, "resume")
+    state = "runs again" if answer["changed"] else "was not paused"
+    print_answer(arguments, answer, f"Queue {answer['queue']} {state}.")
+    return 0
+
+
+def purge_queue(arguments: argparse.Namespace) -> int:
+    """Purge the queue; return the exit status."""
+    answer = AdminClient(arguments).post("queues", arguments.queue, "purge")
+    print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
+    return 0
+
+
+def forget_names(arguments: argparse.Namespace) -> int:
+    """Make names of finished tasks available again; return the exit status."""
+    content = None if arguments.name is None else {"name": arguments.name}
+    answer = AdminClient(arguments).post("queues", arguments.queue, "forget", content=content)
+    names = count(answer["forgotten"], "name")
+    print_answer(arguments, answer, f"{names} of queue {answer['queue']} can be used again.")
+    return 0
+
+
+def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    add_client_arguments(parser)
+
+
+def _add_forget_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="only this task name (default: all)")
+    add_client_arguments(parser)
+
+
+COMMANDS = (
+    Command(
+        name="queues",
+        summary="list the queues",
+        description="List the queues. For each queue it shows how many tasks are due, wait for their ETA, wait for "
+        "another attempt, are running, have succeeded, and have failed for good.",
+        add_arguments=add_client_arguments,
+        run=list_queues,
+    ),
+    Command(
+        name="pause",
+        summary="pause a queue",
+        description="Pause a queue: until you resume it, also after a restart of the server, none of its tasks is "
+        "started. Running tasks run to their end, and the app can still add tasks.",
+        add_arguments=_add_queue_arguments,
+        run=pause_queue,
+    ),
+    Command(
+        name="resume",
+        summary="resume a paused queue",
+        description="Resume a paused queue: its tasks run again.",
+        add_arguments=_add_queue_arguments,
+        run=resume_queue,
+    ),
+    Command(
+        name="purge",
+        summary="delete all unfinished tasks of a queue",
+        description="Delete all tasks of a queue that are not finished. Running tasks run to their end. Tasks that "
+        "succeeded or failed for good stay in the history.",
+        add_arguments=_add_queue_arguments,
+        run=purge_queue,
+    ),
+    Command(
+        name="forget",
+        summary="make used task names available again",
+        description="Make the names of finished tasks available again. Otherwise a name that the app gave to a task "
+        "stays taken for days. The tasks themselves stay in the history.",
+        add_arguments=_add_forget_arguments,
+        run=forget_names,
+    ),
+)

@@ -1,4 +1,4 @@
-"""``deferred-middleware serve``: an app, its task queue and the other App Engine APIs, on this machine."""
+"""``deferred-middleware serve``: run an app, its task queue and the other App Engine APIs on this machine."""
 
 from __future__ import annotations
 
@@ -6,127 +6,48 @@ import argparse
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from deferred_middleware.cli.command import Command
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import DataDirectory
-from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, what_is_served
+from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_served
 
-if TYPE_CHECKING:
-    from deferred_middleware.cli import Subparsers
-
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    serve: argparse.ArgumentParser = commands.add_parser(
-        "serve",
-        help="serve an app, with its task queue, on this machine",
-        description="Serve an app on this machine: its services, each in a process of its own, and the task queue "
-        "and the other App Engine APIs that they use.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    serve.add_argument(
-        "apps",
-        nargs="*",
-        metavar="APP",
-        help="the WSGI app, as MODULE:CALLABLE, or an app.yaml, which names its service itself; several of the former "
-        "are paired with --service, in order",
-    )
-    serve.add_argument(
-        "--service",
-        action="append",
-        dest="services",
-        metavar="[VERSION.]NAME[=URL]",
-        help="serve the app, given as MODULE:CALLABLE, as this service, or the app that answers at URL, such as "
-        f"http://127.0.0.1:9000; may be given several times (default: {DEFAULT_SERVICE})",
-        default=argparse.SUPPRESS,
-    )
-    serve.add_argument(
-        "--remote-services", action="store_true", help="let the URL of a --service be another machine's, unencrypted"
-    )
-    serve.add_argument("--host", default="127.0.0.1", help="where the services listen")
-    serve.add_argument(
-        "--port", type=_port, default=8080, help="of the first service; the next ones follow it; 0: free ones"
-    )
-    serve.add_argument(
-        "--admin-port", type=_port, default=8000, help="of the process that keeps the queue; 0: a free one"
-    )
-    serve.add_argument("--admin-host", default="127.0.0.1", help="where the process that keeps the queue listens")
-    serve.add_argument(
-        "--allow-host",
-        action="append",
-        dest="allowed_hosts",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help="another name by which the process that keeps the queue may be called; may be given several times",
-    )
-    serve.add_argument("--data-dir", type=Path, default=Path(".deferred"), help="where tasks and data are kept")
-    serve.add_argument(
-        "--queue-yaml",
-        type=Path,
-        metavar="PATH",
-        default=argparse.SUPPRESS,
-        help="what configures the queues; followed when it changes (default: queue.yaml beside the app.yaml of the "
-        "default service, or in the current directory)",
-    )
-    serve.add_argument(
-        "--tombstone-days", type=_days, default=9.0, help="for how long the name of a task that is over stays taken"
-    )
-    serve.add_argument(
-        "--history-days", type=_days, default=7.0, help="for how long succeeded tasks are kept to be looked at"
-    )
-    serve.add_argument(
-        "--history-tasks", type=_task_count, default=10_000, help="how many succeeded tasks are kept at most"
-    )
-    serve.add_argument("--threads", type=_thread_count, default=8, help="of each service")
-    serve.add_argument(
-        "--reload",
-        action="store_true",
-        help="start the process of a service again when Python files in the folder of its app change",
-    )
-    serve.add_argument(
-        "--ready-file",
-        type=Path,
-        metavar="PATH",
-        default=argparse.SUPPRESS,
-        help="written when everything answers: JSON that says where",
-    )
-    return serve
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal ends it; return the exit status. Raises :class:`ServerError` when it can't start."""
-    served = what_is_served(arguments.apps, getattr(arguments, "services", ()), remote=arguments.remote_services)
+def serve_apps(arguments: argparse.Namespace) -> int:
+    """Serve until a signal stops it; return the exit status. Raises :class:`ServerError` if it can't start."""
+    served = parse_served(arguments.apps, arguments.services, remote=arguments.remote_services)
     if arguments.reload:
         _check_reload(served)
     logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
-    # Before the rest is imported, which takes half a second: who can't have the directory is told at once.
+    # Importing the server takes half a second. A data directory that another server uses is reported before that.
     with DataDirectory(arguments.data_dir) as data_dir:
         for note in data_dir.notes:
-            _logger.warning("%s", note)
-        return _serve(arguments, served)
+            logger.warning("%s", note)
+        return _run_supervisor(arguments, served)
 
 
 def _check_reload(served: Served) -> None:
     if not served.apps:
-        raise ServerError("--reload is for apps that the server runs itself; give an APP, or leave it out.")
+        raise ServerError("--reload is for apps that the server runs itself; give an APP, or leave --reload out.")
     if importlib.util.find_spec("watchfiles") is None:
-        raise ServerError("--reload needs what the extra 'reload' brings: pip install 'deferred_middleware[reload]'.")
+        raise ServerError(
+            "--reload needs the packages of the extra 'reload': pip install 'deferred_middleware[reload]'."
+        )
 
 
-def _serve(arguments: argparse.Namespace, served: Served) -> int:
+def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
     try:
-        from deferred_middleware.server.config.serveconfig import ServeConfig
+        from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
         if error.name != "waitress":
             raise
         raise ServerError(
-            "The local server needs what the extra 'server' brings: pip install 'deferred_middleware[server]'."
+            "The local server needs the packages of the extra 'server': pip install 'deferred_middleware[server]'."
         ) from error
-    # More calls than threads at a time is load, not something to warn of.
+    # waitress warns if there are more requests than threads, which is usual under load.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     config = ServeConfig(
         served=served,
@@ -134,42 +55,159 @@ def _serve(arguments: argparse.Namespace, served: Served) -> int:
         port=arguments.port,
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
-        allowed_hosts=getattr(arguments, "allowed_hosts", ()),
+        allowed_hosts=arguments.allowed_hosts,
         data_dir=arguments.data_dir,
         threads=arguments.threads,
         tombstone_days=arguments.tombstone_days,
         history_days=arguments.history_days,
         history_tasks=arguments.history_tasks,
-        queue_yaml=getattr(arguments, "queue_yaml", None),
+        queue_yaml=arguments.queue_yaml,
         reload=arguments.reload,
-        ready_file=getattr(arguments, "ready_file", None),
+        ready_file=arguments.ready_file,
     )
     return Supervisor(config).run()
 
 
 def _port(text: str) -> int:
     port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is no port: it takes 0 to 65535")
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port from 0 to 65535")
     return port
 
 
 def _days(text: str) -> float:
     days = float(text)
     if not 0 <= days <= 36_525:
-        raise argparse.ArgumentTypeError(f"{text} days: it takes 0 to 36525")
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 36525 days")
     return days
 
 
 def _task_count(text: str) -> int:
     count = int(text)
     if count < 0:
-        raise argparse.ArgumentTypeError(f"{text} tasks: it takes a number from 0 up")
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return count
 
 
 def _thread_count(text: str) -> int:
     count = int(text)
     if not 1 <= count <= 500:
-        raise argparse.ArgumentTypeError(f"{count} threads: it takes 1 to 500")
+        raise argparse.ArgumentTypeError(f"{count} is not from 1 to 500 threads")
     return count
+
+
+def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "apps",
+        nargs="*",
+        metavar="APP",
+        help="the WSGI app, as MODULE:CALLABLE, or an app.yaml, which names its service itself; several "
+        "MODULE:CALLABLE apps run as the --service options, in their order",
+    )
+    parser.add_argument(
+        "--service",
+        action="append",
+        dest="services",
+        default=[],
+        metavar="[VERSION.]NAME[=URL]",
+        help="the service that the MODULE:CALLABLE app runs as; with a URL, such as http://127.0.0.1:9000, a service "
+        f"whose app already runs there; may be given several times (default: {DEFAULT_SERVICE})",
+    )
+    parser.add_argument(
+        "--remote-services",
+        action="store_true",
+        help="allow a --service URL on another machine; its tasks travel unencrypted",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address that the services listen on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=8080,
+        help="the port of the first service; the other services have the ports after it; 0 means free ports "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--admin-host", default="127.0.0.1", help="the address that the queue process listens on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--admin-port",
+        type=_port,
+        default=8000,
+        help="the port of the queue process; 0 means a free port (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        dest="allowed_hosts",
+        default=[],
+        metavar="NAME",
+        help="another host name for the queue process, which rejects requests for other names; may be given several "
+        "times",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(".deferred"),
+        metavar="DIRECTORY",
+        help="where tasks, the datastore and the signing key are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--queue-yaml",
+        type=Path,
+        metavar="PATH",
+        help="the file that configures the queues; its changes are applied at once (default: queue.yaml beside the "
+        "app.yaml of the default service, or in the current directory)",
+    )
+    parser.add_argument(
+        "--tombstone-days",
+        type=_days,
+        default=9.0,
+        metavar="DAYS",
+        help="how long the name of a finished task stays taken (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--history-days",
+        type=_days,
+        default=7.0,
+        metavar="DAYS",
+        help="how long succeeded tasks are kept in the history (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--history-tasks",
+        type=_task_count,
+        default=10_000,
+        metavar="N",
+        help="how many succeeded tasks are kept in the history at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_thread_count,
+        default=8,
+        metavar="N",
+        help="the threads of each service (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="restart the process of a service when Python files in its app's folder change",
+    )
+    parser.add_argument(
+        "--ready-file",
+        type=Path,
+        metavar="PATH",
+        help="a file to write when the server is ready: JSON with the addresses of the services",
+    )
+
+
+COMMANDS = (
+    Command(
+        name="serve",
+        summary="run an app, with its task queue, on this machine",
+        description="Run an app on this machine: each of its services in its own process, the task queue, and the "
+        "other App Engine APIs that they use.",
+        add_arguments=_add_serve_arguments,
+        run=serve_apps,
+    ),
+)

@@ -1,91 +1,296 @@
-"""``deferred-middleware tasks``: the tasks of the local server, the newest first."""
+"""Commands for tasks: ``tasks``, ``show``, ``run``, ``retry`` and ``delete``."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deferred_middleware.cli.client import Connection, add_arguments
-from deferred_middleware.cli.output import distance, of_task, print_json, print_table, say
+from deferred_middleware.cli.client import AdminClient, UsageError, add_client_arguments, task_path
+from deferred_middleware.cli.command import Command
+from deferred_middleware.cli.output import (
+    count,
+    duration,
+    local_time,
+    print_answer,
+    print_json,
+    print_line,
+    print_table,
+    printable,
+    printable_lines,
+    relative_time,
+)
 
-if TYPE_CHECKING:
-    from deferred_middleware.cli import Subparsers
-
-STATES = ("ready", "running", "succeeded", "failed")
+_STATES = ("ready", "running", "succeeded", "failed")
 _MAX_PAGE = 1000
+_LABEL_WIDTH = 14
 
 
-def add_parser(commands: Subparsers) -> argparse.ArgumentParser:
-    """Add the command to ``commands``, argparse's subparsers, and return its parser."""
-    parser = commands.add_parser(
-        "tasks", help="list tasks", description="List tasks, those that were added last first."
-    )
-    parser.add_argument("--queue", metavar="NAME", help="only those of this queue")
-    parser.add_argument("--state", choices=STATES, help="only those in this state; failed is for good")
-    parser.add_argument(
-        "--function", metavar="TEXT", help="only those whose URL has this in it: mail/send_welcome, or send_welcome"
-    )
-    parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="no more than so many (default: 50)")
-    parser.add_argument("--before", type=_positive, metavar="ID", help="only those that were added before task ID")
-    add_arguments(parser)
-    return parser
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Print the tasks; return the exit status."""
-    connection = Connection(arguments)
-    found: list[dict[str, Any]] = []
+def list_tasks(arguments: argparse.Namespace) -> int:
+    """Print the tasks, the newest first; return the exit status."""
+    client = AdminClient(arguments)
+    tasks: list[dict[str, Any]] = []
     before = arguments.before
     while True:
-        answer = connection.get(
+        answer = client.get(
             "tasks",
             queue=arguments.queue,
             state=arguments.state,
             function=arguments.function,
             before=before,
-            limit=min(_MAX_PAGE, arguments.limit - len(found)),
+            limit=min(_MAX_PAGE, arguments.limit - len(tasks)),
         )
-        found += answer["tasks"]
+        tasks += answer["tasks"]
         before = answer["next_before"]
-        # Where there are many tasks, a page may have none of a function's and still not be the last.
-        if before is None or len(found) >= arguments.limit:
+        # With --function a page may be empty without being the last one.
+        if before is None or len(tasks) >= arguments.limit:
             break
     if arguments.json:
-        print_json({"tasks": found, "next_before": before})
+        print_json({"tasks": tasks, "next_before": before})
         return 0
-    if not found:
-        say("There are no such tasks.")
+    if not tasks:
+        print_line("There are no such tasks.")
         return 0
     print_table(
         ["ID", "QUEUE", "STATE", "TRIES", "LAST", "WHEN", "NAME", "FUNCTION"],
-        [_row(task) for task in found],
+        [_table_row(task) for task in tasks],
         right=("ID", "TRIES", "LAST"),
     )
     if before is not None:
-        say(f"There are more: --before {before} shows the next ones.")
+        print_line(f"There are more; --before {before} shows the next ones.")
     return 0
 
 
-def _positive(text: str) -> int:
+def show_task(arguments: argparse.Namespace) -> int:
+    """Print one task with its call, its headers and its attempts; return the exit status."""
+    answer = AdminClient(arguments).get(*task_path(arguments.task))
+    if arguments.json:
+        print_json(answer)
+        return 0
+    task = answer["task"]
+    _print_field(f"task {task['id']}", f"{task['queue']}/{task['name']}")
+    _print_field("state", _state_text(task))
+    _print_field("added", _time_text(task["created_usec"]))
+    _print_field("ETA", _time_text(task["eta_usec"]))
+    if task["first_attempt_usec"] is not None:
+        _print_field("first attempt", _time_text(task["first_attempt_usec"]))
+    if task["finished_usec"] is not None:
+        _print_field("finished", _time_text(task["finished_usec"]))
+    _print_field("request", f"{task['method']} {task['url']}")
+    _print_field("target", task["target"] or "(the default service)")
+    if task["dispatch_deadline_usec"] is not None:
+        _print_field("deadline", duration(task["dispatch_deadline_usec"] / 1e6))
+    if task["retry"] is not None:
+        given = ", ".join(f"{name} {value}" for name, value in task["retry"].items() if value is not None)
+        _print_field("retry options", given)
+    if task["tag"] is not None:
+        _print_field("tag", task["tag"])
+    _print_payload(task)
+    for name, value in task["headers"]:
+        _print_field("header", f"{name}: {value}")
+    _print_attempts(task["attempts"])
+    return 0
+
+
+def run_tasks(arguments: argparse.Namespace) -> int:
+    """Make the tasks run now; return the exit status."""
+    return _change_tasks(arguments, AdminClient(arguments), "run", "runs as soon as its service can take it")
+
+
+def retry_tasks(arguments: argparse.Namespace) -> int:
+    """Retry the given tasks that failed for good, or with ``--all`` every one; return the exit status."""
+    if bool(arguments.tasks) == arguments.all:
+        raise UsageError("Name the tasks to retry, or give --all.")
+    if arguments.queue and not arguments.all:
+        raise UsageError("--queue can only be used with --all.")
+    client = AdminClient(arguments)
+    if not arguments.all:
+        return _change_tasks(arguments, client, "retry", "will be tried again")
+    answer = client.post("queues", arguments.queue, "retry") if arguments.queue else client.post("retry")
+    print_answer(arguments, answer, f"{count(answer['retried'], 'failed task')} will be tried again.")
+    return 0
+
+
+def delete_tasks(arguments: argparse.Namespace) -> int:
+    """Delete the given tasks, or with ``--failed`` all of a queue that failed for good; return the exit status."""
+    if bool(arguments.tasks) == bool(arguments.failed):
+        raise UsageError("Name the tasks to delete, or give --failed QUEUE.")
+    client = AdminClient(arguments)
+    if not arguments.failed:
+        return _change_tasks(arguments, client, "delete", "is deleted")
+    answer = client.post("queues", arguments.failed, "delete-failed")
+    print_answer(arguments, answer, f"{count(answer['deleted'], 'failed task')} deleted.")
+    return 0
+
+
+def _change_tasks(arguments: argparse.Namespace, client: AdminClient, action: str, result: str) -> int:
+    """Apply ``action`` to the tasks of the command line, one by one, and print ``Task … <result>.`` for each.
+
+    The first error ends the loop and is raised; what was done before it is printed nevertheless.
+    """
+    paths = [task_path(task) for task in arguments.tasks]
+    answers: list[dict[str, Any]] = []
+    try:
+        for path in paths:
+            answers.append(client.post(*path, action))
+            if not arguments.json:
+                print_line(f"Task {answers[-1]['task']} {result}.")
+    finally:
+        if arguments.json:
+            print_json({"tasks": answers})
+    return 0
+
+
+def _table_row(task: dict[str, Any]) -> list[object]:
+    when = None if task["state"] == "running" else task["finished_usec"] or task["eta_usec"]
+    status = task["previous_response"]
+    return [
+        task["id"],
+        task["queue"],
+        task["state"],
+        task["retry_count"],
+        "" if status is None else "none" if status == 0 else status,
+        relative_time(when),
+        task["name"],
+        task["function"] or task["url"],
+    ]
+
+
+def _print_field(label: str, text: str) -> None:
+    print_line(f"{label:<{_LABEL_WIDTH}} {printable(text)}")
+
+
+def _time_text(usec: int) -> str:
+    return f"{local_time(usec)} ({relative_time(usec)})"
+
+
+def _state_text(task: dict[str, Any]) -> str:
+    state = str(task["state"])
+    if state == "failed":
+        return f"{state} for good: it runs again only if you retry it"
+    if state == "ready" and task["retry_count"]:
+        return f"{state}, will be tried again after {task['retry_reason']}"
+    return state
+
+
+def _print_payload(task: dict[str, Any]) -> None:
+    payload = task["payload"]
+    label = {"call": "call", "pickle": "pickle", "overflow": "payload"}.get(payload["kind"], "body")
+    first, *more = printable_lines(payload["text"]) or ["(empty)"]
+    _print_field(label, first)
+    for line in more:
+        _print_field("", line)
+    if payload["problem"]:
+        _print_field("", f"({payload['problem']})")
+    _print_field("size", f"{count(task['body_bytes'], 'byte')}{', compressed' if payload['compressed'] else ''}")
+
+
+def _print_attempts(attempts: list[dict[str, Any]]) -> None:
+    if not attempts:
+        print_line("It has not been tried yet.")
+    for attempt in attempts:
+        status = "no response" if attempt["status"] is None else f"status {attempt['status']}"
+        reason = f": {attempt['reason']}" if attempt["reason"] and attempt["reason"] != status else ""
+        print_line(
+            f"\nattempt {attempt['number']}, {local_time(attempt['started_usec'])}, in service "
+            f"{printable(attempt['service'] or '(default)')}, {duration(attempt['duration_usec'] / 1e6)}: "
+            f"{status}{printable(reason)}"
+        )
+        for line in printable_lines(attempt["excerpt"]):
+            print_line(f"    {line}")
+
+
+def _positive_number(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
 
 
-def _row(task: dict[str, Any]) -> list[object]:
-    when = task["finished_usec"] or task["eta_usec"]
-    if task["state"] == "running":
-        when = None
-    last = task["previous_response"]
-    shown = "" if last is None else "none" if last == 0 else last
-    return [
-        task["id"],
-        task["queue"],
-        task["state"],
-        task["retry_count"],
-        shown,
-        distance(when),
-        task["name"],
-        of_task(task),
-    ]
+def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", metavar="NAME", help="only tasks of this queue")
+    parser.add_argument("--state", choices=_STATES, help="only tasks in this state; failed means failed for good")
+    parser.add_argument(
+        "--function",
+        metavar="TEXT",
+        help="only tasks whose URL contains this text, such as mail/send_welcome or send_welcome",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive_number,
+        default=50,
+        metavar="N",
+        help="list at most this many tasks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--before", type=_positive_number, metavar="ID", help="only tasks that were added before the task with this ID"
+    )
+    add_client_arguments(parser)
+
+
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
+    add_client_arguments(parser)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_task_arguments(parser, nargs="+")
+    add_client_arguments(parser)
+
+
+def _add_retry_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_task_arguments(parser, nargs="*")
+    parser.add_argument("--all", action="store_true", help="retry every task that failed for good")
+    parser.add_argument("--queue", metavar="NAME", help="with --all: only tasks of this queue")
+    add_client_arguments(parser)
+
+
+def _add_delete_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_task_arguments(parser, nargs="*")
+    parser.add_argument("--failed", metavar="QUEUE", help="delete every task of this queue that failed for good")
+    add_client_arguments(parser)
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser, *, nargs: str) -> None:
+    parser.add_argument("tasks", nargs=nargs, metavar="TASK", help="a task's ID, or QUEUE/NAME")
+
+
+COMMANDS = (
+    Command(
+        name="tasks",
+        summary="list tasks",
+        description="List tasks, the most recently added first.",
+        add_arguments=_add_list_arguments,
+        run=list_tasks,
+    ),
+    Command(
+        name="show",
+        summary="show a task",
+        description="Show a task: its call, its headers and its attempts. The call is read from the payload without "
+        "unpickling it, so none of the payload's code runs.",
+        add_arguments=_add_show_arguments,
+        run=show_task,
+    ),
+    Command(
+        name="run",
+        summary="run tasks now",
+        description="Run waiting tasks now. Their ETA, their back-off, and the rate and the pause of their queue are "
+        "ignored.",
+        add_arguments=_add_run_arguments,
+        run=run_tasks,
+    ),
+    Command(
+        name="retry",
+        summary="retry tasks that failed for good",
+        description="Retry tasks that failed for good, at once, and count their attempts from the beginning.",
+        add_arguments=_add_retry_arguments,
+        run=retry_tasks,
+    ),
+    Command(
+        name="delete",
+        summary="delete tasks",
+        description="Delete tasks in any state, with their attempts. A running task runs to its end. A name that the "
+        "app chose stays taken; to make it available again, use 'forget'.",
+        add_arguments=_add_delete_arguments,
+        run=delete_tasks,
+    ),
+)

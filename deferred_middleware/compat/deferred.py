@@ -1,11 +1,11 @@
-"""In place of ``google.appengine.ext.deferred``: the same names and signatures, on top of ours.
+"""The names and signatures of ``google.appengine.ext.deferred``, implemented by this package.
 
     from deferred_middleware.compat import deferred
 
     deferred.defer(send_welcome, user_id, _countdown=60)
 
-Tasks are signed and have explicit URLs, and nothing is dropped because it can't be unpickled here. What differs is
-listed in ``docs/migrating-from-deferred.rst``.
+Tasks are signed and have explicit URLs, and a task whose payload can't be unpickled is retried instead of dropped.
+``docs/migrating-from-deferred.rst`` lists the differences.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from google.appengine.ext.deferred.deferred import Error
 from deferred_middleware.calls import payload
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import AnyCallable, check_kind
+from deferred_middleware.compat.sdk_task import SdkTask
 from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport
@@ -49,18 +50,18 @@ _Headers = list[tuple[str, str]]
 
 
 def set_log_level(log_level: int) -> None:
-    """Set the level of the log line for a task that went well, before the handler of tasks is made."""
+    """Set the level of the log line for a task that succeeded. Call it before the middleware or handler is made."""
     settings = dataclasses.replace(process.current_settings(), log_level=log_level)
     process.install_settings(settings)
 
 
 def defer(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> taskqueue.Task:
-    """Defer a call; as :func:`deferred_middleware.defer`, whose options and errors it has."""
-    return enqueue(call(obj, *args, **kwargs))
+    """Defer a call. Options and errors are those of :func:`deferred_middleware.defer`."""
+    return SdkTask(enqueue(call(obj, *args, **kwargs)))
 
 
 def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:
-    """Return the payload of a call; all keyword arguments are the call's own.
+    """Return the payload of a call. All keyword arguments are passed to the call; none is an option.
 
     Raises what :func:`defer` raises for a callable or an argument that can't be pickled.
     """
@@ -70,10 +71,10 @@ def serialize(obj: AnyCallable, /, *args: Any, **kwargs: Any) -> bytes:
 
 
 def run(data: bytes) -> Any:
-    """Run the call in a payload, which must be trusted, and return what it returns.
+    """Run the call of a trusted payload, and return its result.
 
-    Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` for a payload that can't be
-    read here, which is no permanent failure: another version may be able to.
+    Raises what the call raises, and :class:`~deferred_middleware.errors.TaskContentError` if the payload can't be read.
+    That is not a permanent failure, because another version of the app may be able to read it.
     """
     settings = process.current_settings()
     found, _ = resolved(payload.content_of(data, settings, legacy=True), settings)
@@ -81,22 +82,23 @@ def run(data: bytes) -> Any:
 
 
 class Handler:
-    """Runs tasks at a URL of the app's own: a WSGI app, or what :meth:`post` returns for a framework's view."""
+    """Runs tasks at a URL of the app: as a WSGI app, or with :meth:`post` inside a framework's view."""
 
     def __init__(self) -> None:
         self._made: tuple[Settings, TaskHandler] | None = None
 
     def run_from_request(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
-        """Run the task of a request, and return body, status and headers of the answer; raise what the task raised."""
+        """Run the task of a request; return body, status and headers of the response. Raises what the task raised."""
         answer, report = self._answer(environ)
         if report.error is not None:
             raise report.error
         return answer
 
     def post(self, environ: WSGIEnvironment) -> tuple[str, http.HTTPStatus, _Headers]:
-        """Run the task of a request, and return body, status and headers of the answer.
+        """Run the task of a request; return body, status and headers of the response.
 
-        What the task raises is raised, but for ``SingularTaskFailure`` and ``PermanentTaskFailure``: they are answers.
+        Raises what the task raised, except for ``SingularTaskFailure`` and ``PermanentTaskFailure``, which have a
+        response.
         """
         answer, report = self._answer(environ)
         if report.error is None or isinstance(report.error, (SingularTaskFailure, PermanentTaskFailure)):
@@ -104,7 +106,7 @@ class Handler:
         raise report.error
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request as a WSGI app: whatever the task raises is an answer."""
+        """Run the task of a request, as a WSGI app. Every exception of the task has a response."""
         return self._handler().answer(environ)(environ, start_response)
 
     def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], TaskReport]:
@@ -121,4 +123,4 @@ class Handler:
 
 
 application = Handler()
-"""A handler, for routes that name one."""
+"""A handler, for routes that need a WSGI app."""

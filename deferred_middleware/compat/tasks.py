@@ -1,11 +1,11 @@
-"""In place of freshplanet's ``tasks`` module: the same names, on Python 3 and on top of ours.
+"""The names of freshplanet's ``tasks`` module, for Python 3, implemented by this package.
 
     from deferred_middleware.compat import tasks
 
     tasks.BACKGROUND_MODULE = "background"
     yield tasks.addTask(["mail"], send_welcome, user_id, _countdown=60)
 
-What differs is listed in ``docs/migrating-from-tasks.rst``.
+``docs/migrating-from-tasks.rst`` lists the differences.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ __all__ = [
     "logAsRetried",
 ]
 
-_logger = logging.getLogger("deferred_middleware")
+logger = logging.getLogger("deferred_middleware")
 
 _initial = process.current_settings()
 DEFAULT_QUEUES: list[str] = list(_initial.default_queues)
-"""The queues that ``'default'`` means; assign it, or set ``DEFAULT_QUEUES`` in the environment."""
+"""The queues that ``'default'`` stands for. Assign it, or set ``DEFAULT_QUEUES`` in the environment."""
 WARMUP_MODULE: str | None = _initial.warmup_module
-"""A module that is imported before the first task is decoded; assign it before the app is made."""
+"""A module to import before the first payload is decoded. Assign it before the app is made."""
 BACKGROUND_MODULE: str | None = _initial.background_module
-"""The service that runs the tasks of the default service."""
+"""The service that runs the tasks that the default service enqueues."""
 del _initial
 
 
 def addTask(queues: str | Sequence[str], func: AnyCallable, /, *args: Any, **kwargs: Any) -> Any:
-    """Enqueue a call; return an ndb Future of True, or of False if the task's name is taken.
+    """Enqueue a call. Returns an ndb Future of True, or of False if the task's name is taken.
 
     ``queues`` is a list of names to spread over, one name, or ``'default'`` for :data:`DEFAULT_QUEUES`. The options are
-    those of :func:`deferred_middleware.defer`, an ``_eta`` in seconds since 1970 as well, and two more:
-    ``_raiseIfExists`` raises ``TaskAlreadyExistsError`` instead of yielding False; ``_parent`` is taken and has no
-    meaning, for a payload that doesn't fit in a task is stored by us.
+    those of :func:`deferred_middleware.defer`, with these differences: ``_eta`` can also be seconds since 1970;
+    ``_raiseIfExists`` makes the Future raise ``TaskAlreadyExistsError`` instead of returning False; ``_parent`` is
+    accepted and ignored, because this package stores large payloads itself.
 
-    Wrong arguments are raised at once, and what keeps the task from being enqueued is raised by the Future. Without
-    anybody who waits for it the call is enqueued nevertheless, before its request ends.
+    Errors in the arguments are raised at once. The Future raises the errors of the enqueue. If nobody waits for the
+    Future, the call is enqueued nevertheless, before its request ends.
     """
     install_settings()
     raise_if_exists = kwargs.pop("_raiseIfExists", False)
@@ -82,32 +82,32 @@ def _wait_for(future: Any, name: str | None, raise_if_exists: bool) -> Any:
     except (taskqueue.TaskAlreadyExistsError, taskqueue.TombstonedTaskError):
         if raise_if_exists or name is None:
             raise
-        _logger.info("A task named %s is or was in the queue already; it is not enqueued again.", name)
+        logger.info("A task named %s is or was in the queue, so this call is not enqueued.", name)
         raise ndb.Return(False) from None
     raise ndb.Return(True)
 
 
 def isFromTaskQueue(request: webob.Request | None = None) -> bool:
-    """Tell whether a task is running, or whether ``request`` says that it delivers one."""
+    """Return whether a task is running, or with ``request``, whether that request delivers a task."""
     if request is not None:
         return bool(request.headers.get(TASK_NAME_HEADER))
     return current_task() is not None
 
 
 def getRetryCount() -> int:
-    """Return how often the running task was tried before; 0 outside of tasks."""
+    """Return the number of earlier attempts of the running task; 0 outside of tasks."""
     task = current_task()
     return 0 if task is None else task.retry_count
 
 
 def logAsRetried(message: str, *args: Any, **kwargs: Any) -> None:
-    """Log a message, the louder the more often the task was tried; see :func:`deferred_middleware.log_as_retried`."""
+    """Log a message at a level that rises with each retry; see :func:`deferred_middleware.log_as_retried`."""
     kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
     log_as_retried(message, *args, **kwargs)
 
 
 def install_settings() -> None:
-    """Make what was assigned to this module's settings the process's settings."""
+    """Copy the settings that were assigned in this module to the settings of the process."""
     current = process.current_settings()
     assigned = dataclasses.replace(
         current,
@@ -122,7 +122,7 @@ def install_settings() -> None:
 def __getattr__(name: str) -> Any:
     if name != "DeferredHandler":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Made when it is asked for: webapp2 is needed for it alone, and the settings have been assigned by then.
+    # Made on first access: only it needs webapp2, and the app has assigned the settings by then.
     from deferred_middleware.contrib.webapp2 import handler_class
 
     install_settings()

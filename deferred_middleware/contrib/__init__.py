@@ -1,1 +1,1 @@
-"""Glue for frameworks whose layers live inside them: tasks run as requests of the framework, not beneath it."""
+"""Glue for Flask, Django and webapp2: tasks run as requests of the framework, through the layers inside it."""

@@ -1,7 +1,7 @@
 """Flask: tasks run as requests of the app.
 
-The extension adds a route under which the queue delivers tasks, so that ``before_request``, ``teardown_request``, error
-handlers, ``g`` and ``current_app`` are there for tasks as for any view::
+The extension adds a route for the tasks, so that ``before_request``, ``teardown_request``, error handlers, ``g`` and
+``current_app`` work for tasks as for any view::
 
     from deferred_middleware.contrib.flask import Deferred
 
@@ -9,16 +9,16 @@ handlers, ``g`` and ``current_app`` are there for tasks as for any view::
     Deferred(app)
     app.wsgi_app = wrap_wsgi_app(app.wsgi_app)
 
-or ``deferred = Deferred()`` and ``deferred.init_app(app)`` in an app factory. Use it *instead of*
-``DeferredMiddleware``, which runs tasks beneath Flask.
+In an app factory, use ``deferred = Deferred()`` and ``deferred.init_app(app)``. Use the extension *instead of*
+``DeferredMiddleware``, which runs tasks outside of Flask.
 
-What a task raises goes through the app's error handlers, but their response is for nobody: the status that the queue
-gets is always the one of the task's outcome. A ``before_request`` function that answers with a page keeps the task
-from running; then the queue gets an error and tries again. Flask-WTF's CSRF protection has to be told that the queue
-sends no token: ``csrf.exempt(deferred.view)``.
+The app's error handlers are called for a task's exception, but their response is discarded: the queue always gets the
+status of the task's outcome. If a ``before_request`` function returns a response, the task doesn't run; the queue gets
+an error, and retries it. The queue has no CSRF token; with Flask-WTF, call ``csrf.exempt(deferred.view)``.
 
-Of any other request the extension waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that
-leaves together, and not at all if a view raises and no error handler answers for it; one for the status 500 does not.
+At the end of any other request the extension waits for the calls that ``defer_async`` started. With
+``DEFERRED_COALESCE`` the request's calls are enqueued together at its end. They are dropped if a view raises an
+exception that no error handler answers; an error handler for the status 500 doesn't count.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
 
 ENDPOINT = "deferred_middleware"
-"""The endpoint of the route, as ``request.endpoint`` has it while a task runs."""
+"""The endpoint of the route: the value of ``request.endpoint`` while a task runs."""
 
 
-class Deferred:
-    """The extension; an app's is at ``app.extensions["deferred_middleware"]``.
+class FlaskDeferred:
+    """The extension. An app has it as ``app.extensions["deferred_middleware"]``.
 
     Args:
         app: the app, or None to call :meth:`init_app` later.
         settings: the settings, by default those of the environment.
-        hooks: objects that are told what happens, see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects whose methods are called on events, see :mod:`deferred_middleware.config.hooks`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
@@ -61,38 +61,42 @@ class Deferred:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Let ``app`` run tasks."""
+        """Add the route for tasks to ``app``."""
         prefix = self._handler.prefix
-        # Not merged: a slash too many would be a redirect, which the queue doesn't follow.
+        # merge_slashes would redirect a path with a double slash, and the queue doesn't follow redirects.
         app.add_url_rule(
             f"{prefix}<path:label>", ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False
         )
         for url in self._handler.settings.legacy_urls:
             app.add_url_rule(url, ENDPOINT, self.view, methods=["POST"], strict_slashes=True)
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
-        # Flask logs what a view raises; what a task raised has been logged, with the call.
-        app.logger.addFilter(_is_news)
-        got_request_exception.connect(_forget, app)
+        # Flask logs the exception of a view. That of a task has been logged already, with its call.
+        app.logger.addFilter(_is_not_logged_yet)
+        got_request_exception.connect(_drop_batch, app)
         app.extensions[ENDPOINT] = self
 
     def view(self, label: str = "") -> Response:
         """Run the task of the current request."""
         environ = request.environ
         if "stream" in request.__dict__:
-            # Somebody has read the body already, and Flask has kept it.
+            # Another layer has read the body, and Flask has cached it.
             environ["wsgi.input"] = io.BytesIO(request.get_data())
         answer = run_mounted(self._handler, environ)
         return Response(answer.body, answer.status, list(answer.headers.items()))
 
 
-def _forget(app: Flask, exception: BaseException, **extra: object) -> None:
-    """Let nothing leave of what was deferred by a view that raises; Flask makes a page of the exception."""
+def _drop_batch(app: Flask, exception: BaseException, **extra: object) -> None:
+    """Drop the calls that the request deferred, because its view raised; Flask turns the exception into a response."""
     batch.drop_request(exception)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a record is about something else than what a task raised."""
+def _is_not_logged_yet(record: logging.LogRecord) -> bool:
+    """Return False for a log record about the exception of a task, which the handler has logged."""
     if not record.exc_info or not has_request_context():
         return True
     report = report_in(request.environ)
     return report is None or report.error is None or record.exc_info[1] is not report.error
+
+
+Deferred = FlaskDeferred
+"""The name to import; :class:`FlaskDeferred` tells it from the other frameworks' glue."""

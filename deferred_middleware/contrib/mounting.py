@@ -1,14 +1,14 @@
-"""What the frameworks' glue has in common: the handler as a route of the framework, and a guard around the framework.
+"""The part that the glue of all frameworks shares: the task handler as a view, and a guard around the framework.
 
-A framework's layers may answer in the place of the task's handler (a login page, a maintenance page), or change its
-answer (an error page with status 200). Either would make the queue drop a task that did not run. So the guard answers
-for tasks: with what their outcome calls for, and with an error when there is none.
+A layer of a framework may answer instead of the task handler (a login page, a maintenance page), or replace the
+handler's response (an error page with status 200). Either way the queue would drop a task that has not run or has
+failed. So the guard answers the requests of tasks: with the handler's response, or with an error if there is none.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import webob
@@ -18,27 +18,26 @@ from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskR
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
-    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("deferred_middleware")
 
 
 def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:
-    """Run the task of a framework's request and return the answer; raise what the task raised.
+    """Run the task of a framework's request, and return the response. Raises what the task raised.
 
-    Raising lets the framework do with it what it does with any view's exception (roll back, report, clean up). The
-    guard gives the answer all the same.
+    So the framework handles the exception as any view's: it rolls back, reports, cleans up. The guard sends the
+    response nevertheless.
     """
-    report = expect_report(environ)
+    report = ensure_report(environ)
     response = report.response = handler.answer(environ)
     if isinstance(report.error, Exception):
         raise report.error
     return response
 
 
-def expect_report(environ: WSGIEnvironment) -> TaskReport:
-    """Return where what becomes of the task is noted, for whoever around the request waits to hear it."""
+def ensure_report(environ: WSGIEnvironment) -> TaskReport:
+    """Return the report that the task handler fills for the request; one is added to ``environ`` if there is none."""
     report = report_in(environ)
     if report is None:
         report = environ[REPORT_KEY] = TaskReport()
@@ -46,39 +45,39 @@ def expect_report(environ: WSGIEnvironment) -> TaskReport:
 
 
 class TaskGuard(DeferredMiddleware):
-    """A WSGI app around a framework's, which answers for the tasks that ``handler`` runs inside it.
+    """A WSGI app around a framework's ``app``, in which ``handler`` runs the tasks. It answers the requests of tasks.
 
-    Other requests go to ``app`` as through :class:`~deferred_middleware.DeferredMiddleware`.
+    It treats other requests as :class:`~deferred_middleware.DeferredMiddleware` does.
     """
 
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
         self._wrap(app, handler)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass the request on, and give a task's answer whatever became of it on the way."""
+        """Pass the request to the app. If it is a task's, send the handler's response, whatever the app returned."""
         path = environ.get("PATH_INFO", "")
         if not path.startswith(self._prefix) and path not in self._legacy:
             return super().__call__(environ, start_response)
-        report = expect_report(environ)
+        report = ensure_report(environ)
         try:
-            answer = _collect(self._app, environ)
+            answer = _complete_response(self._app, environ)
         except Exception as error:
             if report.response is None:
                 raise
             if error is not report.error:
-                logger.exception("a layer around %.200r failed; the task's own outcome stands", path)
+                logger.exception("a layer around the task %.200r failed; the task keeps its outcome", path)
             answer = report.response
         finally:
-            # What the framework's layers have started; for what the task has, its handler has waited.
+            # The framework's layers may have deferred calls too. The handler has waited for those of the task.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        return (answer_instead(answer.status_int, report, path) or answer)(environ, start_response)
+        return (replacement_response(answer.status_int, report, path) or answer)(environ, start_response)
 
 
-def answer_instead(status: int, report: TaskReport, path: str) -> webob.Response | None:
-    """Return what the queue is to hear in place of the framework's answer, or None if that may stand.
+def replacement_response(status: int, report: TaskReport, path: str) -> webob.Response | None:
+    """Return the response to send in place of the framework's, which has this ``status``; None to send the framework's.
 
-    It may if it has no 2xx ``status``, so that the task is tried again.
+    Without a response of the handler, the framework's is sent unless its status is 2xx, so that the task is retried.
     """
     if report.response is not None:
         return report.response
@@ -88,24 +87,8 @@ def answer_instead(status: int, report: TaskReport, path: str) -> webob.Response
     return None
 
 
-def _collect(app: WSGIApplication, environ: WSGIEnvironment) -> webob.Response:
-    """Return what ``app`` answers, once it has answered all of it."""
-    started: list[tuple[str, list[tuple[str, str]]]] = []
-    written = bytearray()
-
-    def start_response(
-        status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
-    ) -> Callable[[bytes], object]:
-        started.append((status, headers))
-        return written.extend
-
-    iterable = app(environ, start_response)
-    try:
-        for part in iterable:
-            written += part
-    finally:
-        close = getattr(iterable, "close", None)
-        if close is not None:
-            close()
-    status, headers = started[-1]
-    return webob.Response(status=status, headerlist=list(headers), body=bytes(written))
+def _complete_response(app: WSGIApplication, environ: WSGIEnvironment) -> webob.Response:
+    """Call ``app``, and return its response once the whole body has been read."""
+    response = webob.Request(environ).send(app, catch_exc_info=True)
+    _ = response.body  # reads the iterable to its end, and closes it
+    return response

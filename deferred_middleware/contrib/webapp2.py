@@ -1,14 +1,15 @@
-"""webapp2: tasks run as requests of the app, with ``webapp2.get_request()`` and ``get_app()`` at hand.
+"""webapp2: tasks run as requests of the app, in which ``webapp2.get_request()`` and ``get_app()`` work.
 
     from deferred_middleware.contrib.webapp2 import Deferred
 
     app = webapp2.WSGIApplication([("/", MainPage)])
     application = wrap_wsgi_app(Deferred(app))
 
-Use it *instead of* ``DeferredMiddleware``, which runs tasks beneath webapp2, where its request globals aren't set.
+Use it *instead of* ``DeferredMiddleware``, which runs tasks outside of webapp2, where its request globals aren't set.
 
-Of any other request it waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that leaves
-together, and not at all if a handler raises anything but one of webob's HTTP exceptions, as ``abort()`` does.
+At the end of any other request it waits for the calls that ``defer_async`` started. With ``DEFERRED_COALESCE`` the
+request's calls are enqueued together at its end. They are dropped if a handler raises an exception that is not one of
+webob's HTTP exceptions, which ``abort()`` raises.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
 
 
-class Deferred(TaskGuard):
-    """A WSGI app around webapp2's, which has the route under which the queue delivers tasks, before all others.
+class Webapp2Deferred(TaskGuard):
+    """A WSGI app around webapp2's, to which it adds the route for tasks, before all other routes.
 
     Args:
         app: the ``webapp2.WSGIApplication``.
         settings: the settings, by default those of the environment.
-        hooks: objects that are told what happens, see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects whose methods are called on events, see :mod:`deferred_middleware.config.hooks`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
@@ -41,33 +42,33 @@ class Deferred(TaskGuard):
 
     def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         handler = TaskHandler.installed(settings, hooks)
-        # A SimpleRoute's template is a regular expression; a Route's would read braces and colons in the prefix.
+        # A SimpleRoute's template is a regular expression. A Route's template gives angle brackets a meaning.
         paths = [re.escape(handler.prefix) + ".*", *map(re.escape, handler.settings.legacy_urls)]
-        route = webapp2.SimpleRoute(f"(?:{'|'.join(paths)})", _class_of(handler))
+        route = webapp2.SimpleRoute(f"(?:{'|'.join(paths)})", _make_handler_class(handler))
         app.router.match_routes.insert(0, route)
-        handle = app.handle_exception
+        handle_in_app = app.handle_exception
 
         def handle_exception(request: Any, response: Any, error: Exception) -> Any:
-            # webapp2 makes a page of whatever a handler raises.
+            # webapp2 turns every exception of a handler into a response.
             if not isinstance(error, webapp2.HTTPException):
                 batch.drop_request(error)
-            return handle(request, response, error)
+            return handle_in_app(request, response, error)
 
         app.handle_exception = handle_exception
         super().__init__(app, handler)
 
 
 def handler_class() -> Any:
-    """Return a class of handlers that run tasks, for a route of the app's own; it has the process's settings."""
-    return _class_of(TaskHandler.installed(None, ()))
+    """Return a handler class that runs tasks with the settings of the process, for a route that the app adds itself."""
+    return _make_handler_class(TaskHandler.installed(None, ()))
 
 
-def _class_of(handler: TaskHandler) -> Any:
+def _make_handler_class(handler: TaskHandler) -> Any:
     class DeferredHandler(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no types
         """Runs the task of the current request."""
 
         def dispatch(self) -> Any:
-            """Answer the request, whatever its method."""
+            """Answer the request of any method."""
             answer = handler.answer(self.request.environ)
             report = report_in(self.request.environ)
             if report is not None:
@@ -80,3 +81,7 @@ def _class_of(handler: TaskHandler) -> Any:
             return self.response
 
     return DeferredHandler
+
+
+Deferred = Webapp2Deferred
+"""The name to import; :class:`Webapp2Deferred` tells it from the other frameworks' glue."""

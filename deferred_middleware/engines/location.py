@@ -7,13 +7,13 @@ The SDK takes the region us-central1 where it finds none, and a project of None 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import re
 import urllib.request
 from typing import Final
 
 from deferred_middleware.errors import LocationError, SettingsError
+from deferred_middleware.wire.protocol import is_loopback
 
 EMULATOR_VARIABLE: Final = "CLOUD_TASKS_EMULATOR_HOST"
 PROJECT_VARIABLE: Final = "GOOGLE_CLOUD_PROJECT"
@@ -120,7 +120,7 @@ def emulator_address() -> str | None:
     if found is None:
         raise SettingsError(EMULATOR_VARIABLE, value, "host:port, such as localhost:8123")
     host = found["host"]
-    if not found["plain"] and not _is_loopback(host):
+    if not found["plain"] and not is_loopback(host):
         raise SettingsError(
             EMULATOR_VARIABLE,
             value,
@@ -128,12 +128,3 @@ def emulator_address() -> str | None:
             f"write http://{host}:{found['port']}",
         )
     return f"{host}:{found['port']}"
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -1,63 +1,230 @@
-"""The sockets that the local server listens on.
+"""Makes the objects of a local server and connects them; the supervisor runs them.
 
-They are bound by the queue process and stay open in it as long as it lives, so that requests which arrive while an app
-process is being restarted wait in the backlog.
+    parts = assemble(config, stack, on_event=events.put)
 
-The services of a server, and what each is told to be one of them.
-
-services = make_services(config, listeners)
-tickets = tickets_of(services, secret_key)
-process_configs(config, platform, tickets, listeners, delivery_token=token)     # of those whose apps run here
-external_environs(platform, tickets)                                            # of those whose apps run elsewhere
+The listening sockets are among them. They belong to the queue process and stay open as long as it runs, so requests
+that arrive while an app process is restarted wait in the backlog.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import logging
+import os
 import secrets
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.apps.environ import Platform, app_environ, external_environ
+from deferred_middleware.server.admin.guard import Guard, admin_names
+from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
+from deferred_middleware.server.api.rpc import RpcApplication
+from deferred_middleware.server.api.stubs import make_stub_map
+from deferred_middleware.server.api.taskqueue import TaskQueueService
+from deferred_middleware.server.apps.environ import Platform, app_environ, base_environ, external_environ
+from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
+from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
-from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SecretKey
-from deferred_middleware.server.config.serveconfig import ServeConfig
-from deferred_middleware.server.config.services import Service, name_and_version
+from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile
+from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
+from deferred_middleware.server.config.queues import QueueRegistry
+from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
+from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
+from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.store.records import DAY_SECONDS, Retention
+from deferred_middleware.server.store.store import TaskStore
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+STORE_FILE = "tasks.sqlite"
+"""Name of the store's file in the data directory."""
 
 _BACKLOG = 1024
 _MAX_PORT = 65535
 
+logger = logging.getLogger(__name__)
 
-def bind_all(
-    services: Sequence[str], *, host: str, port: int, admin_host: str, admin_port: int, stack: contextlib.ExitStack
-) -> list[socket.socket]:
-    """Return the listening sockets: the admin server's, then one for each of ``services``, all closed by ``stack``.
 
-    The services get ``port`` and the ports that follow it; 0 means free ones. Raises
-    :class:`~deferred_middleware.errors.ServerError` when one can't be had.
+@dataclass(frozen=True, kw_only=True)
+class ServerParts:
+    """The objects of a server, none of them started yet.
+
+    ``admin_app`` answers on ``admin_listener``. ``environs`` are what the apps that run elsewhere need, by service.
+    ``ready_file`` and ``server_json`` are to be written when all services answer.
     """
-    ports = [port + index if port else 0 for index in range(len(services))]
+
+    scheduler: Scheduler
+    processes: AppProcesses
+    admin_app: WSGIApplication
+    admin_listener: socket.socket
+    environs: Mapping[str, Mapping[str, str]]
+    running: RunningServer
+    ready_file: AddressFile
+    server_json: AddressFile
+
+
+def assemble(
+    config: ServeConfig, stack: contextlib.ExitStack, *, on_event: Callable[[ProcessEvent], None]
+) -> ServerParts:
+    """Make the objects of the server that ``config`` describes; ``stack`` closes those that have to be closed.
+
+    ``on_event`` is called with the events of the app processes. Raises :class:`ServerError` when something can't be
+    had, such as a port.
+    """
+    secret_key = _secret_key(config)
+    queues = _queues(config, stack)
+    store = _store(config, stack)
+    ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
+    server_json = stack.enter_context(server_file(config.data_dir))
+
+    admin_listener, *listeners = _listeners(config, stack)
+    services = _services(config, listeners)
+    # The first service of the directory is the default one, wherever it stands on the command line.
+    directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
+    tickets = _tickets(services, secret_key)
+    delivery_token = secrets.token_urlsafe(32)
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
+    platform = Platform(
+        project=project,
+        app_id=f"dev~{project}",
+        default_hostname=directory.default_hostname,
+        api_address=_address(admin_listener),
+        inherited=base_environ(os.environ, secret_key=secret_key.text),
+    )
+
+    process_ends = ProcessEnds(service.id for service in services if not service.external)
+    scheduler = Scheduler(
+        store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
+    )
+    stub_map = make_stub_map(
+        app_id=platform.app_id,
+        data_dir=config.data_dir,
+        directory=directory,
+        taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
+        callers=tickets,
+    )
+    stack.callback(stub_map.GetStub("datastore_v3").close)
+    running = RunningServer(
+        pid=os.getpid(),
+        since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        admin=_url(admin_listener),
+        token=secrets.token_urlsafe(32),
+        services={service.id: service.url for service in services},
+    )
+    json_api = JsonApi(
+        store,
+        queues=lambda: queues,
+        wake_scheduler=scheduler.wake,
+        about=about(running, config.data_dir),
+        token=running.token,
+    )
+
+    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
+    environs = {
+        service.id: external_environ(platform, service, api_ticket=ticket)
+        for ticket, service in tickets.items()
+        if service.external
+    }
+    warn_of_different_keys([*(one.environ for one in configs), *environs.values()])
+    return ServerParts(
+        scheduler=scheduler,
+        processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
+        admin_app=Guard(
+            RpcApplication(stub_map, tickets, pages=json_api),
+            names=admin_names(config.admin_host, config.allowed_hosts),
+        ),
+        admin_listener=admin_listener,
+        environs=environs,
+        running=running,
+        ready_file=ready_file,
+        server_json=server_json,
+    )
+
+
+def _secret_key(config: ServeConfig) -> SigningKeyFile:
+    """Return the key that tasks are signed with, from its file in the data directory."""
+    secret_key = SigningKeyFile(config.data_dir)
+    for note in secret_key.notes:
+        logger.warning("%s", note)
+    return secret_key
+
+
+def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
+    """Return the queues of queue.yaml, which follow its changes."""
+    queues = QueueRegistry()
+    path = config.queue_yaml
+    if path is None:
+        files = [one.app_yaml for one in config.served.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
+        path = find_queue_yaml([*(file.absolute().parent for file in files), Path.cwd()])
+    stack.enter_context(QueueYamlWatcher(path, queues, required=config.queue_yaml is not None))
+    return queues
+
+
+def _store(config: ServeConfig, stack: contextlib.ExitStack) -> TaskStore:
+    """Open the task store."""
+    retention = Retention(
+        tombstone_seconds=config.tombstone_days * DAY_SECONDS,
+        succeeded_seconds=config.history_days * DAY_SECONDS,
+        succeeded_tasks=config.history_tasks,
+    )
+    store = TaskStore(config.data_dir / STORE_FILE, retention=retention)
+    stack.callback(store.close)
+    return store
+
+
+def _listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Return the listening sockets: the admin server's, then one for each app that runs here.
+
+    The services get ``--port`` and the ports that follow it; 0 means free ones. Raises :class:`ServerError` when a port
+    can't be had.
+    """
+    services = [served.service for served in config.served.apps]
+    ports = [config.port + index if config.port else 0 for index in range(len(services))]
     if ports and ports[-1] > _MAX_PORT:
         raise ServerError(
-            f"--port {port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
+            f"--port {config.port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
         )
-    if admin_port and admin_port in ports:
-        taken = services[ports.index(admin_port)]
+    if config.admin_port and config.admin_port in ports:
+        taken = services[ports.index(config.admin_port)]
         raise ServerError(
-            f"--admin-port {admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
+            f"--admin-port {config.admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
         )
-    listeners = [_bind(admin_host, admin_port, "the admin server", "--admin-host", "--admin-port", stack)]
-    for service, service_port in zip(services, ports, strict=True):
-        listeners.append(_bind(host, service_port, f"service {service!r}", "--host", "--port", stack))
+    listeners = [
+        _listener(
+            stack,
+            host=config.admin_host,
+            port=config.admin_port,
+            purpose="the admin server",
+            host_option="--admin-host",
+            port_option="--admin-port",
+        )
+    ]
+    for service, port in zip(services, ports, strict=True):
+        listeners.append(
+            _listener(
+                stack,
+                host=config.host,
+                port=port,
+                purpose=f"service {service!r}",
+                host_option="--host",
+                port_option="--port",
+            )
+        )
     return listeners
 
 
-def _bind(
-    host: str, port: int, purpose: str, host_option: str, option: str, stack: contextlib.ExitStack
+def _listener(
+    stack: contextlib.ExitStack, *, host: str, port: int, purpose: str, host_option: str, port_option: str
 ) -> socket.socket:
+    """Return a listening socket for ``purpose``, which ``stack`` closes; errors name the options."""
     try:
         resolved = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except socket.gaierror as error:
@@ -65,7 +232,7 @@ def _bind(
             f"{host_option} {host} has no IPv4 address ({error.strerror}); give one, such as 127.0.0.1."
         ) from error
     listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    # Without it a port can't be had again for a minute after its last connection.
+    # Otherwise the port can't be bound for a minute after its last connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(resolved)
@@ -74,59 +241,51 @@ def _bind(
         if error.errno == errno.EADDRINUSE:
             message = (
                 f"Port {port}, meant for {purpose}, is in use; "
-                f"stop what uses it, or choose another with {option} (0: a free one)."
+                f"stop what uses it, or choose another with {port_option} (0: a free one)."
             )
         elif error.errno == errno.EADDRNOTAVAIL:
             message = f"{host_option} {host} is not an address of this machine; 127.0.0.1 always is."
         else:
-            message = f"Port {port}, meant for {purpose}, can't be had: {error.strerror}; choose another with {option}."
+            message = (
+                f"Port {port}, meant for {purpose}, can't be had: {error.strerror}; choose another with {port_option}."
+            )
         raise ServerError(message) from error
     return listener
 
 
-def address(listener: socket.socket) -> tuple[str, int]:
+def _address(listener: socket.socket) -> tuple[str, int]:
     """Return where ``listener`` can be reached from this machine."""
     host, port = listener.getsockname()
     return ("127.0.0.1" if host == "0.0.0.0" else host), port
 
 
-def url(listener: socket.socket) -> str:
+def _url(listener: socket.socket) -> str:
     """Return the URL at which ``listener`` can be reached from this machine."""
-    host, port = address(listener)
+    host, port = _address(listener)
     return f"http://{host}:{port}"
 
 
-_logger = logging.getLogger(__name__)
-
-
-def make_services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
+def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
     """Return the services: those whose apps run here, which have ``listeners``, and then the others."""
     # Two threads stay free for people, and for requests that a task makes to its own service.
     concurrency = max(1, config.threads - 2)
+    here = [
+        (app.service, *_address(listener), False) for app, listener in zip(config.served.apps, listeners, strict=True)
+    ]
+    elsewhere = [(external.service, external.host, external.port, True) for external in config.served.external]
     services = []
-    for app, listener in zip(config.served.apps, listeners, strict=True):
-        host, port = address(listener)
-        name, version = name_and_version(app.service)
-        services.append(Service(name=name, version=version, host=host, port=port, concurrency=concurrency))
-    for external in config.served.external:
-        name, version = name_and_version(external.service)
+    for service_id, host, port, external in [*here, *elsewhere]:
+        name, version = name_and_version(service_id)
         services.append(
-            Service(
-                name=name,
-                version=version,
-                host=external.host,
-                port=external.port,
-                concurrency=concurrency,
-                external=True,
-            )
+            Service(name=name, version=version, host=host, port=port, concurrency=concurrency, external=external)
         )
     return services
 
 
-def tickets_of(services: Sequence[Service], secret_key: SecretKey) -> dict[str, Service]:
-    """Return the API tickets: one for each service, so that the APIs know who asks.
+def _tickets(services: Sequence[Service], secret_key: SigningKeyFile) -> dict[str, Service]:
+    """Return the API tickets: one for each service, which tell the APIs who calls.
 
-    A service whose app runs elsewhere has the same one at each start, because a person has to give it to the app.
+    A service whose app runs elsewhere gets the same ticket at each start, because a person has to give it to the app.
     """
     return {
         secret_key.derive(f"API ticket of service {service.id}")
@@ -136,7 +295,7 @@ def tickets_of(services: Sequence[Service], secret_key: SecretKey) -> dict[str, 
     }
 
 
-def process_configs(
+def _process_configs(
     config: ServeConfig,
     platform: Platform,
     tickets: Mapping[str, Service],
@@ -146,7 +305,7 @@ def process_configs(
 ) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
     configs = []
-    # Compiled code is told from older code by its time in seconds and its size, too coarse for edits in a row.
+    # Python notices stale compiled code by its time in seconds and its size, which is too coarse for quick edits.
     uncompiled = {"PYTHONDONTWRITEBYTECODE": "1"} if config.reload else {}
     here = [(ticket, service) for ticket, service in tickets.items() if not service.external]
     for served, (ticket, service), listener in zip(config.served.apps, here, listeners, strict=True):
@@ -170,20 +329,11 @@ def process_configs(
     return configs
 
 
-def external_environs(platform: Platform, tickets: Mapping[str, Service]) -> dict[str, dict[str, str]]:
-    """Return what the apps that run elsewhere need in their environments, by their services' ids."""
-    return {
-        service.id: external_environ(platform, service, api_ticket=ticket)
-        for ticket, service in tickets.items()
-        if service.external
-    }
-
-
 def warn_of_different_keys(environs: Iterable[Mapping[str, str]]) -> None:
-    """Say so when not all services, the environments of which these are, sign tasks with the same key."""
+    """Warn if not all services, whose environments these are, sign tasks with the same key."""
     if len({environ[SECRET_KEYS_VARIABLE].partition(",")[0].strip() for environ in environs}) > 1:
-        _logger.warning(
-            "Not all services have the same %s: a task that one enqueues for another is refused there, unless that one "
-            "has its key, too.",
+        logger.warning(
+            "Not all services have the same %s: a service refuses the tasks of another one, unless it has the other "
+            "one's key too.",
             SECRET_KEYS_VARIABLE,
         )

@@ -1,4 +1,4 @@
-"""Compare what a test expects to be enqueued with what was."""
+"""Compare a call that a test expects with the tasks that were enqueued."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deferred_middleware.calls.callables import AnyCallable
-from deferred_middleware.testing.records import EnqueuedTask, describe
+from deferred_middleware.testing.records import CapturedTask, describe
 
 _MISSING = object()
-# An ETA that a test expects is computed a moment before or after the one that was enqueued.
+# A test computes the ETA that it expects shortly before or after the task's own is computed.
 ETA_TOLERANCE_SECONDS = 5.0
-_KNOWN = ("_queue", "_name", "_target", "_eta", "_countdown", "_times")
+_OPTIONS = ("_queue", "_name", "_target", "_eta", "_countdown", "_times")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """A call, and as much of its options as the test cares about."""
+    """A call, and those of its options that the test compares."""
 
     func: AnyCallable
     args: tuple[object, ...]
@@ -29,29 +29,26 @@ class Expectation:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, func: AnyCallable, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> Expectation:
-        """Split what an assertion was given into the call's own arguments and options.
-
-        Raises :class:`TypeError` for an option that can't be expected.
-        """
-        options = {name: value for name, value in kwargs.items() if name in _KNOWN}
-        own = {name: value for name, value in kwargs.items() if name not in _KNOWN}
+    def from_arguments(cls, func: AnyCallable, args: tuple[object, ...], kwargs: Mapping[str, Any]) -> Expectation:
+        """Return the expectation for the arguments of an assertion. Raises :class:`TypeError` for a naive ``_eta``."""
+        options = {name: value for name, value in kwargs.items() if name in _OPTIONS}
+        own = {name: value for name, value in kwargs.items() if name not in _OPTIONS}
         if options.get("_eta") is not None and options["_eta"].utcoffset() is None:
             raise TypeError("_eta takes an aware datetime")
         return cls(func=func, args=args, kwargs=own, options=options)
 
-    def differences(self, task: EnqueuedTask) -> list[str] | None:
-        """Return in what ``task`` differs, each a line for people; None when it calls something else."""
-        if task.func is None or not _same_callable(self.func, task.func):
+    def differences(self, task: CapturedTask) -> list[str] | None:
+        """Return one line of text for each difference of ``task``; None if it calls another function."""
+        if task.func is None or not _is_same_callable(self.func, task.func):
             return None
-        lines = _differences_of_arguments(self, task)
+        lines = _argument_differences(self, task)
         for option, found in (("_queue", task.queue), ("_name", task.name), ("_target", task.target)):
             if option in self.options and self.options[option] != found:
                 lines.append(f"{option}: expected {self.options[option]!r}, enqueued with {found!r}")
-        lines += self._difference_of_eta(task)
+        lines += self._eta_differences(task)
         return lines
 
-    def _difference_of_eta(self, task: EnqueuedTask) -> list[str]:
+    def _eta_differences(self, task: CapturedTask) -> list[str]:
         expected: datetime.datetime | None = self.options.get("_eta")
         countdown = self.options.get("_countdown")
         if countdown is not None:
@@ -67,20 +64,25 @@ class Expectation:
         return f"{describe(self.func, self.args, self.kwargs)}{options}"
 
 
-def _differences_of_arguments(expected: Expectation, task: EnqueuedTask) -> list[str]:
-    wanted, found = _by_parameter(expected.func, expected.args, expected.kwargs), None
+def _argument_differences(expected: Expectation, task: CapturedTask) -> list[str]:
+    wanted, found = _arguments_by_name(expected.func, expected.args, expected.kwargs), None
     if wanted is not None:
-        found = _by_parameter(expected.func, task.args, task.kwargs)
+        found = _arguments_by_name(expected.func, task.args, task.kwargs)
     if wanted is None or found is None:
-        wanted, found = _by_place(expected.args, expected.kwargs), _by_place(task.args, task.kwargs)
+        wanted, found = (
+            _arguments_by_position(expected.args, expected.kwargs),
+            _arguments_by_position(task.args, task.kwargs),
+        )
     lines = []
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         lines += _difference(name, wanted.get(name, _MISSING), found.get(name, _MISSING))
     return lines
 
 
-def _by_parameter(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object] | None:
-    """Return the arguments by the names of their parameters, so that ``f(1)`` and ``f(x=1)`` are the same call."""
+def _arguments_by_name(
+    func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]
+) -> dict[str, object] | None:
+    """Return the arguments by parameter name, so that ``f(1)`` equals ``f(x=1)``; None if they can't be bound."""
     try:
         bound = inspect.signature(func, follow_wrapped=False).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -89,24 +91,26 @@ def _by_parameter(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str
     return dict(bound.arguments)
 
 
-def _by_place(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
+def _arguments_by_position(args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, object]:
     return {**{f"args[{index}]": value for index, value in enumerate(args)}, **kwargs}
 
 
-def _same_callable(one: object, other: object) -> bool:
-    """Tell whether two callables are the same one; what was pickled with it is another object, so it is looked into."""
+def _is_same_callable(one: object, other: object) -> bool:
+    """Return whether two callables are the same, or are equal after one of them was pickled and unpickled."""
     if one == other:
         return True
     if type(one) is not type(other):
         return False
     if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
-        return one.__func__ is other.__func__ and _same_object(one.__self__, other.__self__)
+        return one.__func__ is other.__func__ and _is_same_object(one.__self__, other.__self__)
     if isinstance(one, functools.partial) and isinstance(other, functools.partial):
-        return _same_callable(one.func, other.func) and one.args == other.args and dict(one.keywords) == other.keywords
-    return not isinstance(one, (type, types.FunctionType, types.BuiltinFunctionType)) and _same_object(one, other)
+        return (
+            _is_same_callable(one.func, other.func) and one.args == other.args and dict(one.keywords) == other.keywords
+        )
+    return not isinstance(one, (type, types.FunctionType, types.BuiltinFunctionType)) and _is_same_object(one, other)
 
 
-def _same_object(one: object, other: object) -> bool:
+def _is_same_object(one: object, other: object) -> bool:
     if one == other:
         return True
     return type(one) is type(other) and hasattr(one, "__dict__") and vars(one) == vars(other)
@@ -115,15 +119,15 @@ def _same_object(one: object, other: object) -> bool:
 def _difference(where: str, wanted: object, found: object) -> list[str]:
     if wanted is not _MISSING and found is not _MISSING and wanted == found:
         return []
-    return [f"{where}: expected {_shown(wanted)}, enqueued with {_shown(found)}"]
+    return [f"{where}: expected {_value_text(wanted)}, enqueued with {_value_text(found)}"]
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return "nothing" if value is _MISSING else repr(value)
 
 
-def mismatch(expected: Expectation, times: int, matching: int, tasks: Sequence[EnqueuedTask]) -> str:
-    """Say why an expectation fails: what was enqueued instead, the nearest first."""
+def mismatch_message(expected: Expectation, times: int, matching: int, tasks: Sequence[CapturedTask]) -> str:
+    """Return the message for a failed expectation, with the tasks that were enqueued, the most similar first."""
     wanted = "was not enqueued" if not matching and times == 1 else f"was enqueued {matching} times, not {times}"
     lines = [f"{expected} {wanted}."]
     if not tasks:
@@ -142,5 +146,5 @@ def mismatch(expected: Expectation, times: int, matching: int, tasks: Sequence[E
         lines.append("It was enqueued as:")
         lines += [line for _, entry in near for line in entry]
     if others:
-        lines += ["Enqueued besides:" if near else "Enqueued was:", *others]
+        lines += ["Other tasks were enqueued:" if near else "These tasks were enqueued:", *others]
     return "\n".join(lines)

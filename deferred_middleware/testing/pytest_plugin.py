@@ -1,4 +1,8 @@
-"""The pytest plugin: the fixture ``deferred_tasks``, which pytest finds by itself once the package is installed."""
+"""The pytest plugin with the fixture ``deferred_tasks``. Once the package is installed, pytest loads it in every run.
+
+So importing it doesn't import the SDK; the fixture does. With the plugin, ``deferred_middleware.testing`` is imported,
+which makes the secret key of the process before pytest imports any test module, and any app.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deferred_middleware.config.process import make_key_for_tests
-
 if TYPE_CHECKING:
     from deferred_middleware.testing import DeferredTasks
 
 
-make_key_for_tests()
-
-
 @pytest.fixture
 def deferred_app() -> object:
-    """Return the WSGI app that runs tasks, or None. Override it, or set ``deferred_tasks.app``."""
+    """Return the WSGI app that runs the tasks, or None. Override this fixture, or set ``deferred_tasks.app``."""
     return None
 
 

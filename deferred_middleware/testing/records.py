@@ -1,4 +1,4 @@
-"""A task that a test captured, and the clock by which it is due."""
+"""A task that a test captured, and the clock that decides when it is due."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deferred_middleware.calls.callables import AnyCallable, Label
 
 
 class Clock:
-    """The wall clock of captured tasks: the real one, which a test can set forward.
+    """The wall clock of captured tasks: the real time, which a test can advance.
 
     ``source`` returns seconds since 1970; a test that stops time gives its own.
     """
@@ -33,20 +33,20 @@ class Clock:
         return datetime.datetime.fromtimestamp(self(), datetime.timezone.utc)
 
     def advance(self, seconds: float | datetime.timedelta) -> None:
-        """Set the clock forward, so that what was deferred for later becomes due."""
+        """Advance the clock by seconds or a timedelta, so that tasks with a later ETA become due."""
         if isinstance(seconds, datetime.timedelta):
             seconds = seconds.total_seconds()
         if seconds < 0:
-            raise ValueError(f"a clock is set forward, not by {seconds} s")
+            raise ValueError(f"a clock can only be advanced, not by {seconds} s")
         self._ahead_seconds += seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EnqueuedTask:
+class CapturedTask:
     """A task as it was enqueued.
 
-    ``func``, ``args`` and ``kwargs`` are what the task will call: unpickled, so that arguments are equal to those that
-    were deferred, not the same objects. A task of another origin than ``defer`` has no call.
+    ``func``, ``args`` and ``kwargs`` are read from the payload: the arguments are equal to the deferred ones, but not
+    the same objects. A task that was not enqueued with ``defer`` has no call.
     """
 
     queue: str
@@ -55,19 +55,19 @@ class EnqueuedTask:
     method: str
     url: str
     headers: Mapping[str, str]
-    """The headers of the task's request; ours and the caller's, without those that the platform sets."""
+    """The headers of the task's request: ours and the caller's, without those that the platform adds."""
     body: bytes
     eta: datetime.datetime
-    """When the task may run at the earliest, in UTC."""
+    """The earliest time of the first attempt, in UTC."""
     enqueued: datetime.datetime
-    """When it was enqueued, in UTC."""
+    """The time when the task was enqueued, in UTC."""
     due_posix: float
-    """The same by the test's clock, in seconds since 1970."""
+    """The ETA by the test's clock, in seconds since 1970."""
     target: str | None
-    """The service that the task is for, such as ``v1.background``; None for the one that gets what has no target."""
+    """The service that runs the task, such as ``v1.background``; None if the task has no target."""
     call: Call | None
     call_error: Exception | None = None
-    """Why the body is no call, if it isn't."""
+    """The error of reading a call from the body, if there was one."""
 
     @property
     def func(self) -> AnyCallable | None:
@@ -90,7 +90,7 @@ class EnqueuedTask:
         return None if self.call is None else self.call.label
 
     def is_due(self, clock: Clock) -> bool:
-        """Tell whether the task may run by ``clock``."""
+        """Return whether ``clock`` has reached the task's ETA."""
         return self.due_posix <= clock()
 
     def __str__(self) -> str:
@@ -100,9 +100,13 @@ class EnqueuedTask:
 
 
 def describe(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]) -> str:
-    """Return a call as one would write it, its values shortened."""
+    """Return a call as Python source, with long values shortened."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 120
     parts = [shown.repr(value) for value in args]
     parts += [f"{name}={shown.repr(value)}" for name, value in kwargs.items()]
     return f"{Call(func=func).label}({', '.join(parts)})"
+
+
+EnqueuedTask = CapturedTask
+"""The public name of :class:`CapturedTask`."""

@@ -1,4 +1,4 @@
-"""A task queue that keeps what is added, in place of the engine: the SDK's own stub, and a list beside it."""
+"""The SDK's taskqueue stub, changed to report the tasks that are added, and installed in place of the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqu
 from google.appengine.api.taskqueue import taskqueue_stub
 
 HOSTNAME = "app.test"
-"""The app's default hostname where the test's environment has none; targets are prefixes of it."""
+"""The app's default hostname if the test's environment has none. A target is a prefix of it."""
 
 _CLOUD_TASKS = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 _HTTP_HOST = "HTTP_HOST"
@@ -22,9 +22,10 @@ _HTTP_HOST = "HTTP_HOST"
 class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] # the SDK has no types
     """The SDK's stub, which checks names, queues and limits.
 
-    ``on_add`` is told of each task that was added, ``on_delete`` of the queue of tasks that the app deletes, with their
-    names, or None for all of them.
-    With ``queue_yaml``, the path of a queue.yaml, only its queues exist; without, every queue does.
+    Args:
+        on_add: is called with the ``TaskQueueAddRequest`` of each task that was added.
+        on_delete: is called with a queue and the names of the tasks that the app deleted, or None for a purge.
+        queue_yaml: the path of a queue.yaml; only its queues exist then. By default every queue exists.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
         super()._Dynamic_BulkAdd(request, response, request_id)
         adds = request.add_request
         if adds[0].HasField("transaction") or adds[0].HasField("datastore_transaction"):
-            return  # the datastore adds them when the transaction commits
+            return  # the datastore stub adds them when the transaction commits
         for add, result in zip(adds, response.taskresult, strict=True):
             if result.result == taskqueue_pb.TaskQueueServiceError.OK:
                 self._on_add(add)
@@ -56,37 +57,38 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
         self._on_delete(request.queue_name.decode(), None)
 
     def forget(self, queue: str, name: str) -> None:
-        """Delete a task that is done; its name stays used."""
+        """Delete a finished task. Its name stays taken."""
         request = taskqueue_pb.TaskQueueDeleteRequest(queue_name=queue.encode(), task_name=[name.encode()])
         super()._Dynamic_Delete(request, taskqueue_pb.TaskQueueDeleteResponse(), None)
 
 
-def target_of(host: str) -> str | None:
-    """Return the target in a task's ``Host`` header, which is the app's hostname with the target in front."""
+def target_from_host(host: str) -> str | None:
+    """Return the target in a task's ``Host`` header, which is ``<target>.<the app's hostname>``."""
     suffix = f".{app_identity.get_default_version_hostname()}"
     return host.removesuffix(suffix) if host.endswith(suffix) else None
 
 
 @contextmanager
 def installed(stub: CapturingStub) -> Iterator[None]:
-    """Let ``stub`` answer the SDK's taskqueue API, and everything else what answered it before."""
+    """Make ``stub`` the SDK's taskqueue API. The other APIs stay as they are."""
     services = apiproxy_stub_map.apiproxy._APIProxyStubMap__stub_map
-    missing = object()
-    previous = services.get("taskqueue", missing)
-    known = app_identity.get_default_version_hostname
-    # With the variable the SDK would send tasks to Google.
+    previous = services.get("taskqueue")
+    get_hostname = app_identity.get_default_version_hostname
+    # With this variable, tasks would go to Cloud Tasks.
     cloud_tasks = os.environ.pop(_CLOUD_TASKS, None)
-    # Outside of requests the SDK warns at each task that it doesn't know the host.
+    # Outside of a request the SDK logs a warning for each task, because it doesn't know the host.
     no_host = _HTTP_HOST not in os.environ
     if no_host:
         os.environ[_HTTP_HOST] = HOSTNAME
     services["taskqueue"] = stub
     try:
-        # In a test client's request nothing says what the hostname is, and then the SDK drops targets silently.
-        with mock.patch.object(app_identity, "get_default_version_hostname", side_effect=lambda: known() or HOSTNAME):
+        # A test client's request doesn't have the app's hostname, and without it the SDK drops targets silently.
+        with mock.patch.object(
+            app_identity, "get_default_version_hostname", side_effect=lambda: get_hostname() or HOSTNAME
+        ):
             yield
     finally:
-        if previous is missing:
+        if previous is None:
             del services["taskqueue"]
         else:
             services["taskqueue"] = previous

@@ -131,6 +131,18 @@ def environ_key(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, as a URL has it, is certainly this machine, so that it needs no encryption."""
+    if host.lower() == "localhost":
+        return True
+    import ipaddress  # here, because most processes that import this module do not need it
+
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 SECRET_ENVIRON_KEYS: Final = frozenset(
     environ_key(header)
     for header in (

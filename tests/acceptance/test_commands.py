@@ -121,7 +121,7 @@ def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
     assert recorder.is_silent(0.5)
 
     assert ok(server, "delete", "2") == "Task 2 is deleted.\n"
-    assert refused(server, 4, "show", "2") == "There is no task '2'; it may be forgotten."
+    assert refused(server, 4, "show", "2") == "There is no task '2'; it may be deleted."
 
 
 def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
@@ -197,7 +197,7 @@ def test_drain_gives_up_when_told(server: Server) -> None:
     server.post("/defer/work", {"_target": "local.nowhere"})
     done = server.command("drain", "--timeout", "1")
     assert done.returncode == 6
-    assert re.match(r"Still at it after 1 s: \d due, \d running", done.stdout)
+    assert re.match(r"Timed out after 1 s: \d due, \d running", done.stdout)
     assert re.match(r"\d due, \d running", done.stderr)
 
 
@@ -225,16 +225,16 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
 def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
     """Each mistake has its sentence and its status, and changes nothing."""
     server.post("/defer/work", LATER)
-    assert refused(server, 4, "show", "99") == "There is no task '99'; it may be forgotten."
-    assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; there is default."
+    assert refused(server, 4, "show", "99") == "There is no task '99'; it may be deleted."
+    assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; the queues are: default."
     assert refused(server, 4, "drain", "nope") == "There is no queue 'nope'."
-    assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; there is default."
-    assert refused(server, 1, "show", "mine") == "A task is named by its ID, such as 42, or as QUEUE/NAME; got 'mine'."
+    assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; the queues are: default."
+    assert refused(server, 1, "show", "mine") == "A task is given by its ID, such as 42, or as QUEUE/NAME; got 'mine'."
     assert refused(server, 1, "retry", "1").startswith("Task 1 has not failed for good, it is ready")
-    assert refused(server, 2, "retry") == "Name the tasks to retry, or say --all."
-    assert refused(server, 2, "retry", "1", "--all") == "Name the tasks to retry, or say --all."
-    assert refused(server, 2, "retry", "1", "--queue", "default") == "--queue goes with --all."
-    assert refused(server, 2, "delete") == "Name the tasks to delete, or say --failed QUEUE."
+    assert refused(server, 2, "retry") == "Name the tasks to retry, or give --all."
+    assert refused(server, 2, "retry", "1", "--all") == "Name the tasks to retry, or give --all."
+    assert refused(server, 2, "retry", "1", "--queue", "default") == "--queue can only be used with --all."
+    assert refused(server, 2, "delete") == "Name the tasks to delete, or give --failed QUEUE."
     assert told(server, "queues")["queues"][0]["scheduled"] == 1
 
 
@@ -255,7 +255,7 @@ def test_the_server_is_found_or_missed(make_server: Serve) -> None:
     assert found.exists()
     sentence = refused(server, 3, "queues")
     assert re.fullmatch(
-        rf"\.deferred/server\.json tells of a server \(process {pid}, since .*\) that doesn't answer any more; "
+        rf"\.deferred/server\.json names a server \(process {pid}, since .*\) that doesn't answer any more; "
         r"start it with 'deferred-middleware serve'\.",
         sentence,
     )
@@ -274,7 +274,7 @@ def test_a_server_can_be_named_by_its_url(server: Server, tmp_path: Path) -> Non
     given = ["queues", f"--data-dir={elsewhere}", f"--admin={server.admin}"]
     ok(server, *given, f"--token-file={tmp_path}/token")
     ok(server, *given, f"--token-file={tmp_path}/copy.json")
-    assert "doesn't take the token" in refused(server, 1, *given, f"--token-file={tmp_path}/wrong")
+    assert "doesn't accept the token" in refused(server, 1, *given, f"--token-file={tmp_path}/wrong")
     assert "give a copy of it as --token-file" in refused(server, 1, *given)
     assert "can't be read" in refused(server, 1, *given, f"--token-file={tmp_path}/none")
     assert "is not a server's URL" in refused(server, 1, "queues", "--admin=ftp://x:1")

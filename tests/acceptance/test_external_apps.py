@@ -137,7 +137,7 @@ def test_a_log_does_not_get_the_secrets(serve: Serve) -> None:
     path = Path(json.loads(server.ready_file.read_text())["environ_files"]["background"])
     assert path == server.data_dir / "background.env"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert "is set by:  . .deferred/background.env" in server.output
+    assert "run:  . .deferred/background.env" in server.output
     secret = (server.data_dir / "secret.key").read_text().strip()
     assert secret in path.read_text()
     assert secret not in server.output

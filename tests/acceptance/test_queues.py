@@ -112,7 +112,7 @@ def test_a_task_that_kills_its_process_is_quarantined(serve: Serve) -> None:
     server = serve({"main.py": APP})
     assert status_of(server, "/kill") == 200
 
-    server.wait_for_output("it is not tried again by itself")
+    server.wait_for_output("so the task is not retried automatically")
     assert status_of(server, "/note/default/after") == 200
     wait_for_note(server, "after default")
     assert server.output.count("it is started again in") >= 3

@@ -125,7 +125,7 @@ def test_without_reload_an_edit_changes_nothing(serve: Serve) -> None:
     (server.directory / "version.py").write_text(NEWER)
     (server.directory / "queue.yaml").write_text("queue:\n- name: mail\n")
     # The queues are followed, so that by then a change of the code would have been seen, too.
-    server.wait_for_output("queue.yaml is in force")
+    server.wait_for_output("queue.yaml is read")
     assert server.get("/") == "old"
     assert server.app_processes() == [pid]
 

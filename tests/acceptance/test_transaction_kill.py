@@ -45,11 +45,12 @@ app = wrap_wsgi_app(pages)
 # The server's command, which kills itself before or after a step of a commit once the file "armed" is there.
 CRASHING = """
 import os, pathlib, runpy, signal
-from deferred_middleware.server.api.taskqueue_add import TransactionMethods
+from deferred_middleware.server.api.taskqueue_add import DatastoreTransactions
 from deferred_middleware.server.api.datastore import DatastoreStub
 
 when, step = os.environ["KILL_AT"].split()
-owner = {"hold": TransactionMethods, "let_go": TransactionMethods, "replace": pathlib.Path}.get(step, DatastoreStub)
+owners = {"stage": DatastoreTransactions, "commit": DatastoreTransactions, "replace": pathlib.Path}
+owner = owners.get(step, DatastoreStub)
 original = getattr(owner, step)
 
 def crash(self, *args):
@@ -66,13 +67,13 @@ runpy.run_module("deferred_middleware", run_name="__main__", alter_sys=True)
 """
 
 POINTS = [
-    ("after hold", "ndb", False),
+    ("after stage", "ndb", False),
     ("before replace", "db", False),
     ("after replace", "ndb", True),
-    ("before let_go", "db", True),
+    ("before commit", "db", True),
 ]
 if os.environ.get("DEFERRED_SOAK"):
-    steps = {"before hold": False, "after _commit_in_memory": False, "before _write_file": False, "after let_go": True}
+    steps = {"before stage": False, "after _commit_in_memory": False, "before _write_file": False, "after commit": True}
     POINTS += [(step, model, there) for step, there in steps.items() for model in ("ndb", "db")]
 
 

@@ -21,7 +21,7 @@ from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.config.process import Deployment
 from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.testing import EnqueuedTask, capture_tasks
-from deferred_middleware.testing.delivering import Attempt, deliver
+from deferred_middleware.testing.delivery import AttemptCounts, deliver
 from tests.support import sample
 from tests.support.watching import other_pages
 
@@ -170,7 +170,7 @@ def refusals(plan: list[Version], environment: str | None, clock: Clock) -> tupl
         for task in tasks:
             clock.now = max(time.time() + age, task.eta.timestamp())
             sample.ran.clear()
-            run = deliver(app, task, Attempt())
+            run = deliver(app, task, AttemptCounts())
             assert (run.status, len(sample.ran)) in ((200, 1), (403, 0))
             if run.status == 403:
                 refused.add((one.name, other.name))
@@ -213,10 +213,10 @@ def test_a_refused_task_runs_once_its_version_is_back(name: str, clock: Clock) -
     for one, other in expected:
         for task in versions[one].enqueue(environment):
             clock.now = task.eta.timestamp()
-            assert deliver(versions[other].deploy(environment), task, Attempt()).status == 403
+            assert deliver(versions[other].deploy(environment), task, AttemptCounts()).status == 403
             # Whoever enqueues with our library runs its own; the older library's tasks ran before they were required.
             able = versions[one] if versions[one].ours else ADOPTION[1]
-            assert deliver(able.deploy(environment), task, Attempt()).status == 200
+            assert deliver(able.deploy(environment), task, AttemptCounts()).status == 200
 
 
 def test_a_task_may_run_when_it_is_due_and_for_31_days_from_then(clock: Clock) -> None:
@@ -228,5 +228,5 @@ def test_a_task_may_run_when_it_is_due_and_for_31_days_from_then(clock: Clock) -
         statuses: list[Any] = []
         for age in (0.0, KEPT, 31 * DAY, 33 * DAY):
             clock.now = task.eta.timestamp() + age
-            statuses.append(deliver(app, task, Attempt()).status)
+            statuses.append(deliver(app, task, AttemptCounts()).status)
         assert statuses == [200, 200, 200, 403]

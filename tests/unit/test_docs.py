@@ -7,7 +7,6 @@ import ast
 import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import docutils.core
 import pytest
@@ -15,7 +14,8 @@ import pytest
 import deferred_middleware
 from deferred_middleware import Settings, TaskContext
 from deferred_middleware.calls.options import _CHECKS
-from deferred_middleware.cli.main import _COMMANDS
+from deferred_middleware.cli.command import Command
+from deferred_middleware.cli.main import COMMANDS
 from deferred_middleware.config.settings import TABLE
 
 ROOT = Path(__file__).parents[2]
@@ -88,14 +88,13 @@ def test_pages_are_sound_rst(path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
-def test_every_command_is_documented(command: Any) -> None:
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_is_documented(command: Command) -> None:
     """Some page has each command, and each of its arguments."""
     parser = command.add_parser(argparse.ArgumentParser().add_subparsers())
-    name = parser.prog.split()[-1]
     pages = "".join(PAGES.values())
 
-    assert f"``{name}" in pages or f"deferred-middleware {name}" in pages
+    assert f"``{command.name}" in pages or f"deferred-middleware {command.name}" in pages
     options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     assert [option for option in options if option != "--help" and option not in pages] == []
 

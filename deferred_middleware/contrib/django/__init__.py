@@ -1,22 +1,4 @@
-"""Django: tasks run as requests of the site, through its ``MIDDLEWARE``.
-
-In ``settings.py``::
-
-    INSTALLED_APPS = [..., "deferred_middleware.contrib.django"]
-    MIDDLEWARE = ["deferred_middleware.contrib.django.middleware.TaskMiddleware", ...]    # the first one
-    DEFERRED = {"BACKGROUND_MODULE": "background"}    # the settings, as well as the environment's variables
-
-and in ``urls.py``::
-
-    urlpatterns = [path("", include("deferred_middleware.contrib.django.urls")), ...]
-
-Use it *instead of* ``DeferredMiddleware``, which runs tasks beneath Django. The view under which tasks are delivered is
-exempt from CSRF protection and from login, and nothing else is. What a task raises is raised in the view, so that
-``ATOMIC_REQUESTS`` rolls back; the status that the queue gets is always the one of the task's outcome.
-
-Of any other request the middleware waits at its end for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that
-leaves together, and not at all if a view raises and no middleware answers for it.
-"""
+"""Django: tasks run as requests of the site, through its ``MIDDLEWARE``. The middleware's module has the manual."""
 
 from __future__ import annotations
 
@@ -28,12 +10,13 @@ from deferred_middleware.enqueue.api import enqueue
 
 
 def defer_on_commit(func: AnyCallable, /, *args: Any, _using: str | None = None, **kwargs: Any) -> None:
-    """Defer a call when the database transaction around this commits, or at once where there is none.
+    """Defer a call when the surrounding database transaction commits, or at once outside of a transaction.
 
-    The call is checked now, and enqueued after the commit; arguments are pickled then. ``_using`` is the database's
-    alias, by default that of the default one; for the others see :func:`deferred_middleware.defer`.
+    The call is checked now. After the commit its arguments are pickled, and it is enqueued. ``_using`` is the alias of
+    the database, by default of the default database. The other options are those of :func:`deferred_middleware.defer`.
 
-    A crash between the commit and the enqueue loses the call: the database and the queue have no transaction in common.
+    A crash between the commit and the enqueue loses the call, because the database and the queue can't share a
+    transaction.
     """
     from django.db import transaction
 

@@ -1,9 +1,8 @@
-"""The Django app: takes the settings from ``settings.DEFERRED``, and checks that the site is set up for tasks."""
+"""The Django app: it reads the settings from ``settings.DEFERRED``, and checks that the site is set up for tasks."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from django.utils.module_loading import import_string
 from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.settings import Settings
-from deferred_middleware.errors import SettingsError
+from deferred_middleware.errors import SettingsError, nearest
 
 NAME = "deferred_middleware.contrib.django"
 MIDDLEWARE = f"{NAME}.middleware.TaskMiddleware"
@@ -25,30 +24,30 @@ _HOOKS = "HOOKS"
 
 
 class DeferredConfig(AppConfig):
-    """What ``INSTALLED_APPS`` names as ``deferred_middleware.contrib.django``."""
+    """The app that ``INSTALLED_APPS`` names as ``deferred_middleware.contrib.django``."""
 
     name = NAME
     label = "deferred_middleware"
     verbose_name = "deferred_middleware"
 
     def ready(self) -> None:
-        """Install the settings, for management commands as well as for requests, and register the check."""
+        """Install the settings, for requests and for management commands, and register the check."""
         install(getattr(django_settings, "DEFERRED", {}))
         checks.register(check_site)
 
 
 def install(given: Mapping[str, Any]) -> None:
-    """Make ``given``, the site's ``DEFERRED``, the process's settings, over those of the environment.
+    """Install ``given``, the site's ``DEFERRED``, as the settings of the process. It overrides the environment.
 
     Its keys are the fields of :class:`~deferred_middleware.Settings` in capital letters, and ``HOOKS``, a list of hooks
-    or dotted paths of such. Raises :class:`django.core.exceptions.ImproperlyConfigured`.
+    or of their dotted paths. Raises :class:`django.core.exceptions.ImproperlyConfigured`.
     """
     fields = {field.name.upper(): field.name for field in dataclasses.fields(Settings)}
     for key in given:
         if key not in fields and key != _HOOKS:
-            near = difflib.get_close_matches(str(key).upper(), [*fields, _HOOKS], n=1)
-            hint = f"is it meant as {near[0]!r}?" if near else f"it takes {', '.join(sorted([*fields, _HOOKS]))}."
-            raise ImproperlyConfigured(f"settings.DEFERRED has no key {key!r}; {hint}")
+            meant = nearest(str(key).upper(), [*fields, _HOOKS])
+            hint = f"did you mean {meant!r}?" if meant else f"the keys are {', '.join(sorted([*fields, _HOOKS]))}."
+            raise ImproperlyConfigured(f"settings.DEFERRED: there is no key {key!r}; {hint}")
     values = {fields[key]: value for key, value in given.items() if key != _HOOKS}
     try:
         process.install_settings(dataclasses.replace(process.current_settings(), **values))
@@ -60,13 +59,13 @@ def install(given: Mapping[str, Any]) -> None:
 
 
 def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> list[checks.CheckMessage]:
-    """Return what is wrong with how the site is set up for tasks."""
+    """Return an error for each way in which the site is not set up for tasks."""
     found: list[checks.CheckMessage] = []
     if list(django_settings.MIDDLEWARE)[:1] != [MIDDLEWARE]:
         found.append(
             checks.Error(
-                "deferred_middleware's TaskMiddleware is not the first in MIDDLEWARE, so that another one may answer "
-                "for a task, and the queue would drop it.",
+                "deferred_middleware's TaskMiddleware is not the first in MIDDLEWARE, so another middleware may answer "
+                "the request of a task, and the queue would drop the task.",
                 hint=f"Put {MIDDLEWARE!r} at the top of MIDDLEWARE.",
                 id="deferred_middleware.E001",
             )
@@ -79,8 +78,8 @@ def check_site(app_configs: Sequence[AppConfig] | None, **kwargs: object) -> lis
     if not mounted:
         found.append(
             checks.Error(
-                f"Tasks are delivered under {prefix}/, and the site's URLs have something else there, or nothing.",
-                hint=f"Begin urlpatterns with path('', include('{NAME}.urls')).",
+                f"Tasks are delivered under {prefix}/, and the site has no view for tasks there.",
+                hint=f"Put path('', include('{NAME}.urls')) at the top of urlpatterns.",
                 id="deferred_middleware.E002",
             )
         )

@@ -2,11 +2,9 @@
 
     TASKS = {"default": {"BACKEND": "deferred_middleware.contrib.django.backend.DeferredBackend"}}
 
-
-``QUEUES`` lists the names of the app's queues that tasks may use. ``OPTIONS`` may have options of ``defer`` for all
-tasks, without their underscore: ``target``, ``retry_options``, ``deadline`` and ``headers``. A task that fails is tried
-again by the queue; ``task_finished`` is sent when it has succeeded, or when it is known not to be tried again. Results
-are not kept.
+``QUEUES`` lists the names of the queues that tasks may use. ``OPTIONS`` can have options of ``defer`` for all tasks,
+without the underscore: ``target``, ``retry_options``, ``deadline`` and ``headers``. The queue retries a task that
+fails. ``task_finished`` is sent when a task has succeeded, or has failed in its last attempt. Results are not kept.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _OPTIONS = ("target", "retry_options", "deadline", "headers")
 
 
 class DeferredBackend(BaseTaskBackend):
-    """Enqueues Django's tasks; the queue's name is the task's, and Django's default one means ours."""
+    """Enqueues Django's tasks. The queue is the task's ``queue_name``; Django's default name stands for our default."""
 
     supports_defer = True
     supports_async_task = True
@@ -40,18 +38,18 @@ class DeferredBackend(BaseTaskBackend):
         unknown = sorted(set(self.options) - set(_OPTIONS))
         if unknown:
             raise ImproperlyConfigured(
-                f"TASKS[{alias!r}]: OPTIONS has no {unknown[0]!r}; it takes {', '.join(_OPTIONS)}."
+                f"TASKS[{alias!r}]: there is no option {unknown[0]!r}; OPTIONS can have {', '.join(_OPTIONS)}."
             )
 
     def enqueue(self, task: Task[Any, Any], args: Any, kwargs: Any) -> TaskResult[Any, Any]:
         """Enqueue a task. Raises what :func:`deferred_middleware.defer` raises."""
         self.validate_task(task)
-        result = _result(task, list(args), dict(kwargs), get_random_string(32), timezone.now(), self.alias)
+        result = _make_result(task, list(args), dict(kwargs), get_random_string(32), timezone.now(), self.alias)
         options = {f"_{name}": value for name, value in self.options.items()}
         if task.queue_name != DEFAULT_TASK_QUEUE_NAME:
             options["_queue"] = task.queue_name
         if task.run_after is not None:
-            # Without USE_TZ it is naive, and means local time.
+            # Without USE_TZ it is naive and in local time.
             options["_eta"] = task.run_after.astimezone()
         defer(run, task, result.args, result.kwargs, result.id, result.enqueued_at, **options)
         task_enqueued.send(type(self), task_result=result)
@@ -59,13 +57,16 @@ class DeferredBackend(BaseTaskBackend):
 
 
 def run(task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id: str, enqueued_at: datetime) -> None:
-    """Run a task of Django's; what is deferred for each of them."""
-    result = _result(task, args, kwargs, result_id, enqueued_at, task.backend)
+    """Run a task of Django's.
+
+    Each task is deferred as a call of this function. Tasks in flight have its name, so it must stay importable here.
+    """
+    result = _make_result(task, args, kwargs, result_id, enqueued_at, task.backend)
     now = timezone.now()
-    _set(result, status=TaskResultStatus.RUNNING, started_at=now, last_attempted_at=now)
+    _update_result(result, status=TaskResultStatus.RUNNING, started_at=now, last_attempted_at=now)
     context = current_task()
     attempt = 1 if context is None else context.attempt
-    # Django counts attempts by the workers that made them.
+    # TaskResult.attempts is the number of worker IDs.
     result.worker_ids.extend([current_deployment().service or "default"] * attempt)
     sender = type(task.get_backend())
     task_started.send(sender, task_result=result)
@@ -78,12 +79,12 @@ def run(task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id
         if _is_final(error):
             kind = type(error)
             path = f"{kind.__module__}.{kind.__qualname__}"
-            told = "".join(traceback.format_exception(kind, error, error.__traceback__))
-            result.errors.append(TaskError(exception_class_path=path, traceback=told))
-            _set(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
+            text = "".join(traceback.format_exception(kind, error, error.__traceback__))
+            result.errors.append(TaskError(exception_class_path=path, traceback=text))
+            _update_result(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
             task_finished.send(sender, task_result=result)
         raise
-    _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=timezone.now())
+    _update_result(result, status=TaskResultStatus.SUCCESSFUL, finished_at=timezone.now())
     task_finished.send(sender, task_result=result)
 
 
@@ -94,13 +95,13 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, PermanentTaskFailure) or bool(context is not None and context.is_last_attempt)
 
 
-def _result(
+def _make_result(
     task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id: str, enqueued_at: datetime, alias: str
 ) -> TaskResult[Any, Any]:
     return TaskResult(
         task=task,
         id=result_id,
-        status=TaskResultStatus.READY,  # type: ignore[arg-type] # the stubs take its members for dots
+        status=TaskResultStatus.READY,  # type: ignore[arg-type] # the stubs declare its members as "..."
         enqueued_at=enqueued_at,
         started_at=None,
         finished_at=None,
@@ -113,6 +114,6 @@ def _result(
     )
 
 
-def _set(result: TaskResult[Any, Any], **values: object) -> None:
+def _update_result(result: TaskResult[Any, Any], **values: object) -> None:
     for name, value in values.items():
-        object.__setattr__(result, name, value)  # a TaskResult is frozen, and Django's own backends do so too
+        object.__setattr__(result, name, value)  # a TaskResult is frozen; Django's own backends do this too

@@ -1,4 +1,19 @@
-"""The middleware that goes first: it answers for the tasks that run inside all the others."""
+"""The middleware that answers the requests of tasks, and the manual of the Django glue.
+
+In ``settings.py``::
+
+    INSTALLED_APPS = [..., "deferred_middleware.contrib.django"]
+    MIDDLEWARE = ["deferred_middleware.contrib.django.middleware.TaskMiddleware", ...]    # the first one
+    DEFERRED = {"BACKGROUND_MODULE": "background"}    # settings, in addition to the environment's
+
+In ``urls.py``::
+
+    urlpatterns = [path("", include("deferred_middleware.contrib.django.urls")), ...]
+
+Use it *instead of* ``DeferredMiddleware``, which runs tasks outside of Django. Only the view for tasks is exempt from
+CSRF protection and from login. It raises what a task raises, so that ``ATOMIC_REQUESTS`` rolls back. The queue always
+gets the status of the task's outcome.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +24,21 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse
 
 from deferred_middleware.config.process import current_settings
-from deferred_middleware.contrib.django.views import is_news, task_handler
-from deferred_middleware.contrib.mounting import answer_instead, expect_report
+from deferred_middleware.contrib.django.views import is_not_logged_yet, task_handler
+from deferred_middleware.contrib.mounting import ensure_report, replacement_response
 from deferred_middleware.enqueue import batch, request_end
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
 
 class TaskMiddleware:
-    """Gives the queue the answer that a task's outcome calls for, whatever the layers in between made of it.
+    """Sends the task handler's response to the queue, whatever the other middlewares returned. Put it first.
 
-    Of any other request it waits for what ``defer_async`` started. With ``DEFERRED_COALESCE`` that leaves together, and
-    not at all if the view raises and no middleware answers for it.
+    At the end of any other request it waits for the calls that ``defer_async`` started. With ``DEFERRED_COALESCE`` the
+    request's calls are enqueued together at its end, and are dropped if the view raises and no middleware answers.
 
-    The first in ``MIDDLEWARE``. Raises :class:`~deferred_middleware.SettingsError` when the site starts and the handler
-    of tasks can't be made, for want of a secret key, say.
+    Raises:
+        SettingsError: at the start of the site, if the task handler can't be made, such as without a secret key.
     """
 
     sync_capable = True
@@ -36,27 +51,27 @@ class TaskMiddleware:
         self._legacy = frozenset(settings.legacy_urls)
         self._coalesce = settings.coalesce
         task_handler()
-        # Django logs what a view raises; what a task raised has been logged, with the call.
-        logging.getLogger("django.request").addFilter(is_news)
+        # Django logs the exception of a view. That of a task has been logged already, with its call.
+        logging.getLogger("django.request").addFilter(is_not_logged_yet)
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        """Pass the request on, and give a task's answer."""
+        """Pass the request on. If it delivers a task, return the task handler's response."""
         environ = getattr(request, "environ", {})
         path = environ.get("PATH_INFO", "")
         is_task = path.startswith(self._prefix) or path in self._legacy
-        report = expect_report(environ) if is_task else None
+        report = ensure_report(environ) if is_task else None
         try:
             with batch.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)
         finally:
-            # What defer_async started in the request and nobody has waited for.
+            # Calls that defer_async started in the request, and for which nobody has waited.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        answer = None if report is None else answer_instead(response.status_code, report, path)
+        answer = None if report is None else replacement_response(response.status_code, report, path)
         if answer is None:
             return response
         return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
-        """Forget what a view has deferred that raises; Django makes a response of the exception afterwards."""
+        """Drop the calls that a view deferred before it raised; then Django turns the exception into a response."""
         batch.drop_request(exception)

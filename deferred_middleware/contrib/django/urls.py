@@ -1,4 +1,4 @@
-"""What a site's ``urls.py`` includes at its root: ``path("", include("deferred_middleware.contrib.django.urls"))``."""
+"""The URLs to include at the root of a site: ``path("", include("deferred_middleware.contrib.django.urls"))``."""
 
 from __future__ import annotations
 

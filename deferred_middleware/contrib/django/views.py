@@ -1,4 +1,4 @@
-"""The view that the task queue posts to."""
+"""The view to which the queue posts tasks."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 @functools.cache
 def task_handler() -> TaskHandler:
-    """Return the process's handler, made when the first task comes: then the settings are there."""
+    """Return the task handler of the process, made on the first call, when the settings are installed."""
     return TaskHandler.installed(None, ())
 
 
-@csrf_exempt  # the queue has no token; its request is authenticated by the handler
+@csrf_exempt  # the queue has no token; the handler authenticates its requests
 def run_task(request: HttpRequest) -> HttpResponse:
-    """Run the task of a request; raise what it raised."""
+    """Run the task of a request. Raises what the task raised."""
     environ: WSGIEnvironment = request.environ  # type: ignore[attr-defined] # a WSGIRequest
-    # Reads on from where a middleware left off, or from the beginning if one has read request.body.
+    # A Django request is readable: it continues after what a middleware has read, or returns a request.body again.
     environ["wsgi.input"] = request
     answer = run_mounted(task_handler(), environ)
     return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))
 
 
-# LoginRequiredMiddleware (Django 5.1) would send the queue to the login page.
+# LoginRequiredMiddleware (Django 5.1) would redirect the queue to the login page.
 run_task.login_required = False  # type: ignore[attr-defined]
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a log record is about something else than what a task raised: that has been logged already."""
+def is_not_logged_yet(record: logging.LogRecord) -> bool:
+    """Return False for a log record about the exception of a task, which the handler has logged."""
     environ = getattr(getattr(record, "request", None), "environ", None)
     report = None if environ is None else report_in(environ)
     if report is None or report.error is None:

@@ -1,1 +1,1 @@
-"""What people see: the JSON API, its guard, and payloads as text."""
+"""Shows and changes tasks and queues for people: the JSON API, its guard, and payloads as text."""

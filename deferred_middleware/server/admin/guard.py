@@ -1,14 +1,14 @@
-"""Who may speak to the queue process: not a page of somebody else's in the person's own browser.
+"""Protects the queue process from web pages of other sites.
 
-The server listens on loopback, but a browser on this machine reaches it too, on behalf of any page that it shows.
-Such a request betrays itself by its headers, which the page can't choose:
+The server listens on loopback, but a browser on this machine can reach it too, on behalf of any page that it shows. The
+page can't choose these headers of its requests, so :class:`Guard` checks them:
 
-* ``Host`` is the name that the page was loaded from, also when that name now leads here (DNS rebinding), so it is
-  compared with a list of names;
-* ``Origin`` and ``Sec-Fetch-Site`` say that another site asks. Another port of this machine is another site here: an
-  app that is served on one has no business with its queue but by its SDK.
+* ``Host`` is the name that the page was loaded from, even if that name now leads to this machine (DNS rebinding). The
+  guard compares it with a list of names.
+* ``Origin`` and ``Sec-Fetch-Site`` tell that another site makes the request. Another port of this machine is another
+  site: an app on another port may use the queue only through its SDK.
 
-What changes something takes POST, and shows the token of this run besides (:func:`shows_token`).
+A request that changes something must also be a POST and show the token of this run (:func:`shows_token`).
 Source: https://fetch.spec.whatwg.org/#origin-header and https://www.w3.org/TR/fetch-metadata/ .
 """
 
@@ -31,7 +31,7 @@ _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:[0-9]
 _OWN_SITE = ("same-origin", "none")
 _SAFE_METHODS = ("GET", "HEAD")
 _TOKEN_KEY = environ_key(ADMIN_TOKEN_HEADER)
-# Nothing that is served here belongs in anybody else's page, or is to be guessed at.
+# No other site may embed the answers, and browsers must not guess their type.
 _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -40,12 +40,12 @@ _HEADERS = (
     ("Referrer-Policy", "same-origin"),
 )
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def admin_names(host: str, allowed: Collection[str]) -> set[str]:
-    """Return the names of a server that listens on ``host``, with those that the person has ``allowed`` besides."""
-    # Of "any address" no name follows, and browsers take it for loopback.
+    """Return the legal names in the ``Host`` header of a server that listens on ``host``, with the ``allowed`` ones."""
+    # This means any address, so it is not a name; browsers take it for loopback.
     own = [] if host == "0.0.0.0" else [host]
     return {*LOOPBACK_NAMES, *own, *allowed}
 
@@ -56,10 +56,10 @@ def shows_token(environ: WSGIEnvironment, token: str) -> bool:
 
 
 class Guard:
-    """A WSGI app that passes on to ``app`` only requests that no other site's page can have made.
+    """A WSGI app that passes a request to ``app`` only if no other site's page can have made it.
 
-    ``names`` are the hosts, without port, by which the server may be called. The port doesn't matter: a tunnel or a
-    container may have given it another one, and a page from another port is told by its origin.
+    ``names`` are the legal hosts in the ``Host`` header, without the port. The port is not checked: a tunnel or a
+    container may change it, and a page from another port has another origin.
     """
 
     def __init__(self, app: WSGIApplication, *, names: Collection[str]) -> None:
@@ -67,10 +67,10 @@ class Guard:
         self._names = frozenset(name.lower() for name in names)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Let the app answer, or refuse with 403."""
-        reason = self._refusal(environ)
+        """Pass the request to the app, or refuse it with 403."""
+        reason = self._reason_to_refuse(environ)
         if reason is not None:
-            _logger.warning(
+            logger.warning(
                 "Refused %s %r from %s: %s.",
                 environ["REQUEST_METHOD"],
                 environ.get("PATH_INFO", ""),
@@ -85,23 +85,23 @@ class Guard:
         def start(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> object:
             known = {name.lower() for name, _value in headers}
             more = [(name, value) for name, value in _HEADERS if name.lower() not in known]
-            return start_response(status, [*headers, *more], exc_info)  # type: ignore[arg-type] # passed on as it came
+            return start_response(status, [*headers, *more], exc_info)  # type: ignore[arg-type] # passed on unchanged
 
         return self._app(environ, start)  # type: ignore[arg-type] # a start_response as PEP 3333 has it
 
-    def _refusal(self, environ: WSGIEnvironment) -> str | None:
+    def _reason_to_refuse(self, environ: WSGIEnvironment) -> str | None:
         host = environ.get("HTTP_HOST", "")
         found = _HOST.fullmatch(host)
         if found is None or found["name"].lower() not in self._names:
-            # What isn't a host's name is not repeated.
-            shown = f"the Host header names {found['name']!r}" if found else "its Host header names no host"
-            return f"{shown}, which is none of this server's names; --allow-host NAME adds one"
+            # The message repeats the header only if it is a host name.
+            problem = f"the Host header names {found['name']!r}" if found else "the Host header names no host"
+            return f"{problem}, which is not a name of this server; --allow-host NAME adds one"
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            return "another site's page asks (Origin)"
+            return "the request is from another site's page (Origin)"
         site = environ.get("HTTP_SEC_FETCH_SITE")
         if site is not None and site.lower() not in _OWN_SITE:
-            return "another site's page asks (Sec-Fetch-Site)"
+            return "the request is from another site's page (Sec-Fetch-Site)"
         if site is not None and site.lower() == "none" and environ["REQUEST_METHOD"] not in _SAFE_METHODS:
-            return "a page is needed to change something (Sec-Fetch-Site)"
+            return "a request that changes something must come from a page (Sec-Fetch-Site)"
         return None

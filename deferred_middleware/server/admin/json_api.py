@@ -1,7 +1,7 @@
-"""The JSON API for people's commands and pages, version 1, under ``/api/v1/``. ``docs/operations.rst`` describes it.
+"""The JSON API for the other commands and for pages, version 1, under ``/api/v1/`` (``docs/operations.rst``).
 
-Everything in it needs the token of this run, also what only looks: a task's arguments may be anybody's secrets. What
-changes something takes POST. :mod:`~deferred_middleware.server.admin.guard` stands before it.
+Every request must show the token of this run, also if it only reads: a task's arguments may be secrets. Requests that
+change something must be POST. Requests pass :mod:`~deferred_middleware.server.admin.guard` first.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import shows_token
-from deferred_middleware.server.admin.views import task_summary, task_whole
+from deferred_middleware.server.admin.views import task_details, task_summary
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.store.records import State, StoredTask
 from deferred_middleware.server.store.store import TaskStore
@@ -27,17 +28,19 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 API_PREFIX = "/api/v1"
-"""Path of everything here. A change that would break who uses it gets another number."""
+"""Path of the API. A change that breaks clients gets another number."""
 
 _MAX_BODY_BYTES = 64 * 1024
-_MAX_PAGE = 1000
-_PAGE = 100
+_MAX_TASKS_PER_PAGE = 1000
+_TASKS_PER_PAGE = 100
 _STATES: tuple[str, ...] = get_args(State)
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _ApiError(Exception):
+    """An error answer. ``code`` is for programs, ``message`` for people."""
+
     def __init__(self, status: HTTPStatus, code: str, message: str, **headers: str) -> None:
         self.status = status
         self.code = code
@@ -47,10 +50,10 @@ class _ApiError(Exception):
 
 
 class JsonApi:
-    """A WSGI app that answers under :data:`API_PREFIX`, and lets ``pages`` answer all else.
+    """A WSGI app that answers under :data:`API_PREFIX`, and passes all other requests to ``pages``.
 
-    ``queues`` returns what is configured, ``wake`` has the scheduler look for what is due, ``about`` is what is told of
-    the server, ``token`` what every request has to show.
+    ``queues`` returns the configured queues. ``wake_scheduler`` is called after each change. ``about`` is the
+    description of the server. Every request must show ``token``.
     """
 
     def __init__(
@@ -58,20 +61,20 @@ class JsonApi:
         store: TaskStore,
         *,
         queues: Callable[[], Mapping[str, QueueConfig]],
-        wake: Callable[[], None],
+        wake_scheduler: Callable[[], None],
         about: Mapping[str, object],
         token: str,
         pages: WSGIApplication | None = None,
     ) -> None:
         self._store = store
         self._queues = queues
-        self._wake = wake
+        self._wake_scheduler = wake_scheduler
         self._about = dict(about)
         self._token = token
         self._pages = pages
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request with JSON."""
+        """Answer a request with JSON, or pass it to ``pages``."""
         path = environ.get("PATH_INFO", "")
         if self._pages is not None and not (path == API_PREFIX or path.startswith(API_PREFIX + "/")):
             return self._pages(environ, start_response)
@@ -83,7 +86,7 @@ class JsonApi:
             status, headers = error.status, error.headers
             content = {"error": {"code": error.code, "message": error.message}}
         except (sqlite3.Error, ServerError) as error:
-            _logger.exception("The task store failed.")
+            logger.exception("The task store failed.")
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             content = {"error": {"code": "store-failed", "message": f"The task store failed: {error}"}}
         body = json.dumps(content, indent=2).encode() + b"\n"
@@ -103,90 +106,91 @@ class JsonApi:
             raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-page", f"Nothing is here; the API is at {API_PREFIX}/.")
         if not shows_token(environ, self._token):
             message = (
-                f"The header {ADMIN_TOKEN_HEADER} has to show the token of this run, which is in the data directory."
+                f"The header {ADMIN_TOKEN_HEADER} must have the token of this run, which is in the data directory."
             )
             raise _ApiError(HTTPStatus.UNAUTHORIZED, "no-token", message, WWW_Authenticate=ADMIN_TOKEN_HEADER)
-        # PATH_INFO is decoded, and no name has a slash in it.
-        looks: Callable[[], dict[str, Any]]
+        # PATH_INFO is decoded. Names of queues and tasks have no slash.
+        read: Callable[[], dict[str, Any]]
         match path[len(API_PREFIX) + 1 :].split("/"):
             case [""]:
-                looks = lambda: {"server": self._about}  # noqa: E731 - like its neighbours
+                read = partial(dict, server=self._about)
             case ["queues"]:
-                looks = self._all_queues
+                read = self._list_queues
             case ["tasks"]:
-                looks = lambda: self._find(environ)  # noqa: E731
+                read = partial(self._find_tasks, environ)
             case ["tasks", task_id]:
-                looks = lambda: self._show(self._task(task_id))  # noqa: E731
+                read = partial(self._show_task, task_id)
             case ["tasks", queue, name] if not (queue.isdecimal() and name in _TASK_ACTIONS):
-                looks = lambda: self._show(self._task(queue, name))  # noqa: E731
+                read = partial(self._show_task, queue, name)
             case ["tasks", task_id, action]:
                 return self._change(environ, lambda: _TASK_ACTIONS[action](self, self._task(task_id)))
             case ["tasks", queue, name, action] if action in _TASK_ACTIONS:
                 return self._change(environ, lambda: _TASK_ACTIONS[action](self, self._task(queue, name)))
             case ["queues", queue, action] if action in _QUEUE_ACTIONS:
-                return self._change(environ, lambda: _QUEUE_ACTIONS[action](self, self._known(queue), _body(environ)))
+                return self._change(
+                    environ, lambda: _QUEUE_ACTIONS[action](self, self._known_queue(queue), _body(environ))
+                )
             case ["retry"]:
                 return self._change(environ, self._retry_all)
             case _:
                 raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-page", f"The API has nothing at {path!r}.")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "This takes GET.", Allow="GET, HEAD")
-        return looks()
+            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use GET.", Allow="GET, HEAD")
+        return read()
 
     def _change(self, environ: WSGIEnvironment, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if environ["REQUEST_METHOD"] != "POST":
-            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "This takes POST.", Allow="POST")
+            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="POST")
         changed = change()
-        self._wake()
+        self._wake_scheduler()
         return changed
 
-    def _all_queues(self) -> dict[str, Any]:
+    def _list_queues(self) -> dict[str, Any]:
         counts = self._store.queries.counts()
         configured = self._queues()
         paused = self._store.operations.paused()
         rows = []
         for name in sorted({*configured, *counts}):
             config = configured.get(name)
-            waiting = self._store.queries.backlog(name)
-            numbers: dict[str, int] = dict(counts.get(name, {}))  # type: ignore[arg-type] # its keys are texts
+            backlog = self._store.queries.backlog(name)
+            numbers: dict[str, int] = dict(counts.get(name, {}))  # type: ignore[arg-type] # its keys are strings
             rows.append(
                 {
                     "name": name,
                     "configured": config is not None,
                     "paused": name in paused,
                     **{state: numbers.get(state, 0) for state in _STATES},
-                    **dataclasses.asdict(waiting),
+                    **dataclasses.asdict(backlog),
                     "executed_last_minute": self._store.queries.executed(name)[0],
                     "config": None if config is None else dataclasses.asdict(config),
                 }
             )
         return {"queues": rows}
 
-    def _find(self, environ: WSGIEnvironment) -> dict[str, Any]:
-        asked = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        unknown = sorted(set(asked) - {"queue", "state", "function", "before", "limit"})
+    def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
+        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        unknown = sorted(set(query) - {"queue", "state", "function", "before", "limit"})
         if unknown:
-            raise _bad(
-                f"tasks can't be asked for by {unknown[0]!r}; queue, state, function, before and limit are known."
-            )
-        given = {name: values[-1] for name, values in asked.items()}
+            raise _bad(f"tasks can't be found by {unknown[0]!r}; use queue, state, function, before and limit.")
+        given = {name: values[-1] for name, values in query.items()}
         state = given.get("state")
         if state is not None and state not in _STATES:
-            raise _bad(f"state={state!r} is none: {', '.join(_STATES)} are.")
+            raise _bad(f"state={state!r} is not a state; the states are {', '.join(_STATES)}.")
         queue = given.get("queue")
         if queue is not None:
-            self._known(queue)
+            self._known_queue(queue)
         page = self._store.queries.find(
             queue=queue,
             state=state,
             contains=given.get("function") or None,
             before_id=_number(given, "before", None, 2**62),
-            limit=_number(given, "limit", _PAGE, _MAX_PAGE) or _PAGE,
+            limit=_number(given, "limit", _TASKS_PER_PAGE, _MAX_TASKS_PER_PAGE) or _TASKS_PER_PAGE,
         )
         return {"tasks": [task_summary(task) for task in page.tasks], "next_before": page.next_before_id}
 
-    def _show(self, task: StoredTask) -> dict[str, Any]:
-        return {"task": task_whole(task, self._store.queries.attempts(task.id))}
+    def _show_task(self, queue_or_id: str, name: str | None = None) -> dict[str, Any]:
+        task = self._task(queue_or_id, name)
+        return {"task": task_details(task, self._store.queries.attempts(task.id))}
 
     def _task(self, queue_or_id: str, name: str | None = None) -> StoredTask:
         if name is None:
@@ -198,14 +202,16 @@ class JsonApi:
             found = self._store.queries.get(queue_or_id, name)
             shown = f"{queue_or_id}/{name}"
         if found is None:
-            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"There is no task {shown!r}; it may be forgotten.")
+            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-task", f"There is no task {shown!r}; it may be deleted.")
         return found
 
-    def _known(self, queue: str) -> str:
+    def _known_queue(self, queue: str) -> str:
         configured = self._queues()
         if queue not in configured and queue not in self._store.queries.counts():
             known = ", ".join(sorted(configured))
-            raise _ApiError(HTTPStatus.NOT_FOUND, "no-such-queue", f"There is no queue {queue!r}; there is {known}.")
+            raise _ApiError(
+                HTTPStatus.NOT_FOUND, "no-such-queue", f"There is no queue {queue!r}; the queues are: {known}."
+            )
         return queue
 
     def _run(self, task: StoredTask) -> dict[str, Any]:
@@ -213,9 +219,9 @@ class JsonApi:
             now = self._store.queries.get_by_id(task.id)
             state = "gone" if now is None else now.state
             if state == "ready":
-                raise _conflict("not-waiting", f"Task {task.id} is a pull queue's, which is leased and never run.")
+                raise _conflict("not-waiting", f"Task {task.id} belongs to a pull queue: it is leased and never run.")
             hint = "; retry it instead" if state == "failed" else ""
-            raise _conflict("not-waiting", f"Task {task.id} doesn't wait to be run, it is {state}{hint}.")
+            raise _conflict("not-waiting", f"Task {task.id} is not waiting to run, it is {state}{hint}.")
         return {"task": task.id, "done": "run"}
 
     def _retry(self, task: StoredTask) -> dict[str, Any]:
@@ -224,7 +230,7 @@ class JsonApi:
             return {"task": task.id, "done": "retry"}
         if outcome == "name taken":
             raise _conflict("name-taken", f"A later task has the name of task {task.id}; delete one of them first.")
-        hint = "; to have it run at once, run it" if task.state == "ready" else ""
+        hint = "; to start it at once, run it" if task.state == "ready" else ""
         raise _conflict("not-failed", f"Task {task.id} has not failed for good, it is {task.state}{hint}.")
 
     def _delete(self, task: StoredTask) -> dict[str, Any]:
@@ -239,7 +245,7 @@ class JsonApi:
     def _forget(self, queue: str, body: Mapping[str, Any]) -> dict[str, Any]:
         name = body.get("name")
         if name is not None and not isinstance(name, str):
-            raise _bad("name has to be a text.")
+            raise _bad("name must be a text.")
         return {"queue": queue, "forgotten": self._store.operations.unblock_names(queue, name)}
 
 
@@ -272,16 +278,16 @@ def _number(given: Mapping[str, str], name: str, default: int | None, highest: i
     if text is None:
         return default
     if not text.isdecimal() or len(text) > 20 or not 1 <= int(text) <= highest:
-        raise _bad(f"{name}={text[:40]!r} is no whole number from 1 to {highest}.")
+        raise _bad(f"{name}={text[:40]!r} is not a whole number from 1 to {highest}.")
     return int(text)
 
 
 def _body(environ: WSGIEnvironment) -> Mapping[str, Any]:
-    """Return the JSON object that a request brings; an empty one when it brings nothing."""
+    """Return the JSON object in a request's body; an empty one if the request has no body."""
     length = int(environ.get("CONTENT_LENGTH") or 0)
     if length > _MAX_BODY_BYTES:
         raise _ApiError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"A body has at most {_MAX_BODY_BYTES} bytes."
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The body may have at most {_MAX_BODY_BYTES} bytes."
         )
     data = environ["wsgi.input"].read(length)
     if not data:
@@ -291,5 +297,5 @@ def _body(environ: WSGIEnvironment) -> Mapping[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise _bad("The body has to be a JSON object.")
+        raise _bad("The body must be a JSON object.")
     return content

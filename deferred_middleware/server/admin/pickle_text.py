@@ -1,6 +1,6 @@
-"""A sketch of a pickle as text that a person can read: nearly the Python that would make the same.
+"""The content of a pickle as text for people: almost the Python expression that makes the same objects.
 
-The text is bounded, whatever the sketch holds: a pickle of a few bytes can describe a list that would fill the memory.
+The length of the text is limited, because a pickle of a few bytes can describe a list that fills the memory.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Unknown, Value
 
 MAX_CHARACTERS = 10_000
-"""A text is cut off after about so many."""
+"""Approximate length at which a text is cut off."""
 MAX_LITERAL_CHARACTERS = 500
 _MAX_DEPTH = 30
-# An int of more digits is not turned into decimal ones, which Python itself refuses.
+# Larger numbers are not converted to decimal digits; Python refuses to, by default.
 _MAX_INT_BITS = 2048
 _ELLIPSIS = "…"
-# These are bytes in a pickle, and their own constructors read them.
+# A pickle has these as bytes, which their constructors accept.
 _TIMES = {"datetime": datetime.datetime, "date": datetime.date, "time": datetime.time}
 _DELIMITERS = {
     "tuple": ("(", ")"),
@@ -30,7 +30,7 @@ _DELIMITERS = {
 
 
 def render(node: Node, *, max_characters: int = MAX_CHARACTERS) -> str:
-    """Return ``node`` as text; what is left out shows as an ellipsis."""
+    """Return ``node`` as text, with an ellipsis in place of what is left out."""
     renderer = _Renderer(max_characters)
     try:
         renderer.node(node)
@@ -40,10 +40,12 @@ def render(node: Node, *, max_characters: int = MAX_CHARACTERS) -> str:
 
 
 class _FullError(Exception):
-    pass
+    """The text has its full length."""
 
 
 class _Renderer:
+    """Writes nodes to :attr:`written`. Raises :class:`_FullError` after ``max_characters``."""
+
     def __init__(self, max_characters: int) -> None:
         self.written: list[str] = []
         self._left = max_characters
@@ -63,7 +65,7 @@ class _Renderer:
         elif isinstance(node, Unknown):
             self.write(f"<{node.what}>")
         elif id(node) in self._open or len(self._open) >= _MAX_DEPTH:
-            # It holds itself, or is too deep to be followed by eye.
+            # The node contains itself, or is nested too deep to read.
             self.write(_ELLIPSIS)
         else:
             self._open.add(id(node))
@@ -115,14 +117,14 @@ class _Renderer:
 
 
 def name_text(name: Name) -> str:
-    """Return the dotted name, without ``builtins``; one that is none is shown as what it is."""
+    """Return the dotted name, without ``builtins``; a name that is not legal in Python is described instead."""
     if not all(part.isidentifier() or part == "<locals>" for part in f"{name.module}.{name.qualname}".split(".")):
         return f"<name {literal(name.qualname)} of {literal(name.module)}>"
     return name.qualname if name.module == "builtins" else str(name)
 
 
 def literal(value: object) -> str:
-    """Return a literal as Python writes it, or its beginning and how long it is."""
+    """Return a literal as Python writes it; if it is long, its beginning and its length."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _MAX_INT_BITS:
         return f"<a whole number of {value.bit_length():,} bits>"
     if isinstance(value, (str, bytes, bytearray)) and len(value) > MAX_LITERAL_CHARACTERS:
@@ -132,7 +134,7 @@ def literal(value: object) -> str:
 
 
 def keyword_pairs(node: Node | None) -> list[tuple[str, Node]] | None:
-    """Return a dictionary of keyword arguments as pairs; None when it is none."""
+    """Return a dictionary of keyword arguments as pairs; None if ``node`` is anything else."""
     if not isinstance(node, Group) or node.kind != "dict":
         return None
     pairs = []
@@ -140,19 +142,19 @@ def keyword_pairs(node: Node | None) -> list[tuple[str, Node]] | None:
         if not (isinstance(key, Value) and isinstance(key.value, str)):
             return None
         name = key.value
-        # Python takes any text as a keyword, in **{…}.
+        # With **{…}, Python accepts any string as a keyword.
         pairs.append((name if name.isidentifier() and not keyword.iskeyword(name) else literal(name), value))
     return pairs
 
 
 def _simplified(made: Made) -> tuple[Node, list[Node], list[tuple[str, Node]], Node | None]:
-    """Return maker, arguments, keywords and state, with the ways of the standard library seen through."""
+    """Return maker, arguments, keywords and state, without the detours that the standard library takes."""
     maker, state = made.maker, made.state
     arguments = made.arguments.items if isinstance(made.arguments, Group) else [made.arguments]
     keywords = keyword_pairs(made.keywords) or []
     if isinstance(maker, Name):
         if str(maker) == "copyreg._reconstructor" and arguments:
-            # What a plain object was written as before protocol 2.
+            # Before protocol 2, plain objects are pickled like this.
             maker, arguments = arguments[0], []
         elif str(maker) == "functools.partial" and isinstance(state, Group) and len(state.items) == 4:
             func, given, given_keywords, attributes = state.items
@@ -163,7 +165,7 @@ def _simplified(made: Made) -> tuple[Node, list[Node], list[tuple[str, Node]], N
 
 
 def _attribute(maker: Node, arguments: Sequence[Node]) -> str | None:
-    """Return the attribute's name where the maker is ``getattr``, as for a bound method."""
+    """Return the attribute's name if the maker is ``getattr``, as for a bound method; otherwise None."""
     if isinstance(maker, Name) and name_text(maker) == "getattr" and len(arguments) == 2:
         name = arguments[1]
         if isinstance(name, Value) and isinstance(name.value, str) and name.value.isidentifier():
@@ -172,7 +174,7 @@ def _attribute(maker: Node, arguments: Sequence[Node]) -> str | None:
 
 
 def _moment(maker: Node, arguments: Sequence[Node]) -> str | None:
-    """Return a date or time as people write it, where it has no time zone or one that shows by itself."""
+    """Return a date or time without a time zone as Python writes it; None for anything else."""
     if not (isinstance(maker, Name) and maker.module == "datetime" and maker.qualname in _TIMES and arguments):
         return None
     packed = arguments[0]

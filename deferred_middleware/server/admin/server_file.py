@@ -1,13 +1,12 @@
-"""The files that say where a running server answers; they exist only while it does.
+"""The files with the addresses of a running server. They exist only while the server answers.
 
-``--ready-file`` is for the person's own scripts. ``server.json`` in the data directory is for the other commands, and
-for whoever may use them: it has the token of this run, so nobody else may read it.
+``--ready-file`` is for the user's own scripts. ``server.json`` in the data directory is for the other commands. It has
+the token of this run, so only the user who started the server can read it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import TracebackType
 
 from deferred_middleware import __version__
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.files import replacing
 
 SERVER_FILE = "server.json"
 """Name of the file in the data directory."""
@@ -24,7 +24,7 @@ _MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """What ``server.json`` says: ``admin`` and ``services`` are URLs, ``since`` is when it started, in ISO 8601."""
+    """The content of ``server.json``. ``admin`` and ``services`` are URLs; ``since`` is the start time in ISO 8601."""
 
     pid: int
     since: str
@@ -34,9 +34,9 @@ class RunningServer:
 
 
 class AddressFile:
-    """A file that is written whole or not at all, and removed at the end of the context; None for none.
+    """A file that :meth:`write` writes atomically and the end of the context removes.
 
-    ``option`` names it in errors.
+    ``option`` is the file's name in errors. If ``path`` is None, the methods do nothing.
     """
 
     def __init__(self, path: Path | None, *, option: str, mode: int = 0o666) -> None:
@@ -50,7 +50,7 @@ class AddressFile:
                 raise ServerError(
                     f"{self._option} {self._path}: there is no directory {self._path.parent}; make it first."
                 )
-            # One that a killed server left behind would be believed.
+            # A killed server may have left one behind, with wrong addresses.
             self.remove()
         return self
 
@@ -60,16 +60,17 @@ class AddressFile:
         self.remove()
 
     def write(self, content: Mapping[str, object]) -> None:
-        """Write the file as JSON."""
+        """Replace the file by ``content`` as JSON."""
         if self._path is None:
             return
         try:
-            write_whole(self._path, json.dumps(content) + "\n", mode=self._mode)
+            with replacing(self._path, mode=self._mode, durable=False) as stream:
+                stream.write(json.dumps(content).encode() + b"\n")
         except OSError as error:
             raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
 
     def remove(self) -> None:
-        """Remove the file, if it is there."""
+        """Remove the file, if it exists."""
         if self._path is not None:
             try:
                 self._path.unlink(missing_ok=True)
@@ -77,47 +78,40 @@ class AddressFile:
                 raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
 
 
-def write_whole(path: Path, text: str, *, mode: int) -> None:
-    """Write a file so that whoever reads it finds all of it, or what it was before. Raises :class:`OSError`."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
-        stream.write(text)
-    temporary.replace(path)
-
-
 def server_file(data_dir: Path) -> AddressFile:
-    """Return the file ``server.json`` of a data directory; write :func:`dataclasses.asdict` of a RunningServer."""
+    """Return the file ``server.json`` of a data directory; write :func:`content_of` a server into it."""
     return AddressFile(data_dir / SERVER_FILE, option="--data-dir", mode=0o600)
 
 
 def content_of(server: RunningServer) -> dict[str, object]:
-    """Return what :func:`read_server_file` reads."""
+    """Return a server as the JSON that :func:`read_server_file` reads."""
     return asdict(server)
 
 
 def about(server: RunningServer, data_dir: Path) -> dict[str, object]:
-    """Return what may be told of a server to who has its token."""
-    told = content_of(server)
-    del told["token"]
-    return {"version": __version__, **told, "data_dir": str(data_dir.absolute())}
+    """Return the description of a server for the JSON API, which is without the token."""
+    content = content_of(server)
+    del content["token"]
+    return {"version": __version__, **content, "data_dir": str(data_dir.absolute())}
 
 
 def read_server_file(path: Path) -> RunningServer | None:
-    """Return what the file says, None when there is none. Raises :class:`ServerError` for one that can't be read."""
+    """Return the content of the file; None if there is no file. Raises :class:`ServerError` if it can't be read."""
     try:
         with path.open("rb") as stream:
-            told = json.loads(stream.read(_MAX_FILE_BYTES))
+            content = json.loads(stream.read(_MAX_FILE_BYTES))
         return RunningServer(
-            pid=int(told["pid"]),
-            since=str(told["since"]),
-            admin=str(told["admin"]),
-            token=str(told["token"]),
-            services=dict(told["services"]),
+            pid=int(content["pid"]),
+            since=str(content["since"]),
+            admin=str(content["admin"]),
+            token=str(content["token"]),
+            services=dict(content["services"]),
         )
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ServerError(f"{path} can't be read: {error.strerror}.") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise ServerError(f"{path} is not what a server writes: {error!r}; is it another version's?") from error
+        raise ServerError(
+            f"{path} is not a file of this version's server ({error!r}); did another version write it?"
+        ) from error

@@ -1,8 +1,7 @@
-"""What the local server tells the person at the terminal, on standard output."""
+"""What the local server prints for the person at the terminal, on standard output."""
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import shlex
@@ -12,60 +11,67 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deferred_middleware.server.admin.server_file import RunningServer
-from deferred_middleware.server.config.serveconfig import ServeConfig
+from deferred_middleware.server.config.served import ServeConfig
+from deferred_middleware.wire.protocol import is_loopback
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
-def say(text: str) -> None:
-    """Tell the person at the terminal, if there still is one: a closed terminal must not upset an orderly stop."""
+def print_line(text: str) -> None:
+    """Print a line. If standard output is closed, the line is dropped, so that the server can still stop cleanly."""
     try:
-        print(text, flush=True)  # noqa: T201 - this is the one place that announces
+        print(text, flush=True)  # noqa: T201 - the one place that prints
     except OSError as error:
-        _logger.debug("Standard output can't be written to: %s", error)
-        # What could not be written would be tried again at exit, and fail again.
+        logger.debug("Standard output can't be written to: %s", error)
+        # Python would try to write the rest again at exit, and fail again.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
 
 
-def say_table(rows: Sequence[tuple[str, str, str]]) -> None:
-    """Tell rows of a name, where it answers, and what it is."""
+def _print_table(rows: Sequence[tuple[str, str, str]]) -> None:
+    """Print rows of a name, an address and a description."""
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, where, what in rows:
-        say(f"{name:<{widths[0]}}  {where:<{widths[1]}}  {what}")
+    for name, address, description in rows:
+        print_line(f"{name:<{widths[0]}}  {address:<{widths[1]}}  {description}")
 
 
-def say_exposure(host: str, option: str, what: str) -> None:
-    """Say what it means that other machines can reach ``what``, if they can, by the address given as ``option``."""
+def _print_exposure(host: str, option: str, what: str) -> None:
+    """Print a warning if other machines can reach ``what`` because of the address given as ``option``."""
     address = socket.gethostbyname(host)
-    if not ipaddress.ip_address(address).is_loopback:
+    if not is_loopback(address):
         where = "any address of this machine" if address == "0.0.0.0" else address
-        say(f"{option} {host}: whoever reaches {where} over the network reaches {what}. Nothing here is encrypted.")
+        print_line(f"{option} {host}: whoever reaches {where} over the network reaches {what}. Nothing is encrypted.")
 
 
-def announce(config: ServeConfig, running: RunningServer) -> None:
-    """Tell what is served where, and who can reach it."""
+def print_services(config: ServeConfig, running: RunningServer) -> None:
+    """Print the services, their addresses, and who can reach them."""
     served = config.served
-    rows = [(app.service, running.services[app.service], app.described) for app in served.apps]
+    rows = [(app.service, running.services[app.service], app.description) for app in served.apps]
     rows += [(app.service, running.services[app.service], "runs elsewhere") for app in served.external]
-    say_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
-    say_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
-    say_exposure(
+    _print_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
+    _print_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
+    _print_exposure(
         config.admin_host, "--admin-host", "the App Engine APIs (to who has an app's ticket) and the task queue's"
     )
     for app in served.external:
         if app.is_remote:
-            say(f"Tasks of service {app.service!r} go to {app.url} unencrypted: whoever is on the way can read them.")
+            print_line(
+                f"Tasks of service {app.service!r} go to {app.url} unencrypted: others on the network can read them."
+            )
     if served.external and (not config.admin_port or (served.apps and not config.port)):
-        say("With port 0 the ports change at each start, and what runs elsewhere has to be told; give fixed ones.")
+        print_line(
+            "With port 0, the ports change at each start, and apps that run elsewhere need the new ones; "
+            "use fixed ports."
+        )
 
 
-def say_environ(service: str, exports: str, file: Path) -> None:
-    """Tell what an app that runs elsewhere needs in its environment.
+def print_environ(service: str, exports: str, file: Path) -> None:
+    """Print how to set the environment of an app that runs elsewhere.
 
-    The line to paste has secrets in it. It is for who sits at the terminal, not for a log; the file has it in any case.
+    The command with the values has secrets, so it is printed only to a terminal, not into a log. The file always has
+    it.
     """
-    say(f"What the app of service {service!r} needs in its environment is set by:  . {shlex.quote(str(file))}")
+    print_line(f"To set the environment for the app of service {service!r}, run:  . {shlex.quote(str(file))}")
     if sys.stdout.isatty():
-        say(exports)
+        print_line(exports)

@@ -1,1 +1,1 @@
-"""What the SDK in an app calls: ``POST /rpc_http``."""
+"""Answers the API calls that the SDK in an app makes (``POST /rpc_http``)."""

@@ -1,24 +1,22 @@
-"""The datastore of the local server: the SDK's stub, made fit for several threads and for a sudden end.
+"""The datastore of the local server: the SDK's stub, made safe for several threads and for a sudden end.
 
-The SDK's stub keeps all entities in memory and writes its whole file at each commit, as a pickle that it neither syncs
-nor closes when it reads it. Here the commits that wait for one another share one write, the file has a plain format (so
-that nothing is unpickled), and it is replaced only by one that is wholly on disk.
+The SDK's stub keeps all entities in memory and writes its whole file at each commit. Here, commits that wait for each
+other share one write. The file has a plain format, so nothing is unpickled, and it is replaced only after the new
+content is on disk.
 
-The SDK's stub enqueues the tasks of a transaction after its commit, and drops those that can't be. Here a commit with
-tasks has four steps, and whichever of them a server doesn't live to see, its successor finds the entities *and* the
-tasks, or neither:
+The SDK's stub enqueues the tasks of a transaction after the commit, and drops the tasks that it can't enqueue. Here, a
+commit with tasks has four steps. If the server ends at any of them, the next server finds the entities *and* the tasks,
+or neither:
 
-1. the tasks are stored, held (:mod:`~deferred_middleware.server.store.transactional`);
-2. the entities are committed in memory; when that fails the held tasks are dropped;
-3. the file is written, with the transaction's id among those whose tasks may still be held;
-4. the tasks are let go, and the caller gets its answer.
+1. The tasks are staged in the task store (:mod:`~deferred_middleware.server.store.transactional`).
+2. The entities are committed in memory. If that fails, the staged tasks are discarded.
+3. The file is written. It lists the transaction among those whose tasks may still be staged.
+4. The staged tasks are committed in the task store, and the caller gets its answer.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import secrets
 import struct
 import threading
@@ -26,221 +24,252 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from google.appengine.api import datastore_file_stub
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.datastore import datastore_pb, datastore_stub_util
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.api.sdk_datastore import SnapshotDatastoreStub
+from deferred_middleware.server.store.files import replacing
+from deferred_middleware.wire import protocol
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DATASTORE_FILE = "datastore.bin"
 """Name of the datastore's file in the data directory."""
 
-# The file: this line; the time of the last commit in the stub's own count; the number of entities; the number of
-# transactions whose tasks may be held, and their ids; then each entity's length and its bytes, an EntityProto. Numbers
-# are big-endian. Version 1 had no transactions.
+# The file has: the magic line; the time of the last commit in the stub's own count; the number of entities; the number
+# of transactions whose tasks may be staged, and their IDs; then for each entity its length and its bytes, an
+# EntityProto. Numbers are big-endian. Version 1 had no transactions.
 _MAGIC = b"deferred_middleware datastore 2\n"
 _MAGIC_1 = b"deferred_middleware datastore 1\n"
 _HEADER = struct.Struct(">QQ")
 _LENGTH = struct.Struct(">I")
 _ID_BYTES = 16
 
-_LET_GO_AGAIN_SECONDS = 1.0
+_COMMIT_RETRY_SECONDS = 1.0
 
 
 class TransactionalQueue(Protocol):
-    """What keeps the tasks of transactions."""
+    """A store for the tasks of transactions."""
 
-    def hold(self, adds: Sequence[Any], transaction: str) -> None:
-        """Store tasks, held; ``adds`` are ``TaskQueueAddRequest``. What it raises is the commit's answer."""
+    def stage(self, adds: Sequence[Any], transaction: str) -> None:
+        """Store tasks without enqueueing them. ``adds`` are ``TaskQueueAddRequest``; an error fails the commit."""
 
-    def drop_held(self, transaction: str) -> None:
-        """Forget held tasks."""
+    def discard(self, transaction: str) -> None:
+        """Delete the staged tasks of a transaction that was not committed."""
 
-    def let_go(self, transactions: Collection[str]) -> None:
-        """Let held tasks be run."""
+    def commit(self, transactions: Collection[str]) -> None:
+        """Enqueue the staged tasks of committed transactions."""
 
-    def settle_held(self, committed: Collection[str]) -> None:
-        """Let go what an earlier server held for ``committed`` transactions, and forget the rest."""
+    def recover(self, committed: Collection[str]) -> None:
+        """Enqueue what an earlier server staged for ``committed`` transactions, and discard the rest."""
 
 
-class DatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ignore[misc] # the SDK has no types
-    """Answers ``datastore_v3`` for the app ``app_id`` from the file ``path``, which is made if there is none.
+class DatastoreStub(SnapshotDatastoreStub):
+    """Answers ``datastore_v3`` for the app ``app_id`` from the file ``path``, which is created if it does not exist.
 
-    A call returns when a write that began after its commit has ended. ``queue`` gets the tasks of transactions; what it
-    held when an earlier server ended is settled. Raises :class:`ServerError` when the file can't be read.
+    Any thread may call it. A call returns after a file write that began after the call's commit. ``queue`` stores the
+    tasks of transactions; the constructor has it recover what an earlier server staged. Raises :class:`ServerError` if
+    the file can't be read.
     """
 
     def __init__(self, app_id: str, path: Path, queue: TransactionalQueue) -> None:
         self._path = path
         self._queue = queue
-        # Transactions in memory or in the file whose tasks may be held; and those of them that nobody lets go unless
-        # the next who can does, because a write failed.
-        self._held: set[str] = set()
-        self._orphans: set[str] = set()
-        self._closed = False
-        # The stub isn't made for several threads; its own locks are about transactions.
+        self._application = app_id
+        # The SDK's stub is not made for several threads: its own locks are for transactions. This lock guards the
+        # stub itself, and the fields down to _closed.
         self._call_lock = threading.RLock()
+        # The tasks that were added in each open transaction, by the transaction's handle.
+        self._added: dict[int, list[Any]] = {}
+        # Transactions, in memory or in the file, whose tasks may be staged.
+        self._staged: set[str] = set()
+        # Those of them whose file write failed; the next successful write commits their tasks.
+        self._unwritten: set[str] = set()
+        self._changes = 0
+        self._closed = False
+        # Held while the file is written; guards _written, the value of _changes that the file has.
         self._write_lock = threading.Lock()
-        self._committed = 0
         self._written = 0
-        self._snapshot: Sequence[Any] = ()
         try:
-            super().__init__(
-                app_id,
-                str(path),
-                use_atexit=False,
-                # As Firestore in Datastore mode: queries see what was committed, and IDs are not counted up.
-                consistency_policy=datastore_stub_util.MasterSlaveConsistencyPolicy(),
-                auto_id_policy=datastore_stub_util.SCATTERED,
-            )
+            super().__init__(app_id, path, self._load)
         except (apiproxy_errors.ApplicationError, ValueError, OSError) as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ServerError(
                 f"The datastore's file {path} can't be read ({reason}); "
                 "put a copy of it back, or move it away to begin with an empty datastore."
             ) from error
-        queue.settle_held(self._held)
-        self._held.clear()
+        queue.recover(self._staged)
+        self._staged.clear()
 
     def MakeSyncCall(self, service: str, call: str, request: Any, response: Any, request_id: str | None = None) -> None:
-        """Answer one call; return when what it changed is on disk."""
+        """Answer one call; return after its changes are on disk."""
+        if call == "AddActions":
+            self.CheckRequest(service, call, request)
+            self._add_tasks(request.add_request)
+            return
         if call == "Commit" and (adds := self._tasks_of(request)):
             self._commit_with_tasks(adds, request, response, request_id)
             return
         with self._call_lock:
-            before = self._committed
+            before = self._changes
             super().MakeSyncCall(service, call, request, response, request_id)
-            committed = self._committed
-        if committed != before:
-            self._write_up_to(committed)
+            if call == "BeginTransaction":
+                # A handle is used again when the transaction that had it is over.
+                self._added.pop(response.handle, None)
+            elif call == "Rollback":
+                self._added.pop(request.handle, None)
+            changes = self._changes
+        if changes != before:
+            self._write_up_to(changes)
+
+    def _add_tasks(self, adds: Sequence[Any]) -> None:
+        """Keep tasks until their transaction commits.
+
+        The stub's own list of them is not used, because the stub would enqueue them itself.
+        """
+        if not adds:
+            return
+        transaction = _transaction_of(adds[0])
+        if any(_transaction_of(add) != transaction for add in adds):
+            raise _bad_request("Cannot add requests to different transactions")
+        with self._call_lock:
+            # Both raise the stub's errors: for a transaction that is not open, or that is read-only.
+            self.GetTxn(transaction, False, self._application).AddActions([])
+            added = self._added.setdefault(transaction.handle, [])
+            if len(added) + len(adds) > protocol.MAX_TASKS_PER_TRANSACTION:
+                raise _bad_request(f"Too many messages, maximum allowed {protocol.MAX_TASKS_PER_TRANSACTION}")
+            for add in adds:
+                copy = taskqueue_pb.TaskQueueAddRequest()
+                copy.CopyFrom(add)
+                copy.ClearField("transaction")
+                copy.ClearField("datastore_transaction")
+                added.append(copy)
 
     def _tasks_of(self, transaction: Any) -> list[Any]:
-        """Return the tasks that were added in a transaction; none when there is no such transaction."""
         with self._call_lock:
-            live = self._txn_map.get(transaction.handle)
-            return [] if live is None else list(live._actions)
+            return list(self._added.get(transaction.handle, ()))
 
     def _commit_with_tasks(self, adds: Sequence[Any], request: Any, response: Any, request_id: str | None) -> None:
         transaction = secrets.token_hex(_ID_BYTES)
-        # Not within the lock, so that transactions share the queue's commits.
-        self._queue.hold(adds, transaction)
+        # Outside the lock, so that several transactions share one commit of the task store.
+        self._queue.stage(adds, transaction)
         try:
             with self._call_lock:
                 self._commit_in_memory(adds, request, response, request_id)
-                self._held.add(transaction)
-                # Also when there are no entities in the transaction: the file has to know of it.
-                self._committed += 1
-                committed = self._committed
+                self._staged.add(transaction)
+                # Also if the transaction has no entities: the file must list the transaction.
+                self._changes += 1
+                changes = self._changes
         except BaseException:
-            self._queue.drop_held(transaction)
+            self._queue.discard(transaction)
             raise
         try:
-            self._write_up_to(committed)
+            self._write_up_to(changes)
         except BaseException:
-            # The entities are there, as far as this server goes, and the next write will have them.
+            # The entities are committed in memory, and the next write has them.
             with self._call_lock:
-                self._orphans.add(transaction)
+                self._unwritten.add(transaction)
             raise
-        self._let_go({transaction})
+        self._commit_tasks({transaction})
 
     def _commit_in_memory(self, adds: Sequence[Any], request: Any, response: Any, request_id: str | None) -> None:
-        live = self._txn_map.get(request.handle)
-        if live is not None:
-            if len(live._actions) != len(adds):
-                raise apiproxy_errors.ApplicationError(
-                    datastore_pb.Error.BAD_REQUEST, "a task was added while the transaction was being committed"
-                )
-            # The stub would enqueue them itself.
-            live._actions = []
+        if len(self._added.get(request.handle, ())) != len(adds):
+            raise _bad_request("a task was added while the transaction was being committed")
+        added = self._added.pop(request.handle)
         try:
             super().MakeSyncCall("datastore_v3", "Commit", request, response, request_id)
         except BaseException:
-            if live is not None:
-                live._actions = list(adds)
+            if self._is_open(request):
+                self._added[request.handle] = added
             raise
 
-    def _let_go(self, transactions: set[str]) -> None:
-        """Let the tasks be run of transactions that are on disk. When that fails it is tried again, here or later."""
+    def _is_open(self, transaction: Any) -> bool:
         try:
-            self._queue.let_go(transactions)
-        except Exception:  # noqa: BLE001 - the transaction is committed, and the caller is told so
-            _log.exception("Tasks of a committed transaction can't be let go; it is tried again.")
+            self.GetTxn(transaction, False, self._application)
+        except apiproxy_errors.ApplicationError:
+            return False
+        return True
+
+    def _commit_tasks(self, transactions: set[str]) -> None:
+        """Enqueue the tasks of transactions that are on disk. If that fails, it is tried again, here or at a start."""
+        try:
+            self._queue.commit(transactions)
+        except Exception:
+            logger.exception("The tasks of a committed transaction can't be enqueued yet; the server tries again.")
             if self._closed:
-                return  # the next start does it
-            timer = threading.Timer(_LET_GO_AGAIN_SECONDS, self._let_go, [transactions])
+                return  # the next start enqueues them
+            timer = threading.Timer(_COMMIT_RETRY_SECONDS, self._commit_tasks, [transactions])
             timer.daemon = True
             timer.start()
             return
         with self._call_lock:
-            self._held -= transactions
+            self._staged -= transactions
 
     def Write(self) -> None:
-        """Note that there is something to write; :meth:`MakeSyncCall` writes it once the call is done."""
-        self._committed += 1
+        """Note that the entities have changed; :meth:`MakeSyncCall` writes the file after the call."""
+        self._changes += 1
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write the changes that are not written yet."""
         with self._call_lock:
             self._closed = True
-            self._committed += 1
-            committed = self._committed
-        self._write_up_to(committed)
+            self._changes += 1
+            changes = self._changes
+        self._write_up_to(changes)
 
-    def _write_up_to(self, committed: int) -> None:
+    def _write_up_to(self, changes: int) -> None:
         with self._write_lock:
-            if self._written >= committed:
+            if self._written >= changes:
                 return
             with self._call_lock:
-                reached = self._committed
-                super().Write()  # leaves the encoded entities in self._snapshot
-                snapshot, self._snapshot = self._snapshot, ()
-                held = sorted(self._held)
-                orphans, self._orphans = self._orphans, set()
+                reached = self._changes
+                snapshot = self.take_snapshot()
+                staged = sorted(self._staged)
+                unwritten, self._unwritten = self._unwritten, set()
             try:
-                self._write_file(snapshot, held)
+                self._write_file(snapshot, staged)
             except BaseException:
                 with self._call_lock:
-                    self._orphans |= orphans
+                    self._unwritten |= unwritten
                 raise
             self._written = reached
-        if orphans:
-            self._let_go(orphans)
+        if unwritten:
+            self._commit_tasks(unwritten)
 
-    # The stub's private reader and writer, by the names that Python gives them. They are where its format is decided:
-    # a list of encoded entities, and at its end the time of the last commit.
-
-    def _DatastoreFileStub__WritePickled(self, entities: Sequence[Any], _filename: str) -> None:
-        self._snapshot = entities
-
-    def _DatastoreFileStub__ReadPickled(self, _filename: str) -> list[Any]:
+    def _load(self) -> list[Any]:
         if not self._path.exists():
             return []
         with self._path.open("rb") as stream:
-            entities, self._held = _read(stream)
+            entities, self._staged = _read(stream)
         return entities
 
-    def _write_file(self, entities: Sequence[Any], held: Sequence[str]) -> None:
-        temporary = self._path.with_name(self._path.name + ".new")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-            _write(stream, entities, held)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    def _write_file(self, entities: Sequence[Any], staged: Sequence[str]) -> None:
+        with replacing(self._path, mode=0o600) as stream:
+            _write(stream, entities, staged)
 
 
-def _write(stream: io.BufferedWriter, entities: Sequence[Any], held: Sequence[str]) -> None:
+def _transaction_of(add: Any) -> Any:
+    """Return the ``datastore_v3`` transaction that a task is added in."""
+    if not add.HasField("datastore_transaction"):
+        return add.transaction
+    transaction = datastore_pb.Transaction()
+    datastore_stub_util.get_service_converter().v1_to_v3_txn(add.datastore_transaction, transaction)
+    return transaction
+
+
+def _bad_request(problem: str) -> Exception:
+    error: Exception = apiproxy_errors.ApplicationError(datastore_pb.Error.BAD_REQUEST, problem)
+    return error
+
+
+def _write(stream: BinaryIO, entities: Sequence[Any], staged: Sequence[str]) -> None:
     *encoded, commit_time = entities
     stream.write(_MAGIC)
     stream.write(_HEADER.pack(commit_time, len(encoded)))
-    stream.write(_LENGTH.pack(len(held)))
-    for transaction in held:
+    stream.write(_LENGTH.pack(len(staged)))
+    for transaction in staged:
         stream.write(bytes.fromhex(transaction))
     for entity in encoded:
         stream.write(_LENGTH.pack(len(entity)))
@@ -252,15 +281,15 @@ def _read(stream: BinaryIO) -> tuple[list[Any], set[str]]:
     if magic not in (_MAGIC, _MAGIC_1):
         raise ValueError("it is not in the format of this version")
     commit_time, count = _HEADER.unpack(_exactly(stream, _HEADER.size))
-    held: set[str] = set()
+    staged: set[str] = set()
     if magic == _MAGIC:
-        (held_count,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
-        held = {_exactly(stream, _ID_BYTES).hex() for _ in range(held_count)}
+        (staged_count,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+        staged = {_exactly(stream, _ID_BYTES).hex() for _ in range(staged_count)}
     entities: list[Any] = []
     for _ in range(count):
         (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
         entities.append(_exactly(stream, length))
-    return [*entities, commit_time], held
+    return [*entities, commit_time], staged
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:

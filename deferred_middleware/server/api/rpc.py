@@ -1,14 +1,11 @@
-"""Which protocol buffers go with each method of the SDK's services.
+"""The API calls of the SDK: ``POST /rpc_http``.
 
-The SDK's client sends a service, a method and bytes; what the bytes are is known to both sides beforehand
-(``google/appengine/ext/remote_api`` of the older SDK had such a table, the current one doesn't). Sources: the calls in
+An app's unmodified SDK sends each API call as a ``remote_api`` request: the service, the method, the request as bytes,
+and the API ticket, which shows that the app belongs to this server. The answer is always HTTP 200; an error is inside.
+Source: the SDK's ``google/appengine/runtime/default_api_stub.py``.
+
+A call does not say which protocol buffers its bytes are, so :func:`message_types` has a table. Sources: the calls in
 ``google/appengine/api/*`` and ``google/appengine/datastore/datastore_rpc.py`` of appengine-python-standard 3.1.0.
-
-The SDK's side of the wire: ``POST /rpc_http``.
-
-An app's unmodified SDK sends each API call as a ``remote_api`` request: service, method, the request's bytes, and the
-ticket that shows it is one of our apps. The answer is always HTTP 200; what went wrong is inside. Source: the SDK's
-``google/appengine/runtime/default_api_stub.py``.
 """
 
 from __future__ import annotations
@@ -25,11 +22,11 @@ from google.protobuf.message import DecodeError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     MessageTypes = tuple[type[Message], type[Message]]
+
+logger = logging.getLogger(__name__)
 
 _MEMCACHE_METHODS = {
     # method: the stem of its messages' names
@@ -80,13 +77,13 @@ _TASKQUEUE_METHODS = (
 
 
 def message_types(service: str, method: str) -> MessageTypes:
-    """Return the request's and the response's class. Raises :class:`KeyError` for a method nobody here knows."""
+    """Return the classes of the request and the response. Raises :class:`KeyError` for an unknown method."""
     return _table()[service, method]
 
 
 @functools.cache
 def _table() -> dict[tuple[str, str], MessageTypes]:
-    # The SDK takes long to import, so it waits until the table is asked for.
+    # These modules take long to import, so they are imported with the first call.
     from google.appengine.api import api_base_pb2, mail_service_pb2, urlfetch_service_pb2, user_service_pb2
     from google.appengine.api.app_identity import app_identity_service_pb2
     from google.appengine.api.capabilities import capability_service_pb2
@@ -135,12 +132,10 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
     return table
 
 
-_log = logging.getLogger(__name__)
-
 RPC_PATH = "/rpc_http"
 
 _Code = remote_api_pb.RpcError
-# The SDK's client turns these codes back into these exceptions.
+# The SDK's client turns the codes back into the exceptions.
 _CODES: tuple[tuple[type[Exception], int], ...] = (
     (apiproxy_errors.CallNotFoundError, _Code.CALL_NOT_FOUND),
     (apiproxy_errors.ArgumentError, _Code.PARSE_ERROR),
@@ -155,9 +150,10 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 class RpcApplication:
-    """A WSGI app that answers API calls from ``stub_map``, an ``APIProxyStubMap``, to whoever has one of ``tickets``.
+    """A WSGI app that answers API calls with the stubs of ``stub_map``, an ``APIProxyStubMap``.
 
-    Other paths go to ``pages``; without it they are not found. Stubs are called by several threads at a time.
+    A call must have one of ``tickets``. Requests for other paths go to ``pages``; without it, they get 404. Several
+    threads call the stubs at a time.
     """
 
     def __init__(self, stub_map: Any, tickets: Collection[str], *, pages: WSGIApplication | None = None) -> None:
@@ -166,14 +162,14 @@ class RpcApplication:
         self._pages = pages
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer an API call, or let ``pages`` answer."""
+        """Answer an API call, or pass the request to ``pages``."""
         if environ.get("PATH_INFO") != RPC_PATH:
             if self._pages is not None:
                 return self._pages(environ, start_response)
             return _plain(start_response, "404 Not Found", b"Not found.\n")
         if environ["REQUEST_METHOD"] != "POST":
-            return _plain(start_response, "405 Method Not Allowed", b"API calls are POSTed.\n", ("Allow", "POST"))
-        # The server has read the whole body; where it came in chunks it says how long it is all the same.
+            return _plain(start_response, "405 Method Not Allowed", b"Use POST for API calls.\n", ("Allow", "POST"))
+        # The server has read the whole body and sets its length, also if the body came in chunks.
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         answer = self._answer(body).SerializeToString()
         start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(answer)))])
@@ -183,12 +179,12 @@ class RpcApplication:
         try:
             call = remote_api_pb.Request.FromString(body)
         except DecodeError as error:
-            return _failure(_Code.BAD_REQUEST, f"this is no API call: {error}")
+            return _failure(_Code.BAD_REQUEST, f"this is not an API call: {error}")
         shown = call.request_id.encode()
         if not any(hmac.compare_digest(shown, ticket) for ticket in self._tickets):
             return _failure(
                 _Code.SECURITY_VIOLATION,
-                "the API ticket is not this server's; was the app started by another server, or an earlier one?",
+                "the API ticket is not this server's; did another server, or an earlier one, start the app?",
             )
         name = f"{call.service_name}.{call.method}"
         stub = self._stub_map.GetStub(call.service_name)
@@ -196,8 +192,8 @@ class RpcApplication:
             request_type, response_type = message_types(call.service_name, call.method)
         except KeyError:
             return _failure(_Code.CALL_NOT_FOUND, "")
-        if stub is None or not hasattr(stub, f"_Dynamic_{call.method}"):
-            return _failure(_Code.CALL_NOT_FOUND, "the local server does not have it")
+        if stub is None:
+            return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
         try:
             request = request_type.FromString(call.request)
         except DecodeError as error:
@@ -214,9 +210,18 @@ class RpcApplication:
         except apiproxy_errors.Error as error:
             code = next((code for kind, code in _CODES if isinstance(error, kind)), _Code.UNKNOWN)
             return _failure(code, _as_text(error))
-        except Exception as error:  # noqa: BLE001 - a stub's own defect; the app gets an error that it can report
-            _log.exception("The API call %s failed.", name)
+        except Exception as error:
+            if _lacks_method(stub, call.method, error):
+                return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+            logger.exception("The API call %s failed.", name)
             return _failure(_Code.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _lacks_method(stub: object, method: str, error: Exception) -> bool:
+    """Tell whether ``error`` says that one of the SDK's stubs does not have a method."""
+    if not isinstance(error, AttributeError) or error.obj is not stub:
+        return False
+    return (error.name or "").endswith(f"_{method}")
 
 
 def _failure(code: int, detail: str) -> Any:

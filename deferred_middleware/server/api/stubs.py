@@ -1,12 +1,11 @@
-"""The SDK's services other than the task queue, answered by the SDK's own stubs.
+"""The SDK's other services, answered by the SDK's own stubs.
 
-:func:`make_stub_map` makes them: the datastore, kept in a file; memcache; modules, answered from the
-:class:`~deferred_middleware.server.config.services.ServiceDirectory`; app identity; and those that need no setting
-up (URL
-fetch, users, capabilities, mail, which is written to the log instead of being sent).
+:func:`make_stub_map` creates the stubs: the datastore, which is kept in a file; memcache; modules, which answers from
+the :class:`~deferred_middleware.server.config.services.ServiceDirectory`; app identity; and those that need no set-up
+(URL fetch, users, capabilities, and mail, which is logged instead of sent).
 
-This runs in the queue process only, which never calls ``wrap_wsgi_app``: that would patch ``os.environ`` and the
-starting of threads under everything here.
+The stubs live in the queue process only. It never calls ``wrap_wsgi_app``, which would patch ``os.environ`` and the
+start of threads for the whole process.
 """
 
 from __future__ import annotations
@@ -29,10 +28,7 @@ from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
 
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
-from deferred_middleware.server.api.rpc import message_types
 from deferred_middleware.server.config.services import Service, ServiceDirectory
-
-__all__ = ["make_stub_map", "message_types"]
 
 
 def make_stub_map(
@@ -45,16 +41,15 @@ def make_stub_map(
 ) -> Any:
     """Return an ``APIProxyStubMap`` with every service, and install it as this process's own.
 
-    It has to be the process's own because the datastore stub calls ``taskqueue.Add`` through it when a transaction
-    with tasks commits. ``callers`` says which service each API ticket was given to, for calls that mean "the service I
-    am in". Raises
-    :class:`~deferred_middleware.errors.ServerError` when the datastore's file can't be read.
+    It must be the process's own because the taskqueue service calls the datastore through it. ``callers`` are the
+    services by their API tickets, for calls that mean "the service that I am in". Raises
+    :class:`~deferred_middleware.errors.ServerError` if the datastore's file can't be read.
     """
-    # Stubs ask the environment for the app they belong to.
+    # Some stubs read the application's ID from the environment.
     full_app_id.put(app_id)
     request_data = _RequestInfo(directory, callers or {})
     stub_map = apiproxy_stub_map.APIProxyStubMap()
-    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub))
+    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions))
     stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
     stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
     stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())
@@ -68,7 +63,7 @@ def make_stub_map(
 
 
 class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has no types
-    """Tells the modules stub what is served."""
+    """Answers the questions of the modules stub from a :class:`ServiceDirectory`."""
 
     def __init__(self, directory: ServiceDirectory) -> None:
         self._directory = directory
@@ -98,15 +93,15 @@ class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has 
         return 1
 
     def set_num_instances(self, module: str, version: str, instances: int) -> None:
-        self._refuse_scaling(module, version)
+        self._reject_scaling(module, version)
 
     def start_version(self, module: str, version: str) -> None:
-        self._refuse_scaling(module, version)
+        self._reject_scaling(module, version)
 
     def stop_version(self, module: str, version: str) -> None:
-        self._refuse_scaling(module, version)
+        self._reject_scaling(module, version)
 
-    def _refuse_scaling(self, module: str, version: str) -> None:
+    def _reject_scaling(self, module: str, version: str) -> None:
         self._find(module, version)
         raise request_info.NotSupportedWithAutoScalingError(module)
 
@@ -117,7 +112,7 @@ class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has 
 
 
 class _RequestInfo(request_info.RequestInfo):  # type: ignore[misc] # the SDK has no types
-    """Tells the stubs about the request that a call was made in, as far as it is known here."""
+    """Answers the stubs' questions about the request that a call was made in, as far as the server knows it."""
 
     def __init__(self, directory: ServiceDirectory, callers: Mapping[str, Service]) -> None:
         self._directory = directory

@@ -13,11 +13,11 @@ from google.appengine.datastore import datastore_pb
 from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.api.taskqueue_context import TaskQueueContext
 from deferred_middleware.server.api.taskqueue_messages import (
     PULL_MODE,
     Code,
-    RefusedError,
-    ServiceCore,
+    TaskRejectedError,
     application_error,
     is_transactional,
     new_task,
@@ -26,7 +26,7 @@ from deferred_middleware.server.api.taskqueue_messages import (
 from deferred_middleware.server.store.records import AddResult, NewTask
 from deferred_middleware.wire import protocol
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _RESULT_CODES = {
     "added": Code.OK,
@@ -35,21 +35,25 @@ _RESULT_CODES = {
 }
 
 
-class AddMethods(ServiceCore):
+class AddMethods:
     """``BulkAdd`` and ``Add``."""
 
-    def _Dynamic_BulkAdd(self, request: Any, response: Any) -> None:
+    def __init__(self, context: TaskQueueContext) -> None:
+        self._context = context
+
+    def bulk_add(self, request: Any, response: Any) -> None:
+        """Answer ``BulkAdd``: store all of the tasks or none, except for those whose names are taken."""
         adds = request.add_request
-        self._check_whole(adds)
-        refusals: dict[int, int] = {}
+        self.check(adds)
+        rejections: dict[int, int] = {}
         tasks: dict[int, NewTask] = {}
         names: set[tuple[str, str]] = set()
         repeated: set[int] = set()
         for index, add in enumerate(adds):
             try:
-                task = self._new_task(add)
-            except RefusedError as refused:
-                refusals[index] = refused.code
+                task = self.new_task(add)
+            except TaskRejectedError as error:
+                rejections[index] = error.code
                 continue
             if task.name is not None:
                 if (task.queue, task.name) in names:
@@ -57,20 +61,20 @@ class AddMethods(ServiceCore):
                     continue
                 names.add((task.queue, task.name))
             tasks[index] = task
-        if refusals:
-            # As on the platform: one task that can't be taken keeps out the others.
+        if rejections:
+            # As on the platform, one illegal task keeps all others out.
             for index in range(len(adds)):
-                response.taskresult.add().result = refusals.get(index, Code.SKIPPED)
+                response.taskresult.add().result = rejections.get(index, Code.SKIPPED)
             return
 
         results: Mapping[int, AddResult]
         if any(is_transactional(add) for add in adds):
             results = self._add_at_commit(request, tasks)
         else:
-            stored = self._stored(lambda: self._store.add(list(tasks.values())))
+            stored = self._context.stored(lambda: self._context.store.add(list(tasks.values())))
             results = dict(zip(tasks, stored, strict=True))
             if any(result.outcome == "added" for result in stored):
-                self._wake_scheduler()
+                self._context.wake_scheduler()
         for index in range(len(adds)):
             task_result = response.taskresult.add()
             if index in repeated:
@@ -80,11 +84,12 @@ class AddMethods(ServiceCore):
             if tasks[index].name is None:
                 task_result.chosen_task_name = results[index].name.encode()
 
-    def _Dynamic_Add(self, request: Any, response: Any) -> None:
+    def add(self, request: Any, response: Any) -> None:
+        """Answer ``Add``."""
         bulk_request = taskqueue_pb.TaskQueueBulkAddRequest()
         bulk_request.add_request.add().CopyFrom(request)
         bulk_response = taskqueue_pb.TaskQueueBulkAddResponse()
-        self._Dynamic_BulkAdd(bulk_request, bulk_response)
+        self.bulk_add(bulk_request, bulk_response)
         (result,) = bulk_response.taskresult
         if result.result != Code.OK:
             raise application_error(
@@ -94,11 +99,11 @@ class AddMethods(ServiceCore):
             response.chosen_task_name = result.chosen_task_name
 
     def _add_at_commit(self, request: Any, tasks: Mapping[int, NewTask]) -> dict[int, AddResult]:
-        """Give the tasks to the datastore, which gives them back to :meth:`hold` when their transaction commits."""
+        """Give the tasks to the datastore, which passes them to :class:`DatastoreTransactions` when it commits."""
         results = {}
         for index in tasks:
-            # Chosen now, because the client is told now.
-            name = self._store.transactional.choose_name()
+            # The client needs the name now, in the answer to this call.
+            name = self._context.store.transactional.choose_name()
             request.add_request[index].task_name = name.encode()
             results[index] = AddResult(name=name, outcome="added")
         try:
@@ -107,8 +112,8 @@ class AddMethods(ServiceCore):
             raise application_error(error.application_error + Code.DATASTORE_ERROR, error.error_detail) from error
         return results
 
-    def _check_whole(self, adds: Any) -> None:
-        """Raise what fails a whole request."""
+    def check(self, adds: Any) -> None:
+        """Check what concerns the request as a whole. Raises the error that the whole request fails with."""
         if not adds:
             raise application_error(Code.INVALID_REQUEST, "no tasks were given")
         if len(adds) > protocol.MAX_TASKS_PER_ADD:
@@ -116,7 +121,7 @@ class AddMethods(ServiceCore):
                 Code.TOO_MANY_TASKS, f"{len(adds)} tasks, and one add takes {protocol.MAX_TASKS_PER_ADD}"
             )
         if len({is_transactional(add) for add in adds}) > 1:
-            raise application_error(Code.INVALID_REQUEST, "some of the tasks belong to a transaction and some don't")
+            raise application_error(Code.INVALID_REQUEST, "only some of the tasks belong to a transaction")
         size = sum(add.ByteSize() for add in adds)
         if is_transactional(adds[0]) and size > protocol.MAX_TRANSACTIONAL_REQUEST_BYTES:
             raise application_error(
@@ -124,45 +129,49 @@ class AddMethods(ServiceCore):
                 f"{size} bytes, and one add in a transaction takes {protocol.MAX_TRANSACTIONAL_REQUEST_BYTES}",
             )
         for add in adds:
-            queue = self._queue(add.queue_name)
-            self._check_mode(queue, pull=add.mode == PULL_MODE)
+            self._context.queue_of_mode(add.queue_name, pull=add.mode == PULL_MODE)
 
-    def _new_task(self, add: Any) -> NewTask:
-        return new_task(add, now_usec=self._now_usec(), directory=self._directory)
+    def new_task(self, add: Any) -> NewTask:
+        """Return the task that an add asks for. Raises :class:`TaskRejectedError`."""
+        return new_task(add, now_usec=self._context.now_usec(), directory=self._context.directory)
 
 
-class TransactionMethods(AddMethods):
-    """What becomes of the tasks of a transaction; what :mod:`~deferred_middleware.server.api.datastore` asks for."""
+class DatastoreTransactions:
+    """The tasks of the datastore's transactions: the ``TransactionalQueue`` of the module ``datastore``."""
 
-    def hold(self, adds: Sequence[Any], transaction: str) -> None:
-        """Store the tasks of a transaction that is about to be committed; raise the datastore's error if that fails."""
+    def __init__(self, context: TaskQueueContext, adding: AddMethods) -> None:
+        self._context = context
+        self._adding = adding
+
+    def stage(self, adds: Sequence[Any], transaction: str) -> None:
+        """Store the tasks of a transaction before it is committed. Raises the datastore's error if that fails."""
         try:
-            self._check_whole(adds)
-            tasks = [self._new_task(add) for add in adds]
-        except (apiproxy_errors.ApplicationError, RefusedError) as error:
-            # They could be taken when they were added; a queue was removed since, or is of another mode now.
+            self._adding.check(adds)
+            tasks = [self._adding.new_task(add) for add in adds]
+        except (apiproxy_errors.ApplicationError, TaskRejectedError) as error:
+            # They were legal when they were added. Since then, a queue was removed, or has another mode.
             raise application_error(
                 datastore_pb.Error.BAD_REQUEST, f"a task of the transaction can't be enqueued: {error}"
             ) from error
         try:
-            self._store.transactional.stage(tasks, transaction)
+            self._context.store.transactional.stage(tasks, transaction)
         except (sqlite3.Error, ServerError) as error:
-            _log.exception("The task store failed.")
+            logger.exception("The task store failed.")
             raise application_error(datastore_pb.Error.INTERNAL_ERROR, f"the task store failed: {error}") from error
 
-    def drop_held(self, transaction: str) -> None:
-        """Forget the tasks of a transaction that was not committed."""
+    def discard(self, transaction: str) -> None:
+        """Delete the staged tasks of a transaction that was not committed."""
         try:
-            self._store.transactional.discard(transaction)
+            self._context.store.transactional.discard(transaction)
         except (sqlite3.Error, ServerError):
-            # They stay held, which is as good as gone, and the next start forgets them.
-            _log.exception("The tasks of a transaction that was not committed could not be removed.")
+            # Staged tasks never run, and the next start of the server deletes them.
+            logger.exception("The tasks of a transaction that was not committed could not be deleted.")
 
-    def let_go(self, transactions: Collection[str]) -> None:
-        """Let the tasks of committed transactions be run."""
-        if self._store.transactional.commit(transactions):
-            self._wake_scheduler()
+    def commit(self, transactions: Collection[str]) -> None:
+        """Enqueue the staged tasks of committed transactions."""
+        if self._context.store.transactional.commit(transactions):
+            self._context.wake_scheduler()
 
-    def settle_held(self, committed: Collection[str]) -> None:
-        """Let go what an earlier server held for ``committed`` transactions, and forget the rest."""
-        self._store.transactional.recover(committed)
+    def recover(self, committed: Collection[str]) -> None:
+        """Enqueue what an earlier server staged for ``committed`` transactions, and discard the rest."""
+        self._context.store.transactional.recover(committed)

@@ -1,13 +1,13 @@
-"""What runs inside an app process: one service of the app, behind waitress.
+"""What runs inside an app process: one service of the app, served by waitress.
 
-The supervisor starts it as ``python -m deferred_middleware.server.apps.app_server`` and writes one line to its standard
-input: an :class:`AppServerConfig` as JSON. Standard input then stays open as the life-line: when it ends, the
-supervisor is gone, however it died, and this process ends at once with everything it started. What became of the
-start is told on the status pipe, as one line of JSON: ``{"event": "ready"}`` or
+The supervisor starts the process as ``python -m deferred_middleware.server.apps.app_server`` and writes one line to its
+standard input: an :class:`AppServerConfig` as JSON. Standard input stays open after that. Its end means that the
+supervisor has ended, for whatever reason; this process then ends at once, with everything that it started. The process
+reports its start on the status pipe, as one line of JSON: ``{"event": "ready"}`` or
 ``{"event": "failed", "message": …, "traceback": …}``.
 
-The listening socket belongs to the supervisor and outlives this process, so that requests which arrive while it is
-being restarted wait in the socket's backlog.
+The listening socket belongs to the supervisor and outlives this process. So requests that arrive during a restart wait
+in the socket's backlog.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 STOP_GRACE_SECONDS = 5.0
-"""How long requests that are running may go on after SIGTERM."""
+"""How long running requests may go on after SIGTERM."""
 
 _CONNECTION_LIMIT = 1000
 _SERVER_SOFTWARE = "deferred-middleware"
@@ -48,10 +48,10 @@ _SERVER_SOFTWARE = "deferred-middleware"
 
 @dataclass(frozen=True, kw_only=True)
 class AppServerConfig:
-    """What an app process is told on its standard input.
+    """What an app process reads from its standard input.
 
-    ``app`` is ``module:callable``, found in ``directory``, or where the process was started; ``socket_fd`` and
-    ``status_fd`` are inherited file descriptors.
+    ``app`` is ``module:callable``, found in ``directory``, by default the directory that the process was started in.
+    ``socket_fd`` and ``status_fd`` are inherited file descriptors.
     """
 
     app: str
@@ -65,20 +65,20 @@ class AppServerConfig:
     directory: str = ""
 
     def to_line(self) -> bytes:
-        """Return the line of JSON that :meth:`from_line` reads."""
+        """Return the configuration as the line of JSON that :meth:`from_line` reads."""
         return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> AppServerConfig:
-        """Return the config that ``line`` holds. Raises :class:`ValueError` if it holds none."""
+        """Return the configuration in ``line``. Raises :class:`ValueError` if it holds none."""
         try:
             return cls(**json.loads(line))
         except TypeError as error:
-            raise ValueError(f"not a config of an app process: {error}") from error
+            raise ValueError(f"not the configuration of an app process: {error}") from error
 
 
-class _Gathered:
-    """Stands for a channel while the beginning of a response is put together."""
+class _HeadBuffer:
+    """Stands in for a channel while the beginning of a response is put together."""
 
     def __init__(self, server: Any) -> None:
         self.server = server
@@ -86,10 +86,10 @@ class _Gathered:
         self.write_soon = self.parts.append
 
 
-class _Task(WSGITask):
-    """A request that sends the head of its response together with what the app gives first.
+class _RequestTask(WSGITask):
+    """A request that sends the head of its response together with the first part of the body.
 
-    Waitress sends them one after the other, and whoever reads is woken twice, which costs more than the response.
+    Waitress sends them separately. The client is then woken twice, which costs more than the response itself.
     """
 
     def execute(self) -> None:
@@ -102,19 +102,19 @@ class _Task(WSGITask):
             super().write(data)
             return
         channel: Any = self.channel
-        gathered: Any = _Gathered(channel.server)
-        self.channel = gathered
+        buffer: Any = _HeadBuffer(channel.server)
+        self.channel = buffer
         try:
             super().write(data)
         finally:
             self.channel = channel
-        channel.write_soon(b"".join(gathered.parts))
+        channel.write_soon(b"".join(buffer.parts))
 
 
 class _Channel(HTTPChannel):
-    """A connection, which waitress reads unless it is the queue process's, as what comes first over it shows."""
+    """A connection. Waitress reads it, unless its first bytes show that the queue process delivers tasks over it."""
 
-    task_class = _Task
+    task_class = _RequestTask
     _is_new = True
 
     def received(self, data: bytes) -> bool:
@@ -123,7 +123,7 @@ class _Channel(HTTPChannel):
         deliveries: DeliveryServer | None = server.deliveries
         if not is_new or deliveries is None or not deliveries.sent(data):
             return super().received(data)
-        # In the thread of waitress's loop, which so never looks at the socket again.
+        # This is the thread of waitress's loop, which does not look at the socket again after this.
         self.del_channel()
         self.connected = False
         connection, self.socket = self.socket, None
@@ -133,14 +133,15 @@ class _Channel(HTTPChannel):
 
 
 class AppServer:
-    """Serves one WSGI app on a socket until :meth:`request_stop`, then lets what runs finish.
+    """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
-    At most ``threads`` requests run at a time. Those that carry ``delivery_token`` from their connection's beginning
-    are the queue process's, which has threads of its own for them.
+    At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
+    connection is the queue process's, and gets a thread of its own.
     """
 
     def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
         self._channels: dict[int, Any] = {}
+        # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
         self._stopping = False
         server: Any = create_server(
             app,
@@ -176,9 +177,9 @@ class AppServer:
         """Serve until asked to stop; return whether every request was answered within ``grace_seconds`` after that."""
         while not self._stopping:
             self._turn(timeout_seconds=30.0)
-        # Who connects from now on waits in the backlog for the next process.
+        # Clients that connect from now on wait in the backlog for the next process.
         self._server.accepting = False
-        # One turn in any case, to read what has arrived on connections that were accepted already.
+        # At least one turn, to read what has arrived on connections that were accepted before.
         self._turn(timeout_seconds=0)
         if self._deliveries is not None:
             self._deliveries.request_stop()
@@ -194,7 +195,7 @@ class AppServer:
         if answered:
             wasyncore.close_all(self._channels, ignore_all=True)
         else:
-            # A thread that still runs will write to the trigger's pipe. Left open, its number can't be another file's.
+            # A running thread will write to the trigger's pipe. Left open, its descriptor can't become another file's.
             wasyncore.dispatcher.close(self._server)
         return answered
 
@@ -210,14 +211,14 @@ class AppServer:
 
 def main() -> int:
     """Run one app process, as its standard input says; return its exit status."""
-    lifeline = os.dup(0)
-    # The app must not read from the life-line, nor hand it to its own children.
+    supervisor_pipe = os.dup(0)
+    # The app must not read from this pipe or pass it on to its children.
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    config = AppServerConfig.from_line(_read_line(lifeline))
-    threading.Thread(target=_watch_lifeline, args=(lifeline,), name="lifeline", daemon=True).start()
-    # Ctrl-C is the supervisor's to answer: it stops this process in its turn.
+    config = AppServerConfig.from_line(_read_line(supervisor_pipe))
+    threading.Thread(target=_watch_supervisor, args=(supervisor_pipe,), name="supervisor-watcher", daemon=True).start()
+    # The supervisor handles Ctrl-C, and then stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for descriptor in (config.socket_fd, config.status_fd):
         os.set_inheritable(descriptor, False)
@@ -225,14 +226,14 @@ def main() -> int:
 
 
 def run(config: AppServerConfig) -> int:
-    """Load the app, say what became of it on the status pipe, and serve it until SIGTERM; return the exit status."""
+    """Load the app, report the result on the status pipe, and serve until SIGTERM; return the exit status."""
     _enter(config.directory)
     with os.fdopen(config.status_fd, "wb") as status:
         try:
             app = load_application(config.app)
         except AppLoadError as error:
             cause = error.__cause__ or error
-            _tell(
+            _write_event(
                 status,
                 event="failed",
                 message=str(error),
@@ -246,7 +247,7 @@ def run(config: AppServerConfig) -> int:
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,
         )
-        # Made after the app was imported: wrap_wsgi_app patches how threads are started, and waitress's must be.
+        # After the import of the app: wrap_wsgi_app patches how threads are started, also those of waitress.
         server = AppServer(
             frontend,
             socket.socket(fileno=config.socket_fd),
@@ -258,23 +259,23 @@ def run(config: AppServerConfig) -> int:
             server.request_stop()
 
         signal.signal(signal.SIGTERM, stop)
-        _tell(status, event="ready")
+        _write_event(status, event="ready")
     if server.serve():
         return 0
     logging.getLogger(__name__).warning(
-        "Requests were still running %.0f seconds after the stop; they are cut off.", STOP_GRACE_SECONDS
+        "Requests were still running %.0f seconds after the stop signal; they are cut off.", STOP_GRACE_SECONDS
     )
-    # A thread that still runs would hold up the interpreter's own exit.
+    # The interpreter's own exit would wait for the threads that still run.
     logging.shutdown()
     os._exit(0)
 
 
 def _enter(directory: str) -> None:
-    """Change to ``directory``, if there is one, and have the app's modules found there."""
+    """Change to ``directory``, if one is given, and make the app's modules importable."""
     here = os.getcwd()
     if directory:
         os.chdir(directory)
-        # "python -m" has put there where the command was started, which is none of this app's business.
+        # "python -m" has put the directory there that the command was started in, which this app must not import from.
         if sys.path[0] in ("", here) and not Path(__file__).is_relative_to(here):
             del sys.path[0]
         here = directory
@@ -283,32 +284,32 @@ def _enter(directory: str) -> None:
 
 
 def _read_line(descriptor: int) -> bytes:
-    # Unbuffered, because whatever a buffer read ahead would be lost to the watcher of the life-line.
+    # Unbuffered: the thread that watches the pipe would miss what a buffer has read ahead.
     with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as stream:
         return stream.readline()
 
 
-def _watch_lifeline(descriptor: int) -> None:
+def _watch_supervisor(descriptor: int) -> None:
     while os.read(descriptor, 4096):
         pass
-    # What runs now can't report to anybody, and will be run again. A new supervisor may want the port at once, so
-    # everything that this process started has to go too; it leads its own process group.
+    # Nobody receives the results of running tasks, which will run again. A new supervisor may need the port at once, so
+    # everything that this process started ends too: this process leads its own process group.
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
-def _tell(status: Any, **event: str) -> None:
+def _write_event(status: Any, **event: str) -> None:
     status.write(json.dumps(event).encode() + b"\n")
     status.flush()
 
 
 def _configure_logging(service: str) -> None:
-    """Send log records to standard error, unless the app has arranged for them while it was imported."""
+    """Send log records to standard error, unless the app has configured logging when it was imported."""
     root = logging.getLogger()
     if not root.handlers:
         logging.basicConfig(level=logging.INFO, format=f"[{service}] %(levelname)s %(name)s: %(message)s")
-    # Requests that wait for a thread are what a queue of tasks looks like, not something to warn of.
+    # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
 

@@ -1,10 +1,10 @@
-"""Tells when the code of an app has changed.
+"""Reports changes in the code of an app.
 
     with CodeWatcher({"default": Path("web"), "background": Path("worker")}, on_change):
         ...         # on_change("background", [Path("…/worker/tasks.py")]), in a thread of its own
 
-The app's folder is watched as a whole, also for modules that are not there yet. What counts are Python files, but not
-those of installed packages. The watching is done by ``watchfiles``, which the extra ``reload`` brings.
+The whole folder of an app is watched, so new modules are found too. Only Python files count, without those of installed
+packages. The package ``watchfiles``, which the extra ``reload`` installs, does the watching.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import watchfiles
 from deferred_middleware.errors import ServerError
 
 _START_SECONDS = 30.0
-# How long nothing more has to change before it is told: an editor, or git, may write several files.
+# A change is reported when nothing has changed for this long: an editor, or git, may write several files.
 _QUIET_MS = 100
 
 _NO_CODE = {*watchfiles.DefaultFilter.ignore_dirs, "site-packages"}
 
-_logger = logging.getLogger(__name__)
-# It says how many changes there were, also of other files.
+logger = logging.getLogger(__name__)
+# It logs the number of changes, also of other files.
 logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 class CodeWatcher:
-    """Calls ``on_change`` with a service, and the files in its directory that have changed, while it is entered.
+    """While it is entered, calls ``on_change`` with a service and the files in its directory that have changed.
 
     Raises :class:`ServerError` when a directory can't be watched.
     """
@@ -39,7 +39,8 @@ class CodeWatcher:
     def __init__(self, directories: Mapping[str, Path], on_change: Callable[[str, list[Path]], None]) -> None:
         self._directories = {service: directory.resolve() for service, directory in directories.items()}
         self._on_change = on_change
-        self._ending = _Ending()
+        self._ending = _StopEvent()
+        # Written by the thread before it sets ``watching``.
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="code-watcher", daemon=True)
 
@@ -50,7 +51,7 @@ class CodeWatcher:
             self._thread.join(_START_SECONDS)
             folders = ", ".join(sorted({str(directory) for directory in self._directories.values()}))
             raise ServerError(
-                f"--reload can't watch {folders}: {self._error or 'it takes too long'}. Start the server in the folder "
+                f"--reload can't watch {folders}: {self._error or 'it took too long'}. Start the server in the folder "
                 "of the app's own code, or set WATCHFILES_FORCE_POLLING=true."
             ) from self._error
         return self
@@ -68,14 +69,14 @@ class CodeWatcher:
                 stop_event=self._ending,
             )
             for changed in changes:
-                self._tell([Path(path) for _kind, path in changed])
+                self._report([Path(path) for _kind, path in changed])
         except Exception as error:
             self._error = error
             if self._ending.watching.is_set():
-                _logger.exception("Changes of the code are not seen any more; restart the server.")
+                logger.exception("Changes in the code are no longer noticed; restart the server.")
             self._ending.watching.set()
 
-    def _tell(self, paths: Collection[Path]) -> None:
+    def _report(self, paths: Collection[Path]) -> None:
         for service, directory in self._directories.items():
             files = {file for path in paths for file in _python_files(path) if _is_code(file, directory)}
             if files:
@@ -83,18 +84,18 @@ class CodeWatcher:
 
 
 def _may_matter(change: watchfiles.Change, path: str) -> bool:
-    """Let Python files through, and new folders, in which there may be some already."""
+    """Accept Python files, and new folders, which may contain some already."""
     return path.endswith(".py") or (change is watchfiles.Change.added and os.path.isdir(path))
 
 
 def _python_files(path: Path) -> Iterable[Path]:
-    # What was in a folder before it was watched is told by nobody.
+    # watchfiles does not report files that were in a folder before it was watched.
     return path.rglob("*.py") if path.is_dir() else [path]
 
 
 def _is_code(path: Path, directory: Path) -> bool:
-    """Tell whether a file is in a directory, and not in one of its folders that hold no code of the app."""
-    # Where the directory itself is doesn't matter. What editors put beside a file is hidden, or the checker's copy.
+    """Tell whether a file is in a directory, but not in one of its folders that hold no code of the app."""
+    # The path of the directory itself doesn't matter. Editors and checkers put hidden files and copies beside a file.
     return (
         path.is_relative_to(directory)
         and not path.name.startswith((".", "flycheck_"))
@@ -102,8 +103,8 @@ def _is_code(path: Path, directory: Path) -> bool:
     )
 
 
-class _Ending(threading.Event):
-    """Asked for whether to end, it knows that the watching has begun."""
+class _StopEvent(threading.Event):
+    """Ends the watching. watchfiles asks whether it is set as soon as it watches, which sets ``watching``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,30 +1,32 @@
-"""The environment of an app process: what App Engine sets, and what leads the app's SDK to the local server."""
+"""The environment of an app process: what App Engine sets, and the addresses that the app's SDK needs."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE
 from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.store.files import replacing
 
-# With it the SDK would send tasks to Google instead of here (api/taskqueue/taskqueue.py).
+# If it is set, the SDK sends tasks to Google instead of the local server (api/taskqueue/taskqueue.py).
 _CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, str]:
-    """Return what app processes inherit of this process's environment, with the key that tasks are signed with.
-
-    An environment that has keys of its own keeps them.
-    """
+    """Return what app processes inherit from ``environ``, with ``secret_key`` unless it has keys of its own."""
     inherited = dict(environ)
     if inherited.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        _logger.warning(
-            "%s is not passed on to the app: with it, tasks would go to Google instead of here.", _CLOUD_TASKS_VARIABLE
+        logger.warning(
+            "%s is not passed on to the app: with it, tasks would go to Google instead of the local server.",
+            _CLOUD_TASKS_VARIABLE,
         )
     if not inherited.get(SECRET_KEYS_VARIABLE, "").strip():
         inherited[SECRET_KEYS_VARIABLE] = secret_key
@@ -33,9 +35,9 @@ def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, st
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
-    """What all services see of where they run.
+    """What all services know about the server they run on.
 
-    ``inherited`` is :func:`base_environ`, ``api_address`` where the queue process answers the SDK.
+    ``inherited`` comes from :func:`base_environ`. At ``api_address`` the queue process answers the SDK.
     """
 
     project: str
@@ -55,7 +57,7 @@ def app_environ(
 ) -> dict[str, str]:
     """Return the environment of an app process: what it inherits, ``env_variables``, and what App Engine sets.
 
-    Of the same name the latter wins, and where ``env_variables`` had something else it is said that ``source`` did.
+    Later ones win. If one of ``env_variables`` is overridden, a warning names their ``source``.
 
     Source: https://cloud.google.com/appengine/docs/standard/python3/runtime#environment_variables, and for the last
     four the SDK's ``runtime/default_api_stub.py``.
@@ -79,22 +81,23 @@ def app_environ(
     if not own.get(SECRET_KEYS_VARIABLE, "").strip():
         own.pop(SECRET_KEYS_VARIABLE, None)
     if own.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        _logger.warning(
-            "%s sets %s, which is not passed on: with it, tasks would go to Google instead of here.",
+        logger.warning(
+            "%s sets %s, which is not passed on: with it, tasks would go to Google instead of the local server.",
             source,
             _CLOUD_TASKS_VARIABLE,
         )
     for name in sorted(set_here.keys() & own.keys()):
         if own[name] != set_here[name]:
-            _logger.warning("%s sets %s; what the local server itself sets it to is used instead.", source, name)
+            logger.warning("%s sets %s; the local server's own value is used instead.", source, name)
     return {**platform.inherited, **own, **set_here}
 
 
 def external_environ(platform: Platform, service: Service, *, api_ticket: str) -> dict[str, str]:
     """Return what an app that runs elsewhere needs in its environment, and nothing more.
 
-    The first three lead its SDK here. Without the keys it would refuse every task; without the hostname the SDK drops a
-    task's target; the application is part of entities' keys and of signatures, service and version of tasks' targets.
+    With the first three its SDK calls this server. Without the keys the app would refuse every task. Without the
+    hostname the SDK drops a task's target. The application is part of entities' keys and of signatures, and the service
+    and the version are parts of tasks' targets.
     """
     return {
         "API_HOST": platform.api_address[0],
@@ -106,3 +109,22 @@ def external_environ(platform: Platform, service: Service, *, api_ticket: str) -
         "GAE_SERVICE": service.name,
         "GAE_VERSION": service.version,
     }
+
+
+def environ_file(data_dir: Path, service: str) -> Path:
+    """Return the path of the file with the environment that an app running elsewhere needs."""
+    return data_dir / f"{service}.env"
+
+
+def exports(environ: Mapping[str, str]) -> str:
+    """Return the shell command that exports the variables."""
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in environ.items())
+
+
+def write_environ_file(path: Path, environ: Mapping[str, str]) -> None:
+    """Write the file that a shell reads to export the variables. Only the current user can read it."""
+    try:
+        with replacing(path, mode=0o600, durable=False) as stream:
+            stream.write(f"{exports(environ)}\n".encode())
+    except OSError as error:
+        raise ServerError(f"{path} can't be written: {error.strerror}.") from error

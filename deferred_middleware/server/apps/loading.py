@@ -1,13 +1,12 @@
-"""Find the WSGI application that ``module:callable`` names, or say in one sentence why there is none.
+"""Find the WSGI application that ``module:callable`` names, or explain in one sentence why there is none.
 
     application = load_application("main:app")
 
-``callable`` may be dotted (``main:site.wsgi``). Nothing is ever called to find it: a factory is refused, with a hint.
+``callable`` may be dotted (``main:site.wsgi``). Nothing is called to find it: a factory is refused, with a hint.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -16,14 +15,14 @@ import traceback
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from deferred_middleware.errors import ServerError
+from deferred_middleware.errors import ServerError, nearest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 
 class AppLoadError(ServerError):
-    """What was given as APP is not a WSGI application that can be served. ``spec`` is what was given."""
+    """The APP that was given, ``spec``, is not a WSGI application that can be served."""
 
     def __init__(self, spec: str, message: str) -> None:
         self.spec = spec
@@ -48,8 +47,8 @@ def split_spec(spec: str) -> tuple[str, str]:
 def load_application(spec: str) -> WSGIApplication:
     """Import and return the WSGI application that ``spec`` names.
 
-    Raises :class:`AppLoadError`, with the underlying error as its cause where there is one. Errors of the module's own
-    code are told with the file and line of the frame of the app in which they happened.
+    Raises :class:`AppLoadError`, with the underlying error as its cause if there is one. The message about an error in
+    the module's own code has the file and the line of the app where it happened.
     """
     module_name, attribute = split_spec(spec)
     found: Any = _import(spec, module_name)
@@ -58,7 +57,7 @@ def load_application(spec: str) -> WSGIApplication:
         try:
             found = getattr(found, name)
         except AttributeError as error:
-            raise AppLoadError(spec, f"{path} has no {name!r}{_instead(found, name)}") from error
+            raise AppLoadError(spec, f"{path} has no {name!r}{_suggestion(found, name)}") from error
         path += f":{name}" if path == module_name else f".{name}"
     _check_is_wsgi(spec, found)
     return cast("WSGIApplication", found)
@@ -82,7 +81,8 @@ def _import(spec: str, module_name: str) -> ModuleType:
         status = "" if error.code is None else repr(error.code)
         where = _place(error.__traceback__)
         raise AppLoadError(
-            spec, f"{module_name} called sys.exit({status}) while it was imported{where}; it has to go on to be served."
+            spec,
+            f"{module_name} called sys.exit({status}) while it was imported{where}; an import must not exit.",
         ) from error
     except Exception as error:
         raise _import_failed(spec, module_name, error) from error
@@ -97,7 +97,7 @@ def _import_failed(spec: str, module_name: str, error: Exception) -> AppLoadErro
 
 
 def _place(trace: TracebackType | None) -> str:
-    """Name the innermost frame of the app's own code, or else the innermost one."""
+    """Return the place of the innermost frame of the app's own code, or else of the innermost frame."""
     frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<frozen")]
     frames = [frame for frame in frames if frame.filename != __file__]
     if not frames:
@@ -119,11 +119,11 @@ def _short(filename: str) -> str:
     return filename if relative.startswith("..") else relative
 
 
-def _instead(owner: object, name: str) -> str:
+def _suggestion(owner: object, name: str) -> str:
     public = [known for known in dir(owner) if not known.startswith("_")]
-    near = difflib.get_close_matches(name, public, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    meant = nearest(name, public)
+    if meant:
+        return f"; did you mean {meant!r}?"
     if not isinstance(owner, ModuleType):
         return "."
     own = [
@@ -138,7 +138,7 @@ def _instead(owner: object, name: str) -> str:
         if not inspect.isclass(getattr(owner, known))
     ]
     names = sorted(instances + own)[:8]
-    return f"; it has: {', '.join(names)}." if names else "; nothing in it can be called."
+    return f"; it has: {', '.join(names)}." if names else "; it has no callable."
 
 
 def _check_is_wsgi(spec: str, found: object) -> None:
@@ -150,12 +150,12 @@ def _check_is_wsgi(spec: str, found: object) -> None:
         )
     if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004 - the method itself is asked for
         raise AppLoadError(
-            spec, f"{spec} is an async (ASGI) application; this serves WSGI applications, as wrap_wsgi_app does."
+            spec, f"{spec} is an async (ASGI) application; this server serves WSGI applications, as wrap_wsgi_app does."
         )
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
-        return  # written in C, or otherwise without a signature: the first request will tell
+        return  # written in C, or otherwise without a signature: the first request will show
     try:
         signature.bind({}, None)
     except TypeError as error:
@@ -166,8 +166,10 @@ def _check_is_wsgi(spec: str, found: object) -> None:
         ]
         hint = "a WSGI application is called with (environ, start_response)."
         if not required:
-            hint = "it looks like a factory. Call it in the module (app = …) and name the app that it returns."
-        raise AppLoadError(spec, f"{spec} takes {signature}, so it is no WSGI application; {hint}") from error
+            hint = "it looks like a factory. Call it in the module (app = …), and give the name of the result."
+        raise AppLoadError(
+            spec, f"{spec} has the signature {signature}, so it is no WSGI application; {hint}"
+        ) from error
 
 
 def _described(found: object) -> str:

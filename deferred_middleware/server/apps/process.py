@@ -1,9 +1,9 @@
-"""App processes: start one, learn whether it serves, start it again when it dies, stop it.
+"""App processes: each is started, watched, started again when it dies, and stopped.
 
-An :class:`AppProcess` keeps one service of the app running. One thread of its own starts the process, waits until it
-says that it serves, waits for its end, and starts it again: after a pause that doubles from :data:`MIN_PAUSE_SECONDS`
-to :data:`MAX_PAUSE_SECONDS` while it keeps dying, or at once when its code has changed. What happens is told to a
-callback:
+An :class:`AppProcess` keeps one service of the app running. A thread of its own starts the process, waits until the
+process reports that it serves, waits for its end, and starts it again: at once if the code has changed, or else after a
+pause that doubles from :data:`MIN_PAUSE_SECONDS` to :data:`MAX_PAUSE_SECONDS` while the process keeps dying. Its events
+go to a callback:
 
     process = AppProcess(config, on_event=events.put)
     process.start()
@@ -11,14 +11,10 @@ callback:
     process.restart()
     process.stop()
 
-A process that fails before it has ever served is not started again: that is a mistake to be told to a person. One that
-can't serve with its code as it was changed is started again when it has changed once more.
+If a process fails before it has ever served, it is not started again: a person has to correct a mistake. If a process
+fails to start after its code has changed, it is started again at the next change.
 
-All app processes of a server: one for each service whose app runs here, started, and stopped, together.
-
-processes = AppProcesses(configs, on_event=events.put, ends=ends)
-processes.start()       # what becomes of each is told to on_event
-processes.stop()
+:class:`AppProcesses` are all app processes of a server: one for each service whose app runs here.
 """
 
 from __future__ import annotations
@@ -37,7 +33,7 @@ from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import (
     AppProcessConfig,
     SpawnedApp,
-    Start,
+    StartResult,
     describe_end,
     kill_group,
     peek_status,
@@ -45,11 +41,11 @@ from deferred_middleware.server.apps.spawn import (
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
+# If a process served this long before it died, it is started again after the shortest pause.
 _SETTLED_SECONDS = 10.0
-"""A process that served this long before it died is started again after the shortest pause."""
 _KILL_AFTER_SECONDS = STOP_GRACE_SECONDS + 3.0
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +67,21 @@ class StartFailed:
 ProcessEvent = ProcessReady | StartFailed
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One run of the process: how it started and ended, how long it served, whether a change of the code caused it."""
+
+    start: StartResult
+    end: str
+    served_seconds: float
+    after_change: bool
+
+
 class AppProcess:
-    """Keeps one service of the app running in a process of its own."""
+    """Keeps one service of the app running in a process of its own.
+
+    ``on_event`` is called by the thread that keeps it running. The ends of the process are noted in ``ends``.
+    """
 
     def __init__(
         self,
@@ -84,15 +93,19 @@ class AppProcess:
         self._config = config
         self._on_event = on_event
         self._ends = ends if ends is not None else ProcessEnds()
+        # Guards the process, which only the thread starts and reaps, and whether it serves.
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ready = False
+        self._is_ready = False
         self._stopping = threading.Event()
-        # That the code is not what the process was started with.
+        # Set when the code is not the code that the process was started with.
         self._changed = threading.Event()
-        # Set with either of them, for who waits until the next start.
+        # Set together with either of them; it ends the thread's wait for the next start.
         self._interrupted = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"app-{config.service}")
+        # Only the thread uses these two: whether the process has ever served, and which failure was logged last.
+        self._has_served = False
+        self._logged_failure = StartResult()
 
     @property
     def pid(self) -> int | None:
@@ -102,129 +115,127 @@ class AppProcess:
 
     @property
     def is_serving(self) -> bool:
-        """Whether the process answers, and is not about to be started again."""
+        """Whether the process serves requests and is not about to be restarted."""
         with self._lock:
-            return self._ready and not self._changed.is_set()
+            return self._is_ready and not self._changed.is_set()
 
     def start(self) -> None:
-        """Begin; whether it serves is told to the callback."""
+        """Start the process; an event says whether it serves."""
         self._thread.start()
 
     def restart(self) -> None:
-        """Have the process finish the requests that run, and started again with its code as it is now."""
-        # In one step, so that the signal is not for a process that has the new code already.
+        """Have the process finish its requests, and start it again with the code as it is now."""
+        # Under the lock, so that the signal does not go to a process that has the new code already.
         with self._lock:
             self._changed.set()
             self._interrupted.set()
             self._signal(signal.SIGTERM, group=False)
             process = self._process
         if process is not None:
-            timer = threading.Timer(_KILL_AFTER_SECONDS, self._insist, args=(process,))
+            timer = threading.Timer(_KILL_AFTER_SECONDS, self._kill_if_running, args=(process,))
             timer.daemon = True
             timer.start()
 
     def request_stop(self) -> None:
-        """Ask the process to finish the requests that run, and to end; return at once."""
+        """Ask the process to finish its requests and to end; return at once."""
         self._stopping.set()
         self._interrupted.set()
         self._signal(signal.SIGTERM, group=False)
 
     def kill(self) -> None:
-        """End the process, and what it started, at once."""
+        """Kill the process and everything that it started."""
         self._stopping.set()
         self._interrupted.set()
         self._signal(signal.SIGKILL, group=True)
 
     def stop(self) -> None:
-        """Ask the process to end, insist after a while, and return when it is gone."""
+        """Ask the process to end, kill it if it does not, and return when it has ended."""
         self.request_stop()
         if self._thread.ident is None:
             return
         self._thread.join(_KILL_AFTER_SECONDS)
         if self._thread.is_alive():
-            _logger.warning("The app process of service %r did not stop; it is killed.", self._config.service)
+            logger.warning("The app process of service %r did not stop; it is killed.", self._config.service)
             self.kill()
             self._thread.join()
 
-    def _insist(self, process: subprocess.Popen[bytes]) -> None:
-        """End a process that was asked to end, and has not: a thread of the app's may keep it."""
+    def _kill_if_running(self, process: subprocess.Popen[bytes]) -> None:
+        """Kill a process that was asked to end and has not: a thread of the app may keep it running."""
         with self._lock:
-            # Otherwise it has been reaped.
+            # If it is another one, this process has been reaped.
             if self._process is process:
-                _logger.warning("The app process of service %r did not end; it is killed.", self._config.service)
+                logger.warning("The app process of service %r did not end; it is killed.", self._config.service)
                 kill_group(process)
 
     def _signal(self, signum: signal.Signals, *, group: bool) -> None:
         with self._lock:
-            # Under the lock the process has not been reaped, so that its ID can't mean another one.
+            # Under the lock the process is not reaped, so its ID can't belong to another process.
             if self._process is not None:
-                # Not Popen.send_signal: that reaps a process that has ended.
+                # Popen.send_signal would reap a process that has ended.
                 try:
                     (os.killpg if group else os.kill)(self._process.pid, signum)
                 except ProcessLookupError:
-                    _logger.debug("The app process of service %r is gone already.", self._config.service)
+                    logger.debug("The app process of service %r has ended already.", self._config.service)
 
     def _run(self) -> None:
         try:
             self._keep_running()
         except Exception as error:
-            # Nobody waits for this thread's result: whoever waits for the process must be told.
-            _logger.exception("Keeping the app process of service %r running failed.", self._config.service)
+            # Nobody waits for this thread, but somebody waits for an event.
+            logger.exception("The app process of service %r can't be run.", self._config.service)
             self.kill()
-            self._forget()
-            self._on_event(
-                StartFailed(
-                    service=self._config.service, message=f"The app process can't be run: {error}", traceback=""
-                )
-            )
+            self._discard()
+            message = f"The app process can't be run: {error}"
+            self._on_event(StartFailed(service=self._config.service, message=message, traceback=""))
 
     def _keep_running(self) -> None:
-        service = self._config.service
-        has_served = False
         deaths = 0
-        told = Start()
         while not self._stopping.is_set():
-            has_changed = self._changed.is_set()
-            spawned = self._spawn()
-            start = spawned.wait_until_ready()
-            ready_at = time.monotonic()
-            if start.failure is None:
-                if has_served:
-                    _logger.info("Service %r is running again.", service)
-                has_served = True
-                self._set_ready(True)
-                self._on_event(ProcessReady(service=service))
-                end = describe_end(self._wait_for_end(spawned.process))
-                self._ends.note(service, end, intended=self._stopping.is_set() or self._changed.is_set())
-            else:
-                kill_group(spawned.process)
-                end = start.failure
-                self._wait_for_end(spawned.process)
+            run = self._run_once()
             if self._stopping.is_set():
                 return
             if self._changed.is_set():
                 deaths = 0
-                continue
-            if start.failure is not None and not has_served:
-                self._on_event(StartFailed(service=service, message=end, traceback=start.traceback))
+            elif run.start.failure is None:
+                deaths = 1 if run.served_seconds >= _SETTLED_SECONDS else deaths + 1
+                seconds = pause_seconds(deaths)
+                service = self._config.service
+                logger.error(
+                    "The app process of service %r %s; it is started again in %.1f s.", service, run.end, seconds
+                )
+                self._interrupted.wait(seconds)
+            elif not self._has_served:
+                self._on_event(
+                    StartFailed(service=self._config.service, message=run.end, traceback=run.start.traceback)
+                )
                 return
-            if start.failure is not None and has_changed:
-                _say_failure(service, start, "It is started when its code changes again.", known=start == told)
-                told = start
+            elif run.after_change:
+                self._log_failure(run.start, "It is started when its code changes again.")
                 self._interrupted.wait()
-                continue
-            settled = start.failure is None and time.monotonic() - ready_at >= _SETTLED_SECONDS
-            deaths = 1 if settled else deaths + 1
-            seconds = pause_seconds(deaths)
-            if start.failure is None:
-                _logger.error("The app process of service %r %s; it is started again in %.1f s.", service, end, seconds)
             else:
-                _say_failure(service, start, f"Next try in {seconds:.1f} s.", known=start == told)
-                told = start
-            self._interrupted.wait(seconds)
+                deaths += 1
+                seconds = pause_seconds(deaths)
+                self._log_failure(run.start, f"Next try in {seconds:.1f} s.")
+                self._interrupted.wait(seconds)
+
+    def _run_once(self) -> _Run:
+        """Start the process, and wait for its end."""
+        after_change = self._changed.is_set()
+        spawned = self._spawn()
+        start = spawned.wait_until_ready()
+        ready_at = time.monotonic()
+        if start.failure is None:
+            self._serves()
+            end = describe_end(self._wait_for_end(spawned.process))
+            self._ends.note(self._config.service, end, intended=self._stopping.is_set() or self._changed.is_set())
+        else:
+            kill_group(spawned.process)
+            self._wait_for_end(spawned.process)
+            end = start.failure
+        return _Run(start=start, end=end, served_seconds=time.monotonic() - ready_at, after_change=after_change)
 
     def _spawn(self) -> SpawnedApp:
-        # In one step, so that a change is seen either by the new process, or as one since it was started.
+        # Under the lock: a change before this is in the new process's code, and a change after it sets the flag again.
         with self._lock:
             self._changed.clear()
             self._interrupted.clear()
@@ -232,18 +243,22 @@ class AppProcess:
             self._process = spawned.process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM, group=False)
-        spawned.tell()
+        spawned.send_config()
         return spawned
 
-    def _set_ready(self, ready: bool) -> None:
+    def _serves(self) -> None:
+        if self._has_served:
+            logger.info("Service %r is running again.", self._config.service)
+        self._has_served = True
         with self._lock:
-            self._ready = ready
+            self._is_ready = True
+        self._on_event(ProcessReady(service=self._config.service))
 
     def _wait_for_end(self, process: subprocess.Popen[bytes]) -> int:
-        # Wait without reaping: as long as its ID is taken, its group's can't be anybody else's.
+        # Wait without reaping: until then, neither its ID nor its group's ID can belong to another process.
         peek_status(process)
         with self._lock:
-            self._ready = False
+            self._is_ready = False
             kill_group(process)
             returncode = process.wait()
             self._process = None
@@ -251,7 +266,7 @@ class AppProcess:
         process.stdin.close()
         return returncode
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
@@ -259,20 +274,22 @@ class AppProcess:
             if process.stdin is not None:
                 process.stdin.close()
 
+    def _log_failure(self, start: StartResult, what_next: str) -> None:
+        """Log why the service can't be started again. Repeated failures are logged without their traceback."""
+        is_new = start.traceback and start != self._logged_failure
+        shown = f"\n{start.traceback.rstrip()}" if is_new else ""
+        service = self._config.service
+        logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_next, shown)
+        self._logged_failure = start
+
 
 def pause_seconds(deaths: int) -> float:
     """Return how long to wait before the next start, after the process died ``deaths`` times in a row."""
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2.0 ** min(deaths - 1, 16))
 
 
-def _say_failure(service: str, start: Start, what_then: str, *, known: bool) -> None:
-    """Tell why a service can't be started again; where in its code only once, however often it is tried."""
-    shown = f"\n{start.traceback.rstrip()}" if start.traceback and not known else ""
-    _logger.error("Service %r can't be started again: %s %s%s", service, start.failure, what_then, shown)
-
-
 class AppProcesses:
-    """Keeps the services of ``configs`` running; for the callbacks see :class:`AppProcess`."""
+    """Keeps the services of ``configs`` running; for ``on_event`` and ``ends`` see :class:`AppProcess`."""
 
     def __init__(
         self, configs: Iterable[AppProcessConfig], *, on_event: Callable[[ProcessEvent], None], ends: ProcessEnds
@@ -285,26 +302,26 @@ class AppProcesses:
         return set(self._processes)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the processes."""
         for process in self._processes.values():
             process.start()
 
     def is_serving(self, service: str) -> bool:
-        """Tell whether the process of a service answers, and is not about to be started again."""
+        """Tell whether the process of a service serves requests and is not about to be restarted."""
         return self._processes[service].is_serving
 
     def restart(self, service: str) -> None:
-        """Have the process of a service started again with its code as it is now."""
+        """Restart the process of a service with the code as it is now."""
         self._processes[service].restart()
 
     def stop(self) -> None:
-        """Ask all to finish what runs, and to end; return when they are gone."""
+        """Ask all processes to finish their requests and to end; return when they have ended."""
         for process in self._processes.values():
             process.request_stop()
         for process in self._processes.values():
             process.stop()
 
     def kill(self) -> None:
-        """End all at once."""
+        """Kill all processes."""
         for process in self._processes.values():
             process.kill()

@@ -1,8 +1,8 @@
-"""Which app processes ended, and whether that was meant.
+"""Which app processes ended, and whether that was intended.
 
-When a connection breaks off in the middle of an attempt, what became of the process behind it makes the difference: a
-process that died takes the attempt down, and perhaps the attempt took it down; one that was restarted on purpose (its
-code changed) is no failure of the task. Who runs the processes notes their ends here, who delivers tasks asks:
+When a connection breaks during an attempt, the reason matters. If the process died, the attempt may have caused that.
+If the process was restarted on purpose, because its code changed, the task has not failed. Whatever runs the processes
+notes their ends here, and whatever delivers tasks asks for them:
 
     ends = ProcessEnds(["default", "background"])
     ends.note("default", "was killed by signal 9 (SIGKILL)", intended=False)
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 PATIENCE_SECONDS = 2.0
-"""How long after its connections the end of a process may be noted."""
+"""How long after its connections have broken the end of a process is noted at the latest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessEnd:
     """The end of an app process. ``number`` counts those of its service, ``at`` is by the monotonic clock.
 
-    ``how`` goes on from "it", such as ``was killed by signal 9 (SIGKILL)``.
+    ``how`` completes a sentence that begins with "it", such as ``was killed by signal 9 (SIGKILL)``.
     """
 
     service: str
@@ -35,16 +35,17 @@ class ProcessEnd:
 
 
 class ProcessEnds:
-    """Notes the ends of the processes of ``services``, those that this server runs itself."""
+    """The ends of the processes of ``services``, those that this server runs itself. For any thread."""
 
     def __init__(self, services: Iterable[str] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
         self._services = frozenset(services)
         self._clock = clock
+        # Guards the ends; notified at each of them.
         self._condition = threading.Condition()
         self._last: dict[str, ProcessEnd] = {}
 
     def watches(self, service: str) -> bool:
-        """Tell whether the ends of this service's processes are noted at all."""
+        """Tell whether the ends of this service's processes are noted here."""
         return service in self._services
 
     def note(self, service: str, how: str, *, intended: bool) -> None:
@@ -61,7 +62,7 @@ class ProcessEnds:
             self._condition.notify_all()
 
     def wait_for(self, service: str, *, since: float, timeout_seconds: float = PATIENCE_SECONDS) -> ProcessEnd | None:
-        """Return the last end of a service's process if it was after ``since``; wait for it for a moment."""
+        """Return the last end of a service's process if it came after ``since``, else None; wait for it if need be."""
 
         def found() -> ProcessEnd | None:
             last = self._last.get(service)

@@ -1,1 +1,1 @@
-"""What the local server is told: command line, app.yaml, queue.yaml, data directory."""
+"""Reads the configuration of the local server: command line, app.yaml, queue.yaml and data directory."""

@@ -1,26 +1,22 @@
-"""Which WSGI app the ``entrypoint`` of an ``app.yaml`` serves.
-
-On App Engine it is the command that starts a web server, such as ``gunicorn -b :$PORT main:app``. Here the app is
-served by the local server itself, so that all that matters of the command is the app it names, and the folder it is
-found in:
-
-    wsgi_app_of("gunicorn --chdir src -b :$PORT main:app")    # EntrypointApp(app="main:app", directory="src")
-
-``app.yaml``: what of it says how a service is run, read by the SDK's own parser.
+"""``app.yaml``: how a service runs, read by the SDK's own parser.
 
     app_yaml = read_app_yaml(Path("background.yaml"))
     app_yaml.service, app_yaml.app          # "background", "main:app"
-    app_yaml.notes                          # what of it isn't used here, each a sentence
+    app_yaml.notes                          # sentences about what the local server does not use
 
-Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/app-yaml?tab=python. Used are
-``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``) and ``runtime``. A field that isn't used may
-be newer than the SDK, or hold what its parser doesn't take; it is left out then. What else can't be is an
-:class:`AppYamlError` that names the file and the line.
+Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/app-yaml?tab=python. The local
+server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``) and ``runtime``. It leaves out
+any other field that the SDK's parser does not accept, because the field may be newer than the SDK. For all other
+errors, :class:`AppYamlError` names the file and the line.
+
+On App Engine, ``entrypoint`` is the command that starts a web server, such as ``gunicorn -b :$PORT main:app``. The
+local server serves the app itself, so it only takes the app and the directory from the command:
+
+    parse_entrypoint("gunicorn --chdir src -b :$PORT main:app")     # EntrypointApp(app="main:app", directory="src")
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -32,6 +28,7 @@ from typing import Any
 
 from google.appengine.api import appinfo, appinfo_errors, validation, yaml_errors
 
+from deferred_middleware.errors import nearest
 from deferred_middleware.server.config.yaml_files import (
     YamlFileError,
     compose,
@@ -42,32 +39,54 @@ from deferred_middleware.server.config.yaml_files import (
     value_of,
 )
 
+DEFAULT_APP = "main:app"
+"""The app that App Engine serves without an entrypoint."""
+
+_USED = ("service", "module", "runtime", "env", "entrypoint", "env_variables", "includes", "handlers")
+# The local server does what these fields ask for, or they have no meaning on one machine.
+_GRANTED = ("app_engine_apis", "app_engine_bundled_services", "threadsafe", "api_version", "vm", "skip_files")
+_OTHER_FILES = {
+    "queue": "this is a queue.yaml; give it with --queue-yaml",
+    "cron": "this is a cron.yaml, which the local server does not use",
+    "dispatch": "this is a dispatch.yaml, which the local server does not use",
+    "indexes": "this is an index.yaml; the local datastore needs none",
+}
+_TAKES = {
+    "service": "up to 63 lower-case letters, digits and hyphens, without a hyphen at the beginning or end",
+    "runtime": "a name such as python312",
+    "entrypoint": "a command, such as gunicorn -b :$PORT main:app",
+    "env_variables": "NAME: value, one on each line",
+    "includes": "a list of files",
+    "handlers": "a list of '- url: …'",
+}
+_NULL_TAG = "tag:yaml.org,2002:null"
+
 _APP = re.compile(r"(?!egg:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\(.*\)")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-# What gunicorn takes when only a module is named.
+# The callable that gunicorn serves if only a module is named.
 _GUNICORN_DEFAULT = "application"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntrypointApp:
-    """``app`` is ``module:callable``; ``directory`` is where the command changes to, relative to the file's."""
+    """``app`` is ``module:callable``; ``directory`` is the command's working directory, relative to the file's."""
 
     app: str
     directory: str | None = None
 
 
-def wsgi_app_of(entrypoint: str) -> EntrypointApp:
-    """Return the app that a command serves. Raises :class:`ValueError`, with a reason, when it can't be told."""
+def parse_entrypoint(entrypoint: str) -> EntrypointApp:
+    """Return the app that a command serves. Raises :class:`ValueError`, with the reason, if that is not known."""
     try:
         words = shlex.split(entrypoint)
     except ValueError as error:
-        raise ValueError(f"it is no command ({error})") from error
-    # An option may have its value in the same word: --module=main:app.
+        raise ValueError(f"it is not a command ({error})") from error
+    # An option and its value may be one word: --module=main:app.
     values = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words]
     apps = [value for value in values if _APP.fullmatch(value)]
     if any(_FACTORY.fullmatch(value) for value in values):
-        raise ValueError("it calls a factory; call it in the module (app = …) and name the app that it returns")
+        raise ValueError("it calls a factory; call it in the module (app = …), and name the app that it returns")
     is_gunicorn = any(os.path.basename(word) == "gunicorn" for word in words)
     if not apps and is_gunicorn:
         apps = [f"{module}:{_GUNICORN_DEFAULT}" for module in _lone_modules(words)]
@@ -77,7 +96,7 @@ def wsgi_app_of(entrypoint: str) -> EntrypointApp:
 
 
 def _lone_modules(words: list[str]) -> list[str]:
-    """Return gunicorn's last words that can be modules, and not the value of an option."""
+    """Return the one word of gunicorn's command that is a module and not the value of an option."""
     begin = next(number for number, word in enumerate(words) if os.path.basename(word) == "gunicorn")
     found = [
         word
@@ -96,38 +115,15 @@ def _value_of(option: str, words: list[str]) -> str | None:
     return None
 
 
-DEFAULT_APP = "main:app"
-"""What App Engine serves when there is no entrypoint."""
-
-_USED = ("service", "module", "runtime", "env", "entrypoint", "env_variables", "includes", "handlers")
-# What they ask for is there, or means nothing on one machine.
-_GRANTED = ("app_engine_apis", "app_engine_bundled_services", "threadsafe", "api_version", "vm", "skip_files")
-_OTHER_FILES = {
-    "queue": "this is a queue.yaml; give it with --queue-yaml",
-    "cron": "this is a cron.yaml, which isn't used here",
-    "dispatch": "this is a dispatch.yaml, which isn't used here",
-    "indexes": "this is an index.yaml; the local datastore needs none",
-}
-_TAKES = {
-    "service": "up to 63 lower-case letters, digits and hyphens, and neither begins nor ends with a hyphen",
-    "runtime": "a name such as python312",
-    "entrypoint": "a command, such as gunicorn -b :$PORT main:app",
-    "env_variables": "NAME: value, one on each line under it",
-    "includes": "a list of files",
-    "handlers": "a list of '- url: …'",
-}
-_NULL_TAG = "tag:yaml.org,2002:null"
-
-
 class AppYamlError(YamlFileError):
     """``app.yaml`` can't be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppYaml:
-    """One service, as its file has it.
+    """One service, as its file describes it.
 
-    ``app`` is ``module:callable``, found in ``directory``; ``notes`` are sentences for the person at the terminal.
+    ``app`` is ``module:callable``, in ``directory``. ``notes`` are sentences for the person at the terminal.
     """
 
     path: Path
@@ -139,7 +135,7 @@ class AppYaml:
 
 
 def read_app_yaml(path: Path) -> AppYaml:
-    """Return what the file says. Raises :class:`AppYamlError` when it can't be read or is wrong."""
+    """Return the content of the file. Raises :class:`AppYamlError` if it can't be read or is wrong."""
     parsed = _Parsed(path, appinfo.LoadSingleAppInfo)
     info, root = parsed.info, parsed.root
     parsed.check_env_variables()
@@ -158,14 +154,14 @@ def read_app_yaml(path: Path) -> AppYaml:
 
 
 class _Parsed:
-    """A file that the SDK has parsed by ``load``: the object it made, ``info``, and the nodes it made that of."""
+    """A file that ``load``, a function of the SDK, has parsed into ``info``; ``root`` is the YAML node."""
 
     def __init__(self, path: Path, load: Callable[[str], Any]) -> None:
         self.path = str(path)
         self._text = read_text(path, AppYamlError)
         self.root = compose(self._text, self.path, AppYamlError)
         if self.root is None:
-            raise AppYamlError(self.path, None, "it is empty; it has to say 'runtime: python3…' at least.")
+            raise AppYamlError(self.path, None, "it is empty; it needs at least 'runtime: python3…'.")
         if not is_mapping(self.root):
             raise AppYamlError(self.path, line_of(self.root), "it takes fields, such as 'runtime: python312'.")
         for name, problem in _OTHER_FILES.items():
@@ -175,16 +171,18 @@ class _Parsed:
         self.info = self._load(load)
 
     def line(self, name: str) -> int | None:
-        """Return the line of a field, None when it isn't there."""
+        """Return the line of a field; None if the file does not have it."""
         return next((line_of(key) for key, _value in self.root.value if key.value == name), None)
 
     def check_env_variables(self) -> None:
-        """Refuse what the SDK would make an odd text of."""
+        """Reject values that are no text. The SDK would turn them into a surprising text."""
         node = value_of(self.root, "env_variables")
         for key, value in node.value if is_mapping(node) else ():
             if isinstance(value.value, list) or value.tag == _NULL_TAG:
                 raise AppYamlError(
-                    self.path, line_of(key), f"the environment variable {key.value} takes a text; '' is an empty one."
+                    self.path,
+                    line_of(key),
+                    f"environment variable {key.value} takes a text; write '' for an empty one.",
                 )
 
     def _load(self, load: Callable[[str], Any]) -> Any:
@@ -198,16 +196,16 @@ class _Parsed:
                 raise AppYamlError(self.path, None, f"{problem.rstrip('.')}.") from error
 
     def _leave_out(self, error: yaml_errors.EventError) -> None:
-        """Blank the field that the parser stumbles on, so that it can be tried again; raise if the field matters."""
+        """Replace the field that the parser rejects by blanks, for another try. Raise if the server uses the field."""
         problem = problem_of(error, _TAKES)
-        # What ends a block is at the beginning of the next one.
+        # The event that ends a block is at the beginning of the next block.
         index = len(self._text[: error.event.end_mark.index].rstrip())
         line = self._text.count("\n", 0, index) + 1
         name, begin, end = self._field_at(index)
         known = sorted(appinfo.AppInfoExternal.ATTRIBUTES)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8) if name not in known else []
-        if near:
-            problem = f"there is no field {name}; did you mean {near[0]}?"
+        meant = nearest(name, known, similarity=0.8) if name not in known else None
+        if meant:
+            problem = f"there is no field {name}; did you mean {meant}?"
             raise AppYamlError(self.path, self.line(name), problem) from error
         if isinstance(error.cause, AssertionError) and name in _TAKES:
             problem = f"{name} takes {_TAKES[name]}"
@@ -218,7 +216,7 @@ class _Parsed:
         self._text = self._text[:begin] + kept + self._text[end:]
 
     def _field_at(self, index: int) -> tuple[str, int, int]:
-        """Return the field that the text before ``index`` ends in, and from where to where it goes."""
+        """Return the field that ``index`` is in, and the indexes at which the field begins and ends."""
         begins = [(key.value, key.start_mark.index) for key, _value in self.root.value]
         ends = [begin for _name, begin in begins[1:]] + [len(self._text)]
         for (name, begin), end in zip(begins, ends, strict=True):
@@ -228,11 +226,11 @@ class _Parsed:
 
 
 def _merge_includes(info: Any, parsed: _Parsed) -> None:
-    """Add to ``info`` what is in the files that it includes, and in those that they include."""
-    waiting = [(parsed, include) for include in info.includes or ()]
+    """Merge the files that ``info`` includes, and the files that those include, into ``info``."""
+    pending = [(parsed, include) for include in info.includes or ()]
     seen: set[Path] = set()
-    while waiting:
-        parent, include = waiting.pop(0)
+    while pending:
+        parent, include = pending.pop(0)
         path = Path(parent.path).parent / str(include)
         if path.is_dir():
             path = path / "include.yaml"
@@ -243,22 +241,22 @@ def _merge_includes(info: Any, parsed: _Parsed) -> None:
         seen.add(path.resolve())
         included = _Parsed(path, appinfo.LoadAppInclude)
         included.check_env_variables()
-        waiting += [(included, further) for further in included.info.includes or ()]
+        pending += [(included, further) for further in included.info.includes or ()]
         appinfo.AppInclude.MergeAppYamlAppInclude(info, included.info)
 
 
 def _entry(info: Any, parsed: _Parsed) -> EntrypointApp:
     if not info.entrypoint:
         return EntrypointApp(app=DEFAULT_APP)
-    # The SDK writes it before the command.
+    # The SDK puts it before the command.
     command = str(info.entrypoint).removeprefix("exec ")
     try:
-        return wsgi_app_of(command)
+        return parse_entrypoint(command)
     except ValueError as error:
         raise AppYamlError(
             parsed.path,
             parsed.line("entrypoint"),
-            f"the entrypoint {command!r} can't be served here: {error}. Give one such as "
+            f"the entrypoint {command!r} can't be served here: {error}. Use an entrypoint such as "
             "'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of this file.",
         ) from error
 
@@ -274,11 +272,11 @@ def _runtime_notes(info: Any, parsed: _Parsed) -> list[str]:
     runtime = str(info.GetEffectiveRuntime())
     if runtime not in ("python", "custom") and not runtime.startswith("python3"):
         raise AppYamlError(
-            parsed.path, parsed.line("runtime"), f"runtime is {runtime!r}; what is served here is Python 3."
+            parsed.path, parsed.line("runtime"), f"runtime is {runtime!r}; the local server serves Python 3 only."
         )
     here = f"python3{sys.version_info.minor}"
     if runtime.startswith("python3") and runtime != here:
-        return [f"runtime is {runtime}; it is served by the Python that runs this, {here}."]
+        return [f"runtime is {runtime}; the local server runs it with its own Python, {here}."]
     return []
 
 
@@ -287,18 +285,20 @@ def _handler_notes(info: Any) -> list[str]:
     notes = []
     if static:
         notes.append(
-            f"its static files aren't served here ({', '.join(static)}): requests for them reach the app, as all do."
+            f"the local server does not serve static files ({', '.join(static)}): requests for them go to the app."
         )
     guarded = [handler.url for handler in info.handlers or () if handler.login in ("required", "admin")]
     if guarded:
-        notes.append(f"login isn't asked for here ({', '.join(guarded)}): everybody who reaches the app gets in.")
+        notes.append(
+            f"the local server asks for no login ({', '.join(guarded)}): everyone who reaches the app gets in."
+        )
     return notes
 
 
 def _unused_notes(root: Any, left_out: list[str]) -> list[str]:
     unused = dict.fromkeys(key.value for key, _value in root.value if key.value not in (*_USED, *_GRANTED))
-    notes = [f"not used here: {', '.join(unused)}."] if unused else []
+    notes = [f"not used by the local server: {', '.join(unused)}."] if unused else []
     odd = [name for name in unused if name in left_out and name in appinfo.AppInfoExternal.ATTRIBUTES]
     if odd:
-        notes.append(f"the SDK doesn't understand what is in {', '.join(odd)}.")
+        notes.append(f"the SDK does not accept the value of {', '.join(odd)}.")
     return notes

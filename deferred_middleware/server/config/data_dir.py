@@ -1,25 +1,20 @@
-"""The data directory: one server's at a time, and closed to other users.
+"""The data directory, and the key in it that signs this machine's tasks.
 
-It is opened before anything else of the server is even imported, so that a second server on it ends at once:
+The data directory belongs to one server at a time and is closed to other users: whoever can read it can read the
+arguments of every task and the signing key. The server opens it before it imports the rest of its code, so that a
+second server on the same directory fails at once:
 
     with DataDirectory(Path(".deferred")) as data_dir:
         ...                     # data_dir.path, and data_dir.notes for the person at the terminal
 
-Whoever could read it could read every task's arguments, and the key that tasks are signed with.
-
-The key with which tasks are signed on this machine: made once, kept in the data directory.
-
-The platform's front end keeps strangers from the task queue's URLs; here a signature does. The app processes get the
-key as ``DEFERRED_SECRET_KEYS``, unless the environment has one of its own.
+On App Engine, the platform's front end keeps strangers away from the URLs of tasks. On this machine, a signature does.
+The server passes its key to the app processes as ``DEFERRED_SECRET_KEYS``, unless the environment already has keys.
 """
 
 from __future__ import annotations
 
-import datetime
-import fcntl
 import hashlib
 import hmac
-import json
 import os
 import re
 import secrets
@@ -27,29 +22,29 @@ import stat
 from pathlib import Path
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.files import FileLock, replacing
 
 LOCK_FILE = "server.lock"
-"""Name of the file that the running server has locked; it says who that is."""
+"""Name of the file that the running server has locked. It names that server's process."""
 
-_MODE = 0o700
-_LOCK_BYTES = 1024
-# A directory that has one of these has been a server's before. Any other that isn't empty holds somebody's files, and
-# its mode is theirs to choose.
+_DIRECTORY_MODE = 0o700
+# A directory with one of these files was a server's data directory before. The server does not change the mode of any
+# other directory that has files in it.
 _OWN_FILES = (LOCK_FILE, "tasks.sqlite", "secret.key")
 
 
 class DataDirectory:
-    """The directory ``path``, made if it isn't there, this process's from its making until :meth:`close`.
+    """The directory ``path``, which belongs to this process until :meth:`close`; created if it does not exist.
 
-    ``notes`` are sentences about what had to be changed. Raises :class:`ServerError` when another server has it, or
-    when it can't be made, written to, or closed to others.
+    ``notes`` are sentences about what had to be changed. Raises :class:`ServerError` if another server has the
+    directory, or if it can't be created, written to, or closed to other users.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notes: list[str] = []
         self._prepare()
-        self._lock = self._take_lock()
+        self._lock = FileLock(path / LOCK_FILE)
 
     def __enter__(self) -> DataDirectory:
         return self
@@ -58,17 +53,15 @@ class DataDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let another server have it."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Let another server use the directory."""
+        self._lock.release()
 
     def _prepare(self) -> None:
         path = self.path
         try:
             if not path.exists():
-                path.mkdir(mode=_MODE, parents=True)
-                # What is kept here is nobody's source code.
+                path.mkdir(mode=_DIRECTORY_MODE, parents=True)
+                # Keep tasks and keys out of version control.
                 (path / ".gitignore").write_text("*\n")
         except OSError as error:
             raise ServerError(f"--data-dir {path} can't be made: {error.strerror}; choose another.") from error
@@ -93,90 +86,49 @@ class DataDirectory:
         if names and not any(name in names for name in _OWN_FILES):
             raise ServerError(
                 f"--data-dir {path} is open to other users (mode {mode:04o}) and holds other files; "
-                f"choose a directory of its own, or say chmod 700 {path}."
+                f"choose another directory, or run chmod 700 {path}."
             )
-        path.chmod(_MODE)
+        path.chmod(_DIRECTORY_MODE)
         self.notes.append(f"{path} was open to other users (mode {mode:04o}); it is closed to them now (0700).")
-
-    def _take_lock(self) -> int:
-        path = self.path / LOCK_FILE
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ServerError(f"{path} can't be opened: {error.strerror}; choose another --data-dir.") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _holder(os.pread(descriptor, _LOCK_BYTES, 0))
-            os.close(descriptor)
-            raise ServerError(
-                f"Another server ({holder}) is using {self.path.absolute()}: stop it, or choose another --data-dir."
-            ) from error
-        os.fchmod(descriptor, 0o600)
-        os.ftruncate(descriptor, 0)
-        since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "since": since}).encode() + b"\n", 0)
-        return descriptor
-
-
-def _holder(content: bytes) -> str:
-    try:
-        told = json.loads(content)
-        return f"process {int(told['pid'])}, since {told['since']}"
-    except (ValueError, TypeError, KeyError):
-        # It has the lock already, and is about to write who it is.
-        return "process unknown, started just now"
 
 
 SECRET_KEYS_VARIABLE = "DEFERRED_SECRET_KEYS"
-"""The setting that tells an app which keys there are."""
+"""The setting that gives an app its keys."""
 SECRET_KEY_FILE = "secret.key"
 """Name of the key's file in the data directory."""
 
 _KEY_MODE = 0o600
 _KEY_BYTES = 48
-_MAX_FILE_BYTES = 4096
-# A comma would make two keys of it, as the variable is written.
+_MAX_KEY_FILE_BYTES = 4096
+# DEFERRED_SECRET_KEYS separates keys by commas, so a key has none.
 _KEY = re.compile(r"[!-+\--~]{32,}")
 
 
-class SecretKey:
-    """The key in ``directory``, made if there is none; ``text`` is what the variable takes.
+class SigningKeyFile:
+    """The key file in ``directory``, created with a random key if it does not exist.
 
-    ``notes`` are sentences about what had to be changed. Raises :class:`ServerError` for a file that can't be used.
+    ``text`` is the key as ``DEFERRED_SECRET_KEYS`` takes it. ``notes`` are sentences about what had to be changed.
+    Raises :class:`ServerError` if the file can't be used.
     """
 
     def __init__(self, directory: Path) -> None:
         self.notes: list[str] = []
         self._path = directory / SECRET_KEY_FILE
         try:
-            # With the directory locked no other server makes one at the same time.
+            # The caller has locked the directory, so no other server creates the file at the same time.
             if not os.path.lexists(self._path):
-                self._make()
+                with replacing(self._path, mode=_KEY_MODE) as stream:
+                    stream.write(f"{secrets.token_urlsafe(_KEY_BYTES)}\n".encode())
             self.text = self._read()
         except OSError as error:
             raise ServerError(f"{self._path} can't be used: {error.strerror}.") from error
 
     def derive(self, purpose: str) -> str:
-        """Return a secret that depends on the key and on ``purpose``, and tells nothing about the key."""
+        """Return a secret that depends on the key and on ``purpose``, and does not reveal the key."""
         return hmac.new(self.text.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
-    def _make(self) -> None:
-        temporary = self._path.with_name(f"{SECRET_KEY_FILE}.new")
-        temporary.unlink(missing_ok=True)  # of a server that died in the middle of this
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _KEY_MODE), "w") as stream:
-            stream.write(secrets.token_urlsafe(_KEY_BYTES) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
     def _read(self) -> str:
-        # Not blocking, should it be a pipe that somebody put there.
+        # O_NONBLOCK: if someone put a pipe there, opening it must not block.
         with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
             found = os.fstat(stream.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
@@ -185,12 +137,14 @@ class SecretKey:
                 os.fchmod(stream.fileno(), _KEY_MODE)
                 self.notes.append(
                     f"{self._path} was open to other users (mode {stat.S_IMODE(found.st_mode):04o}); it is closed to "
-                    "them now (0600). If one may have read it, stop, remove it, and start again with a new key."
+                    "them now (0600). If another user may have read it, stop the server, remove the file, and start "
+                    "the server again with a new key."
                 )
-            text = stream.read(_MAX_FILE_BYTES).decode("ascii", "replace").strip()
+            text = stream.read(_MAX_KEY_FILE_BYTES).decode("ascii", "replace").strip()
         if not _KEY.fullmatch(text):
             raise ServerError(
-                f"{self._path} holds no key (one line of at least 32 characters, without spaces and commas); "
-                "put a copy of it back, or remove it to have a new one made, which waiting tasks are not signed with."
+                f"{self._path} holds no key (one line of at least 32 characters, without spaces and commas). "
+                "Put a copy of the key back, or remove the file to have a new key made; waiting tasks are signed with "
+                "the old key and will be refused."
             )
         return text

@@ -1,20 +1,17 @@
-"""``queue.yaml``: what it says about the queues, read by the SDK's own parser.
+"""``queue.yaml``, read by the SDK's own parser, and followed while the server runs.
 
     queues = read_queue_yaml(Path("queue.yaml"))
 
-Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/queueref. What can't be is a
-:class:`QueueYamlError` that names the file, the line, and what the field takes. Beyond the parser's own checks, a name
-may be there only once, and numbers have to make sense.
-
-Keeps the queues as ``queue.yaml`` has them, also when the file changes.
-
     with QueueYamlWatcher(Path("queue.yaml"), registry):
-        ...                                     # registry has the file's queues, and soon those of a changed file
+        ...                                     # registry has the file's queues, and follows changes of the file
 
-The file is looked at once a second. A stat a second costs nothing that could be measured, sees every way in which
-editors and mounted folders replace a file, and needs no further package; a watcher such as ``watchfiles`` wakes up more
-often than that while nothing happens. What is wrong with a changed file is logged, and the last good configuration
-stays.
+The fields are described at https://cloud.google.com/appengine/docs/standard/reference/queueref. For a wrong file,
+:class:`QueueYamlError` names the file, the line, and the legal values of the field. Besides the parser's own checks,
+each name may appear only once, and numbers must make sense.
+
+The watcher looks at the file once a second. One ``stat`` per second has no measurable cost, notices every way in which
+editors and mounted folders replace a file, and needs no further package. A watcher such as ``watchfiles`` wakes up more
+often than that. If a changed file is wrong, the error is logged and the queues stay as they are.
 """
 
 from __future__ import annotations
@@ -48,46 +45,51 @@ from deferred_middleware.server.config.yaml_files import (
 from deferred_middleware.server.store.records import RetryPolicy
 from deferred_middleware.wire import protocol
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FILE_NAMES = ("queue.yaml", "queue.yml")
-"""What the file may be called, in the order in which it is looked for."""
+"""The possible names of the file, in the order in which they are tried."""
+
+LOOK_SECONDS = 1.0
+"""Time between two looks at the file."""
+# A changed file is read after it has stayed the same for this long, because it may still be being written.
+_SETTLED_SECONDS = 0.1
 
 _PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")
-# What each field takes, for whoever wrote something else.
+# The legal values of each field, for error messages.
 _TAKES = {
     "name": "letters, digits and hyphens, up to 100 of them",
     "mode": "push or pull",
     "rate": "a number and a unit, such as 5/s (or /m, /h, /d), or 0, which pauses the queue",
-    "bucket_size": "a whole number from 1 up",
-    "max_concurrent_requests": "a whole number from 1 up",
+    "bucket_size": "a whole number, at least 1",
+    "max_concurrent_requests": "a whole number, at least 1",
     "target": "[version.]service, in lower case",
     "retry_parameters": "task_retry_limit, task_age_limit, min_backoff_seconds, max_backoff_seconds, max_doublings",
-    "task_retry_limit": "a whole number from 0 up",
+    "task_retry_limit": "a whole number, at least 0",
     "task_age_limit": "a number and a unit, such as 2d (or s, m, h), more than 0",
-    "min_backoff_seconds": "a number from 0 up",
-    "max_backoff_seconds": "a number from 0 up, and not less than min_backoff_seconds",
-    "max_doublings": "a whole number from 0 up",
+    "min_backoff_seconds": "a number, at least 0",
+    "max_backoff_seconds": "a number, at least 0 and at least min_backoff_seconds",
+    "max_doublings": "a whole number, at least 0",
 }
 
 
 class QueueYamlError(YamlFileError):
-    """``queue.yaml`` can't be used."""
+    """``queue.yaml`` can't be read or is wrong."""
 
 
 def read_queue_yaml(path: Path) -> list[QueueConfig]:
-    """Return the queues of the file at ``path``. Raises :class:`QueueYamlError` when it can't be read or is wrong."""
+    """Return the queues of a file. Raises :class:`QueueYamlError` if it can't be read or is wrong."""
     text = read_text(path, QueueYamlError)
     return parse_queue_yaml(text, path=str(path))
 
 
 def parse_queue_yaml(text: str, *, path: str) -> list[QueueConfig]:
-    """Return the queues that ``text`` lists. Raises :class:`QueueYamlError`, in which the file is called ``path``."""
+    """Return the queues that ``text`` lists. Errors, which are :class:`QueueYamlError`, name the file ``path``."""
     places = _Places(text, path)
     info = _parse(text, path)
     configs: dict[str, QueueConfig] = {}
     for index, entry in enumerate(info.queue or ()):
-        # The parser's pattern takes empty names, and longer ones than the API does.
+        # The parser accepts empty names, and names that are too long for the API.
         if not protocol.QUEUE_NAME_PATTERN.fullmatch(entry.name):
             raise _wrong(path, places.line(index, "name"), "name", entry.name)
         if entry.name in configs:
@@ -97,7 +99,7 @@ def parse_queue_yaml(text: str, *, path: str) -> list[QueueConfig]:
 
 
 def find_queue_yaml(directories: Sequence[Path]) -> Path:
-    """Return the first ``queue.yaml`` in these directories, or where it would be: in the first of them."""
+    """Return the path of the first ``queue.yaml`` in these directories; without one, its path in the first of them."""
     for directory in directories:
         for name in FILE_NAMES:
             if (directory / name).exists():
@@ -122,7 +124,7 @@ def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
     if entry.mode == "pull":
         for name in _PUSH_ONLY:
             if getattr(entry, name) is not None:
-                _log.warning("%s, line %s: %s means nothing for a pull queue.", path, places.line(index, name), name)
+                logger.warning("%s, line %s: %s has no effect on a pull queue.", path, places.line(index, name), name)
         return QueueConfig(name=entry.name, mode="pull", retry=retry)
     for name in ("bucket_size", "max_concurrent_requests"):
         value = getattr(entry, name)
@@ -146,7 +148,7 @@ def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
         return RetryPolicy()
     given = {name: value for name, value in entry.retry_parameters.ToDict().items() if value is not None}
     for name, value in given.items():
-        # "not >=", because of NaN.
+        # Written so that NaN is rejected.
         if name != "task_age_limit" and not 0 <= value < math.inf:
             raise _wrong(path, places.line(index, "retry_parameters", name), name, value)
     try:
@@ -171,12 +173,12 @@ def _wrong(path: str, line: int | None, name: str, value: object) -> QueueYamlEr
 
 
 class _Places:
-    """Where in a text the fields of its queues are. Raises :class:`QueueYamlError` when it is no list of queues."""
+    """The lines of the queues' fields in a text. Raises :class:`QueueYamlError` if the text is not a list of queues."""
 
     def __init__(self, text: str, path: str) -> None:
         self._root = compose(text, path, QueueYamlError)
         if self._root is None:
-            raise QueueYamlError(path, None, "it is empty; it has to say 'queue:' at least.")
+            raise QueueYamlError(path, None, "it is empty; it needs at least 'queue:'.")
         if not is_mapping(self._root):
             raise self._misshapen(path, self._root)
         queues = value_of(self._root, "queue")
@@ -189,10 +191,10 @@ class _Places:
 
     @staticmethod
     def _misshapen(path: str, node: Any) -> QueueYamlError:
-        return QueueYamlError(path, line_of(node), "it takes 'queue:', and under it a list of '- name: …'.")
+        return QueueYamlError(path, line_of(node), "it must have 'queue:' and, under it, a list of '- name: …'.")
 
     def line(self, index: int, *names: str) -> int | None:
-        """Return the line of a field of the queue that is listed as number ``index``."""
+        """Return the line of a field of the queue with the number ``index`` in the list."""
         node = value_of(self._root, "queue")
         if not is_sequence(node):
             return None
@@ -202,19 +204,14 @@ class _Places:
         return line_of(node)
 
 
-LOOK_SECONDS = 1.0
-"""How often the file is looked at."""
-# A file that is being written is read when it has stayed the same for so long.
-_SETTLED_SECONDS = 0.1
-
 _Stamp = tuple[int, int, int] | None
 
 
 class QueueYamlWatcher:
-    """Has ``registry`` follow the file at ``path``, while it is entered.
+    """A context in which a thread keeps ``registry`` up to date with the file at ``path``.
 
-    The file may be missing, then it is waited for, unless it is ``required``. Raises :class:`QueueYamlError` when it
-    can't be used at the start.
+    If the file does not exist, the watcher waits for it, unless it is ``required``. Raises :class:`QueueYamlError` if
+    the file is wrong at the start.
     """
 
     def __init__(
@@ -223,6 +220,7 @@ class QueueYamlWatcher:
         self._path = path
         self._registry = registry
         self._look_seconds = look_seconds
+        # Written by the constructor, then only by the watcher's thread.
         self._stamp = self._look()
         if self._stamp is not None or required:
             self._read()
@@ -241,8 +239,8 @@ class QueueYamlWatcher:
         while not self._ending.wait(self._look_seconds):
             try:
                 self._follow()
-            except Exception:  # noqa: BLE001 - the next change has to be seen all the same
-                _log.exception("%s could not be followed.", self._path)
+            except Exception:
+                logger.exception("The check of %s for changes failed.", self._path)
 
     def _follow(self) -> None:
         stamp = self._look()
@@ -257,17 +255,17 @@ class QueueYamlWatcher:
         try:
             self._read()
         except QueueYamlError as error:
-            _log.error("%s The queues stay as they were.", error)
+            logger.error("%s The queues stay as they are.", error)
 
     def _read(self) -> None:
         queues = read_queue_yaml(self._path)
         self._registry.replace(queues)
-        _log.info("%s is in force; the queues: %s", self._path, ", ".join(sorted(self._registry)))
+        logger.info("%s is read; the queues are: %s", self._path, ", ".join(sorted(self._registry)))
 
     def _look(self) -> _Stamp:
         try:
             found = self._path.stat()
         except OSError:
-            # Missing, or out of reach: to read it will say why.
+            # The file is missing or not accessible; reading it gives the error.
             return None
         return (found.st_mtime_ns, found.st_size, found.st_ino)

@@ -1,22 +1,15 @@
-"""What is configured about a queue.
+"""The queues, and how they are configured.
 
-The values come from ``queue.yaml`` (:mod:`~deferred_middleware.server.config.queue_yaml`); which queues there are at
-the moment
-is for a :class:`~deferred_middleware.server.config.queueregistry.QueueRegistry` to say.
-
-Which queues there are now.
-
-A :class:`QueueRegistry` is a mapping from names to :class:`~deferred_middleware.server.config.queues.QueueConfig`,
-which
-can be replaced as a whole while others read it:
+The values come from ``queue.yaml`` (:mod:`~deferred_middleware.server.config.queue_yaml`). A :class:`QueueRegistry` is
+a mapping from names to :class:`QueueConfig`. It can be replaced as a whole while other threads read it:
 
     registry = QueueRegistry([QueueConfig(name="mail", rate_per_second=10)])
-    registry["mail"], sorted(registry)          # and "default", which is always there
+    registry["mail"], sorted(registry)          # "default" is always in it
     registry.on_change(scheduler.queues_changed)
     registry.replace(parse_queue_yaml(text, path="queue.yaml"))
 
-A queue that was there and isn't any more takes no new tasks, so the mapping doesn't have it; its tasks are kept, and
-run as it was configured last. :meth:`QueueRegistry.config_of` says how.
+A queue that is removed from the configuration takes no new tasks, so it is not in the mapping any more. The tasks that
+it has are kept, and run with the queue's last configuration, which :meth:`QueueRegistry.config_of` returns.
 """
 
 from __future__ import annotations
@@ -31,22 +24,23 @@ from typing import Literal
 from deferred_middleware.server.store.records import RetryPolicy
 
 DEFAULT_QUEUE = "default"
-"""The queue that exists without being configured, as on the platform."""
+"""The queue that exists without configuration, as on the platform."""
 
 PLATFORM_RATE_PER_SECOND = 5.0
-"""The rate of a push queue of ``queue.yaml`` that gives none (SDK: ``api/taskqueue/taskqueue_stub.py``)."""
+"""The rate of a push queue whose entry in ``queue.yaml`` has none (SDK: ``api/taskqueue/taskqueue_stub.py``)."""
 PLATFORM_BUCKET_SIZE = 5
 """https://cloud.google.com/appengine/docs/standard/reference/queueref#bucket_size"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueConfig:
-    """One queue.
+    """The configuration of one queue.
 
-    ``rate_per_second`` is how many attempts may begin in a second on average, ``bucket_size`` how many at once after a
-    quiet time; a rate of 0 pauses the queue, None is no limit. ``max_concurrent_requests`` is how many attempts may be
-    under way, None is no limit. ``target``, which is ``[version.]service``, wins over the tasks' own where there is
-    one. ``retry`` holds for tasks that bring no retry options. The other fields mean nothing for a pull queue.
+    ``rate_per_second`` is the average number of attempts that may start per second; 0 pauses the queue, None is no
+    limit. ``bucket_size`` is how many attempts may start at once after a quiet time. ``max_concurrent_requests`` is how
+    many attempts may run at the same time; None is no limit. ``target``, ``[version.]service``, replaces the tasks' own
+    targets. ``retry`` is for tasks without retry options. For a pull queue, only ``name``, ``mode`` and ``retry``
+    count.
     """
 
     name: str
@@ -59,31 +53,31 @@ class QueueConfig:
 
     @property
     def paused(self) -> bool:
-        """Whether its configuration pauses it, by a rate of 0."""
+        """Whether the configuration pauses the queue, with a rate of 0."""
         return self.rate_per_second == 0
 
 
 IMPLICIT_DEFAULT = QueueConfig(name=DEFAULT_QUEUE)
-"""The queue ``default`` where ``queue.yaml`` doesn't list it.
+"""The queue ``default`` if ``queue.yaml`` does not list it.
 
-On the platform it runs 5 tasks a second. Here it runs them as fast as the services take them: nobody asked for a limit,
-and on one's own machine nobody wants to wait. A ``queue.yaml`` that lists ``default`` is obeyed.
+On the platform, it starts 5 tasks per second. Here, it starts tasks as fast as the services take them, because a
+developer's machine needs no limit. If ``queue.yaml`` lists ``default``, its entry counts.
 """
 
-
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class QueueRegistry(Mapping[str, QueueConfig]):
-    """The queues that take tasks, by name; ``default`` is among them whether ``queues`` has it or not.
+    """The queues that take tasks, by name. ``default`` is always among them.
 
-    It may be used by any thread. What is read in one call belongs together; between two calls it may be replaced.
+    Any thread may use it. The result of one call is consistent; between two calls, the queues may be replaced.
     """
 
     def __init__(self, queues: Iterable[QueueConfig] = ()) -> None:
+        # Guards all changes of the other fields. Readers need no lock: both dictionaries are replaced, never changed.
+        self._lock = threading.Lock()
         self._queues = _by_name(queues)
         self._removed: dict[str, QueueConfig] = {}
-        self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
 
     def __getitem__(self, name: str) -> QueueConfig:
@@ -97,43 +91,43 @@ class QueueRegistry(Mapping[str, QueueConfig]):
 
     @property
     def removed(self) -> Mapping[str, QueueConfig]:
-        """The queues that were there since the start and take no tasks any more, as they were configured last."""
+        """The last configurations of the queues that were removed since the start."""
         return dict(self._removed)
 
     def config_of(self, name: str) -> QueueConfig:
-        """Return how to run the tasks of a queue, also of one that isn't there any more.
+        """Return the configuration for running a queue's tasks, also if the queue was removed.
 
-        A queue that has never been there, whose tasks an earlier server may have left, is run as an unlisted
-        ``default`` is.
+        A queue may be unknown if an earlier server left its tasks. It gets the configuration of an unlisted
+        ``default``.
         """
         found = self._queues.get(name) or self._removed.get(name)
         return found if found is not None else dataclasses.replace(IMPLICIT_DEFAULT, name=name)
 
     def replace(self, queues: Iterable[QueueConfig]) -> None:
-        """Have these queues from now on, and tell the listeners if that is a change."""
+        """Replace all queues. If that is a change, call the listeners."""
         new = _by_name(queues)
         with self._lock:
             old = self._queues
             if new == old:
                 return
             gone = {name: config for name, config in old.items() if name not in new}
-            # Before the queues: whoever doesn't find a queue there has to find it here.
+            # Before the queues: a reader that does not find a queue there must find it here.
             self._removed = {
                 name: config for name, config in {**self._removed, **gone}.items() if name not in new
             } | gone
             self._queues = new
             listeners = list(self._listeners)
         for name in sorted(gone):
-            _log.warning(
-                "Queue %s is not in the configuration any more: it takes no new tasks; those that it has are kept, and"
-                " run as it was configured last.",
+            logger.warning(
+                "Queue %s is not in the configuration any more: it takes no new tasks. The tasks that it has are kept, "
+                "and run with its last configuration.",
                 name,
             )
         for listener in listeners:
             listener()
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` after each change, in the thread that made it."""
+        """Call ``listener`` after each change, in the thread that makes the change."""
         with self._lock:
             self._listeners.append(listener)
 

@@ -1,15 +1,15 @@
-"""Which service of the app runs a task.
+"""The services of the server, and which of them runs a task.
 
-On App Engine a task's ``target``, ``[instance.][version.]service``, becomes a prefix of the default
-hostname in its ``Host`` header, and the platform's front end routes by that header. Here
-:class:`ServiceDirectory` does:
+On App Engine, a task's target, ``[instance.][version.]service``, becomes a prefix of the default hostname in the task's
+``Host`` header, and the platform routes the task by that header. Here, :class:`ServiceDirectory` does:
 
     directory = ServiceDirectory([default, background])
-    directory.hostname(background)                         # "local.background.127.0.0.1:8080"
-    directory.resolve("local.background.127.0.0.1:8080")   # the Service named "background"
+    directory.target("local.background.127.0.0.1:8080")     # "local.background"
+    directory.by_target("local.background")                 # the Service named "background"
+    directory.host("local.background")                      # "local.background.127.0.0.1:8080"
 
-A task whose target names nothing that is served fails, visibly, and is retried. It never runs in
-another service than it was sent to.
+If a task's target names no service of this server, the attempt fails with an error and is retried. The task never runs
+in another service.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from deferred_middleware.errors import DeferredError
 
 LOCAL_VERSION = "local"
-"""The version of a service for which no other is given."""
+"""The version of a service that is given without one."""
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 class UnknownServiceError(DeferredError, LookupError):
-    """A task is meant for a service or version that isn't served here.
+    """A task's target is a service or version that this server does not serve.
 
-    ``target`` is what it was addressed to, ``known`` what is served, each as ``version.service``.
+    ``target`` is the task's target; ``known`` are the services of this server, each as ``version.service``.
     """
 
     def __init__(self, target: str, known: Sequence[str]) -> None:
@@ -42,17 +42,17 @@ class UnknownServiceError(DeferredError, LookupError):
 
 
 def name_and_version(service_id: str) -> tuple[str, str]:
-    """Return a service's name and version, of which its id has both: ``v2.worker``, or ``worker`` for the local one."""
+    """Split a service's ID, such as ``v2.worker``, or ``worker`` for the version :data:`LOCAL_VERSION`."""
     version, _, name = service_id.rpartition(".")
     return name, version or LOCAL_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Where one version of a service of the app answers.
+    """One version of a service, and its address.
 
-    ``concurrency`` is how many tasks it may be given at a time, at least 1. An ``external`` one runs elsewhere, and is
-    not to know what is between this server and its own processes.
+    ``concurrency`` is how many tasks it may run at a time, at least 1. An ``external`` service runs elsewhere, so the
+    server does not send it the secrets that it shares with its own processes.
     """
 
     name: str
@@ -64,33 +64,34 @@ class Service:
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
-            raise ValueError(f"concurrency={self.concurrency!r}: a service takes at least one task")
+            raise ValueError(f"concurrency={self.concurrency!r}: a service must take at least one task")
 
     @property
     def id(self) -> str:
-        """What it is called here, where each version of a service is one of its own: ``v2.worker``, or ``worker``."""
+        """The ID of this version of the service: ``v2.worker``, or ``worker`` for :data:`LOCAL_VERSION`."""
         return self.name if self.version == LOCAL_VERSION else f"{self.version}.{self.name}"
 
     @functools.cached_property
     def address(self) -> str:
-        """``host:port``, as a URL has it."""
+        """``host:port``, as in a URL."""
         return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The URL at which the service answers."""
         return f"http://{self.address}"
 
 
 class ServiceDirectory:
-    """The services that are served here; the first is what ``default`` is on App Engine.
+    """The services of this server. The first one is the default service.
 
-    Raises :class:`ValueError` when there is none, or when one version of a service is there twice.
+    It does not change, so any thread may use it. Raises :class:`ValueError` if there is no service, or if a version of
+    a service is given twice.
     """
 
     def __init__(self, services: Sequence[Service]) -> None:
         if not services:
-            raise ValueError("a server serves at least one service")
+            raise ValueError("a server needs at least one service")
         self._services = tuple(services)
         self._by_version: dict[tuple[str, str], Service] = {}
         self._by_name: dict[str, Service] = {}
@@ -98,11 +99,11 @@ class ServiceDirectory:
         for service in self._services:
             key = (service.name.lower(), service.version.lower())
             if key in self._by_version:
-                raise ValueError(f"version {service.version!r} of service {service.name!r} is there twice")
+                raise ValueError(f"version {service.version!r} of service {service.name!r} is given twice")
             self._by_version[key] = service
-            # The first version of a service is the one that serves its traffic.
+            # A target without a version means the service's first version.
             self._by_name.setdefault(key[0], service)
-            # People type "localhost" where the server says "127.0.0.1"; it is the same service.
+            # Users type "localhost" where the server says "127.0.0.1".
             hosts = _LOOPBACK_HOSTS if service.host in _LOOPBACK_HOSTS else (service.host.lower(),)
             for host in hosts:
                 self._by_address.setdefault(f"{host}:{service.port}", service)
@@ -115,20 +116,16 @@ class ServiceDirectory:
 
     @property
     def default(self) -> Service:
-        """The service that gets what has no target."""
+        """The service of tasks that have no target."""
         return self._services[0]
 
     @property
     def default_hostname(self) -> str:
-        """``host:port`` of the default service; apps see it as ``DEFAULT_VERSION_HOSTNAME``."""
+        """``host:port`` of the default service; apps have it as ``DEFAULT_VERSION_HOSTNAME``."""
         return self.default.address
 
-    def hostname(self, service: Service) -> str:
-        """Return the ``Host`` header of a task that is targeted at ``service``."""
-        return f"{service.version}.{service.name}.{self.default_hostname}"
-
     def by_id(self, service_id: str) -> Service:
-        """Return the service with that :attr:`Service.id`. Raises :class:`UnknownServiceError` when there is none."""
+        """Return the service with this :attr:`Service.id`. Raises :class:`UnknownServiceError` if there is none."""
         name, version = name_and_version(service_id)
         try:
             return self._by_version[(name.lower(), version.lower())]
@@ -136,11 +133,10 @@ class ServiceDirectory:
             raise self._unknown(service_id) from None
 
     def target(self, host: str | None) -> str | None:
-        """Return what a ``Host`` header says about the target: ``[instance.][version.]service``.
+        """Return the target that a ``Host`` header means: ``[instance.][version.]service``.
 
-        The empty string is the default service, None a header that says nothing: it is missing, or
-        has nothing to do with the services here. Unlike the header, the target still means the same
-        after a restart on other ports.
+        It is empty for the default service, and None if the header is missing or names no service of this server. A
+        target keeps its meaning when the server starts again with other ports; a header does not.
         """
         if not host:
             return None
@@ -154,14 +150,14 @@ class ServiceDirectory:
         return lowered[: -len(suffix)] if lowered.endswith(suffix) else None
 
     def host(self, target: str) -> str:
-        """Return the ``Host`` header of a task that has this target."""
+        """Return the ``Host`` header of a task with this target."""
         return f"{target}.{self.default_hostname}" if target else self.default_hostname
 
     def by_target(self, target: str) -> Service:
         """Return the service of a target.
 
-        Raises :class:`UnknownServiceError` when it names a service or version that isn't served. One
-        label may be a service or, as on one of the engines, a version of the default service.
+        A single label is a service or, as with Cloud Tasks, a version of the default service. Raises
+        :class:`UnknownServiceError` if this server does not serve the service or version.
         """
         if not target:
             return self.default
@@ -170,20 +166,11 @@ class ServiceDirectory:
         if len(labels) == 1:
             found = self._by_name.get(labels[0]) or self._by_version.get((self.default.name.lower(), labels[0]))
         elif len(labels) <= 3:
-            # Of three labels the first is an instance, and a service here has only one.
+            # The first of three labels is an instance; here, a service has only one.
             found = self._by_version.get((labels[-1], labels[-2]))
         if found is None:
             raise self._unknown(target)
         return found
-
-    def resolve(self, host: str | None) -> Service:
-        """Return the service that a request with this ``Host`` header is for.
-
-        No host, the default hostname itself, and a host that has nothing to do with it mean the
-        default service; another service's own ``host:port`` means that service. Raises
-        :class:`UnknownServiceError` when the header names a service or version that isn't served.
-        """
-        return self.by_target(self.target(host) or "")
 
     def _unknown(self, target: str) -> UnknownServiceError:
         return UnknownServiceError(target, [f"{s.version}.{s.name}" for s in self._services])

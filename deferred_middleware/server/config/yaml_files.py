@@ -1,7 +1,7 @@
-"""App Engine's YAML files: read, and where in them something is.
+"""App Engine's YAML files, and the lines of their fields.
 
-Both ``queue.yaml`` and ``app.yaml`` are parsed by the SDK. What goes wrong is told with the file and the line, as far
-as the parser knows it:
+The SDK parses both ``queue.yaml`` and ``app.yaml``. The functions here find the file and the line for an error message,
+as far as the parser knows the line:
 
     text = read_text(path, QueueYamlError)
     root = compose(text, str(path), QueueYamlError)     # a ruamel.yaml node, or None for an empty file
@@ -25,7 +25,7 @@ _UNASSIGNED = re.compile(r"Unable to assign value '(?P<value>.*)' to attribute '
 
 
 class YamlFileError(ServerError):
-    """A file can't be used. ``path`` is the file, ``line`` the line, counted from 1, or None."""
+    """A YAML file is wrong. ``path`` is the file, ``line`` the line, counted from 1, or None."""
 
     def __init__(self, path: str, line: int | None, problem: str) -> None:
         self.path = path
@@ -34,25 +34,25 @@ class YamlFileError(ServerError):
 
 
 def read_text(path: Path, kind: type[YamlFileError]) -> str:
-    """Return the file's text. Raises ``kind`` when it can't be read or is no text."""
+    """Return the file's text. Raises ``kind`` if it can't be read or is not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise kind(str(path), None, f"it can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise kind(str(path), None, "it is no text in UTF-8.") from error
+        raise kind(str(path), None, "it is not text in UTF-8.") from error
 
 
 def compose(text: str, path: str, kind: type[YamlFileError]) -> Any:
-    """Return the root node of the text, None when it is empty. Raises ``kind`` when it is no YAML."""
+    """Return the root node of the text; None if it is empty. Raises ``kind`` if it is not YAML."""
     try:
         return ruamel_yaml.YAML().compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         problem = " ".join(filter(None, (error.context, error.problem)))
-        raise kind(path, mark.line + 1 if mark else None, f"it is no YAML: {problem}.") from error
+        raise kind(path, mark.line + 1 if mark else None, f"it is not YAML: {problem}.") from error
     except YAMLError as error:
-        raise kind(path, None, f"it is no YAML: {error}") from error
+        raise kind(path, None, f"it is not YAML: {error}") from error
 
 
 def is_mapping(node: Any) -> bool:
@@ -66,7 +66,7 @@ def is_sequence(node: Any) -> bool:
 
 
 def value_of(node: Any, name: str) -> Any:
-    """Return the node of a field, None when ``node`` hasn't got it or has no fields at all."""
+    """Return the node of a field; None if ``node`` does not have it or has no fields."""
     if is_mapping(node):
         for key, value in node.value:
             if key.value == name:
@@ -80,17 +80,17 @@ def line_of(node: Any) -> int:
 
 
 def problem_of(error: yaml_errors.EventError, takes: Mapping[str, str]) -> str:
-    """Return what one of the SDK's parsers complains of, as a sentence without its full stop.
+    """Return the error of one of the SDK's parsers as a sentence without its full stop.
 
-    ``takes`` says what each field takes, for whoever wrote something else.
+    ``takes`` describes the legal values of each field.
     """
     problem = "".join(str(error.cause).splitlines()[:1])
     unassigned = _UNASSIGNED.match(problem)
     if unassigned and unassigned["field"] in takes:
         return wrong_value(unassigned["field"], unassigned["value"], takes)
-    return problem.rstrip(":.") or "this is not what belongs here"
+    return problem.rstrip(":.") or "this is not legal here"
 
 
 def wrong_value(name: str, value: object, takes: Mapping[str, str]) -> str:
-    """Say that a field has a value that it doesn't take."""
+    """Return the sentence for a field whose value is not legal, without its full stop."""
     return f"{name} is {value!r}: it takes {takes[name]}"

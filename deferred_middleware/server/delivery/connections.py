@@ -1,10 +1,10 @@
-"""Kept HTTP/1.1 connections to a service, none of which ever blocks: one thread has many of them.
+"""Persistent HTTP/1.1 connections to a service. They never block, so one thread can use many of them.
 
-``http.client`` does much for each request that is not needed here: it took more time than all else that the queue
-process does for a task. What is needed is less than HTTP: one request at a time, its head ready made, and of the
-response the status, one header and the body. What frames a response: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
+``http.client`` does much for each request that is not needed here. It took more time than everything else that the
+queue process does for a task. Less than HTTP is enough: one request at a time, whose head is ready, and of the response
+the status, one header and the body. How a response is framed: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
 
-Everything that raises :class:`BlockingIOError` can be called again once there is more, and goes on where it was.
+A method that raises :class:`BlockingIOError` can be called again when there is more data, and continues.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import socket
 import time
 from collections.abc import Callable
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _READ_BYTES = 64 * 1024
 _MAX_HEAD_BYTES = 256 * 1024
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|$)")
 
 
-class Connection:
+class ServiceConnection:
     """A connection to a service, opened when something is sent."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -36,11 +36,11 @@ class Connection:
         self._poll = select.poll()
         self._unsent: bytes | memoryview = b""
         self.idle_since = 0.0
-        # A response without an end must not keep the thread from its other connections.
+        # An endless response must not keep the thread from its other connections.
         self.reads_left = math.inf
 
     def usable(self, idle_seconds: float) -> bool:
-        """Tell whether it is open, not idle for longer, and that the service has neither closed it nor sent more."""
+        """Tell whether it is open, idle for no longer than that, and neither closed nor written to by the service."""
         if self._socket is None or time.monotonic() - self.idle_since > idle_seconds:
             return False
         return not self._poll.poll(0)
@@ -51,21 +51,21 @@ class Connection:
 
     @property
     def awaited(self) -> int:
-        """What it waits for, as :mod:`select` has it."""
+        """The events that it waits for, as :mod:`select` defines them."""
         return select.POLLOUT if self._unsent else select.POLLIN
 
     def send(self, data: bytes) -> None:
-        """Send a request, as much of it as is possible now; :meth:`flush` sends the rest."""
+        """Send as much of a request as is possible now; :meth:`flush` sends the rest."""
         if self._socket is None:
             self._socket = self._connect()
         self._unsent = data
         try:
             self.flush()
         except BlockingIOError:
-            _log.debug("A service takes a request slowly.")
+            logger.debug("A service reads a request slowly.")
 
     def flush(self) -> None:
-        """Send what is left of a request. Raises :class:`BlockingIOError` while something is."""
+        """Send the rest of a request. Raises :class:`BlockingIOError` while a part is left."""
         while self._unsent:
             if self._socket is None:
                 raise BrokenPipeError("the connection is closed")
@@ -73,12 +73,12 @@ class Connection:
             self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
 
     def receive(self) -> bytes:
-        """Return what comes next, ``b""`` at the end. Raises :class:`BlockingIOError` while there is nothing.
+        """Return the next data, ``b""`` at the end.
 
-        So it does after ``reads_left`` times.
+        Raises :class:`BlockingIOError` while there is none, and after ``reads_left`` calls.
         """
         if not self.reads_left:
-            raise BlockingIOError(errno.EAGAIN, "others have their turn")
+            raise BlockingIOError(errno.EAGAIN, "other connections have their turn")
         self.reads_left -= 1
         return b"" if self._socket is None else self._socket.recv(_READ_BYTES)
 
@@ -89,27 +89,27 @@ class Connection:
         waiting.poll(milliseconds_until(until))
 
     def shut_down(self) -> None:
-        """End it under whoever is using it, in another thread."""
+        """End the connection while another thread uses it."""
         if self._socket is not None:
             try:
                 self._socket.shutdown(socket.SHUT_RDWR)
             except OSError as error:
-                _log.debug("A connection was closed already: %s", error)
+                logger.debug("A connection was closed already: %s", error)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def _connect(self) -> socket.socket:
-        # Only a name may take a while to be looked up, and all that waits for it are attempts at the same name.
+        # Looking up a name may take a while, but only attempts for the same name wait for it.
         family, kind, proto, _name, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, proto)
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             opened.setblocking(False)
-            # What it says later is said by what is sent.
+            # Later errors are raised when something is sent.
             error = opened.connect_ex(address)
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, os.strerror(error))
@@ -122,18 +122,18 @@ class Connection:
 
 
 def milliseconds_until(until: float) -> int | None:
-    """Return for how long :meth:`select.poll.poll` is to wait until a time on the monotonic clock has come."""
+    """Return the timeout of :meth:`select.poll.poll` that ends at a time of the monotonic clock."""
     if until == math.inf:
         return None
-    # Rounded up, lest it be called again and again during the last millisecond; and it takes no more than a C int.
+    # Rounded up, so that it isn't called over and over in the last millisecond. The limit is that of a C int.
     return max(0, min(math.ceil((until - time.monotonic()) * 1000), 1_000_000_000))
 
 
 class Response:
-    """The response that ``receive`` brings bit by bit, as :meth:`Connection.receive` does.
+    """A response that ``receive`` returns in parts, as :meth:`ServiceConnection.receive` does.
 
-    Reading it raises :class:`http.client.HTTPException` when the service sends something else or not all of it, and
-    what ``receive`` raises; ``has_body`` is false for a response to HEAD.
+    Reading raises :class:`http.client.HTTPException` when the service sends anything else or an incomplete response,
+    and whatever ``receive`` raises. ``has_body`` is false for a response to HEAD.
     """
 
     def __init__(self, receive: Callable[[], bytes], *, has_body: bool = True) -> None:
@@ -141,7 +141,7 @@ class Response:
         self._has_body = has_body
         self._buffer = bytearray()
         self._headers: dict[bytes, bytes] = {}
-        # What the body has left: so many bytes, in this chunk of it; None: all that comes.
+        # How many bytes are left of the body, or of this chunk; None: all until the end of the connection.
         self._left: int | None = 0
         self._chunked = False
         self._chunk_ends = False
@@ -151,7 +151,7 @@ class Response:
 
     @property
     def keeps_connection(self) -> bool:
-        """Whether the connection may be used again: all has been read, and nothing came that nobody asked for."""
+        """Whether the connection may be used again: everything was read, and nothing came after the response."""
         return self._persistent and self._ended and not self._buffer
 
     def header(self, name: str) -> str | None:
@@ -211,7 +211,7 @@ class Response:
             raise http.client.BadStatusLine(repr(first[:100]))
         status = int(rest[:3])
         if 100 <= status < 200 and status != 101:
-            return  # the response proper is still to come
+            return  # an interim response; the final one follows
         headers: dict[bytes, bytes] = {}
         for line in lines:
             name, colon, value = line.partition(b":")
@@ -233,7 +233,7 @@ class Response:
             self._chunked = self._headers[b"transfer-encoding"].lower().endswith(b"chunked")
             self._left = 0 if self._chunked else None
         elif b"content-length" in self._headers:
-            # The same length said twice is one length.
+            # A repeated length is one length.
             lengths = {length.strip() for length in self._headers[b"content-length"].split(b",")}
             length = lengths.pop()
             if lengths or not length.isdigit():
@@ -243,7 +243,7 @@ class Response:
             self._left = None
 
     def _next_chunk(self) -> None:
-        """Read the line that says how long the next chunk is, and what follows the last one."""
+        """Read the line with the length of the next chunk, and the trailers after the last chunk."""
         start = 2 if self._chunk_ends else 0
         end = self._buffer.find(b"\r\n", start)
         if end >= 0:
@@ -255,7 +255,7 @@ class Response:
                 del self._buffer[: end + 2]
                 self._chunk_ends = True
                 return
-            # There may be trailers, and an empty line ends it all.
+            # There may be trailers; an empty line ends the body.
             final = self._buffer.find(b"\r\n\r\n", end)
             if final >= 0:
                 del self._buffer[: final + 4]

@@ -1,13 +1,11 @@
-"""The head of a request, read into a WSGI environment.
+"""Answers the requests of the queue process in an app process, with a thread for each connection.
 
-This is for requests of the queue process, which writes them in one way only. So little is accepted, and whatever is odd
-is refused; a request of anybody else is waitress's to read. What an app sees is the same from both.
+A general server hands each request over to another thread, which takes most of its time. Here the thread that reads a
+connection also calls the app. Waitress accepts all connections. If the first request of a connection carries the
+delivery token, the connection is :meth:`adopted <DeliveryServer.adopt>`, until one side closes it.
 
-The connections of an app process over which the queue process delivers tasks, each with a thread of its own.
-
-Between a connection and the app there is no other thread then, to hand a request over to, which is what takes most of
-the time of a server for everybody. So waitress accepts a connection, and if the first thing that comes over it is a
-request that carries the delivery token, it is :meth:`adopted <DeliveryServer.adopt>`, until one side closes it.
+The queue process writes its requests in one form only. So only that form is accepted here, and anything else is
+refused; waitress reads the requests of all other clients. The app sees the same environment from both.
 """
 
 from __future__ import annotations
@@ -30,23 +28,25 @@ from deferred_middleware.wire.protocol import SERVER_TOKEN_HEADER
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+logger = logging.getLogger(__name__)
+
 # https://www.rfc-editor.org/rfc/rfc9112#section-3
 _FIRST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]+) (/[\x21-\x7e]*) HTTP/1\.1")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=-]*(?:/[A-Za-z0-9._~:@!$&'()*+,;=-]+)*/?")
 _LENGTH = re.compile(r"[0-9]{1,10}")
-# Only a proxy may say these, and there is none.
+# Only a proxy may send these headers, and there is none.
 _OF_PROXIES = frozenset({"FORWARDED"} | {f"X_FORWARDED_{what}" for what in ("FOR", "HOST", "PROTO", "PORT", "BY")})
 _UNPREFIXED = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE"})
 _MAX_BODY_BYTES = 1 << 30
 _MAX_KNOWN_NAMES = 1000
 
-# What names of headers become, which are the same in each request; "" for those that the app doesn't see.
+# The environment keys of header names, which are the same in each request; "" for headers that the app doesn't see.
 _known_names: dict[str, str] = {}
 
 
 class RequestError(ValueError):
-    """A request can't be answered. ``status`` is what is answered instead."""
+    """A request can't be read. ``status`` is the status of the response."""
 
     def __init__(self, status: str) -> None:
         self.status = status
@@ -54,14 +54,14 @@ class RequestError(ValueError):
 
 
 def read_head(head: bytes, environ: dict[str, Any]) -> int:
-    """Put what a request's head says into ``environ``; return how many bytes its body has.
+    """Read a request's head into ``environ``; return how many bytes its body has.
 
-    ``head`` is without the empty line at its end. Raises :class:`RequestError` for one that the queue process would
+    ``head`` is without the empty line at its end. Raises :class:`RequestError` for a head that the queue process would
     not send.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     matched = _FIRST_LINE.fullmatch(first)
-    # A lone CR or LF may end a line for whoever reads it later.
+    # Code that reads it later may take a lone CR or LF for the end of a line.
     if matched is None or head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
         raise RequestError("400 Bad Request")
     environ["REQUEST_METHOD"], target = matched.groups()
@@ -92,7 +92,7 @@ def read_head(head: bytes, environ: dict[str, Any]) -> int:
 
 
 def _key(name: str) -> str:
-    """Return under which key a header goes into the environment; an empty one for what the app is not to see."""
+    """Return the environment key of a header; an empty one if the app must not see it."""
     if not _NAME.fullmatch(name):
         raise RequestError("400 Bad Request")
     folded = name.upper().replace("-", "_")
@@ -104,18 +104,16 @@ def _key(name: str) -> str:
     return key
 
 
-_log = logging.getLogger(__name__)
-
 _READ_BYTES = 64 * 1024
 _MAX_HEAD_BYTES = 256 * 1024
 _TOKEN_LINE = re.compile(rb"\r\n%b: ([^\r\n]*)\r\n" % SERVER_TOKEN_HEADER.encode(), re.IGNORECASE)
 
 
 class Permits:
-    """Lets so many requests run at a time, wherever they came in."""
+    """Limits how many requests run at a time, those of waitress and those of the queue process together."""
 
     def __init__(self, number: int) -> None:
-        # A semaphore of the threading module takes several times as long.
+        # threading.Semaphore takes several times as long.
         self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(number):
             self._free.put(None)
@@ -128,7 +126,7 @@ class Permits:
 
 
 class DeliveryServer:
-    """Answers by ``app`` what comes over the connections that it adopts, as long as there are ``permits``."""
+    """Answers the requests of adopted connections with ``app``, as many at a time as ``permits`` allow."""
 
     def __init__(self, app: WSGIApplication, *, delivery_token: str, permits: Permits, environ: dict[str, Any]) -> None:
         self._app = app
@@ -147,20 +145,22 @@ class DeliveryServer:
             "wsgi.file_wrapper": FileWrapper,
             "wsgi.input_terminated": True,
         }
+        # Guards the open connections.
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        # Written by the thread that stops the server; the connections' threads read it.
         self._stopping = False
 
     def sent(self, data: bytes) -> bool:
-        """Tell whether ``data``, the first of a connection, begins with the whole head of a delivery."""
+        """Tell whether ``data``, the first of a connection, begins with the whole head of a request with the token."""
         end = data.find(b"\r\n\r\n")
         line = _TOKEN_LINE.search(data, 0, end + 2) if end >= 0 else None
         return line is not None and hmac.compare_digest(line[1], self._token)
 
     def adopt(self, connection: socket.socket, peer: tuple[str, int], data: bytes) -> None:
-        """Answer what comes over a connection, beginning with ``data``, until it is closed.
+        """Answer the requests of a connection, the first of which begins with ``data``, until it is closed.
 
-        Has to be called after the app was imported: ``wrap_wsgi_app`` patches how threads are started.
+        Call it only after the app was imported: ``wrap_wsgi_app`` patches how threads are started.
         """
         connection.setblocking(True)
         with self._lock:
@@ -170,21 +170,21 @@ class DeliveryServer:
         try:
             threading.Thread(target=self._serve, args=(connection, peer, data), name="delivery", daemon=True).start()
         except RuntimeError as error:
-            _log.error("A delivery can't be answered: %s", error)
+            logger.error("A delivery can't be answered: %s", error)
             self._close(connection)
 
     @property
     def is_busy(self) -> bool:
-        """Whether there are connections. Once it was asked to stop that means that requests are being answered."""
+        """Whether there are connections. After :meth:`request_stop` this means that requests are being answered."""
         return bool(self._open)
 
     def request_stop(self) -> None:
-        """Read no more than what has arrived; the connections are closed when that is answered."""
+        """Read only what has arrived already; the connections are closed when that is answered."""
         self._stopping = True
         self._shut(socket.SHUT_RD)
 
     def cut_off(self) -> None:
-        """Close the connections of what is still running."""
+        """Close the connections of the requests that still run."""
         self._shut(socket.SHUT_RDWR)
 
     def _shut(self, how: int) -> None:
@@ -193,13 +193,13 @@ class DeliveryServer:
                 try:
                     connection.shutdown(how)
                 except OSError as error:
-                    _log.debug("A connection was closed already: %s", error)
+                    logger.debug("A connection was closed already: %s", error)
 
     def _serve(self, connection: socket.socket, peer: tuple[str, int], data: bytes) -> None:
         try:
             self._answer_all(connection, peer, data)
         except OSError as error:
-            _log.debug("A connection broke off: %s", error)
+            logger.debug("A connection broke: %s", error)
         finally:
             self._close(connection)
 
@@ -230,7 +230,7 @@ class DeliveryServer:
                 if len(body) < length:
                     return
             environ["wsgi.input"] = io.BytesIO(body)
-            # Then it says so, and nobody sends another request over this connection.
+            # The response then says so, and the queue process sends no other request over this connection.
             response.closes = self._stopping
             with self._permits:
                 response.answer(self._app, environ)
@@ -238,7 +238,7 @@ class DeliveryServer:
 
 
 def _read_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
-    """Return the head of the next request, empty when there is none, and what comes after it; ``data`` comes first."""
+    """Return the head of the next request, empty if there is none, and the data after it; ``data`` was read before."""
     while True:
         head, found, rest = data.partition(b"\r\n\r\n")
         if found:
@@ -251,7 +251,7 @@ def _read_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _read(connection: socket.socket, number: int) -> bytes:
-    """Return the next ``number`` bytes, or fewer if that is all that comes."""
+    """Return the next ``number`` bytes, or fewer if the connection ends before."""
     data = bytearray()
     while len(data) < number and (more := connection.recv(min(number - len(data), 16 * _READ_BYTES))):
         data += more

@@ -1,13 +1,13 @@
-"""App Engine's front end in small: what stands between the network and the app in an app process.
+"""A small version of App Engine's front end, between the network and the app in an app process.
 
-On App Engine nobody outside can send an ``X-AppEngine-*`` header, and every request that reaches the app carries the
-few that the platform itself sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's
-own checks for the task queue work as they do there:
+On App Engine no outside client can send an ``X-AppEngine-*`` header, and every request that reaches the app carries the
+headers that the platform itself sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an
+app's own checks for the task queue work as they do there:
 
     waitress.create_server(Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080"))
 
-A request is believed to come from the queue process only if it carries the delivery token, which exists nowhere but
-in that process and this one.
+A request is trusted to come from the queue process only if it carries the delivery token, which only that process and
+this one know.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _HTTPS_KEY = environ_key(HTTPS_HEADER)
 
 
 class Frontend:
-    """A WSGI app that passes requests on to ``app`` with exactly the platform headers they are entitled to.
+    """A WSGI app that passes requests on to ``app`` with exactly the platform headers that they may have.
 
-    ``api_ticket`` is what the SDK sends with each API call; ``default_hostname`` what the app sees as
-    ``DEFAULT_VERSION_HOSTNAME``, without which the SDK silently drops a task's target.
+    The SDK sends ``api_ticket`` with each API call. The app sees ``default_hostname`` as ``DEFAULT_VERSION_HOSTNAME``;
+    without it the SDK silently drops a task's target.
     """
 
     def __init__(self, app: WSGIApplication, *, delivery_token: str, api_ticket: str, default_hostname: str) -> None:
@@ -61,14 +61,14 @@ class Frontend:
             environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
             environ[LOCAL_SERVER_ENVIRON_KEY] = True
         else:
-            # Servers differ in which spellings of a header they fold into one key, so compare the folded form.
+            # Servers differ in which spellings of a header they turn into one key, so the normalized form is compared.
             for key in [key for key in environ if _is_platform_key(key)]:
                 del environ[key]
             # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
             environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
         environ[_API_TICKET_KEY] = self._api_ticket
         environ[_HOSTNAME_KEY] = self._default_hostname
-        # Nobody has to be kept from guessing it.
+        # It need not be hard to guess.
         environ[_LOG_ID_KEY] = f"{random.getrandbits(128):032x}"
         environ[_HTTPS_KEY] = "off"
         return self._app(environ, start_response)

@@ -1,8 +1,8 @@
 """One attempt to run a task: an HTTP request to the service, as App Engine's task queue sends it.
 
-Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . What matters
-beyond them is that an attempt ends in time, and that it is counted exactly when it took place: a connection that the
-service has closed while it was idle is not used again.
+Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . Beyond
+them, an attempt has to end in time, and to be counted exactly when it took place. So a connection that the service has
+closed while it was idle is not used again.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import time
 from dataclasses import dataclass
 
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.connections import Connection, Response
+from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
 
-# Servers close idle connections, waitress after 120 s, gunicorn after 2 s. Long before that ours is given up, so that a
-# request is never on its way while the service closes.
+# Servers close idle connections: waitress after 120 s, gunicorn after 2 s. Ours are closed long before that, so that no
+# request is sent while the service closes the connection.
 _IDLE_SECONDS = 30.0
 _EXTERNAL_IDLE_SECONDS = 0.5
-# How much of a response is read before the other attempts of the thread have their turn.
+# How many times a response is read before the other attempts of the thread have their turn.
 _READS_IN_A_ROW = 16
 
-# What can't be in a request's first line.
+# Characters that must not be in a request's first line.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
 
-# What the app may not set: it is the platform's, or belongs to the connection.
+# Headers that the app may not set: they are the platform's, or belong to the connection.
 _PLATFORM_PREFIX = "x-appengine-"
 _PASSED_ON = frozenset({"x-appengine-current-namespace", "x-appengine-default-namespace"})
 _REPLACED = frozenset(
@@ -66,9 +66,9 @@ class AttemptResult:
     """How one attempt ended.
 
     ``status`` is None when there was no complete HTTP response: no connection, cut off at the dispatch deadline, or the
-    service went away; ``reason`` then says which, for a person. ``outcome`` is the response's ``X-Deferred-Outcome``,
-    ``excerpt`` the beginning of its body. ``broken_off`` says that the service ended the connection in the middle,
-    ``late`` that its handler goes on beyond the dispatch deadline.
+    service ended the connection; ``reason`` then says which, for a person. ``outcome`` is the response's
+    ``X-Deferred-Outcome`` and ``excerpt`` the beginning of its body. ``broken_off`` means that the service ended the
+    connection during the attempt, ``late`` that its handler still runs after the dispatch deadline.
     """
 
     status: int | None
@@ -85,38 +85,39 @@ class AttemptResult:
         return self.status is not None
 
     def because(self, reason: str) -> AttemptResult:
-        """Return the same result with another reason."""
+        """Return a copy with another reason."""
         return dataclasses.replace(self, reason=reason)
 
 
 class Deliverer:
-    """Sends tasks to services, over connections that are kept open.
+    """Sends tasks to services, over persistent connections.
 
-    ``delivery_token`` goes with every request, and is how a service knows that the task queue sent it. Only one that
-    runs elsewhere doesn't get it: whoever is there could pose as the queue then.
+    Every request carries ``delivery_token``, by which a service knows that the task queue sent it. Services that run
+    elsewhere don't get the token, because with it they could pose as the queue.
     """
 
     def __init__(self, *, delivery_token: str) -> None:
         self._delivery_token = delivery_token
+        # Guards the other three.
         self._lock = threading.Lock()
-        self._busy: set[Connection] = set()
-        # By the service's address; the last one that was used is used next.
-        self._idle: dict[str, list[Connection]] = {}
+        self._busy: set[ServiceConnection] = set()
+        # By the service's address; the connection that was used last is used next.
+        self._idle: dict[str, list[ServiceConnection]] = {}
         self._closed = False
 
-    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> Delivery:
-        """Return an attempt that is to be made, with ``host`` as its ``Host`` header."""
-        return Delivery(self, task, service, host)
+    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> HttpAttempt:
+        """Return a new attempt, with ``host`` as its ``Host`` header; nothing has been sent yet."""
+        return HttpAttempt(self, task, service, host)
 
     def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
-        """Make one attempt, with ``host`` as its ``Host`` header; return how it ended, whatever happens on the way."""
+        """Make one attempt, with ``host`` as its ``Host`` header; wait for its end and return its result."""
         delivery = self.begin(task, service, host=host)
         while (result := delivery.proceed()) is None:
             delivery.wait()
         return result
 
     def close(self) -> None:
-        """Close all connections; attempts that are under way end without a response."""
+        """Close all connections; attempts in flight end without a response."""
         with self._lock:
             self._closed = True
             for connection in self._busy:
@@ -127,9 +128,9 @@ class Deliverer:
             self._idle.clear()
 
     def request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
-        """Return the request that delivers a task. Raises :class:`ValueError` for what would not be one."""
+        """Return the request that delivers a task. Raises :class:`ValueError` if the task makes no valid request."""
         if _ILLEGAL_IN_URL.search(task.url):
-            raise ValueError(f"the URL has a character that no URL has: {task.url!r}")
+            raise ValueError(f"the URL has a character that is not allowed in URLs: {task.url!r}")
         headers = request_headers(task, host)
         if not service.external:
             headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
@@ -140,8 +141,8 @@ class Deliverer:
             raise ValueError("a header has a line break in it")
         return head.encode("latin-1") + task.body
 
-    def take(self, service: Service) -> Connection:
-        """Return a connection to a service, new or fit to be used again, which has to be put back."""
+    def take(self, service: Service) -> ServiceConnection:
+        """Return a usable connection to a service, kept or new. It has to be put back."""
         idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
         with self._lock:
             if self._closed:
@@ -153,12 +154,12 @@ class Deliverer:
                     break
                 connection.close()
             else:
-                connection = Connection(service.host.strip("[]"), service.port)
+                connection = ServiceConnection(service.host.strip("[]"), service.port)
             self._busy.add(connection)
         return connection
 
-    def put_back(self, connection: Connection, service: Service, *, keep: bool) -> None:
-        """Have a connection back that an attempt was made on; it is closed unless it may be used again."""
+    def put_back(self, connection: ServiceConnection, service: Service, *, keep: bool) -> None:
+        """Take back the connection of an attempt, and keep it for the next one or close it."""
         with self._lock:
             self._busy.discard(connection)
             if not keep or self._closed:
@@ -168,10 +169,10 @@ class Deliverer:
             self._idle.setdefault(service.address, []).append(connection)
 
 
-class Delivery:
-    """One attempt, made bit by bit and never waited for: :meth:`proceed` does what can be done now.
+class HttpAttempt:
+    """One attempt. It never blocks: each call of :meth:`proceed` does what can be done without waiting.
 
-    ``deadline`` is its dispatch deadline by the monotonic clock.
+    ``deadline`` is its dispatch deadline by the monotonic clock. Only one thread at a time uses it.
     """
 
     def __init__(self, deliverer: Deliverer, task: ClaimedTask, service: Service, host: str) -> None:
@@ -181,18 +182,18 @@ class Delivery:
         self._host = host
         self._deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
         self._began = time.monotonic()
-        self._connection: Connection | None = None
+        self._connection: ServiceConnection | None = None
         self._response: Response | None = None
         self._excerpt = b""
         self.deadline = self._began + self._deadline_usec / 1e6
 
     def fileno(self) -> int:
-        """Return the descriptor of the connection that it waits for, -1 if there is none any more."""
+        """Return the descriptor of the connection that it waits for, -1 if there is none."""
         return -1 if self._connection is None else self._connection.fileno()
 
     @property
     def awaited(self) -> int:
-        """What the connection waits for, as :mod:`select` has it."""
+        """The events that the connection waits for, as :mod:`select` defines them."""
         return 0 if self._connection is None else self._connection.awaited
 
     def wait(self) -> None:
@@ -201,9 +202,9 @@ class Delivery:
             self._connection.wait(self.deadline)
 
     def proceed(self) -> AttemptResult | None:
-        """Go on, the first time by sending; return how the attempt ended, None if it goes on.
+        """Do what can be done now, at first send the request; return the result when the attempt has ended, else None.
 
-        To be called when the connection has what it waits for, or the deadline has come.
+        Call it when the events that the connection waits for have occurred, or the deadline has come.
         """
         response = self._response
         reason: str | None = None
@@ -242,7 +243,7 @@ class Delivery:
         self._connection.flush()
         self._connection.reads_left = _READS_IN_A_ROW
         response.read_head()
-        # To the end: an app may do its work while it is being read, and the connection is to be used again.
+        # Up to its end: an app may work while its response is read, and the connection is used again.
         while part := response.read():
             if len(self._excerpt) < EXCERPT_BYTES:
                 self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
@@ -302,8 +303,8 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1024)
 def _folded(name: str) -> str | None:
-    """Return what servers make of a header's name, or None when the app may not send it."""
-    # Some servers take an underscore for a hyphen, and so would take X_AppEngine_TaskName for the platform's.
+    """Return a header's name as servers normalize it, or None when the app may not send it."""
+    # Some servers treat an underscore as a hyphen, and so X_AppEngine_TaskName as the platform's header.
     folded = name.lower().replace("_", "-")
     if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
         return None
@@ -311,19 +312,21 @@ def _folded(name: str) -> str | None:
 
 
 class LateHandler:
-    """A handler that goes on although its attempt was cut off.
+    """A handler that still runs after its attempt was cut off.
 
-    Nothing can end it from outside, short of its process. As long as it runs, another attempt would overlap with it.
+    Only the end of its process could end it. As long as it runs, another attempt would overlap with it.
     """
 
-    def __init__(self, deliverer: Deliverer, connection: Connection, response: Response, service: Service) -> None:
+    def __init__(
+        self, deliverer: Deliverer, connection: ServiceConnection, response: Response, service: Service
+    ) -> None:
         self._deliverer = deliverer
         self._connection = connection
         self._response = response
         self._service = service
 
     def wait(self) -> int | None:
-        """Return when the handler has ended, its process has, or the deliverer is closed; the status if it gave one."""
+        """Wait until the handler or its process has ended, or the deliverer is closed; return the status, if any."""
         status: int | None = None
         try:
             self._connection.reads_left = math.inf
@@ -331,7 +334,7 @@ class LateHandler:
                 self._connection.wait(math.inf)
             status = self._response.status
         except (OSError, http.client.HTTPException, ValueError) as error:
-            _log.debug("A handler that was cut off ended without a response: %s", error)
+            logger.debug("A handler that was cut off ended without a response: %s", error)
         finally:
             self._deliverer.put_back(self._connection, self._service, keep=False)
         return status

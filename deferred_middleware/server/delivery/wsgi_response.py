@@ -1,6 +1,6 @@
-"""One request answered by a WSGI app: what the app gives, as the bytes of an HTTP/1.1 response.
+"""Turns what a WSGI app returns for one request into the bytes of an HTTP/1.1 response.
 
-The head leaves together with what the app gives first: whoever reads them apart is woken twice.
+The head is sent together with the first part of the body, so that the client is not woken twice.
 
 Rules: https://peps.python.org/pep-3333/ and https://www.rfc-editor.org/rfc/rfc9112#section-6
 """
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _ERROR = b"The server encountered an unexpected internal server error"
 
 
 class ClientGoneError(Exception):
-    """Nobody is there any more to read the response."""
+    """The client has closed the connection."""
 
 
 class WSGIResponse:
-    """The response to one request; ``send`` takes its bytes and raises :class:`OSError` when nobody reads them."""
+    """The response to one request. ``send`` sends its bytes, and raises :class:`OSError` if the client is gone."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         self._send = send
@@ -35,30 +35,30 @@ class WSGIResponse:
         self._head: tuple[str, list[tuple[str, str]]] | None = None
         self._sent = False
         self._chunked = False
-        # What the body has left by its Content-Length, if it has one.
+        # How many bytes of the body are left by its Content-Length, if it has one.
         self._left: int | None = None
         self._iterable_length: int | None = None
         self.closes = False
 
     def answer(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
-        """Let ``app`` answer. Whatever it raises becomes a 500, or the end of the connection when it is too late."""
+        """Call ``app``. If it raises, respond with 500, or close the connection if a part was sent already."""
         path = environ["PATH_INFO"]
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
         try:
             self._run(app, environ)
         except ClientGoneError:
-            _log.info("Client disconnected while serving %s", path)
+            logger.info("Client disconnected while serving %s", path)
             self.closes = True
-        # SystemExit too: it would end this thread, and whoever waits would wait for ever.
-        except BaseException:  # noqa: BLE001
-            _log.exception("Exception while serving %s", path)
+        # SystemExit too: it would end this thread, and the client would wait for ever.
+        except BaseException:
+            logger.exception("Exception while serving %s", path)
             if self._sent:
                 self.closes = True
             else:
                 self.refuse("500 Internal Server Error", _ERROR)
 
     def refuse(self, status: str, body: bytes) -> None:
-        """Answer without the app."""
+        """Respond without calling the app."""
         self._left, self._chunked, self._sent = None, False, False
         self._head = status, [("Content-Type", "text/plain; charset=utf-8")]
         self._iterable_length = 1
@@ -124,7 +124,7 @@ class WSGIResponse:
         if end:
             self._emit(end)
         if self._left and self._has_body:
-            _log.warning("The app ended its response %d bytes before its Content-Length.", self._left)
+            logger.warning("The app ended its response %d bytes before its Content-Length.", self._left)
             self.closes = True
 
     def _start_of(self, head: tuple[str, list[tuple[str, str]]], length: int, *, whole: bool = False) -> bytes:
@@ -151,7 +151,7 @@ class WSGIResponse:
             return b"%x\r\n%b\r\n" % (len(part), part)
         if self._left is not None:
             if len(part) > self._left:
-                _log.warning("The app gave more bytes than its Content-Length.")
+                logger.warning("The app gave more bytes than its Content-Length.")
                 part = part[: self._left]
             self._left -= len(part)
         return part

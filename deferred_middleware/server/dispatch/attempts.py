@@ -1,173 +1,159 @@
-"""From a claimed task to the result that is written: one attempt, and what is to be known about it."""
+"""One attempt to run a task: begin it, wait for its result, have the result decided and written.
+
+What a result means is decided by :mod:`~deferred_middleware.server.dispatch.results`. Here is what has to be waited
+for: the response, the end of an app process, and the end of a handler that outlasts its dispatch deadline.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from deferred_middleware.server.apps.process_ends import ProcessEnds
-from deferred_middleware.server.config.queues import QueueRegistry
-from deferred_middleware.server.config.services import Service, ServiceDirectory
-from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, Delivery
+from deferred_middleware.server.config.services import Service, UnknownServiceError
+from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, HttpAttempt
 from deferred_middleware.server.dispatch.clock import WatchedClock
+from deferred_middleware.server.dispatch.planning import Destinations
 from deferred_middleware.server.dispatch.quarantine import Quarantine
-from deferred_middleware.server.dispatch.queue_limits import QueueGates
-from deferred_middleware.server.dispatch.results import Results, settle
+from deferred_middleware.server.dispatch.queue_limits import QueueLimits
+from deferred_middleware.server.dispatch.result_writer import ResultWriter
+from deferred_middleware.server.dispatch.results import ResultRules
+from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.server.store.store import TaskStore
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from deferred_middleware.server.dispatch.worker import ServiceWorker
 
-_STORE_AGAIN_SECONDS = 1.0
-_NOTHING_TO_STORE_SECONDS = 3600.0
+logger = logging.getLogger(__name__)
 
 
-class Attempts:
-    """Makes attempts by ``deliverer`` and writes their results to ``store``; used by all workers at once.
+class AttemptRunner:
+    """Makes attempts for all workers, and has their results written. Any thread may call any method.
 
-    ``wake`` is called when a task waits for its next attempt, ``withdraw`` with the queues that were slowed down.
+    Tasks are sent by ``deliverer`` to their ``destinations``. ``rules`` decide what a result means, and ``results``
+    writes it to ``store``. ``quarantine`` and ``limits`` follow each attempt. ``process_ends`` knows which app
+    processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin another attempt.
     """
 
     def __init__(
         self,
+        *,
         store: TaskStore,
         deliverer: Deliverer,
-        directory: ServiceDirectory,
-        *,
-        queues: QueueRegistry,
-        gates: QueueGates,
-        clock: WatchedClock,
+        destinations: Destinations,
+        rules: ResultRules,
+        results: ResultWriter,
+        quarantine: Quarantine,
+        limits: QueueLimits,
         process_ends: ProcessEnds,
-        wake: Callable[[], None],
-        withdraw: Callable[[Collection[str]], None],
+        clock: WatchedClock,
+        wake_up: WakeUp,
     ) -> None:
+        self.clock = clock
         self._store = store
         self._deliverer = deliverer
-        self._directory = directory
-        self._queues = queues
-        self._gates = gates
-        self._clock = clock
+        self._destinations = destinations
+        self._rules = rules
+        self._results = results
+        self._quarantine = quarantine
+        self._limits = limits
         self._process_ends = process_ends
-        self._wake = wake
-        self._withdraw = withdraw
-        self.quarantine = Quarantine(store.queries.attempts)
+        self._wake_up = wake_up
+        # Guards the other two; _abandoned is also read without it.
         self._lock = threading.Lock()
         self._abandoned = False
-        self._results = Results(store, written=self._written, failed=self._keep_unstored)
-        self._unstored: list[Completion] = []
-        self._store_again_at = 0.0
-        # Results of attempts that were cut off, while their handlers go on.
+        # By task: results of attempts that were cut off and whose handlers still run.
         self._late: dict[int, Completion] = {}
 
-    def target(self, queue: str, target: str) -> str:
-        """Return where a task of a queue goes: the queue's target wins over its own."""
-        return self._queues.config_of(queue).target or target
+    def begin(self, task: ClaimedTask, worker: ServiceWorker) -> TaskAttempt:
+        """Return a new attempt of ``task`` for ``worker``; nothing has been sent yet."""
+        return TaskAttempt(self, worker, task)
 
-    def begin(self, task: ClaimedTask, service: Service, ended: Callable[[], None]) -> Attempt:
-        """Return an attempt that is to be made; ``ended`` is called at its end, maybe by another thread."""
-        return Attempt(self, task, service, ended)
+    def start(self, task: ClaimedTask, service: Service) -> HttpAttempt:
+        """Return the request that delivers a task; nothing has been sent yet."""
+        self._quarantine.attempt_begins(task, service.id)
+        return self._deliverer.begin(task, service, host=self._destinations.host_of(task))
 
-    def start(self, task: ClaimedTask, service: Service) -> Delivery:
-        """Return the delivery of a task, which has not been sent yet."""
-        self.quarantine.begins(task, service.id)
-        host = self._directory.host(self.target(task.queue, task.target))
-        return self._deliverer.begin(task, service, host=host)
+    def conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
+        """Decide what the result of an attempt means, and have it written.
 
-    def conclude(
-        self, task: ClaimedTask, service: Service, result: AttemptResult, *, started_usec: int, began: float
-    ) -> None:
-        """Hand in how an attempt ended."""
+        This blocks if the connection broke off, until the end of the app process is known, and if the handler outlasts
+        its dispatch deadline, until the handler has ended.
+        """
+        task, service = attempt.task, attempt.service
         try:
-            self._conclude(task, service, result, started_usec=started_usec, began=began)
+            if not self._abandoned:
+                self._conclude(attempt, result)
         finally:
-            may_begin, slowed = self._gates.ended(task.queue, result.status, began)
-            if slowed:
-                _log.warning("Service %s answered 503: queue %s is slowed down.", service.id, task.queue)
-                self._withdraw([task.queue])
-            elif may_begin:
-                self._wake()
+            effect = self._limits.ended(task.queue, result.status, attempt.began)
+            if effect.slowed_down:
+                logger.warning("Service %s responded with 503: queue %s is slowed down.", service.id, task.queue)
+                self._wake_up.withdraw([task.queue])
+            elif effect.may_begin:
+                self._wake_up.wake()
 
-    def now_usec(self) -> int:
-        """Return the wall clock's time."""
-        return self._clock.now_usec()
-
-    def fail(self, task: ClaimedTask, reason: str, *, service: str) -> None:
-        """Hand in an attempt that could not be made."""
-        result = AttemptResult(status=None, duration_usec=0, reason=reason)
-        self._results.hand_in(self._settle(task, result, self._clock.now_usec(), service))
-        self._gates.ended(task.queue, None, time.monotonic())
+    def fail(self, task: ClaimedTask, error: UnknownServiceError) -> None:
+        """Write the result of an attempt that could not be made, because the task's service isn't served here."""
+        now_usec = self.clock.now_usec()
+        self._submit(task, self._rules.undeliverable(task, str(error), target=error.target, now_usec=now_usec))
+        self._limits.ended(task.queue, None, self.clock.monotonic())
 
     def abandon(self, running: Iterable[ClaimedTask]) -> list[ClaimedTask]:
-        """Drop the results of attempts that are under way; return their tasks, which have to be released.
+        """Ignore the results of attempts in flight from now on; return the tasks among ``running`` to release.
 
-        What is known already is written: a result that could not be, and an attempt that was cut off.
+        Results that are known already are written: those that could not be written before, and those of attempts that
+        were cut off.
         """
         with self._lock:
             self._abandoned = True
-            unstored, self._unstored = self._unstored, []
             late, self._late = self._late, {}
-        known = [*unstored, *late.values()]
+        known = [*self._results.take_unwritten(), *late.values()]
         if known:
             self._store.complete(known)
         return [task for task in running if task.id not in late]
 
-    def store_again(self) -> float:
-        """Try again to write results that could not be written; return in how many seconds to do so again."""
-        with self._lock:
-            if not self._unstored:
-                return _NOTHING_TO_STORE_SECONDS
-            remaining = self._store_again_at - time.monotonic()
-            if remaining > 0:
-                return remaining
-            self._store_again_at = time.monotonic() + _STORE_AGAIN_SECONDS
-            unstored, self._unstored = self._unstored, []
-        for completion in unstored:
-            # By itself, lest one that can never be written keeps the others from being.
-            self._results.hand_in_alone(completion)
-        return _STORE_AGAIN_SECONDS
-
-    def _conclude(
-        self, task: ClaimedTask, service: Service, result: AttemptResult, *, started_usec: int, began: float
-    ) -> None:
-        if self._abandoned:
-            return
-        quarantined = False
+    def _conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
+        task, service = attempt.task, attempt.service
+        died, end = False, None
         if result.broken_off:
-            end = self._process_ends.wait_for(service.id, since=began)
-            if end is not None and end.intended:
-                # No failure of the task, and no attempt: nobody knows how it would have ended.
-                self.quarantine.survived(task, service.id)
-                self._store.release([task])
-                self._wake()
-                return
-            if end is not None or not self._process_ends.watches(service.id):
-                reason, quarantined = self.quarantine.died(task, service.id, end)
-                result = result.because(reason)
-            else:
-                self.quarantine.survived(task, service.id)
+            end = self._process_ends.wait_for(service.id, since=attempt.began)
+            died = end is not None or not self._process_ends.watches(service.id)
+        times = {
+            "started_usec": attempt.started_usec,
+            "finished_usec": max(attempt.started_usec, self.clock.now_usec()),
+        }
+        if not died:
+            completion = self._rules.after_attempt(task, service, result, **times)
         else:
-            self.quarantine.survived(task, service.id)
-        completion = self._settle(task, result, started_usec, service.id, quarantined=quarantined)
-        if result.late is not None and not self._outlast(task, completion, result):
+            earlier = self._store.queries.attempts(task.id)
+            decided = self._rules.after_death(task, service, result, end, earlier, **times)
+            if decided is None:
+                self._store.release([task])
+                self._wake_up.wake()
+                return
+            completion = decided
+        if result.late is not None and not self._wait_for_handler(task, completion, result):
             return
-        self._results.hand_in(completion)
+        self._submit(task, completion)
 
-    def _outlast(self, task: ClaimedTask, completion: Completion, result: AttemptResult) -> bool:
-        """Wait for the end of a handler that was cut off; return whether the result is still to be handed in.
+    def _wait_for_handler(self, task: ClaimedTask, completion: Completion, result: AttemptResult) -> bool:
+        """Wait for the end of a handler that was cut off; return whether its result is still to be written.
 
-        Another attempt before that end would overlap with it. Its thread is taken as long, so this one may wait.
+        A retry before that end would overlap with the handler. The attempt keeps its slot during the wait, because the
+        handler keeps a thread of the app.
         """
         assert result.late is not None
         with self._lock:
             if self._abandoned:
                 return False
             self._late[task.id] = completion
-        _log.warning(
-            "Task %s of queue %s (%s) was cut off at its dispatch deadline. Its handler goes on; the task is not tried "
-            "again before it has ended.",
+        logger.warning(
+            "Task %s of queue %s (%s) was cut off at its dispatch deadline. Its handler still runs; the task is not "
+            "retried before the handler has ended.",
             task.name,
             task.queue,
             task.url,
@@ -176,96 +162,74 @@ class Attempts:
         with self._lock:
             return self._late.pop(task.id, None) is not None
 
-    def _settle(
-        self, task: ClaimedTask, result: AttemptResult, started_usec: int, service: str, *, quarantined: bool = False
-    ) -> Completion:
-        completion = settle(
-            task,
-            result,
-            task.retry or self._queues.config_of(task.queue).retry,
-            started_usec=started_usec,
-            finished_usec=max(started_usec, self._clock.now_usec()),
-            service=service,
-            quarantined=quarantined,
-        )
+    def _submit(self, task: ClaimedTask, completion: Completion) -> None:
         if completion.state == "failed":
-            _log.error(
-                "Task %s of queue %s (%s) has failed for good after %d attempts: %s",
+            logger.error(
+                "Task %s of queue %s (%s) is a dead letter. It failed %s: %s",
                 task.name,
                 task.queue,
                 task.url,
-                completion.retry_count,
+                "once" if completion.retry_count == 1 else f"{completion.retry_count} times",
                 completion.attempt.reason,
             )
-        return completion
-
-    def _written(self, completion: Completion, stood: bool) -> None:
-        if not stood:
-            _log.info("A task was deleted or released while it ran; its result is dropped.")
-        elif completion.state == "ready":
-            self._wake()
-
-    def _keep_unstored(self, completion: Completion, error: BaseException) -> None:
-        # Its task would not be claimed again before the next start, so go on trying to write the result.
-        _log.error("A task's result could not be written, which will be tried again: %s", error)
-        with self._lock:
-            self._unstored.append(completion)
-        self._wake()
+        self._results.submit(completion)
 
 
-class Attempt:
-    """One attempt under way. Whoever made it calls :meth:`proceed` until that says that it is over."""
+class TaskAttempt:
+    """One attempt of ``task`` for ``worker``, which calls :meth:`proceed` until that returns true.
 
-    def __init__(self, attempts: Attempts, task: ClaimedTask, service: Service, ended: Callable[[], None]) -> None:
-        self._attempts = attempts
-        self._task = task
-        self._service = service
-        self._ended = ended
-        self._began = time.monotonic()
-        self._started_usec = attempts.now_usec()
-        self._delivery: Delivery | None = None
+    Only one thread at a time uses it: the worker's, and then the one that concludes it.
+    """
+
+    def __init__(self, runner: AttemptRunner, worker: ServiceWorker, task: ClaimedTask) -> None:
+        self.task = task
+        self.service = worker.service
+        self.began = runner.clock.monotonic()
+        self.started_usec = runner.clock.now_usec()
+        self._runner = runner
+        self._worker = worker
+        self._request: HttpAttempt | None = None
 
     def fileno(self) -> int:
         """Return the descriptor that it waits for, -1 if it waits for none."""
-        return -1 if self._delivery is None else self._delivery.fileno()
+        return -1 if self._request is None else self._request.fileno()
 
     @property
     def awaited(self) -> int:
-        """What it waits for, as :mod:`select` has it."""
-        return 0 if self._delivery is None else self._delivery.awaited
+        """The events that its descriptor waits for, as :mod:`select` defines them."""
+        return 0 if self._request is None else self._request.awaited
 
     @property
     def deadline(self) -> float:
-        """When it is to go on in any case, by the monotonic clock."""
-        return math.inf if self._delivery is None else self._delivery.deadline
+        """When to call :meth:`proceed` in any case, by the monotonic clock."""
+        return math.inf if self._request is None else self._request.deadline
 
     def proceed(self) -> bool:
-        """Go on, the first time by sending the task; return whether nothing is left to be waited for."""
+        """Do what can be done without waiting, at first send the task; return whether the worker is done with it."""
+        task = self.task
         try:
-            if self._delivery is None:
-                self._delivery = self._attempts.start(self._task, self._service)
-            result = self._delivery.proceed()
+            if self._request is None:
+                self._request = self._runner.start(task, self.service)
+            result = self._request.proceed()
             if result is None:
                 return False
-        except Exception as error:  # noqa: BLE001 - a defect here must not keep the task from being tried again
-            _log.exception("Task %s of queue %s could not be delivered.", self._task.name, self._task.queue)
+        except Exception as error:  # a defect here must not keep the task from being retried
+            logger.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
             result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
         if result.broken_off or result.late is not None:
-            # Something is to be waited for now: what became of the process, or the handler's end.
+            # The conclusion waits for the end of the process or of the handler; the worker's thread must not.
             try:
                 threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
                 return True
             except RuntimeError as error:
-                _log.error("%s, so that everything waits for the end of task %s.", error, self._task.name)
+                logger.error("%s. The service's other tasks wait for the end of task %s.", error, task.name)
         self._conclude(result)
         return True
 
     def _conclude(self, result: AttemptResult) -> None:
         try:
-            self._attempts.conclude(
-                self._task, self._service, result, started_usec=self._started_usec, began=self._began
-            )
-        except Exception:  # noqa: BLE001 - the thread has to stay for the other tasks
-            _log.exception("Task %s of queue %s could not be run.", self._task.name, self._task.queue)
+            self._runner.conclude(self, result)
+        except Exception:  # the thread has to survive for the other tasks
+            logger.exception("Task %s of queue %s could not be run.", self.task.name, self.task.queue)
         finally:
-            self._ended()
+            self._worker.attempt_ended(self.task, self._runner.clock.monotonic() - self.began)

@@ -1,9 +1,10 @@
-"""The wall clock, and what happens when it is set.
+"""The wall clock, and what happens when somebody sets it.
 
-ETAs are points in time by the wall clock, which a person or the network may set, and which goes on while a laptop
-sleeps. Two things are durations all the same: the back-off of a task that failed, and its age. And what was due has to
-stay due. So when the wall clock and the monotonic one part by more than :data:`JUMP_SECONDS`, the tasks that wait for
-their back-off are moved along; a task that has an ETA still ahead keeps it.
+ETAs are times of the wall clock. A person or the network may set that clock, and it continues while a laptop sleeps.
+The back-off of a failed task and the age of a task are durations, which such a change must not alter; and a task that
+was due must stay due. So the server compares the wall clock with the monotonic clock. If the two drift apart by more
+than :data:`JUMP_SECONDS`, the ETAs of the tasks that wait for their back-off are moved by the same amount. A task whose
+own ETA is still ahead keeps it.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ import threading
 import time
 from collections.abc import Callable
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 JUMP_SECONDS = 1.0
 
 
 class WatchedClock:
-    """Tells the time by ``wall``, and ``jumped`` by how many microseconds it was set: negative when it was set back.
+    """The time by ``wall`` and by ``monotonic``; it reports a wall clock that was set to ``on_jump``.
 
-    ``jumped`` is also given the time before and after the jump, and is called by whoever looks at the clock first.
+    ``on_jump`` is called with three numbers of microseconds: by how much the clock was set (negative: set back), and
+    the time before and after. The thread that reads the clock first after the jump calls it.
     """
 
     def __init__(
         self,
-        jumped: Callable[[int, int, int], object],
+        on_jump: Callable[[int, int, int], object],
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._jumped = jumped
+        self.monotonic = monotonic
+        self._on_jump = on_jump
         self._wall = wall
-        self._monotonic = monotonic
         self._lock = threading.Lock()
+        # How far the wall clock was ahead of the monotonic one. Written under the lock; any thread reads it.
         self._offset = self._read()[1]
 
     def now_usec(self) -> int:
@@ -42,26 +45,32 @@ class WatchedClock:
         now, offset = self._read()
         if abs(offset - self._offset) > JUMP_SECONDS:
             with self._lock:
-                # Read again: another thread may have seen to it while this one waited.
+                # Read again: another thread may have handled the jump while this one waited for the lock.
                 now, offset = self._read()
                 if abs(offset - self._offset) > JUMP_SECONDS:
-                    self._tell(now, offset)
+                    self._handle_jump(now, offset)
         return int(now * 1e6)
 
-    def _tell(self, now: float, offset: float) -> None:
+    def check_against(self, newest_usec: int | None) -> None:
+        """Handle a clock that was set back while no server ran: the newest task then comes from the future."""
+        now_usec = self.now_usec()
+        if newest_usec is not None and newest_usec - now_usec > JUMP_SECONDS * 1e6:
+            self._on_jump(now_usec - newest_usec, newest_usec, now_usec)
+
+    def _handle_jump(self, now: float, offset: float) -> None:
         jump_seconds = offset - self._offset
-        _log.warning("The clock was set by %+.1f s; what waits is moved along.", jump_seconds)
+        logger.warning("The clock was set by %+.1f s; the ETAs of tasks that wait for a retry are moved.", jump_seconds)
         try:
-            self._jumped(int(jump_seconds * 1e6), int((now - jump_seconds) * 1e6), int(now * 1e6))
-        except Exception:  # noqa: BLE001 - whoever asks for the time gets it; the next one tries again
-            _log.exception("The tasks that wait could not be moved along, which will be tried again.")
+            self._on_jump(int(jump_seconds * 1e6), int((now - jump_seconds) * 1e6), int(now * 1e6))
+        except Exception:  # the caller only wants the time; the next call tries again
+            logger.exception("The ETAs could not be moved; the server tries again.")
         else:
             self._offset = offset
 
     def _read(self) -> tuple[float, float]:
         """Return the wall clock's time, and by how much it is ahead of the monotonic clock."""
         while True:
-            before, now, after = self._monotonic(), self._wall(), self._monotonic()
-            # Who is interrupted between the two would see a jump where there is none.
+            before, now, after = self.monotonic(), self._wall(), self.monotonic()
+            # A thread that is interrupted between the two readings would see a jump where there is none.
             if after - before < JUMP_SECONDS / 2:
                 return now, now - before

@@ -1,11 +1,11 @@
-"""Tasks that take their app process down with them.
+"""Tasks that end their app process.
 
-One that does so at every attempt would take the service down for ever. After :data:`DEATHS` such attempts in a row it
-is kept as a dead letter, until a person has it tried again.
+A task that does so at every attempt would keep its service down for ever. After :data:`DEATHS` such attempts in a row
+the task becomes a dead letter, until a person retries it.
 
-When a process dies, every task that was running in it may have been the cause. They are all suspects then, and from
-there on tried one at a time: when the process dies again while a suspect runs, it is the suspect that is blamed and not
-the others. So a task that was there by chance is soon cleared.
+When a process dies, each task that was running in it may be the cause. All of them become suspects, and from then on
+each suspect runs while no other suspect does. If the process dies again while a suspect runs, the suspect is blamed and
+the other tasks are not. So a task that was running by chance is soon cleared.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from deferred_middleware.server.apps.process_ends import ProcessEnd
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEATHS = 3
-"""How many attempts in a row a task may end by the death of its process."""
+"""How many attempts in a row of one task may end with the death of the process."""
 
+# The store keeps these texts as attempts' reasons, and blamed attempts are counted by them.
 _BLAMED = "the app process died while it ran this task: it "
 _CHANCE = "the app process died, which another task is suspected of: it "
-# Of a service that runs elsewhere only its connections are seen. Those that break off together are one death.
+# For a service that runs elsewhere only broken connections are seen. Those that break together are one death.
 _TOGETHER_SECONDS = 1.0
 
 
 class Quarantine:
-    """Finds out which tasks kill processes. ``attempts`` returns a task's attempts so far, by its id, oldest first."""
+    """Finds out which tasks end processes. ``clock`` returns seconds that never go back."""
 
-    def __init__(
-        self, attempts: Callable[[int], list[AttemptRecord]], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._attempts = attempts
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # Guards the other three. is_suspect() and its like read _suspects without it.
         self._lock = threading.Lock()
         self._suspects: set[int] = set()
         # By service: the suspects that are running, and when and by which death one was blamed last.
@@ -44,42 +43,44 @@ class Quarantine:
         self._blamed: dict[str, tuple[float, int | None]] = {}
 
     def is_suspect(self, task: ClaimedTask) -> bool:
-        """Tell whether a task has to be tried alone."""
+        """Tell whether a task must not run together with other suspects."""
         return task.id in self._suspects
 
-    def begins(self, task: ClaimedTask, service: str) -> None:
+    def attempt_begins(self, task: ClaimedTask, service: str) -> None:
         """Take note that an attempt begins."""
         if task.id in self._suspects:
             with self._lock:
                 self._running.setdefault(service, set()).add(task.id)
 
-    def survived(self, task: ClaimedTask, service: str) -> None:
-        """Take note that an attempt ended without a death: the task is no suspect any more."""
+    def attempt_survived(self, task: ClaimedTask, service: str) -> None:
+        """Take note that the process outlived an attempt: the task is no suspect any more."""
         if task.id in self._suspects:
             with self._lock:
                 self._suspects.discard(task.id)
                 self._running.get(service, set()).discard(task.id)
 
-    def died(self, task: ClaimedTask, service: str, end: ProcessEnd | None) -> tuple[str, bool]:
+    def process_died(
+        self, task: ClaimedTask, service: str, end: ProcessEnd | None, earlier: Sequence[AttemptRecord]
+    ) -> tuple[str, bool]:
         """Take note that an attempt ended with its process, as far as can be seen.
 
-        Return why, for a person, and whether the task is to be kept as a dead letter. ``end`` is None when the service
-        runs elsewhere.
+        ``earlier`` are the task's attempts so far, oldest first. ``end`` is None when the service runs elsewhere.
+        Return the attempt's reason, for a person, and whether the task becomes a dead letter.
         """
         how = end.how if end is not None else "closed the connection without a response"
         with self._lock:
             running = self._running.setdefault(service, set())
-            suspect = task.id in running
+            is_suspect = task.id in running
             running.discard(task.id)
-            if not suspect and (running or self._is_known(service, end)):
+            if not is_suspect and (running or self._is_blamed_already(service, end)):
                 return f"{_CHANCE}{how}", False
-            if suspect:
+            if is_suspect:
                 self._blamed[service] = (self._clock(), end.number if end is not None else None)
             self._suspects.add(task.id)
-        deaths = 1 + self._deaths_before(task)
+        deaths = 1 + _deaths_before(task, earlier)
         if deaths < DEATHS:
-            _log.warning(
-                "Task %s of queue %s (%s) is suspected of having ended the process of service %s, which %s.",
+            logger.warning(
+                "Task %s of queue %s (%s) may have ended the process of service %s, which %s.",
                 task.name,
                 task.queue,
                 task.url,
@@ -90,20 +91,23 @@ class Quarantine:
         with self._lock:
             self._suspects.discard(task.id)
         return (
-            f"{_BLAMED}{how}. That were {deaths} attempts in a row, so it is not tried again by itself; "
-            "retry it when the cause is mended."
+            f"{_BLAMED}{how}. This happened at {deaths} attempts in a row, so the task is not retried automatically; "
+            "fix the cause, and then retry it."
         ), True
 
-    def _is_known(self, service: str, end: ProcessEnd | None) -> bool:
+    def _is_blamed_already(self, service: str, end: ProcessEnd | None) -> bool:
+        """Tell whether a suspect was blamed for this death."""
         at, number = self._blamed.get(service, (-_TOGETHER_SECONDS, None))
         return number == end.number if end is not None else self._clock() - at < _TOGETHER_SECONDS
 
-    def _deaths_before(self, task: ClaimedTask) -> int:
-        """Count the attempts just before this one that the task was blamed for."""
-        deaths = 0
-        before = self._attempts(task.id)[-task.retry_count :] if task.retry_count else []
-        for attempt in reversed(before):
-            if attempt.reason is None or not attempt.reason.startswith(_BLAMED):
-                break
-            deaths += 1
-        return deaths
+
+def _deaths_before(task: ClaimedTask, earlier: Sequence[AttemptRecord]) -> int:
+    """Count the attempts just before this one that the task was blamed for."""
+    deaths = 0
+    # Attempts from before a person's retry don't count.
+    counted = earlier[-task.retry_count :] if task.retry_count else []
+    for attempt in reversed(counted):
+        if attempt.reason is None or not attempt.reason.startswith(_BLAMED):
+            break
+        deaths += 1
+    return deaths

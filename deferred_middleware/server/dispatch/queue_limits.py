@@ -1,21 +1,21 @@
-"""The token bucket that a queue's ``rate`` and ``bucket_size`` describe. Pure arithmetic: the clock is injected.
+"""How many attempts of a queue may begin: the limits by its rate, its concurrency, a pause, and 503 responses.
 
-A token is what an attempt costs. A bucket holds ``size`` of them at most and is filled at a steady rate, so that in any
-span of time no more than ``size`` and what the rate gives in that time can begin. Source:
-https://cloud.google.com/appengine/docs/standard/reference/queueref#bucket_size .
+One :class:`QueueLimits` holds the limits of all queues of a server. The scheduler asks for the
+:meth:`~QueueLimits.allowance` of a queue before it claims tasks, and reports what it claimed; the attempts report how
+they ended. All of it is arithmetic: the clock is injected.
 
-How a queue slows down when its service says 503, and how it recovers. Pure arithmetic: the clock is injected.
+Rate
+    A queue's ``rate`` and ``bucket_size`` describe a token bucket. Each attempt costs a token. The bucket holds at most
+    ``bucket_size`` tokens and is refilled at the rate, so in any span of time no more attempts begin than the size and
+    what the rate adds in that time. Source:
+    https://cloud.google.com/appengine/docs/standard/reference/queueref#bucket_size .
 
-On App Engine a 503 means that the service can't take more, and throttles the whole queue; how much is not documented
-(https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers). Here the queue begins nothing
-for :data:`FIRST_PAUSE_SECONDS`, then one attempt at a time. Each attempt that is answered with anything but 503 doubles
-how many may be under way, up to :data:`RECOVERED`, from where on there is no limit. The next 503 begins it anew, with
-twice the pause, up to :data:`LONGEST_PAUSE_SECONDS`, unless the queue has recovered in between.
-
-Whether a queue may begin another attempt: its rate, its concurrency, its being paused, and 503s.
-
-One :class:`QueueGates` for all queues of a server. The scheduler asks :meth:`~QueueGates.allowance` before it claims,
-says what it claimed, and the workers say how the attempts ended.
+503 responses
+    On App Engine a 503 means that the service is overloaded, and throttles the whole queue; how much is not documented
+    (https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers). Here the queue begins
+    nothing for :data:`FIRST_PAUSE_SECONDS`, and then one attempt at a time. Each attempt that gets any other status
+    doubles how many may be in flight, up to :data:`RECOVERED`; from there on there is no limit. The next 503 starts
+    over, with twice the pause, up to :data:`LONGEST_PAUSE_SECONDS`, unless the queue has recovered in between.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 
-# A wait for a token ends at a clock's next tick, where a sum of floats may be a hair short of a whole token.
-_HAIR = 1e-6
+# When the wait for a token ends, the sum of floats may be a little short of a whole token.
+_ROUNDING = 1e-6
 
 
 class TokenBucket:
-    """A bucket that is full at first. ``clock`` returns seconds that never go back. Not for several threads at once."""
+    """A bucket that starts full. ``clock`` returns seconds that never go back. Its owner guards it with a lock."""
 
     def __init__(self, rate_per_second: float, size: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate_per_second = rate_per_second
@@ -45,21 +46,21 @@ class TokenBucket:
     def available(self) -> int:
         """Return how many tokens there are."""
         self._fill()
-        return int(self._tokens + _HAIR)
+        return int(self._tokens + _ROUNDING)
 
     def take(self, number: int) -> None:
-        """Take tokens out; whoever takes more than there are is paid back by the following wait."""
+        """Take tokens out. More than there are may be taken; the next wait is longer then."""
         self._fill()
         self._tokens -= number
 
     def wait_seconds(self) -> float:
-        """Return how long it takes until there is a token: 0 if there is one, infinity if there will be none."""
+        """Return how long it takes until there is a token: 0 if there is one, infinity if the rate is 0."""
         if self.available() >= 1:
             return 0.0
         return (1 - self._tokens) / self._rate_per_second if self._rate_per_second > 0 else math.inf
 
     def change(self, rate_per_second: float, size: int) -> None:
-        """Have another rate and size from now on. What was saved up stays, as far as there is room."""
+        """Change the rate and the size. The tokens stay, as far as the new size allows."""
         self._fill()
         self._rate_per_second = rate_per_second
         self._size = size
@@ -77,7 +78,7 @@ RECOVERED = 64
 
 
 class Throttle:
-    """What 503s mean for one queue. ``clock`` returns seconds that never go back. Not for several threads at once."""
+    """What 503s do to one queue. ``clock`` returns seconds that never go back. Its owner guards it with a lock."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -87,17 +88,18 @@ class Throttle:
 
     @property
     def limit(self) -> int | None:
-        """How many attempts may be under way once the pause is over; None is no limit."""
+        """How many attempts may be in flight once the pause is over; None is no limit."""
         return self._limit
 
     def wait_seconds(self) -> float:
-        """Return how long nothing may begin."""
+        """Return how long no attempt may begin."""
         return max(0.0, self._until - self._clock()) if self._limit is not None else 0.0
 
     def answered(self, status: int | None, began_at: float) -> bool:
-        """Take note of how an attempt that began at ``began_at`` ended; return whether the queue was slowed down.
+        """Take note of the status of an attempt that began at ``began_at``; return whether the queue slows down now.
 
-        Attempts that were under way when it was slowed down say nothing new. No answer (None) says nothing either.
+        Attempts that were in flight when the queue was slowed down change nothing, and neither does a missing response
+        (None).
         """
         if status == 503:
             if self._limit is not None and began_at < self._until:
@@ -115,113 +117,113 @@ class Throttle:
 
 
 UNLIMITED = 1_000_000
-"""More than anybody claims at once."""
+"""More tasks than are ever claimed at once."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many attempts may begin now, and for how many seconds that can't change unless an attempt ends."""
+    """How many attempts may begin now, and for how many seconds that stays so unless an attempt ends."""
 
     number: int
     wait_seconds: float = math.inf
 
 
+class AttemptEffect(NamedTuple):
+    """What the end of an attempt changes: whether one more of its queue may begin, and whether the queue slows down."""
+
+    may_begin: bool
+    slowed_down: bool
+
+
 @dataclass
-class _Gate:
+class _QueueState:
     config: QueueConfig
     throttle: Throttle
     bucket: TokenBucket | None = None
     in_flight: int = 0
-    # Whether it was refused because of what is in flight, so that the end of an attempt is worth a wake-up.
-    waiting: bool = field(default=False)
+    # Whether the last allowance depended on what is in flight, so that the end of an attempt may raise it.
+    waiting: bool = False
 
 
-class QueueGates:
-    """The gates of the queues in ``queues``; ``paused`` says which of them people have paused.
+class QueueLimits:
+    """The limits of all queues, configured by ``queues``. Any thread may call any method.
 
-    ``clock`` returns seconds that never go back. It may be used by any thread.
+    ``clock`` returns seconds that never go back.
     """
 
-    def __init__(
-        self,
-        queues: QueueRegistry,
-        paused: Callable[[], frozenset[str]],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, queues: QueueRegistry, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._queues = queues
-        self._paused = paused
         self._clock = clock
+        # Guards the states, each with its bucket and its throttle.
         self._lock = threading.Lock()
-        self._gates: dict[str, _Gate] = {}
+        self._states: dict[str, _QueueState] = {}
 
-    def allowance(self, queue: str) -> Allowance:
-        """Return how many attempts of a queue may begin."""
-        paused = self._paused()
+    def allowance(self, queue: str, paused: frozenset[str]) -> Allowance:
+        """Return how many attempts of a queue may begin; ``paused`` are the queues that people have paused."""
         with self._lock:
-            gate = self._gate(queue)
-            gate.waiting = False
-            if gate.config.paused or queue in paused:
+            state = self._state(queue)
+            state.waiting = False
+            if state.config.paused or queue in paused:
                 return Allowance(0)
-            wait_seconds = gate.throttle.wait_seconds()
+            wait_seconds = state.throttle.wait_seconds()
             if wait_seconds:
                 return Allowance(0, wait_seconds)
             limits = [
-                limit for limit in (gate.config.max_concurrent_requests, gate.throttle.limit) if limit is not None
+                limit for limit in (state.config.max_concurrent_requests, state.throttle.limit) if limit is not None
             ]
-            number = max(0, min(limits) - gate.in_flight) if limits else UNLIMITED
-            gate.waiting = bool(limits)
-            if number and gate.bucket is not None:
-                tokens = gate.bucket.available()
+            number = max(0, min(limits) - state.in_flight) if limits else UNLIMITED
+            state.waiting = bool(limits)
+            if number and state.bucket is not None:
+                tokens = state.bucket.available()
                 if tokens < number:
                     # The next token may be waited for whether or not there are some already.
-                    return Allowance(max(0, tokens), gate.bucket.wait_seconds() if tokens < 1 else math.inf)
+                    return Allowance(max(0, tokens), state.bucket.wait_seconds() if tokens < 1 else math.inf)
             return Allowance(number)
 
     def is_rated(self, queue: str) -> bool:
-        """Tell whether a queue has a rate, or is slowed down, so that nothing is to be claimed before it may begin."""
+        """Tell whether a queue has a rate, or is slowed down: its tasks are claimed only when they may begin."""
         with self._lock:
-            gate = self._gate(queue)
-            return gate.bucket is not None or gate.throttle.limit is not None
+            state = self._state(queue)
+            return state.bucket is not None or state.throttle.limit is not None
 
     def claimed(self, queue: str, number: int, *, forced: bool = False) -> None:
-        """Take note that tasks are about to be attempted; those that a person forces cost the queue nothing."""
+        """Take note that tasks were claimed to run; those that a person forces cost no tokens."""
         with self._lock:
-            gate = self._gate(queue)
-            gate.in_flight += number
-            if gate.bucket is not None and not forced:
-                gate.bucket.take(number)
+            state = self._state(queue)
+            state.in_flight += number
+            if state.bucket is not None and not forced:
+                state.bucket.take(number)
 
-    def given_back(self, queue: str, number: int) -> None:
-        """Take note that claimed tasks are not attempted after all."""
+    def released(self, queue: str, number: int) -> None:
+        """Take note that claimed tasks were released without an attempt."""
         with self._lock:
-            gate = self._gate(queue)
-            gate.in_flight -= number
-            if gate.bucket is not None:
-                gate.bucket.take(-number)
+            state = self._state(queue)
+            state.in_flight -= number
+            if state.bucket is not None:
+                state.bucket.take(-number)
 
-    def ended(self, queue: str, status: int | None, began_at: float) -> tuple[bool, bool]:
-        """Take note that an attempt ended; return whether the queue may now begin one more, and whether it slowed down.
+    def ended(self, queue: str, status: int | None, began_at: float) -> AttemptEffect:
+        """Take note that an attempt ended.
 
-        ``status`` is None without a response; ``began_at`` is when it began, by this object's clock.
+        ``status`` is None without a response; ``began_at`` is when the attempt began, by this object's clock.
         """
         with self._lock:
-            gate = self._gate(queue)
-            gate.in_flight -= 1
-            return gate.waiting, gate.throttle.answered(status, began_at)
+            state = self._state(queue)
+            state.in_flight -= 1
+            return AttemptEffect(state.waiting, state.throttle.answered(status, began_at))
 
-    def _gate(self, queue: str) -> _Gate:
+    def _state(self, queue: str) -> _QueueState:
         config = self._queues.config_of(queue)
-        gate = self._gates.get(queue)
-        if gate is None:
-            gate = self._gates[queue] = _Gate(config, Throttle(clock=self._clock), self._bucket(config))
-        elif gate.config is not config and gate.config != config:
-            if gate.bucket is not None and config.rate_per_second is not None:
-                gate.bucket.change(config.rate_per_second, config.bucket_size)
+        state = self._states.get(queue)
+        if state is None:
+            state = self._states[queue] = _QueueState(config, Throttle(clock=self._clock), self._bucket(config))
+        elif state.config is not config and state.config != config:
+            if state.bucket is not None and config.rate_per_second is not None:
+                state.bucket.change(config.rate_per_second, config.bucket_size)
             else:
-                gate.bucket = self._bucket(config)
-            gate.config = config
-        return gate
+                state.bucket = self._bucket(config)
+            state.config = config
+        return state
 
     def _bucket(self, config: QueueConfig) -> TokenBucket | None:
         if config.rate_per_second is None:

@@ -1,31 +1,91 @@
-"""What becomes of a task after an attempt: done, tried again, or given up.
+"""What the result of an attempt means: for the task, and for what is known about the tasks that end processes.
 
-Results of attempts, on their way to the store.
-
-Many come while earlier ones are being written. They are gathered, and written together as soon as it is their turn:
-
-    results = Results(store, written=…, failed=…)
-    results.hand_in(completion)     # returns at once
+These are decisions only. The caller waits for the result, reads the clock, and writes what was decided.
 """
 
 from __future__ import annotations
 
-import functools
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Sequence
 
-from deferred_middleware.errors import ServerError
+from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.config.queues import QueueRegistry
+from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import AttemptResult
+from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
-from deferred_middleware.server.store.store import TaskStore
 from deferred_middleware.wire import protocol
 
-# A task may ask for any back-off, but the store's integers end somewhere.
+# A task may ask for any back-off, but the store's integers are limited.
 _MAX_BACKOFF_SECONDS = 100 * 366 * 24 * 3600.0
 
 
-def settle(
+class ResultRules:
+    """Decides what becomes of a task after an attempt, as its queue in ``queues`` and the ``quarantine`` say."""
+
+    def __init__(self, queues: QueueRegistry, quarantine: Quarantine) -> None:
+        self._queues = queues
+        self._quarantine = quarantine
+
+    def after_attempt(
+        self, task: ClaimedTask, service: Service, result: AttemptResult, *, started_usec: int, finished_usec: int
+    ) -> Completion:
+        """Return what becomes of a task whose app process has outlived the attempt."""
+        self._quarantine.attempt_survived(task, service.id)
+        return completion_of(
+            task,
+            result,
+            self._policy(task),
+            started_usec=started_usec,
+            finished_usec=finished_usec,
+            service=service.id,
+        )
+
+    def after_death(
+        self,
+        task: ClaimedTask,
+        service: Service,
+        result: AttemptResult,
+        end: ProcessEnd | None,
+        earlier: Sequence[AttemptRecord],
+        *,
+        started_usec: int,
+        finished_usec: int,
+    ) -> Completion | None:
+        """Return what becomes of a task whose app process ended during the attempt; None: release the task.
+
+        ``end`` is None when the service runs elsewhere. ``earlier`` are the task's attempts so far, oldest first.
+        """
+        if end is not None and end.intended:
+            # This is no failure of the task, and doesn't count as an attempt: nobody knows how it would have ended.
+            self._quarantine.attempt_survived(task, service.id)
+            return None
+        reason, quarantined = self._quarantine.process_died(task, service.id, end, earlier)
+        return completion_of(
+            task,
+            result.because(reason),
+            self._policy(task),
+            started_usec=started_usec,
+            finished_usec=finished_usec,
+            service=service.id,
+            quarantined=quarantined,
+        )
+
+    def undeliverable(self, task: ClaimedTask, reason: str, *, target: str, now_usec: int) -> Completion:
+        """Return what becomes of a task that can't be sent, because nothing that is served here has its ``target``."""
+        return completion_of(
+            task,
+            AttemptResult(status=None, duration_usec=0, reason=reason),
+            self._policy(task),
+            started_usec=now_usec,
+            finished_usec=now_usec,
+            service=target,
+        )
+
+    def _policy(self, task: ClaimedTask) -> RetryPolicy:
+        return task.retry or self._queues.config_of(task.queue).retry
+
+
+def completion_of(
     task: ClaimedTask,
     result: AttemptResult,
     policy: RetryPolicy,
@@ -35,10 +95,10 @@ def settle(
     service: str,
     quarantined: bool = False,
 ) -> Completion:
-    """Return what becomes of a task after an attempt.
+    """Return the result of an attempt: what becomes of the task, and the record of the attempt.
 
-    Any status but 2xx is tried again as long as ``policy`` allows, unless the task is ``quarantined``; a 2xx that says
-    it is a permanent failure is not.
+    After a 2xx the task has succeeded, or has failed if the response reports a permanent failure. After anything else
+    it is retried as long as ``policy`` allows, unless it is ``quarantined``.
     """
     attempts = task.retry_count + 1
     first_attempt_usec = started_usec if task.first_attempt_usec is None else task.first_attempt_usec
@@ -79,65 +139,3 @@ def settle(
             excerpt=result.excerpt,
         ),
     )
-
-
-class Results:
-    """Hands results in to ``store``.
-
-    Of each either ``written`` is called, with whether its claim still stood, or ``failed`` with the reason, by any
-    thread.
-    """
-
-    def __init__(
-        self,
-        store: TaskStore,
-        *,
-        written: Callable[[Completion, bool], None],
-        failed: Callable[[Completion, BaseException], None],
-    ) -> None:
-        self._store = store
-        self._written = written
-        self._failed = failed
-        self._lock = threading.Lock()
-        # What the store has been told of, and has not taken yet.
-        self._gathered: list[Completion] = []
-
-    def hand_in(self, completion: Completion) -> None:
-        """Have a result written, together with others."""
-        with self._lock:
-            batch = self._gathered
-            batch.append(completion)
-            is_first = len(batch) == 1
-        if is_first:
-            self._submit(batch)
-
-    def hand_in_alone(self, completion: Completion) -> None:
-        """Have a result written that shares nothing with others, not even that they fail."""
-        self._submit([completion])
-
-    def _submit(self, batch: list[Completion]) -> None:
-        try:
-            future = self._store.complete_later(functools.partial(self._take, batch))
-        except ServerError as error:
-            self._fail(batch, error)
-        else:
-            future.add_done_callback(functools.partial(self._done, batch))
-
-    def _take(self, batch: list[Completion]) -> list[Completion]:
-        """Return a batch, to which nothing is added from now on."""
-        with self._lock:
-            if self._gathered is batch:
-                self._gathered = []
-        return batch
-
-    def _done(self, batch: list[Completion], future: Future[list[bool]]) -> None:
-        error = future.exception()
-        if error is not None:
-            self._fail(batch, error)
-            return
-        for completion, stood in zip(batch, future.result(), strict=True):
-            self._written(completion, stood)
-
-    def _fail(self, batch: list[Completion], error: BaseException) -> None:
-        for completion in self._take(batch):
-            self._failed(completion, error)

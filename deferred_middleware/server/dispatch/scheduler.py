@@ -1,47 +1,53 @@
-"""What is due, and may run.
+"""The thread that claims due tasks and assigns them to the workers of their services.
 
-One thread waits for the next ETA or for being woken, claims what is due, no more than the queues and the services can
-take, and hands it to the workers of the service. They make the attempts, hand in the results, and take the next tasks
-while the results are being written.
+It waits for the next ETA or to be woken. Then it claims due tasks, no more than the limits of their queues and the
+slots of their services allow, and assigns them to the workers. These make the attempts, have the results written, and
+begin the next attempts in the meantime.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
-from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError
+from deferred_middleware.server.config.services import ServiceDirectory, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import Deliverer
-from deferred_middleware.server.dispatch.attempts import Attempts
+from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.clock import WatchedClock
-from deferred_middleware.server.dispatch.queue_limits import QueueGates
-from deferred_middleware.server.dispatch.workers import ServiceWorkers
+from deferred_middleware.server.dispatch.fairness import ServiceSlots
+from deferred_middleware.server.dispatch.planning import ClaimPlanner, Destinations, Round
+from deferred_middleware.server.dispatch.quarantine import Quarantine
+from deferred_middleware.server.dispatch.queue_limits import QueueLimits
+from deferred_middleware.server.dispatch.result_writer import ResultWriter
+from deferred_middleware.server.dispatch.results import ResultRules
+from deferred_middleware.server.dispatch.wake_up import WakeUp
+from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask, Lane
 from deferred_middleware.server.store.store import TaskStore
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-# The wall clock may be set forward while nothing is due; it is looked at this often.
+# Somebody may set the wall clock forward while nothing is due, so it is read this often.
 _MAX_WAIT_SECONDS = 30.0
 _FIRST_ERROR_PAUSE_SECONDS = 0.1
 _MAX_ERROR_PAUSE_SECONDS = 10.0
-_UNKNOWN_SERVICE_BATCH = 100
+_UNDELIVERABLE_BATCH = 100
 _FORCED_BATCH = 10
-# How long the workers may take to notice that their attempts were cut off.
+# How long the workers may take to notice that their connections were closed.
 _CUT_OFF_SECONDS = 2.0
 
 
 class Scheduler:
     """Runs the tasks of ``store`` in the services of ``directory``, as ``queues`` allow.
 
-    ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with. ``process_ends`` knows
-    which app processes have ended. :meth:`wake` has to be called when tasks were added, and when a queue was paused or
-    resumed in the store; of a change of ``queues`` it hears by itself.
+    ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
+    that never go back. ``process_ends`` knows which app processes have ended. Call :meth:`wake` when tasks were added,
+    and when a queue was paused or resumed in the store; the scheduler itself notices a change of ``queues``.
     """
 
     def __init__(
@@ -52,260 +58,180 @@ class Scheduler:
         *,
         queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         process_ends: ProcessEnds | None = None,
     ) -> None:
+        queues = QueueRegistry() if queues is None else queues
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
-        self._queues = QueueRegistry() if queues is None else queues
-        self._clock = WatchedClock(store.shift_etas, wall=clock)
-        self._catch_up_with_clock()
-        self._gates = QueueGates(self._queues, store.operations.paused)
-        self._attempts = Attempts(
-            store,
-            deliverer,
-            directory,
-            queues=self._queues,
-            gates=self._gates,
-            clock=self._clock,
+        self._clock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
+        self._clock.check_against(store.queries.newest_created_usec())
+        self._wake_up = WakeUp()
+        self._limits = QueueLimits(queues, clock=monotonic)
+        self._destinations = Destinations(queues, directory)
+        self._planner = ClaimPlanner(self._destinations, self._limits)
+        self._results = ResultWriter(store, self._wake_up, self._clock)
+        quarantine = Quarantine(clock=monotonic)
+        self._runner = AttemptRunner(
+            store=store,
+            deliverer=deliverer,
+            destinations=self._destinations,
+            rules=ResultRules(queues, quarantine),
+            results=self._results,
+            quarantine=quarantine,
+            limits=self._limits,
             process_ends=process_ends or ProcessEnds(),
-            wake=self.wake,
-            withdraw=self._withdraw_soon,
+            clock=self._clock,
+            wake_up=self._wake_up,
         )
-        self._condition = threading.Condition()
-        self._woken = False
-        self._stopping = False
-        self._thread: threading.Thread | None = None
         self._workers = {
-            service: ServiceWorkers(
-                service, self._attempts.begin, self.wake, is_alone=self._attempts.quarantine.is_suspect
-            )
+            service: ServiceWorker(service, ServiceSlots(service.concurrency, quarantine), self._runner, self._wake_up)
             for service in directory
         }
-        # When a queue and a lane were last given a turn; the one that waits longest goes first.
-        self._turns: dict[Lane | str, int] = {}
-        self._turn = 0
-        # The queues whose unbegun tasks are to be given back, because something about them has changed.
-        self._changed: set[str] = set()
+        self._thread: threading.Thread | None = None
+        # The queues that people have paused, as of the last round. Only the scheduler's thread uses it.
         self._paused: frozenset[str] = frozenset()
-        self._queues.on_change(self._queues_changed)
+        self._queues = queues
+        queues.on_change(self._queues_changed)
         self._queues_changed()
 
     def start(self) -> None:
         """Begin to run tasks."""
-        for workers in self._workers.values():
-            workers.start()
+        for worker in self._workers.values():
+            worker.start()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Look now for what is due: something was added, or a service can take more."""
-        with self._condition:
-            self._woken = True
-            self._condition.notify()
+        """Look for due tasks now."""
+        self._wake_up.wake()
 
-    def hold(self, service: str) -> None:
-        """Begin no attempt in a service, because its process is about to end; what is due waits."""
-        self._hold(service, True)
+    def suspend_service(self, service: str) -> None:
+        """Begin no attempt in a service, because its process is about to end; its due tasks wait."""
+        self._worker_of(service).suspend(True)
 
-    def resume(self, service: str) -> None:
+    def resume_service(self, service: str) -> None:
         """Begin attempts in a service again."""
-        self._hold(service, False)
+        self._worker_of(service).suspend(False)
         self.wake()
 
-    def _hold(self, service: str, held: bool) -> None:
-        self._workers[self._directory.by_id(service)].hold(held)
-
     def stop(self, grace_seconds: float) -> int:
-        """Stop running tasks; return how many could not finish and are due again.
+        """Stop running tasks; return how many did not finish and are due again.
 
-        Attempts in flight have ``grace_seconds`` to end and are cut off then. No task is claimed after the call.
+        Attempts in flight have ``grace_seconds`` to end and are then cut off. No task is claimed after the call.
         """
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
+        self._wake_up.stop()
         until = time.monotonic() + grace_seconds
         if self._thread is not None:
             self._thread.join()
-        unbegun = [task for workers in self._workers.values() for task in workers.stop()]
-        for workers in self._workers.values():
-            workers.join(until)
-        # The tasks are given back, and only then are their attempts cut off, because that is no failure of theirs.
-        running = [task for workers in self._workers.values() for task in workers.running()]
-        left = [*unbegun, *self._attempts.abandon(running)]
+        not_begun = [task for worker in self._workers.values() for task in worker.stop()]
+        self._join_workers(until)
+        # The tasks are released before their attempts are cut off, because the cut is no failure of the tasks.
+        running = [task for worker in self._workers.values() for task in worker.slots.running()]
+        left = [*not_begun, *self._runner.abandon(running)]
         released = self._store.release(left) if left else 0
         self._deliverer.close()
-        until = time.monotonic() + _CUT_OFF_SECONDS
-        for workers in self._workers.values():
-            workers.join(until)
+        self._join_workers(time.monotonic() + _CUT_OFF_SECONDS)
         return released
+
+    def run_round(self) -> float:
+        """Claim due tasks and assign them to the workers; return for how many seconds there is nothing more to do."""
+        wait_seconds = min(_MAX_WAIT_SECONDS, self._results.retry_unwritten())
+        self._withdraw_changed()
+        if self._store.forced_waiting:
+            self._claim_forced()
+        now_usec = self._clock.now_usec()
+        found = self._planner.survey(self._store.queries.lanes(), now_usec, self._paused)
+        wait_seconds = min(wait_seconds, found.wait_seconds)
+        for lane, error in found.undeliverable:
+            self._fail_undeliverable(lane, error, found, now_usec)
+            wait_seconds = 0.0
+        for service, worker in self._workers.items():
+            if self._claim_for(worker, found.due.get(service, {}), found, now_usec):
+                wait_seconds = 0.0
+        return wait_seconds
 
     def _run(self) -> None:
         wait_seconds = 0.0
         pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-        while True:
-            with self._condition:
-                if not self._woken and not self._stopping and wait_seconds > 0:
-                    self._condition.wait(wait_seconds)
-                if self._stopping:
-                    return
-                self._woken = False
+        while self._wake_up.wait(wait_seconds):
             try:
-                wait_seconds = self._round()
+                wait_seconds = self.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-            except Exception:  # noqa: BLE001 - whatever it is (a full disk, say), the tasks are safe, so go on
-                _log.exception("The scheduler failed; it goes on in %g s.", pause_seconds)
-                with self._condition:
-                    self._condition.wait_for(lambda: self._stopping, pause_seconds)
+            except Exception:  # whatever it is (a full disk, say), the tasks are safe, so it tries again
+                logger.exception("The scheduler failed; it tries again in %g s.", pause_seconds)
+                self._wake_up.pause(pause_seconds)
                 wait_seconds = 0.0
                 pause_seconds = min(_MAX_ERROR_PAUSE_SECONDS, 2 * pause_seconds)
 
-    def _round(self) -> float:
-        """Claim what is due and hand it out; return for how many seconds there is nothing to do."""
-        wait_seconds = min(_MAX_WAIT_SECONDS, self._attempts.store_again())
-        self._give_back_changed()
-        if self._store.forced_waiting:
-            self._run_forced()
-        now_usec = self._clock.now_usec()
-        due: dict[Service, dict[str, list[Lane]]] = {}
-        limits: dict[str, int] = {}
-        for lane, eta_usec in self._store.queries.lanes():
-            if eta_usec > now_usec:
-                wait_seconds = min(wait_seconds, (eta_usec - now_usec) / 1e6)
-                continue
-            if lane.queue not in limits:
-                allowance = self._gates.allowance(lane.queue)
-                limits[lane.queue] = allowance.number
-                wait_seconds = min(wait_seconds, allowance.wait_seconds)
-            if not limits[lane.queue]:
-                continue
-            target = self._attempts.target(lane.queue, lane.target)
-            try:
-                service = self._directory.by_target(target)
-            except UnknownServiceError as error:
-                number = min(limits[lane.queue], _UNKNOWN_SERVICE_BATCH)
-                limits[lane.queue] -= self._fail_unknown(lane, number, target, error, now_usec)
-                wait_seconds = 0.0
-            else:
-                due.setdefault(service, {}).setdefault(lane.queue, []).append(lane)
-        for service, workers in self._workers.items():
-            found = due.get(service, {})
-            workers.hunger(bool(found))
-            if found and self._claim(workers, found, limits, now_usec):
-                wait_seconds = 0.0
-        return wait_seconds
-
-    def _claim(
-        self, workers: ServiceWorkers, due: dict[str, list[Lane]], limits: dict[str, int], now_usec: int
-    ) -> bool:
-        """Claim for one service what its workers and ``limits`` have room for; return whether there was anything."""
-        planned: dict[str, int] = {}
-        claims: dict[Lane, int] = {}
-        for queue in sorted(due, key=self._last_turn):
-            room = workers.room(queue, due, planned, ahead=not self._gates.is_rated(queue))
-            number = min(limits[queue], room)
-            if number:
-                planned[queue] = number
-                limits[queue] -= number
-                self._take_turn(queue)
-                self._share(due[queue], number, claims)
+    def _claim_for(self, worker: ServiceWorker, due: dict[str, list[Lane]], found: Round, now_usec: int) -> bool:
+        """Claim due tasks for one service, and assign them; return whether there were any."""
+        worker.slots.more_is_due(bool(due))
+        claims = self._planner.claims(due, worker.slots, found.allowed) if due else {}
         if not claims:
             return False
         tasks = self._store.claim(claims, now_usec)
-        self._note_claims(tasks)
-        workers.put(tasks)
+        self._count_claimed(tasks)
+        worker.assign(tasks)
         return bool(tasks)
 
-    def _share(self, lanes: list[Lane], number: int, claims: dict[Lane, int]) -> None:
-        """Divide what a queue may claim among its lanes, so that a long one doesn't hold up the others."""
-        lanes.sort(key=self._last_turn)
-        for position, lane in enumerate(lanes):
-            share = math.ceil(number / (len(lanes) - position))
-            if share:
-                claims[lane] = share
-                number -= share
-                self._take_turn(lane)
-
-    def _last_turn(self, whose: Lane | str) -> int:
-        return self._turns.get(whose, 0)
-
-    def _take_turn(self, whose: Lane | str) -> None:
-        self._turn += 1
-        self._turns[whose] = self._turn
-
-    def _note_claims(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
-        numbers: dict[str, int] = {}
-        for task in tasks:
-            numbers[task.queue] = numbers.get(task.queue, 0) + 1
-        for queue, number in numbers.items():
-            self._gates.claimed(queue, number, forced=forced)
-
-    def _run_forced(self) -> None:
-        """Hand out what a person wants run now."""
+    def _claim_forced(self) -> None:
+        """Claim tasks that people want to run now."""
         tasks = self._store.claim_forced(_FORCED_BATCH)
-        self._note_claims(tasks, forced=True)
+        self._count_claimed(tasks, forced=True)
         for task in tasks:
-            target = self._attempts.target(task.queue, task.target)
             try:
-                self._workers[self._directory.by_target(target)].put([task], forced=True)
+                self._workers[self._destinations.service_of(task)].assign([task], forced=True)
             except UnknownServiceError as error:
-                self._attempts.fail(task, str(error), service=target)
+                self._runner.fail(task, error)
         if tasks:
             self.wake()
 
-    def _fail_unknown(self, lane: Lane, number: int, target: str, error: UnknownServiceError, now_usec: int) -> int:
+    def _fail_undeliverable(self, lane: Lane, error: UnknownServiceError, found: Round, now_usec: int) -> None:
+        """Let an attempt of each due task of a lane fail, because its service isn't served here."""
+        number = min(found.allowed[lane.queue], _UNDELIVERABLE_BATCH)
+        if not number:
+            return
         tasks = self._store.claim({lane: number}, now_usec)
-        self._note_claims(tasks)
-        _log.warning("%d tasks of queue %s can't be delivered: %s", len(tasks), lane.queue, error)
+        self._count_claimed(tasks)
+        found.allowed[lane.queue] -= len(tasks)
+        logger.warning("Undeliverable tasks of queue %s: %d. %s", lane.queue, len(tasks), error)
         for task in tasks:
-            self._attempts.fail(task, str(error), service=target)
-        return len(tasks)
+            self._runner.fail(task, error)
 
-    def _queues_changed(self) -> None:
-        expected: dict[Service, set[str]] = {service: set() for service in self._directory}
-        for name, config in self._queues.items():
-            if config.mode == "push" and not config.paused:
-                try:
-                    # A queue without a target may have tasks for any service.
-                    services = [self._directory.by_target(config.target)] if config.target else list(self._directory)
-                except UnknownServiceError as error:
-                    _log.warning("Queue %s has a target that isn't served: %s", name, error)
-                    continue
-                for service in services:
-                    expected[service].add(name)
-        for service, workers in self._workers.items():
-            workers.expect(expected[service])
-        self._withdraw_soon([*self._queues, *self._queues.removed])
+    def _count_claimed(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
+        for queue, number in Counter(task.queue for task in tasks).items():
+            self._limits.claimed(queue, number, forced=forced)
 
-    def _withdraw_soon(self, queues: Collection[str]) -> None:
-        """Have the tasks of some queues that were claimed and not begun go back to the store, and be looked at anew."""
-        with self._condition:
-            self._changed.update(queues)
-            self._woken = True
-            self._condition.notify()
-
-    def _give_back_changed(self) -> None:
+    def _withdraw_changed(self) -> None:
+        """Release the tasks that are claimed and not begun of queues whose limits have changed."""
         paused = self._store.operations.paused()
-        with self._condition:
-            changed, self._changed = self._changed | (paused - self._paused), set()
+        changed = self._wake_up.take_queues_to_withdraw() | (paused - self._paused)
         self._paused = paused
         if not changed:
             return
-        withdrawn = [task for workers in self._workers.values() for task in workers.withdraw(changed)]
+        withdrawn = [task for worker in self._workers.values() for task in worker.slots.withdraw(changed)]
+        if not withdrawn:
+            return
+        try:
+            self._store.release(withdrawn)
+        except Exception:
+            # They are still claimed, so no other round would claim them.
+            for task in withdrawn:
+                self._workers[self._destinations.service_of(task)].assign([task])
+            raise
         for task in withdrawn:
-            self._gates.given_back(task.queue, 1)
-        if withdrawn:
-            try:
-                self._store.release(withdrawn)
-            except Exception:
-                # They are claimed, so nobody else would ever run them.
-                self._note_claims(withdrawn)
-                for task in withdrawn:
-                    self._workers[self._directory.by_target(self._attempts.target(task.queue, task.target))].put([task])
-                raise
+            self._limits.released(task.queue, 1)
 
-    def _catch_up_with_clock(self) -> None:
-        """See whether the clock was set back while no server ran."""
-        newest_usec, now_usec = self._store.queries.newest_created_usec(), self._clock.now_usec()
-        if newest_usec is not None and newest_usec - now_usec > 1_000_000:
-            self._store.shift_etas(now_usec - newest_usec, newest_usec, now_usec)
+    def _queues_changed(self) -> None:
+        for service, queues in self._destinations.expected_queues().items():
+            self._workers[service].slots.expect(queues)
+        self._wake_up.withdraw([*self._queues, *self._queues.removed])
+
+    def _worker_of(self, service: str) -> ServiceWorker:
+        return self._workers[self._directory.by_id(service)]
+
+    def _join_workers(self, until: float) -> None:
+        for worker in self._workers.values():
+            worker.join(until)

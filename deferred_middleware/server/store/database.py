@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.files import FileLock, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
@@ -36,33 +36,6 @@ _BUSY_TIMEOUT_MS = 5000
 _CACHE_KIB = 64 * 1024
 
 
-class StoreLock:
-    """Exclusive use of a store, held from its making until :meth:`release` or the end of the process.
-
-    The lock is on a file of its own, because closing any descriptor of a SQLite database drops the locks that SQLite
-    itself has on it. Raises :class:`ServerError` at once when another process has it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._file, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._file)
-            raise ServerError(
-                f"Another server (process {holder}) is using {path.parent}: stop it, or choose another --data-dir."
-            ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
-
-    def release(self) -> None:
-        """Let another process have the store."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
 def open_writer(path: Path) -> sqlite3.Connection:
     """Open the only connection that writes; create the file if it does not exist.
 
@@ -70,12 +43,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """
     if not path.exists():
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        # Without it a power cut may leave the directory without the file, acknowledged tasks and all.
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.parent)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
@@ -195,7 +163,9 @@ class Database:
         self._clock = clock
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = StoreLock(path.with_name(path.name + ".lock"))
+        # The lock is on a file of its own: closing any descriptor of a SQLite database drops the locks that SQLite
+        # itself has on it.
+        self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
             connection = open_writer(path)
             try:

@@ -166,7 +166,7 @@ def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"LOGLEVEL": 1}, "is it meant as 'LOG_LEVEL'"),
+        ({"LOGLEVEL": 1}, r"did you mean 'LOG_LEVEL'\?"),
         ({"URL_PREFIX": "no/slash"}, "DEFERRED_URL_PREFIX='no/slash' can't be used"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.cli.main."""
+"""Tests of deferred_middleware.cli."""

@@ -34,12 +34,13 @@ def test_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"deferred-middleware {deferred_middleware.__version__}\n")
 
 
-def test_help_does_not_load_the_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["replay", "--help"]])
+def test_help_does_not_load_the_server(arguments: list[str], tmp_path: Path) -> None:
     """Help comes at once: neither the SDK nor the server is imported for it."""
     code = (
         "import sys\n"
         "from deferred_middleware.cli.main import main\n"
-        "try:\n    main(['serve', '--help'])\n"
+        f"try:\n    main({arguments!r})\n"
         "except SystemExit: pass\n"
         "assert not [n for n in sys.modules if n.startswith(('google.appengine', 'waitress'))], 'loaded'\n"
     )

@@ -24,35 +24,35 @@ def found(source: str) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("defer(lambda: 1)", "a lambda can't be found"),
+        ("defer(lambda: 1)", "a lambda can't be imported"),
         ("f = lambda: 1\ndefer(f)", "f is a lambda"),
         ("def outer():\n    def inner(): pass\n    defer(inner)", "inner is defined inside a function"),
         ("def outer():\n    class Inner: pass\n    defer(Inner)", "Inner is defined inside a function"),
-        ("def f(x): pass\ndefer(f(1))", "called here, not deferred"),
-        ("def f(): yield\ndefer(f)", "f is a generator function"),
-        ("async def f(): yield\ndefer(f)", "f is a generator function"),
-        ("defer('main.f')", "'main.f' can't be called"),
-        ("defer()", "there is no callable"),
-        ("defer(f, _countdwn=5)", "_countdwn is no option; is it meant as _countdown?"),
-        ("def f(x): pass\ndefer(f, 1, _flavour=2)", "_flavour is no option; the options are"),
-        ("def f(x): pass\ndefer(f)", "f() needs x as well"),
-        ("def f(x, *, y): pass\ndefer(f, 1)", "f() needs y as well"),
-        ("def f(x): pass\ndefer(f, 1, 2)", "f() takes 1 positional arguments, not 2"),
-        ("def f(x): pass\ndefer(f, 1, z=2)", "f() takes no argument z"),
-        ("def f(x): pass\ndefer(f, 1, x=2)", "f() is given x twice"),
+        ("def f(x): pass\ndefer(f(1))", "this calls the function now"),
+        ("def f(): yield\ndefer(f)", "f is a generator function; calling it doesn't run its body"),
+        ("async def f(): yield\ndefer(f)", "f is a generator function; calling it doesn't run its body"),
+        ("defer('main.f')", "'main.f' is not callable"),
+        ("defer()", "the callable to defer is missing"),
+        ("defer(f, _countdwn=5)", "_countdwn is not an option; did you mean _countdown?"),
+        ("def f(x): pass\ndefer(f, 1, _flavour=2)", "_flavour is not an option; the options are"),
+        ("def f(x): pass\ndefer(f)", "f() also needs x"),
+        ("def f(x, *, y): pass\ndefer(f, 1)", "f() also needs y"),
+        ("def f(x): pass\ndefer(f, 1, 2)", "f() takes 1 positional argument, not 2"),
+        ("def f(x): pass\ndefer(f, 1, z=2)", "f() has no argument z"),
+        ("def f(x): pass\ndefer(f, 1, x=2)", "f() gets x twice"),
         ("defer(f, lambda: 1)", "a lambda can't be pickled"),
         ("defer(f, items=(x for x in y))", "a generator can't be pickled"),
-        ("defer(f, open('x'))", "what open() returns can't be pickled"),
-        ("import threading\ndefer(f, threading.Lock())", "threading.Lock() returns can't be pickled"),
-        (f"defer(f, '{'x' * 11_000_000}')", "this literal takes 11,000,000 bytes"),
-        ("defer(f, _name='a b')", "a task's name is"),
-        ("defer(f, _name='abc\\n')", "a task's name is"),
-        ("defer(f, _queue='my_queue')", "a queue's name is"),
-        ("defer(f, _queue=['ok', 'not ok'])", "a queue's name is"),
-        ("defer(f, _countdown=2592001)", "at most 30 days"),
-        ("defer(f, _countdown=1, _eta=when)", "there is an _eta too"),
-        ("defer(f, _name='x', _transactional=True)", "can't have a name of its own"),
-        ("import functools\ndefer(functools.partial(lambda: 1))", "a lambda can't be found"),
+        ("defer(f, open('x'))", "the result of open() can't be pickled"),
+        ("import threading\ndefer(f, threading.Lock())", "the result of threading.Lock() can't be pickled"),
+        (f"defer(f, '{'x' * 11_000_000}')", "this literal has 11,000,000 bytes"),
+        ("defer(f, _name='a b')", "a task's name has"),
+        ("defer(f, _name='abc\\n')", "a task's name has"),
+        ("defer(f, _queue='my_queue')", "a queue's name has"),
+        ("defer(f, _queue=['ok', 'not ok'])", "a queue's name has"),
+        ("defer(f, _countdown=2592001)", "the ETA can be at most 30 days"),
+        ("defer(f, _countdown=1, _eta=when)", "_countdown and _eta can't be combined"),
+        ("defer(f, _name='x', _transactional=True)", "a transactional task can't have a name"),
+        ("import functools\ndefer(functools.partial(lambda: 1))", "a lambda can't be imported"),
     ],
 )
 def test_what_will_fail_is_found(source: str, message: str) -> None:
@@ -125,7 +125,7 @@ def test_a_literal_that_does_not_fit_in_a_task_is_a_note() -> None:
     ((_, severity, message),) = found(f"{OURS}defer(f, ['{'x' * 60_000}', b'{'y' * 60_000}'])")
 
     assert severity == "note"
-    assert "this literal takes 120,000 bytes" in message
+    assert "this literal has 120,000 bytes" in message
 
 
 def test_a_file_that_does_not_parse_is_a_finding() -> None:
@@ -149,7 +149,7 @@ def test_the_command_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureF
 
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{package / 'views.py'}:2:7: error: a lambda")
-    assert last == "1 errors and 0 notes in 2 files."
+    assert last == "1 error and 0 notes in 2 files."
 
 
 def test_the_command_tells_machines_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,9 @@ class Api:
         def wake() -> None:
             self.woken += 1
 
-        self._app: Any = validator(JsonApi(store, queues=QueueRegistry, wake=wake, about={"pid": 42}, token=TOKEN))
+        self._app: Any = validator(
+            JsonApi(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42}, token=TOKEN)
+        )
 
     def ask(
         self, method: str, path: str, body: bytes = b"", *, token: str | None = TOKEN
@@ -343,7 +345,7 @@ ERRORS = [
     ("GET", "/nonsense", b"", 404, "no-such-page", "The API has nothing at '/api/v1/nonsense'."),
     ("GET", "/queues/default", b"", 404, "no-such-page", "nothing at"),
     ("POST", "/queues/default/explode", b"", 404, "no-such-page", "nothing at"),
-    ("POST", "/queues/nope/pause", b"", 404, "no-such-queue", "no queue 'nope'; there is default."),
+    ("POST", "/queues/nope/pause", b"", 404, "no-such-queue", "no queue 'nope'; the queues are: default."),
     ("GET", "/tasks?queue=nope", b"", 404, "no-such-queue", "no queue 'nope'"),
     ("GET", "/tasks/99", b"", 404, "no-such-task", "no task '99'"),
     ("GET", "/tasks/" + "9" * 40, b"", 404, "no-such-task", "no task '999"),
@@ -356,15 +358,15 @@ ERRORS = [
         b"",
         400,
         "bad-request",
-        "state='bogus' is none: ready, running,",
+        "state='bogus' is not a state; the states are ready, running,",
     ),
     ("GET", "/tasks?statee=ready", b"", 400, "bad-request", "'statee'"),
-    ("GET", "/tasks?limit=0", b"", 400, "bad-request", "limit='0' is no whole number from 1 to 1000"),
+    ("GET", "/tasks?limit=0", b"", 400, "bad-request", "limit='0' is not a whole number from 1 to 1000"),
     ("GET", "/tasks?limit=x", b"", 400, "bad-request", "limit='x'"),
     ("GET", "/tasks?before=-1", b"", 400, "bad-request", "before='-1'"),
     ("POST", "/queues/default/forget", b"[1]", 400, "bad-request", "JSON object"),
     ("POST", "/queues/default/forget", b"{", 400, "bad-request", "JSON object"),
-    ("POST", "/queues/default/forget", b'{"name": 1}', 400, "bad-request", "name has to be a text"),
+    ("POST", "/queues/default/forget", b'{"name": 1}', 400, "bad-request", "name must be a text"),
     ("POST", "/queues/default/forget", b" " * 70_000, 413, "too-large", "at most 65536 bytes"),
 ]
 

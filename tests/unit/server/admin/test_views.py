@@ -160,7 +160,7 @@ def test_many_arguments_are_cut_off_together() -> None:
     """The bound holds for all arguments together, and it is said that some are left out."""
     shown = view(print, *range(20_000), last=1)
     assert len(shown.text) < MAX_CHARACTERS * 2
-    assert shown.problem == "it is too long to be shown whole"
+    assert shown.problem == "it is too long to be shown as a whole"
 
 
 def test_long_literals_are_cut_off() -> None:
@@ -180,7 +180,7 @@ def test_a_compressed_one_is_unpacked_as_far_as_may_be() -> None:
     """A few bytes that would unpack to gigabytes are not."""
     shown = view_of(zlib.compress(b"x" * (MAX_BODY_BYTES + 1)))
     assert shown.problem is not None
-    assert "unpacked it has more than" in shown.problem
+    assert "the decompressed payload has more than" in shown.problem
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from google.appengine.ext import db, ndb
 
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
 from deferred_middleware.server.api.taskqueue import TaskQueueService
+from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.store.store import TaskStore
 from tests.support.storing import stored_tasks
@@ -52,8 +53,10 @@ class Machine:
         stub_map = apiproxy_stub_map.APIProxyStubMap()
         self._monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
         self.store = TaskStore(self._path / "tasks.sqlite")
-        self.service = TaskQueueService(self.store, self._wake, directory=DIRECTORY)
-        self.datastore = DatastoreStub("dev~app", self._path / DATASTORE_FILE, self.service)
+        self.queues = QueueRegistry()
+        self.service = TaskQueueService(self.store, self._wake, directory=DIRECTORY, queues=self.queues)
+        self.transactions = self.service.transactions
+        self.datastore = DatastoreStub("dev~app", self._path / DATASTORE_FILE, self.service.transactions)
         stub_map.RegisterStub("taskqueue", self.service)
         stub_map.RegisterStub("datastore_v3", self.datastore)
 
@@ -197,7 +200,7 @@ def test_a_queue_that_went_away_fails_the_commit(machine: Machine, monkeypatch: 
     def work() -> None:
         Letter(id="note", text="note").put()
         taskqueue.add(url="/work", transactional=True)
-        monkeypatch.setattr(machine.service._queues, "_queues", {})
+        monkeypatch.setattr(machine.queues, "_queues", {})
 
     with pytest.raises(Exception, match="no queue 'default'"):
         ndb.transaction(work)
@@ -208,13 +211,13 @@ def test_a_queue_that_went_away_fails_the_commit(machine: Machine, monkeypatch: 
 # Where the server ends: the object, its method, whether that is done before the end, and whether entity and task are
 # there afterwards.
 ENDS = [
-    ("service", "hold", False, False),
-    ("service", "hold", True, False),
+    ("transactions", "stage", False, False),
+    ("transactions", "stage", True, False),
     ("datastore", "_commit_in_memory", True, False),
     ("datastore", "_write_file", False, False),
     ("datastore", "_write_file", True, True),
-    ("datastore", "_let_go", False, True),
-    ("datastore", "_let_go", True, True),
+    ("datastore", "_commit_tasks", False, True),
+    ("datastore", "_commit_tasks", True, True),
 ]
 
 
@@ -231,7 +234,7 @@ def test_entity_and_task_share_their_fate(
         if done:
             original(*args)
         # The process is gone: nothing is tidied up either.
-        monkeypatch.setattr(machine.service, "drop_held", lambda transaction: None)
+        monkeypatch.setattr(machine.transactions, "discard", lambda transaction: None)
         raise Dead
 
     monkeypatch.setattr(target, method, end)
@@ -268,8 +271,8 @@ def test_a_write_that_failed_is_made_up_for(machine: Machine, monkeypatch: pytes
 
 def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A committed transaction whose tasks can't be let go at once has them a little later, without an error."""
-    monkeypatch.setitem(DatastoreStub.MakeSyncCall.__globals__, "_LET_GO_AGAIN_SECONDS", 0.01)
-    let_go = machine.service.let_go
+    monkeypatch.setitem(DatastoreStub.MakeSyncCall.__globals__, "_COMMIT_RETRY_SECONDS", 0.01)
+    commit = machine.transactions.commit
     calls = []
     done = threading.Event()
 
@@ -277,10 +280,10 @@ def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyP
         calls.append(transactions)
         if len(calls) == 1:
             raise sqlite3.OperationalError("database or disk is full")
-        let_go(transactions)
+        commit(transactions)
         done.set()
 
-    monkeypatch.setattr(machine.service, "let_go", fail_once)
+    monkeypatch.setattr(machine.transactions, "commit", fail_once)
     put_with_task()
     assert done.wait(30)
     assert len(machine.tasks()) == 1
@@ -302,11 +305,11 @@ def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatc
     """A task whose transaction is being committed is not found, deleted or purged, and its name is taken."""
     seen: dict[str, Any] = {}
     names: list[str] = []
-    hold, write = machine.service.hold, machine.datastore._write_file
+    stage, write = machine.transactions.stage, machine.datastore._write_file
 
     def remember(adds: Any, transaction: str) -> None:
         names.extend(add.task_name.decode() for add in adds)
-        hold(adds, transaction)
+        stage(adds, transaction)
 
     def look(*args: Any) -> None:
         seen["get"] = machine.store.queries.get("default", names[0])
@@ -317,7 +320,7 @@ def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatc
             taskqueue.add(url="/work", name=names[0])
         write(*args)
 
-    monkeypatch.setattr(machine.service, "hold", remember)
+    monkeypatch.setattr(machine.transactions, "stage", remember)
     monkeypatch.setattr(machine.datastore, "_write_file", look)
     name = put_with_task()
     assert seen == {"get": None, "found": (), "delete": [None], "purge": 0}

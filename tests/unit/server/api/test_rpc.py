@@ -100,7 +100,8 @@ def test_a_call_without_the_ticket_is_refused(stub: Stub, ticket: str) -> None:
 )
 def test_an_unknown_call_is_not_found(stub: Stub, service: str, method: str) -> None:
     """An unknown service or method, and one that has no stub, are told apart from failures."""
-    assert _call(stub, service=service, method=method).rpc_error.code == remote_api_pb.RpcError.CALL_NOT_FOUND
+    response = _call(stub, service=service, method=method, body=b"")
+    assert response.rpc_error.code == remote_api_pb.RpcError.CALL_NOT_FOUND
 
 
 def test_an_application_error_keeps_code_and_detail(stub: Stub) -> None:

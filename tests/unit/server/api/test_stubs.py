@@ -21,7 +21,8 @@ from google.protobuf.message import Message
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.datastore import DATASTORE_FILE
-from deferred_middleware.server.api.stubs import make_stub_map, message_types
+from deferred_middleware.server.api.rpc import message_types
+from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 
 APP_ID = "dev~local-app"
@@ -34,22 +35,23 @@ class FakeTaskQueue(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK
         super().__init__("taskqueue")
         self.held: dict[str, list[Any]] = {}
         self.added: list[Any] = []
+        self.transactions = self
 
-    def hold(self, adds: Sequence[Any], transaction: str) -> None:
+    def stage(self, adds: Sequence[Any], transaction: str) -> None:
         """Keep tasks apart."""
         self.held[transaction] = list(adds)
 
-    def drop_held(self, transaction: str) -> None:
+    def discard(self, transaction: str) -> None:
         """Forget them."""
         del self.held[transaction]
 
-    def let_go(self, transactions: Collection[str]) -> None:
+    def commit(self, transactions: Collection[str]) -> None:
         """Add them."""
         for transaction in transactions:
             self.added += self.held.pop(transaction)
 
-    def settle_held(self, committed: Collection[str]) -> None:
-        """There is nothing to settle: what was held is gone with the process."""
+    def recover(self, committed: Collection[str]) -> None:
+        """There is nothing to recover: what was held is gone with the process."""
 
 
 class Note(ndb.Model):  # type: ignore[misc] # the SDK has no types
@@ -214,7 +216,7 @@ def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyP
         first = pool.submit(in_context, Note(id=100).put)
         assert began.wait(20)
         others = [pool.submit(in_context, Note(id=number).put) for number in range(1, 8)]
-        while datastore._committed < 8:
+        while datastore._changes < 8:
             os.sched_yield()
         may_end.set()
         for future in [first, *others]:

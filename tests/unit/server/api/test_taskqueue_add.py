@@ -35,7 +35,9 @@ def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
     monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", DIRECTORY.default_hostname)
     stub_map.RegisterStub("taskqueue", api.service)
-    stub_map.RegisterStub("datastore_v3", DatastoreStub("dev~app", tmp_path / "datastore.bin", api.service))
+    stub_map.RegisterStub(
+        "datastore_v3", DatastoreStub("dev~app", tmp_path / "datastore.bin", api.service.transactions)
+    )
     return stub_map
 
 
@@ -123,7 +125,7 @@ def test_taken_names_do_not_keep_out_the_others(api: Api) -> None:
 @pytest.mark.parametrize(
     ("adds", "code", "message"),
     [
-        ([{"queue_name": b"nope"}], Code.UNKNOWN_QUEUE, "no queue 'nope'; there are: default, other, pull"),
+        ([{"queue_name": b"nope"}], Code.UNKNOWN_QUEUE, "no queue 'nope'; the queues are: default, other, pull"),
         ([{"queue_name": b""}], Code.UNKNOWN_QUEUE, "no queue ''"),
         ([{"mode": taskqueue_pb.TaskQueueMode.PULL}], Code.INVALID_QUEUE_MODE, "'default' is a push queue"),
         ([{}] * 101, Code.TOO_MANY_TASKS, "101 tasks"),

@@ -44,7 +44,7 @@ def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptu
     assert environ["DEFERRED_SECRET_KEYS"] == "the-servers"
     assert "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" not in environ
     told = [record.getMessage() for record in caplog.records]
-    assert "worker/app.yaml sets API_HOST; what the local server itself sets it to is used instead." in told
+    assert "worker/app.yaml sets API_HOST; the local server's own value is used instead." in told
     assert [text for text in told if "worker/app.yaml sets APPENGINE_USE_CLOUDTASK_PUSH_QUEUE" in text]
     assert len(told) == 2
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.config.external_apps import environ_file, external_app, write_environ_file
+from deferred_middleware.server.apps.environ import environ_file, write_environ_file
+from deferred_middleware.server.config.served import parse_external_app
 
 
 @pytest.mark.parametrize(
@@ -26,18 +27,18 @@ from deferred_middleware.server.config.external_apps import environ_file, extern
 )
 def test_where_it_answers(url: str, host: str, port: int, remote: bool) -> None:
     """Host and port are the URL's, and only what is loopback is sure to be this machine."""
-    app = external_app(f"background={url}")
+    app = parse_external_app(f"background={url}")
     assert (app.service, app.host, app.port, app.is_remote) == ("background", host, port, remote)
 
 
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("", "it takes a URL such as http://127.0.0.1:9000; got ''."),
-        ("127.0.0.1:9000", "it takes a URL"),
-        ("https://127.0.0.1:9000", "it takes a URL"),
-        ("http://", "it takes a URL"),
-        ("http://127.0.0.1:99999", "is no URL (Port out of range 0-65535)"),
+        ("", "give a URL such as http://127.0.0.1:9000; got ''."),
+        ("127.0.0.1:9000", "give a URL"),
+        ("https://127.0.0.1:9000", "give a URL"),
+        ("http://", "give a URL"),
+        ("http://127.0.0.1:99999", "is not a URL (Port out of range 0-65535)"),
         ("http://127.0.0.1:9000/app", "give http://127.0.0.1:9000."),
         ("http://127.0.0.1:9000/?a=b", "give http://127.0.0.1:9000."),
         ("http://me:secret@127.0.0.1:9000", "give http://127.0.0.1:9000."),
@@ -46,7 +47,7 @@ def test_where_it_answers(url: str, host: str, port: int, remote: bool) -> None:
 def test_a_url_that_tasks_can_not_go_to(url: str, expected: str) -> None:
     """A URL with anything but scheme, host and port is refused, with one that would do."""
     with pytest.raises(ServerError) as caught:
-        external_app(f"background={url}")
+        parse_external_app(f"background={url}")
     assert str(caught.value).startswith(f"--service background={url}")
     assert expected in str(caught.value)
 

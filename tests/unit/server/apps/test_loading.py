@@ -51,7 +51,7 @@ def test_takes_an_instance_with_a_call_method(module: Callable[[str], str]) -> N
 @pytest.mark.parametrize(
     ("source", "attribute", "expected"),
     [
-        ("", "app", "nothing in it can be called"),
+        ("", "app", "it has no callable"),
         (WSGI_APP, "ap", "did you mean 'app'?"),
         (WSGI_APP, "wsgi_thing", "it has: app"),
         ("app = 'text'", "app", "is a str, which can't be called"),

@@ -83,7 +83,7 @@ def test_what_is_not_used_is_noted(read: Read, field: str, name: str) -> None:
     """A field that isn't used may hold anything, is noted by name, and hides nothing of the others."""
     found = read(f"{RUNTIME}{field}service: background\n")
     assert found.service == "background"
-    assert f"not used here: {name}." in found.notes
+    assert f"not used by the local server: {name}." in found.notes
 
 
 def test_the_bundled_services_need_no_note(read: Read) -> None:
@@ -98,14 +98,14 @@ def test_static_files_and_logins_are_noted(read: Read) -> None:
         "- url: /favicon\\.ico\n  static_files: favicon.ico\n  upload: favicon\\.ico\n"
         "- url: /admin\n  script: auto\n  login: admin\n- url: /.*\n  script: auto\n"
     ).notes
-    assert [note for note in notes if "static files aren't served here (/static, /favicon\\.ico)" in note]
-    assert [note for note in notes if "login isn't asked for here (/admin)" in note]
+    assert [note for note in notes if "the local server does not serve static files (/static, /favicon\\.ico)" in note]
+    assert [note for note in notes if "the local server asks for no login (/admin)" in note]
 
 
 def test_another_python_is_noted(read: Read) -> None:
     """A runtime that isn't the Python that runs the server is told."""
     (note,) = read("runtime: python37\n").notes
-    assert note.startswith("runtime is python37; it is served by the Python that runs this, python3")
+    assert note.startswith("runtime is python37; the local server runs it with its own Python, python3")
 
 
 def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
@@ -123,15 +123,15 @@ def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
         ("", None, "it is empty"),
         ("# nothing\n", None, "it is empty"),
         ("- a\n- b\n", 1, "it takes fields"),
-        ("runtime: python312\n\tservice: a\n", 2, "it is no YAML"),
+        ("runtime: python312\n\tservice: a\n", 2, "it is not YAML"),
         ("service: background\n", 1, 'You must specify a "runtime" field'),
-        ("service: a\nruntime: python27\n", 2, "runtime is 'python27'; what is served here is Python 3."),
+        ("service: a\nruntime: python27\n", 2, "runtime is 'python27'; the local server serves Python 3 only."),
         (RUNTIME + "service: Back_ground\n", 2, "service is 'Back_ground': it takes up to 63 lower-case letters"),
         (RUNTIME + "service: a\nmodule: b\n", 3, "Only one of the two fields"),
         (RUNTIME + "service: a\nservice: b\n", 3, "Duplicate attribute 'service'."),
         (RUNTIME + "env_varables:\n  A: b\n", 2, "there is no field env_varables; did you mean env_variables?"),
-        (RUNTIME + "env_variables:\n  A: b\n  C:\n", 4, "the environment variable C takes a text"),
-        (RUNTIME + "env_variables:\n  A: [b]\n", 3, "the environment variable A takes a text"),
+        (RUNTIME + "env_variables:\n  A: b\n  C:\n", 4, "environment variable C takes a text"),
+        (RUNTIME + "env_variables:\n  A: [b]\n", 3, "environment variable A takes a text"),
         (RUNTIME + "env_variables:\n- A: b\n", 3, "env_variables is '[]': it takes NAME: value"),
         (RUNTIME + "handlers:\n- url: /a\n", 3, "Unknown url handler type"),
         (RUNTIME + "entrypoint:\n  shell: gunicorn main:app\n", 3, "entrypoint takes a command"),
@@ -139,12 +139,13 @@ def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
             RUNTIME + "service: a\nentrypoint: python main.py\n",
             3,
             "the entrypoint 'python main.py' can't be served here: it names no WSGI app as MODULE:CALLABLE. "
-            "Give one such as 'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of this file.",
+            "Use an entrypoint such as 'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of "
+            "this file.",
         ),
         (RUNTIME + "entrypoint: gunicorn --chdir nowhere main:app\n", 2, "there is no directory"),
         (RUNTIME + "includes:\n- missing.yaml\n", 2, "there is no"),
         ("queue:\n- name: mail\n", 1, "this is a queue.yaml; give it with --queue-yaml."),
-        ("---\nruntime: python312\n---\nruntime: python312\n", 3, "it is no YAML"),
+        ("---\nruntime: python312\n---\nruntime: python312\n", 3, "it is not YAML"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(

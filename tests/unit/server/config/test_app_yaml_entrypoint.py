@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.config.app_yaml import EntrypointApp, wsgi_app_of
+from deferred_middleware.server.config.app_yaml import EntrypointApp, parse_entrypoint
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ from deferred_middleware.server.config.app_yaml import EntrypointApp, wsgi_app_o
 )
 def test_the_app_is_found(command: str, app: str) -> None:
     """Of the usual servers' commands the app is found, whatever else they say."""
-    assert wsgi_app_of(command) == EntrypointApp(app=app)
+    assert parse_entrypoint(command) == EntrypointApp(app=app)
 
 
 @pytest.mark.parametrize("option", ["--chdir src", "--chdir=src"])
 def test_the_folder_is_found(option: str) -> None:
     """The folder that gunicorn is to change to is told."""
-    assert wsgi_app_of(f"gunicorn {option} main:app") == EntrypointApp(app="main:app", directory="src")
+    assert parse_entrypoint(f"gunicorn {option} main:app") == EntrypointApp(app="main:app", directory="src")
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_the_folder_is_found(option: str) -> None:
         ("gunicorn --worker-class gthread", "names no WSGI app"),
         ("uwsgi app.ini", "names no WSGI app"),
         ("gunicorn 'main:make_app()'", "it calls a factory"),
-        ("gunicorn 'main:app", "it is no command"),
+        ("gunicorn 'main:app", "it is not a command"),
     ],
 )
 def test_what_names_no_app_is_told(command: str, reason: str) -> None:
     """A command from which the app can't be told is refused, with the reason."""
     with pytest.raises(ValueError, match=reason):
-        wsgi_app_of(command)
+        parse_entrypoint(command)

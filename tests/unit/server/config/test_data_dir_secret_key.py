@@ -8,38 +8,38 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.config.data_dir import SecretKey
+from deferred_middleware.server.config.data_dir import SigningKeyFile
 
 
 def test_it_is_made_once(tmp_path: Path) -> None:
     """The first start makes a key that only the user can read; the next ones use it."""
-    first = SecretKey(tmp_path)
+    first = SigningKeyFile(tmp_path)
     assert len(first.text) == 64
     assert os.listdir(tmp_path) == ["secret.key"]
     assert (tmp_path / "secret.key").stat().st_mode & 0o7777 == 0o600
-    assert SecretKey(tmp_path).text == first.text
+    assert SigningKeyFile(tmp_path).text == first.text
     assert first.notes == []
 
 
 def test_each_directory_has_its_own(tmp_path: Path) -> None:
     """Two directories don't have the same key."""
     (tmp_path / "other").mkdir()
-    assert SecretKey(tmp_path).text != SecretKey(tmp_path / "other").text
+    assert SigningKeyFile(tmp_path).text != SigningKeyFile(tmp_path / "other").text
 
 
 def test_a_half_made_one_is_made_anew(tmp_path: Path) -> None:
     """A server that died while it made the key leaves nothing that is taken for one."""
     (tmp_path / "secret.key.new").write_text("ha")
-    assert len(SecretKey(tmp_path).text) == 64
+    assert len(SigningKeyFile(tmp_path).text) == 64
     assert os.listdir(tmp_path) == ["secret.key"]
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604, 0o700])
 def test_a_wrong_mode_is_repaired_and_said(tmp_path: Path, mode: int) -> None:
     """A key that others could read is closed to them, and the person is told that one may have read it."""
-    text = SecretKey(tmp_path).text
+    text = SigningKeyFile(tmp_path).text
     (tmp_path / "secret.key").chmod(mode)
-    again = SecretKey(tmp_path)
+    again = SigningKeyFile(tmp_path)
     assert again.text == text
     assert (tmp_path / "secret.key").stat().st_mode & 0o7777 == 0o600
     (note,) = again.notes
@@ -51,8 +51,8 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
     """An empty, short or odd file is an error that says what to do, and it is left as it is."""
     (tmp_path / "secret.key").write_text(content)
     (tmp_path / "secret.key").chmod(0o600)
-    with pytest.raises(ServerError, match=r"holds no key .* put a copy of it back, or remove it"):
-        SecretKey(tmp_path)
+    with pytest.raises(ServerError, match=r"holds no key .* Put a copy of the key back, or remove the file"):
+        SigningKeyFile(tmp_path)
     assert (tmp_path / "secret.key").read_text() == content
 
 
@@ -61,15 +61,15 @@ def test_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("k" * 40)
     (tmp_path / "secret.key").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ServerError, match="can't be used"):
-        SecretKey(tmp_path)
+        SigningKeyFile(tmp_path)
     (tmp_path / "secret.key").unlink()
     os.mkfifo(tmp_path / "secret.key")
     with pytest.raises(ServerError, match="not a file of yours"):
-        SecretKey(tmp_path)
+        SigningKeyFile(tmp_path)
 
 
 def test_what_is_derived_depends_on_the_purpose(tmp_path: Path) -> None:
     """Two purposes have two secrets, the same after a restart."""
-    key = SecretKey(tmp_path)
+    key = SigningKeyFile(tmp_path)
     assert key.derive("a") != key.derive("b")
-    assert SecretKey(tmp_path).derive("a") == key.derive("a")
+    assert SigningKeyFile(tmp_path).derive("a") == key.derive("a")

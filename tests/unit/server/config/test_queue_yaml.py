@@ -95,8 +95,8 @@ def test_no_queues_are_fine() -> None:
         ("- a\n", 1, "'queue:'"),
         ("queue:\n  name: a\n", 2, "'queue:'"),
         ("queue:\n- a\n", 2, "'queue:'"),
-        ("queue: [\n", 2, "no YAML"),
-        ("queue:\n- name: 'a\n", 3, "no YAML"),
+        ("queue: [\n", 2, "it is not YAML"),
+        ("queue:\n- name: 'a\n", 3, "it is not YAML"),
         ("queue:\n- name: a\n---\nqueue:\n", 3, "single document"),
         ("queue:\n- name: a\n  rate: 5\n", 3, "rate is '5': it takes a number and a unit, such as 5/s"),
         ("queue:\n- {name: a, rate: 5/x}\n", 2, "rate is '5/x'"),
@@ -107,7 +107,7 @@ def test_no_queues_are_fine() -> None:
         ("queue:\n- name: ''\n", 2, "name is ''"),
         (f"queue:\n- name: {'a' * 101}\n", 2, "up to 100"),
         ("queue:\n- name: a\n- rate: 1/s\n  name: a\n", 4, "queue a is listed twice"),
-        ("queue:\n- name: a\n  bucket_size: 0\n", 3, "bucket_size is 0: it takes a whole number from 1 up"),
+        ("queue:\n- name: a\n  bucket_size: 0\n", 3, "bucket_size is 0: it takes a whole number, at least 1"),
         ("queue:\n- name: a\n  max_concurrent_requests: many\n", 3, "max_concurrent_requests is 'many'"),
         ("queue:\n- name: a\n  target: A.b\n", 3, "target is 'A.b': it takes [version.]service"),
         ("queue:\n- name: a\n  mode: fetch\n", 3, "mode is 'fetch': it takes push or pull"),
@@ -118,7 +118,7 @@ def test_no_queues_are_fine() -> None:
         (
             "queue:\n- name: a\n  retry_parameters:\n    min_backoff_seconds: 5\n    max_backoff_seconds: 1\n",
             5,
-            "not less than min_backoff_seconds",
+            "at least 0 and at least min_backoff_seconds",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_rate_of_a_pull_queue_is_told_to_mean_nothing(caplog: pytest.LogCaptur
     """What only push queues have is no error for a pull queue, but it is told."""
     (queue,) = parse_queue_yaml("queue:\n- name: a\n  mode: pull\n  rate: 5/s\n", path="queue.yaml")
     assert queue.rate_per_second is None
-    assert "queue.yaml, line 4: rate means nothing for a pull queue" in caplog.text
+    assert "queue.yaml, line 4: rate has no effect on a pull queue" in caplog.text
 
 
 @given(number=st.integers(1, 10_000), tenths=st.none() | st.integers(0, 9), unit=st.sampled_from("smhd"))
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(QueueYamlError, match="it can't be read: No such file"):
         read_queue_yaml(tmp_path / "missing.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9\nqueue:\n")
-    with pytest.raises(QueueYamlError, match="no text in UTF-8"):
+    with pytest.raises(QueueYamlError, match="not text in UTF-8"):
         read_queue_yaml(tmp_path / "latin.yaml")
 
 

@@ -98,7 +98,7 @@ def test_a_mistake_leaves_the_last_good_configuration(followed: Followed, caplog
         followed.wait_for_change()
         followed.path.write_text("queue:\n- name: a\n  rate: fast\n")
         heard.wait_for(f"{followed.path}, line 3: rate is 'fast'")
-        heard.wait_for("The queues stay as they were.")
+        heard.wait_for("The queues stay as they are.")
         assert followed.queues["a"].rate_per_second == 1
         followed.path.write_text("queue:\n- name: a\n  rate: 3/s\n")
         followed.wait_for_change()
@@ -112,7 +112,7 @@ def test_a_file_that_vanishes_leaves_the_last_good_configuration(
     heard = Heard(caplog)
     with followed.watcher():
         followed.path.unlink()
-        heard.wait_for("can't be read: No such file or directory. The queues stay as they were.")
+        heard.wait_for("can't be read: No such file or directory. The queues stay as they are.")
         assert sorted(followed.queues) == ["a", "default"]
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.config.served import what_is_served
+from deferred_middleware.server.config.served import parse_served
 
 
 def pairs(apps: list[str], services: list[str]) -> list[tuple[str, str]]:
     """Return services and apps, in their order."""
-    return [(one.service, one.app) for one in what_is_served(apps, services).apps]
+    return [(one.service, one.app) for one in parse_served(apps, services).apps]
 
 
 def test_one_app_serves_every_service() -> None:
@@ -39,7 +39,7 @@ def test_several_apps_are_paired_in_order() -> None:
 @pytest.mark.parametrize(
     ("apps", "services", "expected"),
     [
-        (["a:app", "b:app"], [], "2 apps need as many --service options, in their order; none is given"),
+        (["a:app", "b:app"], [], "2 apps need as many --service options, in the same order; none is given"),
         (["a:app", "b:app"], ["default"], "1 is given"),
         (["a:app", "b:app"], ["default", "x", "y"], "3 are given"),
         (["a:app"], ["background"], "needs a service called 'default'"),
@@ -57,7 +57,7 @@ def test_several_apps_are_paired_in_order() -> None:
 def test_what_does_not_pair_is_told(apps: list[str], services: list[str], expected: str) -> None:
     """Each mistake is named with its value."""
     with pytest.raises(ServerError) as caught:
-        what_is_served(apps, services)
+        parse_served(apps, services)
     assert expected in str(caught.value)
 
 
@@ -71,11 +71,11 @@ def files(tmp_path: Path) -> tuple[str, str]:
 
 def test_files_name_their_services(files: tuple[str, str]) -> None:
     """An app.yaml says which service it is, and which app it runs in which folder."""
-    default, background = what_is_served(files, []).apps
+    default, background = parse_served(files, []).apps
     assert (default.service, default.app) == ("default", "main:app")
     assert (background.service, background.app) == ("background", "work:app")
     assert background.directory == Path(files[1]).parent
-    assert background.described == f"work:app ({files[1]})"
+    assert background.description == f"work:app ({files[1]})"
 
 
 def test_files_stand_beside_apps(files: tuple[str, str]) -> None:
@@ -91,10 +91,10 @@ def test_files_stand_beside_apps(files: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("apps", "services", "expected"),
     [
-        (["app.yaml", "app.yaml"], [], "Service 'default' is there twice: main:app (app.yaml) and main:app (app.yaml)"),
-        (["main:app", "app.yaml"], [], "Service 'default' is there twice: main:app and main:app (app.yaml)"),
+        (["app.yaml", "app.yaml"], [], "Service 'default' is given twice: main:app (app.yaml) and main:app (app.yaml)"),
+        (["main:app", "app.yaml"], [], "Service 'default' is given twice: main:app and main:app (app.yaml)"),
         (["background.yml"], [], "needs a service called 'default'"),
-        (["app.yaml"], ["background"], "--service background goes with an app that is given as MODULE:CALLABLE"),
+        (["app.yaml"], ["background"], "--service background needs an app given as MODULE:CALLABLE"),
         (["nothing.yaml"], [], "nothing.yaml: it can't be read: No such file or directory."),
     ],
 )
@@ -104,29 +104,32 @@ def test_what_does_not_go_with_files_is_told(
     """A service that is there twice or not at all, and an option that a file leaves no room for, are errors."""
     monkeypatch.chdir(Path(files[0]).parent)
     with pytest.raises(ServerError) as caught:
-        what_is_served(apps, services)
+        parse_served(apps, services)
     assert expected in str(caught.value)
 
 
 def test_an_app_elsewhere_is_a_service() -> None:
     """A service that is NAME=URL has no app here, and takes none away from the others."""
-    served = what_is_served(["main:app"], ["default", "pdf=http://127.0.0.1:9000", "background"])
+    served = parse_served(["main:app"], ["default", "pdf=http://127.0.0.1:9000", "background"])
     assert [(one.service, one.app) for one in served.apps] == [("default", "main:app"), ("background", "main:app")]
     assert [(one.service, one.host, one.port) for one in served.external] == [("pdf", "127.0.0.1", 9000)]
 
 
 def test_all_apps_may_be_elsewhere() -> None:
     """With the default service elsewhere there need be no app here at all."""
-    served = what_is_served([], ["default=http://localhost:9000"])
+    served = parse_served([], ["default=http://localhost:9000"])
     assert (len(served.apps), served.external[0].url) == (0, "http://localhost:9000")
 
 
 def test_another_machine_has_to_be_meant() -> None:
     """Tasks go to another machine only if that was asked for."""
     services = ["default=http://192.0.2.1:9000"]
-    with pytest.raises(ServerError, match=r"would leave this machine; give a URL of it, .* or --remote-services"):
-        what_is_served([], services)
-    assert what_is_served([], services, remote=True).external[0].is_remote
+    with pytest.raises(
+        ServerError,
+        match=r"would leave this machine unencrypted; give a URL of this machine, .* or add --remote-services",
+    ):
+        parse_served([], services)
+    assert parse_served([], services, remote=True).external[0].is_remote
 
 
 @pytest.mark.parametrize(
@@ -134,25 +137,23 @@ def test_another_machine_has_to_be_meant() -> None:
     [
         ([], ["pdf=http://127.0.0.1:9000"], "needs a service called 'default'"),
         (["main:app"], ["default", "pdf=http://127.0.0.1:1", "pdf=http://127.0.0.1:2"], "--service pdf is given twice"),
-        (["main:app"], ["default=http://127.0.0.1:1"], "Service 'default' is there twice: main:app and http://127"),
+        (["main:app"], ["default=http://127.0.0.1:1"], "Service 'default' is given twice: main:app and http://127"),
         (["main:app"], ["Pdf=http://127.0.0.1:1"], "'Pdf' can't be a service's name"),
     ],
 )
 def test_what_does_not_go_with_an_app_elsewhere_is_told(apps: list[str], services: list[str], expected: str) -> None:
     """A service is there once, whether its app runs here or elsewhere, and has a name that it can have."""
     with pytest.raises(ServerError) as caught:
-        what_is_served(apps, services)
+        parse_served(apps, services)
     assert expected in str(caught.value)
 
 
 def test_a_service_may_have_versions() -> None:
     """A version stands before the name, and "local" is the one that a service has without; default may have several."""
-    served = what_is_served(
-        ["main:app"], ["v1.default", "v2.default", "local.worker", "v2.worker=http://127.0.0.1:9000"]
-    )
+    served = parse_served(["main:app"], ["v1.default", "v2.default", "local.worker", "v2.worker=http://127.0.0.1:9000"])
 
     assert [one.service for one in served.apps] == ["v1.default", "v2.default", "worker"]
     assert [one.service for one in served.external] == ["v2.worker"]
     for wrong in (["v1.v2.default"], [".default"], ["default", "local.default"], ["V1.default"]):
         with pytest.raises(ServerError, match="--service"):
-            what_is_served(["main:app"], wrong)
+            parse_served(["main:app"], wrong)

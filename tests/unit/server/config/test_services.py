@@ -19,6 +19,11 @@ BACKGROUND = _service("background", 8081)
 DIRECTORY = ServiceDirectory([DEFAULT, BACKGROUND])
 
 
+def service_of(host: str | None) -> Service:
+    """Return the service of a task that was added with this ``Host`` header."""
+    return DIRECTORY.by_target(DIRECTORY.target(host) or "")
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
@@ -38,23 +43,23 @@ DIRECTORY = ServiceDirectory([DEFAULT, BACKGROUND])
 )
 def test_a_host_header_means_a_service(host: str | None, expected: Service) -> None:
     """Every form of Host header that the SDK sends finds its service."""
-    assert DIRECTORY.resolve(host) is expected
+    assert service_of(host) is expected
 
 
 @pytest.mark.parametrize("prefix", ["nowhere", "v2.background", "local.nowhere", "a.b.local.background"])
 def test_an_unknown_service_or_version_is_an_error(prefix: str) -> None:
     """What isn't served is never silently the default service, and the error names it and what is served."""
     with pytest.raises(UnknownServiceError, match=r"local\.default, local\.background") as raised:
-        DIRECTORY.resolve(f"{prefix}.127.0.0.1:8080")
+        service_of(f"{prefix}.127.0.0.1:8080")
     assert raised.value.target == prefix
     assert prefix in str(raised.value)
     assert isinstance(raised.value, DeferredError)
 
 
-def test_hostname_and_resolve_agree() -> None:
-    """A service is found again by the hostname that its tasks get."""
+def test_a_target_and_its_host_header_mean_the_same_service() -> None:
+    """A service is found again by the header of the tasks that have it as their target."""
     for service in DIRECTORY:
-        assert DIRECTORY.resolve(DIRECTORY.hostname(service)) is service
+        assert service_of(DIRECTORY.host(f"{service.version}.{service.name}")) is service
 
 
 def test_a_target_outlives_the_ports() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.server.delivery.connections import Connection, Response
+from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 
 RESPONSES = {
     "a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello", True),
@@ -128,7 +128,7 @@ def test_what_is_no_whole_response_is_an_error(sent: bytes, error: type[Exceptio
 
 
 @contextlib.contextmanager
-def peer(serve: Callable[[socket.socket], object]) -> Iterator[Connection]:
+def peer(serve: Callable[[socket.socket], object]) -> Iterator[ServiceConnection]:
     """A connection to a real socket, the other end of which ``serve`` gets."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -139,7 +139,7 @@ def peer(serve: Callable[[socket.socket], object]) -> Iterator[Connection]:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        connection = Connection(*listener.getsockname()[:2])
+        connection = ServiceConnection(*listener.getsockname()[:2])
         try:
             yield connection
         finally:

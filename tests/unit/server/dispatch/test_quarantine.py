@@ -18,7 +18,7 @@ class History:
     def __init__(self) -> None:
         self.attempts: dict[int, list[AttemptRecord]] = {}
         self.now = 100.0
-        self.quarantine = Quarantine(lambda task_id: self.attempts.get(task_id, []), clock=lambda: self.now)
+        self.quarantine = Quarantine(clock=lambda: self.now)
 
     def task(self, task_id: int) -> ClaimedTask:
         """Return a task as it is claimed next."""
@@ -40,11 +40,15 @@ class History:
             )
         )
 
+    def died(self, task: ClaimedTask, end: ProcessEnd | None, *, service: str = "default") -> tuple[str, bool]:
+        """Have a task's process die; return what the quarantine decides."""
+        return self.quarantine.process_died(task, service, end, self.attempts.get(task.id, []))
+
     def die(self, task_id: int, end: ProcessEnd | None) -> tuple[bool, bool]:
         """Run a task whose process dies; return whether it is blamed, and whether it is given up."""
         task = self.task(task_id)
-        self.quarantine.begins(task, "default")
-        reason, given_up = self.quarantine.died(task, "default", end)
+        self.quarantine.attempt_begins(task, "default")
+        reason, given_up = self.died(task, end)
         self.note(task_id, reason)
         return "another task is suspected" not in reason, given_up
 
@@ -77,8 +81,8 @@ def test_an_attempt_that_survives_clears_a_task(history: History) -> None:
     history.die(1, end(2))
     task = history.task(1)
     assert history.quarantine.is_suspect(task)
-    history.quarantine.begins(task, "default")
-    history.quarantine.survived(task, "default")
+    history.quarantine.attempt_begins(task, "default")
+    history.quarantine.attempt_survived(task, "default")
     history.note(1, "status 500")
     assert not history.quarantine.is_suspect(history.task(1))
     assert history.die(1, end(3)) == (True, False)
@@ -88,9 +92,9 @@ def test_all_tasks_of_a_process_that_died_are_suspects(history: History) -> None
     """Nobody knows which it was, so each of them is tried alone from there on."""
     tasks = [history.task(number) for number in (1, 2, 3)]
     for task in tasks:
-        history.quarantine.begins(task, "default")
+        history.quarantine.attempt_begins(task, "default")
     for task in tasks:
-        history.quarantine.died(task, "default", end(1))
+        history.died(task, end(1))
     assert all(history.quarantine.is_suspect(task) for task in tasks)
 
 
@@ -98,13 +102,13 @@ def test_a_suspect_that_runs_is_blamed_and_not_the_others(history: History) -> N
     """When the process dies again while a suspect runs, what was there by chance is not suspected, in any order."""
     history.die(1, end(1))
     suspect, chance = history.task(1), history.task(2)
-    history.quarantine.begins(suspect, "default")
-    history.quarantine.begins(chance, "default")
-    assert "another task is suspected" in history.quarantine.died(chance, "default", end(2))[0]
-    assert "another task is suspected" not in history.quarantine.died(suspect, "default", end(2))[0]
+    history.quarantine.attempt_begins(suspect, "default")
+    history.quarantine.attempt_begins(chance, "default")
+    assert "another task is suspected" in history.died(chance, end(2))[0]
+    assert "another task is suspected" not in history.died(suspect, end(2))[0]
     assert not history.quarantine.is_suspect(chance)
     late = history.task(3)
-    assert "another task is suspected" in history.quarantine.died(late, "default", end(2))[0]
+    assert "another task is suspected" in history.died(late, end(2))[0]
     assert not history.quarantine.is_suspect(late)
 
 
@@ -127,10 +131,10 @@ def test_connections_that_break_off_together_are_one_death(history: History) -> 
 def test_services_are_apart(history: History) -> None:
     """A suspect that runs in one service excuses no task of another."""
     history.die(1, end(1))
-    history.quarantine.begins(history.task(1), "default")
+    history.quarantine.attempt_begins(history.task(1), "default")
     other = history.task(2)
-    history.quarantine.begins(other, "background")
-    assert "another task is suspected" not in history.quarantine.died(other, "background", end(1))[0]
+    history.quarantine.attempt_begins(other, "background")
+    assert "another task is suspected" not in history.died(other, end(1), service="background")[0]
 
 
 def test_a_retried_dead_letter_begins_anew(history: History) -> None:
@@ -138,5 +142,5 @@ def test_a_retried_dead_letter_begins_anew(history: History) -> None:
     for number in range(1, DEATHS + 1):
         history.die(1, end(number))
     fresh = dataclasses.replace(history.task(1), retry_count=0)
-    history.quarantine.begins(fresh, "default")
-    assert history.quarantine.died(fresh, "default", end(9))[1] is False
+    history.quarantine.attempt_begins(fresh, "default")
+    assert history.died(fresh, end(9))[1] is False

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
-from deferred_middleware.server.dispatch.queue_limits import FIRST_PAUSE_SECONDS, UNLIMITED, Allowance, QueueGates
+from deferred_middleware.server.dispatch.queue_limits import FIRST_PAUSE_SECONDS, UNLIMITED, Allowance, QueueLimits
 
 
-class Gates:
-    """The gates of one queue ``q``, a clock, and what people have paused."""
+class Limits:
+    """The limits of one queue ``q``, a clock, and what people have paused."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.paused: frozenset[str] = frozenset()
         self.queues = QueueRegistry()
-        self.gates = QueueGates(self.queues, lambda: self.paused, clock=lambda: self.now)
+        self.limits = QueueLimits(self.queues, clock=lambda: self.now)
 
     def configure(self, **fields: Any) -> None:
         """Configure the queue anew."""
@@ -26,125 +26,125 @@ class Gates:
 
     def allowance(self) -> Allowance:
         """Return what may begin now."""
-        return self.gates.allowance("q")
+        return self.limits.allowance("q", self.paused)
 
     def end(self, status: int | None = 200) -> tuple[bool, bool]:
         """End an attempt that has just begun."""
-        return self.gates.ended("q", status, self.now)
+        return self.limits.ended("q", status, self.now)
 
 
 @pytest.fixture
-def gates() -> Gates:
+def limits() -> Limits:
     """A queue without limits."""
-    gates = Gates()
-    gates.configure()
-    return gates
+    limits = Limits()
+    limits.configure()
+    return limits
 
 
-def test_a_queue_without_limits(gates: Gates) -> None:
+def test_a_queue_without_limits(limits: Limits) -> None:
     """Any number may begin, however many are under way, and an end is worth no wake-up."""
-    assert gates.allowance() == Allowance(UNLIMITED)
-    gates.gates.claimed("q", 500)
-    assert gates.allowance().number == UNLIMITED
-    assert not gates.gates.is_rated("q")
-    assert gates.end() == (False, False)
+    assert limits.allowance() == Allowance(UNLIMITED)
+    limits.limits.claimed("q", 500)
+    assert limits.allowance().number == UNLIMITED
+    assert not limits.limits.is_rated("q")
+    assert limits.end() == (False, False)
 
 
-def test_concurrency(gates: Gates) -> None:
+def test_concurrency(limits: Limits) -> None:
     """No more are under way than the queue allows; the end of one lets the next begin, and wakes who was refused."""
-    gates.configure(max_concurrent_requests=3)
-    assert gates.allowance().number == 3
-    gates.gates.claimed("q", 3)
-    assert gates.allowance() == Allowance(0)
-    assert gates.end() == (True, False)
-    assert gates.allowance().number == 1
+    limits.configure(max_concurrent_requests=3)
+    assert limits.allowance().number == 3
+    limits.limits.claimed("q", 3)
+    assert limits.allowance() == Allowance(0)
+    assert limits.end() == (True, False)
+    assert limits.allowance().number == 1
 
 
-def test_rate(gates: Gates) -> None:
+def test_rate(limits: Limits) -> None:
     """As many as there are tokens may begin, and then it is known when the next one may."""
-    gates.configure(rate_per_second=4.0, bucket_size=2)
-    assert gates.gates.is_rated("q")
-    assert gates.allowance() == Allowance(2)
-    gates.gates.claimed("q", 2)
-    waiting = gates.allowance()
+    limits.configure(rate_per_second=4.0, bucket_size=2)
+    assert limits.limits.is_rated("q")
+    assert limits.allowance() == Allowance(2)
+    limits.limits.claimed("q", 2)
+    waiting = limits.allowance()
     assert waiting.number == 0
     assert waiting.wait_seconds == pytest.approx(0.25)
-    gates.now += 0.25
-    assert gates.allowance().number == 1
+    limits.now += 0.25
+    assert limits.allowance().number == 1
 
 
-def test_what_is_given_back_costs_nothing(gates: Gates) -> None:
+def test_what_is_given_back_costs_nothing(limits: Limits) -> None:
     """A task that was claimed and not attempted returns its token and its place."""
-    gates.configure(rate_per_second=1.0, bucket_size=2, max_concurrent_requests=2)
-    gates.gates.claimed("q", 2)
-    assert gates.allowance().number == 0
-    gates.gates.given_back("q", 2)
-    assert gates.allowance().number == 2
+    limits.configure(rate_per_second=1.0, bucket_size=2, max_concurrent_requests=2)
+    limits.limits.claimed("q", 2)
+    assert limits.allowance().number == 0
+    limits.limits.released("q", 2)
+    assert limits.allowance().number == 2
 
 
-def test_what_a_person_forces_costs_no_token(gates: Gates) -> None:
+def test_what_a_person_forces_costs_no_token(limits: Limits) -> None:
     """It counts as under way, but the queue's rate is for the others."""
-    gates.configure(rate_per_second=1.0, bucket_size=1, max_concurrent_requests=2)
-    gates.gates.claimed("q", 1, forced=True)
-    assert gates.allowance().number == 1
-    gates.gates.claimed("q", 1)
-    assert gates.allowance().number == 0
+    limits.configure(rate_per_second=1.0, bucket_size=1, max_concurrent_requests=2)
+    limits.limits.claimed("q", 1, forced=True)
+    assert limits.allowance().number == 1
+    limits.limits.claimed("q", 1)
+    assert limits.allowance().number == 0
 
 
 @pytest.mark.parametrize("how", ["by a person", "by its rate"])
-def test_a_paused_queue(gates: Gates, how: str) -> None:
+def test_a_paused_queue(limits: Limits, how: str) -> None:
     """Nothing begins, and no time is told, because it takes somebody to resume it; then all is as before."""
     if how == "by a person":
-        gates.paused = frozenset({"q"})
+        limits.paused = frozenset({"q"})
     else:
-        gates.configure(rate_per_second=0.0)
-    assert gates.allowance() == Allowance(0, math.inf)
-    gates.paused = frozenset()
-    gates.configure()
-    assert gates.allowance().number == UNLIMITED
+        limits.configure(rate_per_second=0.0)
+    assert limits.allowance() == Allowance(0, math.inf)
+    limits.paused = frozenset()
+    limits.configure()
+    assert limits.allowance().number == UNLIMITED
 
 
-def test_another_queue_is_not_concerned(gates: Gates) -> None:
-    """Each queue has gates of its own."""
-    gates.configure(max_concurrent_requests=1)
-    gates.gates.claimed("q", 1)
-    gates.paused = frozenset({"q"})
-    assert gates.gates.allowance("default").number == UNLIMITED
+def test_another_queue_is_not_concerned(limits: Limits) -> None:
+    """Each queue has limits of its own."""
+    limits.configure(max_concurrent_requests=1)
+    limits.limits.claimed("q", 1)
+    limits.paused = frozenset({"q"})
+    assert limits.limits.allowance("default", limits.paused).number == UNLIMITED
 
 
-def test_503_slows_a_queue_and_successes_speed_it_up(gates: Gates) -> None:
+def test_503_slows_a_queue_and_successes_speed_it_up(limits: Limits) -> None:
     """Nothing begins for a while, then one attempt, and twice as many after each that is answered otherwise."""
-    gates.gates.claimed("q", 1)
-    assert gates.end(503) == (False, True)
-    assert gates.allowance() == Allowance(0, FIRST_PAUSE_SECONDS)
-    assert gates.gates.is_rated("q")
-    gates.now += FIRST_PAUSE_SECONDS
-    assert gates.allowance().number == 1
-    gates.gates.claimed("q", 1)
-    assert gates.allowance().number == 0
-    assert gates.end(200) == (True, False)
-    assert gates.allowance().number == 2
+    limits.limits.claimed("q", 1)
+    assert limits.end(503) == (False, True)
+    assert limits.allowance() == Allowance(0, FIRST_PAUSE_SECONDS)
+    assert limits.limits.is_rated("q")
+    limits.now += FIRST_PAUSE_SECONDS
+    assert limits.allowance().number == 1
+    limits.limits.claimed("q", 1)
+    assert limits.allowance().number == 0
+    assert limits.end(200) == (True, False)
+    assert limits.allowance().number == 2
 
 
-def test_the_stricter_limit_holds(gates: Gates) -> None:
+def test_the_stricter_limit_holds(limits: Limits) -> None:
     """A queue that was slowed down and has a concurrency obeys the smaller of the two."""
-    gates.configure(max_concurrent_requests=3)
-    gates.gates.claimed("q", 1)
-    gates.end(503)
+    limits.configure(max_concurrent_requests=3)
+    limits.limits.claimed("q", 1)
+    limits.end(503)
     for _ in range(5):
-        gates.now += FIRST_PAUSE_SECONDS
-        gates.gates.claimed("q", 1)
-        gates.end(200)
-    assert gates.allowance().number == 3
+        limits.now += FIRST_PAUSE_SECONDS
+        limits.limits.claimed("q", 1)
+        limits.end(200)
+    assert limits.allowance().number == 3
 
 
-def test_a_new_configuration_holds_at_once(gates: Gates) -> None:
+def test_a_new_configuration_holds_at_once(limits: Limits) -> None:
     """What is under way stays counted, and tokens that were saved up stay as far as there is room."""
-    gates.configure(rate_per_second=1.0, bucket_size=10, max_concurrent_requests=10)
-    gates.gates.claimed("q", 4)
-    gates.configure(rate_per_second=1.0, bucket_size=3, max_concurrent_requests=10)
-    assert gates.allowance().number == 3
-    gates.configure(max_concurrent_requests=5)
-    assert gates.allowance().number == 1
-    gates.configure()
-    assert gates.allowance().number == UNLIMITED
+    limits.configure(rate_per_second=1.0, bucket_size=10, max_concurrent_requests=10)
+    limits.limits.claimed("q", 4)
+    limits.configure(rate_per_second=1.0, bucket_size=3, max_concurrent_requests=10)
+    assert limits.allowance().number == 3
+    limits.configure(max_concurrent_requests=5)
+    assert limits.allowance().number == 1
+    limits.configure()
+    assert limits.allowance().number == UNLIMITED

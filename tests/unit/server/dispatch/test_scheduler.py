@@ -17,7 +17,7 @@ import pytest
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer
-from deferred_middleware.server.dispatch.results import settle
+from deferred_middleware.server.dispatch.results import completion_of
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.store.records import ClaimedTask, NewTask, RetryPolicy, State, StoredTask
 from deferred_middleware.server.store.store import TaskStore
@@ -209,7 +209,7 @@ def test_a_task_runs_once_and_is_done(world: World) -> None:
 def test_a_held_service_is_left_alone(world: World) -> None:
     """While a service is held nothing begins there, not even what a person wants run now; the other one goes on."""
     scheduler = world.start()
-    scheduler.hold("background")
+    scheduler.suspend_service("background")
     world.add("held", target="local.background")
     world.add("forced", target="local.background", delay_seconds=3600)
     forced = world.store.queries.get("default", "forced")
@@ -220,7 +220,7 @@ def test_a_held_service_is_left_alone(world: World) -> None:
         world.add(name, target="local.default")
         world.store.wait_for(name, "succeeded")
     assert {seen.service for seen in world.app.seen} == {"default"}
-    scheduler.resume("background")
+    scheduler.resume_service("background")
     for name in ("held", "forced"):
         task = world.store.wait_for(name, "succeeded")
         assert task.retry_count == 1
@@ -458,7 +458,7 @@ def _claimed(**changes: Any) -> ClaimedTask:
 
 
 def _settled(result: AttemptResult, policy: RetryPolicy | None = None, **changes: Any) -> Any:
-    return settle(
+    return completion_of(
         _claimed(**changes),
         result,
         policy or RetryPolicy(),

@@ -1,4 +1,4 @@
-"""Deliver a captured task to the app, as the queue would."""
+"""Deliver a captured task to the app, as the queue does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import urllib.parse
 from typing import TYPE_CHECKING
 
 from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
-from deferred_middleware.testing.records import EnqueuedTask
+from deferred_middleware.testing.records import CapturedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TaskRunError(AssertionError):
-    """A task did not end well, or tasks did not come to an end. ``run`` is the attempt it is about, if it is one."""
+    """A task failed without an exception, or tasks could not be run. ``run`` is the failed attempt, if there is one."""
 
     def __init__(self, message: str, run: TaskRun | None = None) -> None:
         self.run = run
@@ -32,32 +32,32 @@ class TaskRunError(AssertionError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TaskRun:
-    """One attempt: what the app answered, and what the task raised."""
+    """One attempt: the response of the app, and the error of the task."""
 
-    task: EnqueuedTask
+    task: CapturedTask
     attempt: int
-    """Number of the attempt, from 1."""
+    """The number of the attempt, from 1."""
     status: int
-    """Status of the app's response."""
+    """The status of the app's response."""
     body: bytes
-    """The response's body."""
+    """The body of the app's response."""
     outcome: Outcome | None
-    """How the attempt ended; None where the request did not reach the task's handler, or was refused there."""
+    """How the attempt ended; None if the request didn't reach the task's handler, or if the handler rejected it."""
     error: BaseException | None
-    """What the task raised."""
+    """The exception that the task raised, if any."""
 
     @property
     def done(self) -> bool:
-        """Whether the queue would be done with the task: the status is 2xx."""
+        """Whether the queue would delete the task: the status is 2xx."""
         return 200 <= self.status < 300
 
     @property
     def ok(self) -> bool:
-        """Whether the task ran to its end without an error."""
+        """Whether the task succeeded."""
         return self.done and self.error is None
 
     def raise_if_failed(self) -> None:
-        """Raise what the task raised, or :class:`TaskRunError` if it failed without raising."""
+        """If the task failed, raise its exception, or :class:`TaskRunError` if it raised none."""
         if self.ok:
             return
         what = f"{self.task}: attempt {self.attempt} ended with status {self.status}"
@@ -70,21 +70,21 @@ class TaskRun:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """Which attempt of a task it is, as the queue counts."""
+class AttemptCounts:
+    """The counts that the queue sends with an attempt, and the status of the attempt before."""
 
     retry_count: int = 0
     execution_count: int = 0
     previous_response: int | None = None
 
 
-def deliver(app: WSGIApplication, task: EnqueuedTask, attempt: Attempt) -> TaskRun:
-    """Make one attempt. What the app itself raises, instead of answering, is raised."""
+def deliver(app: WSGIApplication, task: CapturedTask, counts: AttemptCounts) -> TaskRun:
+    """Make one attempt. Raises whatever the app itself raises instead of answering."""
     report = TaskReport()
-    status, body = _request(app, _environ(task, attempt) | {REPORT_KEY: report})
+    status, body = _call_app(app, _environ(task, counts) | {REPORT_KEY: report})
     return TaskRun(
         task=task,
-        attempt=attempt.retry_count + 1,
+        attempt=counts.retry_count + 1,
         status=status,
         body=body,
         outcome=report.outcome,
@@ -92,7 +92,7 @@ def deliver(app: WSGIApplication, task: EnqueuedTask, attempt: Attempt) -> TaskR
     )
 
 
-def _environ(task: EnqueuedTask, attempt: Attempt) -> WSGIEnvironment:
+def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
     host = f"{task.target}.{HOSTNAME}" if task.target else HOSTNAME
     platform = {
         "Host": host,
@@ -101,12 +101,12 @@ def _environ(task: EnqueuedTask, attempt: Attempt) -> WSGIEnvironment:
         protocol.USER_IP_HEADER: protocol.TASK_QUEUE_IP,
         protocol.QUEUE_NAME_HEADER: task.queue,
         protocol.TASK_NAME_HEADER: task.name,
-        protocol.RETRY_COUNT_HEADER: str(attempt.retry_count),
-        protocol.EXECUTION_COUNT_HEADER: str(attempt.execution_count),
+        protocol.RETRY_COUNT_HEADER: str(counts.retry_count),
+        protocol.EXECUTION_COUNT_HEADER: str(counts.execution_count),
         protocol.ETA_HEADER: f"{task.eta.timestamp():.6f}",
     }
-    if attempt.previous_response is not None:
-        platform[protocol.PREVIOUS_RESPONSE_HEADER] = str(attempt.previous_response)
+    if counts.previous_response is not None:
+        platform[protocol.PREVIOUS_RESPONSE_HEADER] = str(counts.previous_response)
         platform[protocol.RETRY_REASON_HEADER] = "App Error"
     environ: WSGIEnvironment = {
         protocol.environ_key(name): value
@@ -136,7 +136,8 @@ def _environ(task: EnqueuedTask, attempt: Attempt) -> WSGIEnvironment:
     }
 
 
-def _request(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, bytes]:
+def _call_app(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, bytes]:
+    """Call ``app``, and return the status and the body of its response."""
     started: list[str] = []
     written = bytearray()
 

@@ -12,13 +12,31 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.dispatch.results import Results
+from deferred_middleware.server.dispatch.clock import WatchedClock
+from deferred_middleware.server.dispatch.result_writer import ResultWriter
+from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
 from tests.support.storing import NOW, completion, counted_commits
 
 WAIT_SECONDS = 10.0
 NUMBER = 10
+
+
+class TellingWriter(ResultWriter):
+    """A writer that tells a test what became of each result."""
+
+    def __init__(self, store: TaskStore) -> None:
+        super().__init__(store, WakeUp(), WatchedClock(lambda *_: None))
+        self.told: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
+
+    def _written(self, completion: Completion, stood: bool) -> None:
+        super()._written(completion, stood)
+        self.told.put((completion.task_id, stood))
+
+    def _failed(self, completion: Completion, error: BaseException) -> None:
+        super()._failed(completion, error)
+        self.told.put((completion.task_id, type(error)))
 
 
 class World:
@@ -28,16 +46,11 @@ class World:
         self.store = store
         store.add([NewTask(queue="default", url="/work", eta_usec=NOW)] * NUMBER)
         self.claimed: list[ClaimedTask] = store.claim({Lane("default", ""): NUMBER}, NOW)
-        self._told: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
-        self.results = Results(
-            store,
-            written=lambda done, stood: self._told.put((done.task_id, stood)),
-            failed=lambda done, error: self._told.put((done.task_id, type(error))),
-        )
+        self.results = TellingWriter(store)
 
     def told(self, number: int) -> dict[int, object]:
         """Return what was told of so many results, by their tasks."""
-        return dict(self._told.get(timeout=WAIT_SECONDS) for _ in range(number))
+        return dict(self.results.told.get(timeout=WAIT_SECONDS) for _ in range(number))
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -73,7 +86,7 @@ def test_results_that_wait_are_written_together(world: World) -> None:
     with counted_commits(world.store) as commits:
         with world.busy():
             for task in world.claimed:
-                world.results.hand_in(completion(task))
+                world.results.submit(completion(task))
         assert world.told(NUMBER) == {task.id: True for task in world.claimed}
     # The one that kept it busy, and theirs.
     assert len(commits) == 2
@@ -82,9 +95,9 @@ def test_results_that_wait_are_written_together(world: World) -> None:
 def test_what_comes_later_is_written_later(world: World) -> None:
     """A result that is handed in after others were taken is neither lost nor written twice."""
     first, second = world.claimed[:2]
-    world.results.hand_in(completion(first))
+    world.results.submit(completion(first))
     assert world.told(1) == {first.id: True}
-    world.results.hand_in(completion(second))
+    world.results.submit(completion(second))
     assert world.told(1) == {second.id: True}
 
 
@@ -93,8 +106,8 @@ def test_a_claim_that_does_not_stand_is_told(world: World) -> None:
     lost, kept = world.claimed[:2]
     world.store.release([lost])
     with world.busy():
-        world.results.hand_in(completion(lost))
-        world.results.hand_in(completion(kept))
+        world.results.submit(completion(lost))
+        world.results.submit(completion(kept))
     assert world.told(2) == {lost.id: False, kept.id: True}
 
 
@@ -102,14 +115,14 @@ def test_a_result_by_itself_fails_by_itself(world: World) -> None:
     """One result that can't be written keeps the others of its batch from being, but only until each is tried alone."""
     with world.busy():
         for task in world.claimed[:-1]:
-            world.results.hand_in(completion(task))
-        world.results.hand_in(unwritable(world.claimed[-1]))
+            world.results.submit(completion(task))
+        world.results.submit(unwritable(world.claimed[-1]))
     failed = world.told(NUMBER)
     assert True not in failed.values()
     with world.busy():
         for task in world.claimed[:-1]:
-            world.results.hand_in_alone(completion(task))
-        world.results.hand_in_alone(unwritable(world.claimed[-1]))
+            world.results.submit_alone(completion(task))
+        world.results.submit_alone(unwritable(world.claimed[-1]))
     told = world.told(NUMBER)
     assert [task_id for task_id, what in told.items() if what is not True] == [world.claimed[-1].id]
 
@@ -117,6 +130,6 @@ def test_a_result_by_itself_fails_by_itself(world: World) -> None:
 def test_a_closed_store_is_told_of(world: World) -> None:
     """A result that comes too late is given back to whoever made it."""
     world.store.close()
-    world.results.hand_in(completion(world.claimed[0]))
-    world.results.hand_in(completion(world.claimed[1]))
+    world.results.submit(completion(world.claimed[0]))
+    world.results.submit(completion(world.claimed[1]))
     assert world.told(2) == {task.id: ServerError for task in world.claimed[:2]}

@@ -1,0 +1,120 @@
+"""Commands that use the engine or the datastore themselves: ``replay`` and ``sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from deferred_middleware.cli.command import Command
+from deferred_middleware.cli.output import count, print_line
+from deferred_middleware.errors import ServerError
+
+
+def replay_dead_letters(arguments: argparse.Namespace) -> int:
+    """Enqueue each dead letter of a file again; return 1 if one was not enqueued.
+
+    Raises :class:`ServerError` if the file can't be read or has no dead letter.
+    """
+    from google.appengine.api.taskqueue import taskqueue
+    from google.appengine.runtime import apiproxy_errors
+
+    from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
+
+    try:
+        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text()
+    except OSError as error:
+        raise ServerError(f"{arguments.file} can't be read: {error.strerror}.") from error
+    lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
+    if not lines:
+        raise ServerError(f"{arguments.file} has no line of a dead letter ({MARK}…).")
+    _connect_sdk()
+    failed = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            task = replay(line, queue=arguments.queue, target=arguments.target)
+        except (ReplayError, taskqueue.Error, apiproxy_errors.Error, AssertionError) as error:
+            failed += 1
+            sys.stderr.write(f"dead letter {number}: not enqueued: {error or type(error).__name__}\n")
+        else:
+            print_line(f"dead letter {number}: enqueued as {task.name} in queue {task.queue_name}")
+    return 1 if failed else 0
+
+
+def sweep_payloads(arguments: argparse.Namespace) -> int:
+    """Remove expired payloads from the datastore; return the exit status.
+
+    Raises :class:`ServerError` if no datastore is configured, or if the datastore fails.
+    """
+    from google.appengine.api import apiproxy_stub_map, datastore_errors
+    from google.appengine.runtime import apiproxy_errors
+
+    from deferred_middleware.wire.overflow import sweep
+
+    _connect_sdk()
+    if apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is None:
+        raise ServerError("No datastore is configured: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET.")
+    try:
+        removed = sweep(max_seconds=arguments.max_seconds)
+    except (datastore_errors.Error, apiproxy_errors.Error) as error:
+        raise ServerError(f"The datastore could not be swept: {error or type(error).__name__}.") from error
+    print_line(f"{count(removed, 'expired entity', 'expired entities')} removed.")
+    return 0
+
+
+def _connect_sdk() -> None:
+    """Connect this process's SDK to the local server that ``API_HOST`` and ``API_PORT`` name, if they are set.
+
+    An app does the same for the time of a request, with ``wrap_wsgi_app``.
+    """
+    if "API_HOST" not in os.environ:
+        return
+    from google.appengine.api import full_app_id
+    from google.appengine.runtime import default_api_stub
+
+    full_app_id.normalize()
+    default_api_stub.Register(default_api_stub.DefaultApiStub())
+    # Take the ticket from HTTP_X_APPENGINE_API_TICKET; by default the SDK takes it from a request's environ.
+    default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
+
+
+def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a file with lines of the log, or - for standard input")
+    parser.add_argument("--queue", metavar="NAME", help="the queue to enqueue to (default: the task's own)")
+    parser.add_argument(
+        "--target", help="the service, or version.service, that runs the tasks (default: the one that ran them)"
+    )
+
+
+def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=300.0,
+        help="stop after this many seconds, even if expired payloads are left (default: %(default)g)",
+    )
+
+
+COMMANDS = (
+    Command(
+        name="replay",
+        summary="enqueue dead letters again, from lines of the log",
+        description="Read the lines that the log has for dead letters, verify the signature of each with "
+        "DEFERRED_SECRET_KEYS, and enqueue its task again. The environment selects the engine: Cloud Tasks with "
+        "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, or the local server with the variables that 'serve' prints for an "
+        "app that runs elsewhere. In an app, call deferred_middleware.execution.dead_letters.replay() instead.",
+        add_arguments=_add_replay_arguments,
+        run=replay_dead_letters,
+    ),
+    Command(
+        name="sweep",
+        summary="remove expired payloads from the datastore",
+        description="Remove expired payloads, which were too large for their task, and expired receipts of such "
+        "payloads from the datastore. The environment selects the datastore: for the local server set API_HOST, "
+        "API_PORT and HTTP_X_APPENGINE_API_TICKET. On App Engine, call deferred_middleware.wire.overflow.sweep() in a "
+        "handler that cron.yaml calls.",
+        add_arguments=_add_sweep_arguments,
+        run=sweep_payloads,
+    ),
+)

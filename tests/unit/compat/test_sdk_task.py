@@ -1,0 +1,125 @@
+"""Tests of the SDK's task that ``compat.deferred.defer`` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from google.appengine.api import taskqueue
+
+from deferred_middleware import defer_batch
+from deferred_middleware.compat import deferred
+from deferred_middleware.compat.sdk_task import SdkTask
+from tests.support import sample
+from tests.support.delivering import Queued
+
+ETA = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.timezone.utc)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Added:
+    """A task as an engine returns it, with the attribute names of the SDK's."""
+
+    name: str | None = "one"
+    queue_name: str = "mail"
+    was_enqueued: bool = True
+    method: str = "POST"
+    url: str = "/_cb/deferred/sample/note"
+    headers: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"X-Mine": "1"})
+    payload: bytes = b"payload"
+    size: int = 300
+    target: str | None = None
+    eta: datetime.datetime = ETA
+    retry_options: taskqueue.TaskRetryOptions | None = None
+    dispatch_deadline_usec: int | None = None
+
+
+def convert(**values: Any) -> SdkTask:
+    """Return the SDK's task for one with these values."""
+    added: Any = Added(**values)
+    return SdkTask(added)
+
+
+@pytest.mark.usefixtures("engine")
+class TestConversion:
+    """What the SDK's task says of a task that was added."""
+
+    def test_it_has_the_attributes_of_the_task(self) -> None:
+        """The result is the SDK's own type, and each property has the value of the task that was added."""
+        options = taskqueue.TaskRetryOptions(task_retry_limit=3)
+
+        task = convert(retry_options=options, dispatch_deadline_usec=60_000_000)
+
+        assert isinstance(task, taskqueue.Task)
+        assert (task.name, task.queue_name, task.was_enqueued, task.was_deleted) == ("one", "mail", True, False)
+        assert (task.method, task.url, task.payload, task.size) == ("POST", Added().url, b"payload", 300)
+        assert (task.eta, task.eta_posix) == (ETA, ETA.timestamp())
+        assert (task.headers["X-Mine"], task.retry_options) == ("1", options)
+        assert (task.dispatch_deadline_usec, task.retry_count, task.tag) == (60_000_000, 0, None)
+        assert "name='one'" in repr(task)
+        assert "was_enqueued=True" in repr(task)
+
+    def test_a_target_is_the_host(self) -> None:
+        """The task's target and the host of its request agree."""
+        task = convert(target="v1.background")
+
+        assert (task.target, task.headers["Host"]) == ("v1.background", "v1.background.app.example.com")
+
+    def test_a_host_is_kept(self) -> None:
+        """If the headers have a host, the target is derived from it."""
+        task = convert(target="v1.background", headers={"host": "v1.background.app.example.com"})
+
+        assert (task.target, task.headers["host"]) == ("v1.background", "v1.background.app.example.com")
+
+    def test_a_target_without_a_hostname(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the app's hostname is not known, the task has its target and no host."""
+        monkeypatch.delenv("DEFAULT_VERSION_HOSTNAME")
+
+        task = convert(target="v1.background")
+
+        assert task.target == "v1.background"
+        assert "Host" not in task.headers
+
+    def test_it_may_be_larger_than_the_sdk_allows(self) -> None:
+        """The engine has accepted the task, so that its size is not an error any more."""
+        task = convert(payload=b"x" * 200_000, size=200_300)
+
+        assert (len(task.payload or b""), task.size) == (200_000, 200_300)
+
+    def test_it_follows_the_task(self) -> None:
+        """Name and state are those of the moment: a batch adds its tasks later."""
+        added: Any = Added(name=None, was_enqueued=False)
+        task = SdkTask(added)
+        assert (task.name, task.was_enqueued) == (None, False)
+
+        added.name, added.was_enqueued = "two", True
+
+        assert (task.name, task.was_enqueued) == ("two", True)
+
+    def test_it_is_not_added_again(self) -> None:
+        """The SDK refuses to add the task once more."""
+        with pytest.raises(taskqueue.BadTaskStateError):
+            convert().add("mail")
+
+
+def test_defer_returns_the_sdks_task(queued: Queued) -> None:
+    """What the module's ``defer`` returns is a task of the SDK's, which the SDK can delete."""
+    task = deferred.defer(sample.note, 1, _queue="quick")
+
+    assert isinstance(task, taskqueue.Task)
+    assert (task.queue_name, task.was_enqueued) == ("quick", True)
+    taskqueue.Queue("quick").delete_tasks(task)
+    assert task.was_deleted
+
+
+def test_defer_in_a_batch(queued: Queued) -> None:
+    """In a batch the task is enqueued when the batch ends."""
+    with defer_batch():
+        task = deferred.defer(sample.note, 1)
+        assert not task.was_enqueued
+
+    assert task.was_enqueued
+    assert task.name

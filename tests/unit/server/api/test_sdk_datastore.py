@@ -1,0 +1,109 @@
+"""The private names of the SDK that the local server relies on; these tests fail if a new SDK changes them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.appengine.api import datastore_file_stub, full_app_id
+from google.appengine.datastore import datastore_pb
+from google.appengine.datastore import entity_bytes_pb2 as entity_pb
+
+import deferred_middleware.server
+from deferred_middleware.server.api import sdk_datastore
+from deferred_middleware.server.api.sdk_datastore import SnapshotDatastoreStub
+
+SERVER = Path(str(deferred_middleware.server.__file__)).parent
+
+
+@pytest.fixture
+def _application() -> Iterator[None]:
+    full_app_id.put("dev~app")
+    yield
+    full_app_id.clear()
+
+
+pytestmark = pytest.mark.usefixtures("_application")
+
+
+def put(stub: SnapshotDatastoreStub, name: str) -> None:
+    """Put an entity."""
+    request = datastore_pb.PutRequest()
+    entity = request.entity.add()
+    entity.key.app = "dev~app"
+    entity.key.path.element.add(type="Note", name=name)
+    entity.entity_group.CopyFrom(entity.key.path)
+    stub.MakeSyncCall("datastore_v3", "Put", request, datastore_pb.PutResponse())
+
+
+def exists(stub: SnapshotDatastoreStub, name: str) -> bool:
+    """Tell whether the stub has an entity."""
+    request, response = datastore_pb.GetRequest(), datastore_pb.GetResponse()
+    key = request.key.add(app="dev~app")
+    key.path.element.add(type="Note", name=name)
+    stub.MakeSyncCall("datastore_v3", "Get", request, response)
+    return bool(response.entity[0].HasField("entity"))
+
+
+def test_the_overridden_methods_are_the_sdks() -> None:
+    """The SDK's stub has both methods, with the parameters that the overrides have."""
+    stub = datastore_file_stub.DatastoreFileStub
+    write, read = stub._DatastoreFileStub__WritePickled, stub._DatastoreFileStub__ReadPickled
+
+    assert list(inspect.signature(write).parameters) == ["self", "obj", "filename"]
+    assert list(inspect.signature(read).parameters) == ["self", "filename"]
+
+
+def test_a_snapshot_has_the_entities_and_the_commit_time(tmp_path: Path) -> None:
+    """A snapshot is a list of encoded entities and, at its end, a whole number; the SDK writes no file."""
+    stub = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
+    put(stub, "one")
+    put(stub, "two")
+
+    *entities, commit_time = stub.take_snapshot()
+
+    names = [entity_pb.EntityProto.FromString(entity).key.path.element[0].name for entity in entities]
+    assert sorted(names) == ["one", "two"]
+    assert isinstance(commit_time, int)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stub_starts_from_a_snapshot(tmp_path: Path) -> None:
+    """A stub that loads another stub's snapshot has its entities, and goes on with its commit time."""
+    first = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
+    put(first, "kept")
+    snapshot = list(first.take_snapshot())
+
+    second = SnapshotDatastoreStub("dev~app", tmp_path / "file", lambda: list(snapshot))
+
+    assert exists(second, "kept")
+    assert not exists(second, "other")
+    assert list(second.take_snapshot()) == snapshot
+
+
+@pytest.mark.parametrize("path", sorted(SERVER.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_other_module_of_the_server_uses_private_names(path: Path) -> None:
+    """Only one module overrides or reads what the SDK keeps to itself."""
+    if path == Path(sdk_datastore.__file__):
+        return
+    text = path.read_text()
+    tree = ast.parse(text)
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("google.")
+        for alias in node.names
+    }
+    private = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr) and ast.unparse(node.value) in imported
+    ]
+
+    assert private == []
+    # Names of a class that Python mangles, the stubs' methods, and the fields of a live transaction.
+    assert re.findall(r"\b_[A-Z][A-Za-z]*__\w+|_Dynamic_|\b_txn_map\b|\b_actions\b", text) == []

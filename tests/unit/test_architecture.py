@@ -1,0 +1,169 @@
+"""Tests of the package's shape: which package may import which, and how large packages and modules are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "deferred_middleware"
+
+# Each package, and the packages that it may import from besides itself. Imports for type checking don't count.
+EDGES = {
+    "errors": "",
+    "wire": "errors",
+    "config": "errors wire",
+    "calls": "errors wire config",
+    "engines": "errors wire config calls",
+    "enqueue": "errors wire config calls engines",
+    "execution": "errors wire config calls engines enqueue",
+    "contrib": "errors wire config calls engines enqueue execution",
+    "compat": "errors wire config calls engines enqueue execution contrib",
+    "testing": "errors wire config calls engines enqueue execution",
+    "cli": "errors wire config calls engines enqueue execution server server.config server.admin",
+    "server.store": "errors wire",
+    "server.config": "errors wire server.store",
+    "server.delivery": "errors wire server.store server.config",
+    "server.api": "errors wire server.store server.config",
+    "server.admin": "errors wire server.store server.config",
+    "server.apps": "errors wire server.store server.config server.delivery server.api server.admin",
+    "server.dispatch": "errors wire server.store server.config server.delivery server.api server.admin server.apps",
+    "server": "errors wire server.store server.config server.delivery server.api server.admin server.apps "
+    "server.dispatch",
+}
+MAX_ROOT_ENTRIES = 13
+MAX_MODULES_IN_A_PACKAGE = 12
+MAX_LINES = 400
+
+
+def package_of(module: str) -> str:
+    """Return the package of ``EDGES`` that a module belongs to; empty for the root's own modules."""
+    parts = module.split(".")[1:]
+    return next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in EDGES), "")
+
+
+def module_of(path: Path, package: Path = PACKAGE) -> str:
+    """Return the dotted name of the module in the file ``path``."""
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_in(tree: ast.AST) -> Iterator[str]:
+    """Go through the names that code imports, except for type checking."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            yield from imports_in(node)
+
+
+def wrong_edges(module: str, source: str) -> list[str]:
+    """Return what ``module`` imports although its package may not."""
+    package = package_of(module)
+    allowed = {*EDGES[package].split(), package, ""} if package else {*EDGES, ""}
+    names = [name for name in imports_in(ast.parse(source)) if name.split(".")[0] == "deferred_middleware"]
+    return [name for name in names if package_of(name) not in allowed]
+
+
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_run_one_way(module: str) -> None:
+    """A module imports only from its own package and from those that ``EDGES`` allows to it."""
+    assert wrong_edges(module, FILES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("deferred_middleware.errors.sdk", "from deferred_middleware.wire import protocol"),
+        ("deferred_middleware.wire.protocol", "import deferred_middleware.calls.call"),
+        ("deferred_middleware.calls.call", "def late():\n    from deferred_middleware.enqueue.api import defer"),
+        ("deferred_middleware.server.store.rows", "from deferred_middleware.server.dispatch import scheduler"),
+        ("deferred_middleware.server.supervisor", "from deferred_middleware.enqueue.api import defer"),
+        ("deferred_middleware.server.api.rpc", "from deferred_middleware.server import supervisor"),
+    ],
+)
+def test_an_import_against_the_direction_is_found(module: str, source: str) -> None:
+    """The check finds an upward import, at the top of a module and in a function."""
+    assert wrong_edges(module, source)
+
+
+def test_an_import_for_type_checking_is_no_edge() -> None:
+    """The check leaves out what only the type checker reads."""
+    source = "if TYPE_CHECKING:\n    from deferred_middleware.execution.outcomes import Outcome"
+
+    assert wrong_edges("deferred_middleware.config.hooks", source) == []
+
+
+def test_packages_form_no_cycle() -> None:
+    """Each package may import only packages that stand before it in ``EDGES``, or in the server after its own parts."""
+    before: set[str] = set()
+    for package in [*(p for p in EDGES if p not in ("cli", "server")), "server", "cli"]:
+        assert set(EDGES[package].split()) <= before
+        before.add(package)
+
+
+def test_every_module_is_in_a_package() -> None:
+    """No module stands outside the packages, except for the root's own two."""
+    outside = {name for name in FILES if not package_of(name)}
+
+    assert outside == {"deferred_middleware", "deferred_middleware.__main__"}
+
+
+def test_the_root_has_few_entries() -> None:
+    """A newcomer sees the whole architecture in one short listing."""
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "__main__.py", "py.typed"}
+
+    assert len(entries) <= MAX_ROOT_ENTRIES
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES.values()}), ids=lambda path: path.name)
+def test_a_package_has_few_modules(folder: Path) -> None:
+    """A package has at most twelve modules, and says in one sentence what it is for."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MAX_MODULES_IN_A_PACKAGE
+    assert docstring
+    assert folder in (PACKAGE, PACKAGE / "testing", PACKAGE / "errors") or "\n" not in docstring
+
+
+def test_no_class_name_stands_twice() -> None:
+    """One name is one thing: a class is found by its name in one place."""
+    classes = [
+        node.name
+        for path in FILES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+
+    assert sorted({name for name in classes if classes.count(name) > 1}) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_the_payload_module_unpickles(module: str) -> None:
+    """No other module loads a pickle."""
+    if module == "deferred_middleware.calls.payload":
+        return
+    tree = ast.parse(FILES[module].read_text())
+
+    loads = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in ("loads", "Unpickler", "load")]
+
+    assert not [n for n in loads if isinstance(n.value, ast.Name) and n.value.id in ("pickle", "marshal", "dill")]
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_is_one_subject(module: str) -> None:
+    """A module has a docstring, and at most 400 lines."""
+    text = FILES[module].read_text()
+
+    assert ast.get_docstring(ast.parse(text))
+    assert text.count("\n") <= MAX_LINES
