@@ -1,1 +1,1 @@
-"""What a process is told once: settings, secret keys, hooks and its deployment."""
+"""The configuration of a process: settings, secret keys, hooks and deployment; the only process-wide state."""
