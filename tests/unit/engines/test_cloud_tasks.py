@@ -1,4 +1,4 @@
-"""Tests of cloudtasks.py: project and region, what Cloud Tasks can't do, the emulator, and threads for calls."""
+"""Tests of Cloud Tasks: project and region, what it can't do, the emulator, and threads for calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of moulds.py: a copy of a task is what the SDK's constructor would have made."""
+"""Tests of the copied task: it is what the SDK's constructor would have made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of plans.py: what is worked out once still is what holds now."""
+"""Tests of what enqueueing computes once and keeps: it still holds after a change of settings or callable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of transactions.py: tasks in the transactions of the SDK's ndb and db, on the SDK's own stubs."""
+"""Tests of tasks in the transactions of the SDK's ndb and db, on the SDK's own stubs."""
 
 from __future__ import annotations
 

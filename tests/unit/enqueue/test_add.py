@@ -1,4 +1,4 @@
-"""Tests of attempts.py, by properties, in a time of their own."""
+"""Tests of how often and when an add is tried, by properties, in a time of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of routing.py."""
+"""Tests of a task's URL, queue and target."""
 
 from __future__ import annotations
 

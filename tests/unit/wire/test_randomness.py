@@ -1,4 +1,4 @@
-"""Tests of randomness.py: no number comes twice, whoever asks."""
+"""Tests of random numbers: none comes twice, whoever asks."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.dispatch.workers import ServiceWorkers
 from deferred_middleware.server.store.records import ClaimedTask
-from tests.unit.server.delivery.test_delivery import TASK
+from tests.support.storing import TASK
 
 CONCURRENCY = 2
 
