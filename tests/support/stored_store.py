@@ -39,13 +39,13 @@ def fill(store: TaskStore) -> None:
     run_all(store, "succeeded")
     store.add([_task("dead"), _task("dead, tried again")])
     run_all(store, "failed")
-    tried_again = store.get("default", "dead, tried again")
+    tried_again = store.queries.get("default", "dead, tried again")
     assert tried_again is not None
-    assert store.retry(tried_again.id) == "retried"
+    assert store.operations.retry(tried_again.id) == "retried"
     (claimed,) = store.claim({LANE: 1}, NOW)
     store.complete([completion(claimed, "ready", eta_usec=NOW + MINUTE_USEC)])
     store.add([_task("deleted")])
-    store.delete("default", ["deleted"])
+    store.operations.delete_by_name("default", ["deleted"])
     store.add([_task("running")])
     store.claim({LANE: 1}, NOW)
     store.add(
@@ -60,13 +60,13 @@ def fill(store: TaskStore) -> None:
             new_task(url="/without-a-name", eta_usec=NOW + 1, body=b"no call"),
         ]
     )
-    wanted = store.get("default", "wanted now")
+    wanted = store.queries.get("default", "wanted now")
     assert wanted is not None
     assert store.force_run(wanted.id)
-    store.lease("pull", lease_usec=MINUTE_USEC, limit=1, policy=RetryPolicy(), group_by_tag=False, tag=None)
-    store.pause("other")
-    store.hold([_task("of a commit")], "the transaction that was committed")
-    store.hold([_task("of no commit")], "the transaction that was not")
+    store.leases.lease("pull", lease_usec=MINUTE_USEC, limit=1, policy=RetryPolicy(), group_by_tag=False, tag=None)
+    store.operations.pause("other")
+    store.transactional.stage([_task("of a commit")], "the transaction that was committed")
+    store.transactional.stage([_task("of no commit")], "the transaction that was not")
 
 
 def main(file: str) -> None:

@@ -19,11 +19,11 @@ import pytest
 from google.appengine.api import apiproxy_stub_map, namespace_manager
 
 from deferred_middleware import Settings, defer
-from deferred_middleware.config import settings as settings_module
-from deferred_middleware.config.settings import Deployment, install_settings
+from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.server.delivery.http_attempt import request_headers
 from deferred_middleware.server.store.records import ClaimedTask
 from tests.support import sample
+from tests.support.storing import stored_tasks
 from tests.support.taskqueueapi import DIRECTORY, Api
 
 SETTINGS = Settings.from_environ(
@@ -101,7 +101,7 @@ def enqueued(store: Path, patch: pytest.MonkeyPatch) -> dict[str, Request]:
         requests = {}
         for kind, (enqueue, _) in KINDS.items():
             enqueue()
-            (task,) = api.store.tasks(limit=1)
+            (task,) = stored_tasks(api.store, limit=1)
             headers = request_headers(ClaimedTask(**vars(task), claim_token=0), DIRECTORY.host(task.target))
             requests[kind] = {
                 "queue": task.queue,

@@ -14,7 +14,7 @@ import pytest
 import webob
 
 from deferred_middleware import DeferredMiddleware
-from deferred_middleware.config import settings as settings_module
+from deferred_middleware.config import process
 from deferred_middleware.wire import protocol
 from tests.support import sample
 from tests.support.delivering import Response, request
@@ -26,7 +26,7 @@ OLDER: dict[str, Request] = json.loads((Path(__file__).parent / "data" / "tasks-
 
 def deliver(task: Request, **changes: str) -> Response:
     """Deliver a task, whose signature is checked, with other headers in the place of its own."""
-    settings_module._deployment = DEPLOYMENT
+    process._deployment = DEPLOYMENT
     delivered = webob.Request.blank(task["path"], method=task["method"], body=base64.b64decode(task["body"]))
     for name, value in {**task["headers"], **changes}.items():
         delivered.headers[name] = value

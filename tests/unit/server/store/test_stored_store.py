@@ -19,7 +19,7 @@ from deferred_middleware.server.store.records import PULL, Lane
 from deferred_middleware.server.store.store import TaskStore
 from tests.support import sample
 from tests.support.stored_store import HEADERS, MINUTE_USEC, RETRY, fill
-from tests.support.storing import DAY_USEC, LANE, NOW, Clock
+from tests.support.storing import DAY_USEC, LANE, NOW, Clock, stored_tasks
 
 OLDER = Path(__file__).parent / "data" / "tasks-0.1.0-dev.sql"
 
@@ -42,7 +42,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iter
 
 def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
     """A task that was running is due again; tasks of a transaction that may not have been committed are not seen."""
-    found = {task.name: (task.queue, task.state, task.eta_usec, task.retry_count) for task in stored.tasks()}
+    found = {task.name: (task.queue, task.state, task.eta_usec, task.retry_count) for task in stored_tasks(stored)}
     ((unnamed, waits),) = ((name, facts) for name, facts in found.items() if name.isdecimal())
 
     assert waits == ("default", "ready", NOW + 1, 0)
@@ -59,7 +59,7 @@ def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
         "pulled": ("pull", "ready", NOW, 0),
         "leased": ("pull", "ready", NOW + MINUTE_USEC, 1),
     }
-    assert stored.counts() == {
+    assert stored.queries.counts() == {
         "default": {"ready": 7, "succeeded": 1, "failed": 1},
         "other": {"ready": 1},
         "pull": {"ready": 2},
@@ -68,8 +68,11 @@ def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
 
 def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
     """Its URL, headers, body, retry options, deadline, target, method and tag."""
-    waiting, elsewhere = stored.get("default", "waiting"), stored.get("default", "waiting for a service")
-    pulled = stored.get("pull", "pulled")
+    waiting, elsewhere = (
+        stored.queries.get("default", "waiting"),
+        stored.queries.get("default", "waiting for a service"),
+    )
+    pulled = stored.queries.get("pull", "pulled")
     assert waiting is not None
     assert elsewhere is not None
     assert pulled is not None
@@ -78,9 +81,9 @@ def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
     assert (waiting.headers, waiting.retry, waiting.dispatch_deadline_usec) == (HEADERS, RETRY, 90_000_000)
     assert (elsewhere.method, elsewhere.target, elsewhere.retry) == ("PUT", "background", None)
     assert (pulled.method, pulled.tag, pulled.url, pulled.body) == (PULL, "a tag", "", b"pulled")
-    names = [task.name for task in stored.tasks() if task.method != PULL and not task.name.isdecimal()]
+    names = [task.name for task in stored_tasks(stored) if task.method != PULL and not task.name.isdecimal()]
     for name, queue in ((name, "other" if name == "in a paused queue" else "default") for name in names):
-        task = stored.get(queue, name)
+        task = stored.queries.get(queue, name)
         assert task is not None
         loads(task.body).run()
     assert sample.ran == [((name,), {}) for name in names]
@@ -88,15 +91,15 @@ def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
 
 def test_attempts_and_blocked_names_are_there(stored: TaskStore) -> None:
     """A dead letter that was tried again has its earlier attempts, and a name that was used stays blocked."""
-    again = stored.get("default", "dead, tried again")
+    again = stored.queries.get("default", "dead, tried again")
     assert again is not None
 
-    kept = [(attempt.number, attempt.status, attempt.excerpt) for attempt in stored.attempts(again.id)]
+    kept = [(attempt.number, attempt.status, attempt.excerpt) for attempt in stored.queries.attempts(again.id)]
     assert kept == [(1, 500, b"oops"), (2, 500, b"oops")]
     assert (again.previous_response, again.retry_reason, again.first_attempt_usec) == (500, "App Error", NOW)
     blocked = ("finished", "dead", "deleted", "waiting", "never used")
-    assert [stored.is_blocked("default", name) for name in blocked] == [True, True, True, False, False]
-    assert stored.paused() == {"other"}
+    assert [stored.queries.is_blocked("default", name) for name in blocked] == [True, True, True, False, False]
+    assert stored.operations.paused() == {"other"}
 
 
 def test_what_is_due_is_claimed(stored: TaskStore) -> None:
@@ -113,7 +116,7 @@ def test_a_lease_holds_until_its_end(stored: TaskStore, clock: Clock) -> None:
     """A leased task is leased again when its lease has ended, and not before."""
     leased = []
     for _ in range(2):
-        found = stored.lease("pull", lease_usec=MINUTE_USEC, limit=9, policy=RETRY, group_by_tag=False, tag=None)
+        found = stored.leases.lease("pull", lease_usec=MINUTE_USEC, limit=9, policy=RETRY, group_by_tag=False, tag=None)
         leased.append([task.name for task in found])
         clock.usec += MINUTE_USEC
 
@@ -122,9 +125,9 @@ def test_a_lease_holds_until_its_end(stored: TaskStore, clock: Clock) -> None:
 
 def test_what_waited_for_a_commit_is_settled(stored: TaskStore) -> None:
     """The tasks of a transaction that the datastore knows are enqueued, and those of another are forgotten."""
-    assert stored.settle_held({"the transaction that was committed"}) == (1, 1)
+    assert stored.transactional.recover({"the transaction that was committed"}) == (1, 1)
 
-    enqueued = stored.get("default", "of a commit")
+    enqueued = stored.queries.get("default", "of a commit")
     assert enqueued is not None
     assert enqueued.state == "ready"
-    assert stored.get("default", "of no commit") is None
+    assert stored.queries.get("default", "of no commit") is None
