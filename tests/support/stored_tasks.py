@@ -91,7 +91,7 @@ def enqueued(store: Path, patch: pytest.MonkeyPatch) -> dict[str, Request]:
     """Enqueue a task of each kind to a new store; return the requests that deliver them."""
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     patch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
-    patch.setattr(settings_module, "_deployment", DEPLOYMENT)
+    patch.setattr(process, "_deployment", DEPLOYMENT)
     patch.setenv("DEFAULT_VERSION_HOSTNAME", DIRECTORY.default_hostname)
     patch.setenv("HTTP_HOST", DIRECTORY.default_hostname)
     install_settings(SETTINGS)
