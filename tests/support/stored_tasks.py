@@ -19,6 +19,7 @@ import pytest
 from google.appengine.api import apiproxy_stub_map, namespace_manager
 
 from deferred_middleware import Settings, defer
+from deferred_middleware.config import process
 from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.server.delivery.http_attempt import request_headers
 from deferred_middleware.server.store.records import ClaimedTask
