@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[Callable[[], object], object]] = {
     "redacted": (lambda: defer(sample.sign_in, "ann", password="secret"), ("signed in", "ann", "secret")),
     "in a namespace": (_in_namespace, _circumstances(namespace="tenant")),
     "with a target": (
-        lambda: defer(sample.notes_its_circumstances, _target="background"),
+        lambda: defer(sample.notes_its_circumstances, _target="local.background"),
         _circumstances(host="local.background.127.0.0.1:8080"),
     ),
 }
