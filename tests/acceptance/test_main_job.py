@@ -311,5 +311,5 @@ def test_the_wheel_has_what_the_package_needs(tmp_path: Path) -> None:
 
     package = ROOT / "deferred_middleware"
     wanted = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
-    assert wanted | {"deferred_middleware/py.typed", "deferred_middleware/server/schema.sql"} <= names
+    assert wanted | {"deferred_middleware/py.typed", "deferred_middleware/server/store/schema.sql"} <= names
     assert not any(name.startswith(("tests", "examples")) for name in names)

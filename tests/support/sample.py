@@ -6,6 +6,8 @@ import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from deferred_middleware import current_task, task
+
 ran: list[Any] = []
 """What the callables noted when they were run."""
 
@@ -195,6 +197,31 @@ class BadRepr:
 
     def __repr__(self) -> str:
         raise ValueError("no repr")
+
+
+@task(redact=("password",))
+def sign_in(user: str, password: str) -> None:
+    """Note a user, and a password that no log may show."""
+    ran.append(("signed in", user, password))
+
+
+def notes_its_circumstances() -> None:
+    """Note the datastore namespace, what the current task knows of its limits, and what its request says."""
+    from google.appengine.api import namespace_manager
+
+    context = current_task()
+    assert context is not None
+    ran.append(
+        {
+            "namespace": namespace_manager.get_namespace(),
+            "queue": context.queue,
+            "max_attempts": context.max_attempts,
+            "retry_limit": context.retry_limit,
+            "deadline_seconds": context.deadline_seconds,
+            "host": context.request.host,
+            "own_header": context.request.headers.get("X-Own"),
+        }
+    )
 
 
 old_name = note

@@ -37,6 +37,31 @@ class Clock:
         return self.usec / 1e6
 
 
+TASK = ClaimedTask(
+    id=1,
+    queue="default",
+    name="one",
+    state="running",
+    eta_usec=1_700_000_000_000_005,
+    created_usec=0,
+    first_attempt_usec=None,
+    finished_usec=None,
+    method="POST",
+    url="/work",
+    target="",
+    retry=None,
+    dispatch_deadline_usec=None,
+    retry_count=0,
+    execution_count=0,
+    previous_response=None,
+    retry_reason=None,
+    headers=(),
+    body=b"payload",
+    claim_token=5,
+)
+"""A claimed task that is in no store, for tests of what happens to it afterwards."""
+
+
 def new_task(name: str | None = None, *, eta_usec: int = NOW, queue: str = "default", **fields: Any) -> NewTask:
     """Return a task of ``queue`` that is due now."""
     return NewTask(**{"url": "/work", "body": b"payload", **fields}, queue=queue, name=name, eta_usec=eta_usec)

@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.calls.call."""
+"""Tests of deferred_middleware.calls."""

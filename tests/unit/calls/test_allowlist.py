@@ -1,4 +1,4 @@
-"""Tests of allowing.py: what the list of callables lets through, before a payload is loaded and after."""
+"""Tests of the list of allowed callables: what it lets through, before a payload is loaded and after."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ def test_an_inherited_method_is_the_objects_classs() -> None:
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make a module that nobody has imported yet, with things of its own and of others."""
-    (tmp_path / "shop_of_test.py").write_text(
+    (tmp_path / "shop_of_the_allow_list.py").write_text(
         "from os import getpid\nfrom tests.support.sample import note\nran = []\ndef sell(*args): ran.append(args)\n"
         "class Till:\n    def ring(self): pass\nclass Bell:\n    def __call__(self): pass\nbell = Bell()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    yield "shop_of_test"
-    sys.modules.pop("shop_of_test", None)
+    yield "shop_of_the_allow_list"
+    sys.modules.pop("shop_of_the_allow_list", None)
 
 
 @pytest.mark.parametrize("name", ["getpid", "note", "Till", "Bell", "bell"])
@@ -164,7 +164,7 @@ def test_a_modules_own_functions_are_those_it_defines(shop: str, name: str) -> N
 def test_a_callable_that_is_not_listed_is_not_imported(shop: str) -> None:
     """Neither the callable's module nor those of the arguments are imported, and nothing of them runs."""
     data = dumps(call(sample.pair, sample.BadLoader(ValueError())), 5).replace(
-        b"\x14tests.support.sample", b"\x0cshop_of_test"
+        b"\x14tests.support.sample", b"\x16shop_of_the_allow_list"
     )
     settings = allowing("tests.support.sample:note")
 

@@ -1,4 +1,4 @@
-"""Tests of calls.py."""
+"""Tests of calls: their arguments, their description, and running them."""
 
 from __future__ import annotations
 

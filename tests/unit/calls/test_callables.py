@@ -1,4 +1,4 @@
-"""Tests of callables.py."""
+"""Tests of callables: which can be deferred, their labels, and what explains one that cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of options.py."""
+"""Tests of the options of ``defer``."""
 
 from __future__ import annotations
 

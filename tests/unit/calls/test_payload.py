@@ -1,4 +1,4 @@
-"""Tests of payload.py."""
+"""Tests of payloads: a call is pickled and read back, and errors say what is wrong."""
 
 from __future__ import annotations
 

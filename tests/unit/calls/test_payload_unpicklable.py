@@ -1,4 +1,4 @@
-"""Tests of unpicklable.py."""
+"""Tests of finding the part of an argument that can't be pickled."""
 
 from __future__ import annotations
 

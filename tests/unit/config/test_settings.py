@@ -1,4 +1,4 @@
-"""Tests of settings.py."""
+"""Tests of the settings: where they come from, what they are checked for, and how they are installed."""
 
 from __future__ import annotations
 

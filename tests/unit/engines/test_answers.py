@@ -1,4 +1,4 @@
-"""Tests of answers.py: its table in the manual, and what it makes of the SDK's exceptions."""
+"""Tests of the answers of an engine: their table in the manual, and how the SDK's exceptions map to them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.enqueue.api."""
+"""Tests of deferred_middleware.enqueue."""

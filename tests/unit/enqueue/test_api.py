@@ -1,4 +1,4 @@
-"""Tests of enqueue.py and rejections.py, on the SDK's own queue stub."""
+"""Tests of ``defer`` and of the errors it raises, on the SDK's own queue stub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of futures.py, on an engine whose answers come from other threads when the test says so."""
+"""Tests of ``defer_async``, on an engine whose answers come from other threads when the test says so."""
 
 from __future__ import annotations
 

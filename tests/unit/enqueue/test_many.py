@@ -1,4 +1,4 @@
-"""Tests of defer_many: bulk.py, grouping.py and report.py."""
+"""Tests of ``defer_many`` and its report."""
 
 from __future__ import annotations
 

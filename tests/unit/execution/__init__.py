@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.execution.runner."""
+"""Tests of deferred_middleware.execution."""

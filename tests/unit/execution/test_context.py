@@ -1,4 +1,4 @@
-"""Tests of context.py."""
+"""Tests of what a running task knows about itself."""
 
 from __future__ import annotations
 

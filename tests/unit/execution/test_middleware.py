@@ -1,4 +1,4 @@
-"""Tests of middleware.py: the pass-through path, and the table of statuses."""
+"""Tests of the middleware: the pass-through path, and the table of statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of execution.py: the warm-up, and what is logged."""
+"""Tests of running a task: the warm-up, and what is logged."""
 
 from __future__ import annotations
 

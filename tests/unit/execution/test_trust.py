@@ -1,4 +1,4 @@
-"""Tests of trust.py."""
+"""Tests of which requests are trusted to be the task queue's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of body.py."""
+"""Tests of reading a request's body."""
 
 from __future__ import annotations
 

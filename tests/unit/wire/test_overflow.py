@@ -1,4 +1,4 @@
-"""Tests of overflow.py and sweeping.py: payloads larger than a task, on the SDK's own stubs."""
+"""Tests of payloads larger than a task and of sweeping them, on the SDK's own stubs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of signing.py."""
+"""Tests of a task's signature."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.server.admin.json_api."""
+"""Tests of deferred_middleware.server.api."""

@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.server.delivery.http_attempt."""
+"""Tests of deferred_middleware.server.delivery."""

@@ -16,31 +16,9 @@ import pytest
 
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import EXCERPT_BYTES, AttemptResult, Deliverer, request_headers
-from deferred_middleware.server.store.records import ClaimedTask
+from tests.support.storing import TASK
 from tests.support.threadedserver import ThreadedHTTPServer, ThreadedTCPServer
 
-TASK = ClaimedTask(
-    id=1,
-    queue="default",
-    name="one",
-    state="running",
-    eta_usec=1_700_000_000_000_005,
-    created_usec=0,
-    first_attempt_usec=None,
-    finished_usec=None,
-    method="POST",
-    url="/work",
-    target="",
-    retry=None,
-    dispatch_deadline_usec=None,
-    retry_count=0,
-    execution_count=0,
-    previous_response=None,
-    retry_reason=None,
-    headers=(),
-    body=b"payload",
-    claim_token=5,
-)
 HOST = "local.default.127.0.0.1:8080"
 
 

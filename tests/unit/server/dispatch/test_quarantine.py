@@ -9,7 +9,7 @@ import pytest
 from deferred_middleware.server.apps.process_ends import ProcessEnd
 from deferred_middleware.server.dispatch.quarantine import DEATHS, Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
-from tests.unit.server.delivery.test_delivery import TASK
+from tests.support.storing import TASK
 
 
 class History:

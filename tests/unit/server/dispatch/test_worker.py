@@ -15,7 +15,7 @@ from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask
-from tests.unit.server.delivery.test_delivery import TASK
+from tests.support.storing import TASK
 
 CONCURRENCY = 2
 

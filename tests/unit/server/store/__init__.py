@@ -1,1 +1,1 @@
-"""Tests of deferred_middleware.server.store.store."""
+"""Tests of deferred_middleware.server.store."""

@@ -1,0 +1,133 @@
+"""Tests of a data directory that an older version of the local server has left: all its tasks are there.
+
+``data/tasks-0.1.0-dev.sql`` is a store that commit 11c1529 wrote (``python -m tests.support.stored_store``). Don't
+write that file anew: it stands for the data directories that people have. Each test runs on a store that this version
+has written just now, too, so that the two are known to hold the same.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from deferred_middleware.calls.payload import loads
+from deferred_middleware.server.store.records import PULL, Lane
+from deferred_middleware.server.store.store import TaskStore
+from tests.support import sample
+from tests.support.stored_store import HEADERS, MINUTE_USEC, RETRY, fill
+from tests.support.storing import DAY_USEC, LANE, NOW, Clock, stored_tasks
+
+OLDER = Path(__file__).parent / "data" / "tasks-0.1.0-dev.sql"
+
+
+@pytest.fixture(params=["0.1.0-dev", "now"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[TaskStore]:
+    """Open a store that an older version has written, or this one."""
+    path = tmp_path / "stored.sqlite"
+    if request.param == "now":
+        written = TaskStore(path, clock=clock)
+        fill(written)
+        written.close()
+    else:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(OLDER.read_text())
+    store = TaskStore(path, clock=clock)
+    yield store
+    store.close()
+
+
+def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
+    """A task that was running is due again; tasks of a transaction that may not have been committed are not seen."""
+    found = {task.name: (task.queue, task.state, task.eta_usec, task.retry_count) for task in stored_tasks(stored)}
+    ((unnamed, waits),) = ((name, facts) for name, facts in found.items() if name.isdecimal())
+
+    assert waits == ("default", "ready", NOW + 1, 0)
+    assert {name: facts for name, facts in found.items() if name != unnamed} == {
+        "finished": ("default", "succeeded", 0, 1),
+        "dead": ("default", "failed", 0, 1),
+        "dead, tried again": ("default", "ready", NOW + MINUTE_USEC, 1),
+        "running": ("default", "ready", NOW, 0),
+        "waiting": ("default", "ready", NOW, 0),
+        "waiting for a service": ("default", "ready", NOW, 0),
+        "scheduled": ("default", "ready", NOW + DAY_USEC, 0),
+        "wanted now": ("default", "ready", NOW, 0),
+        "in a paused queue": ("other", "ready", NOW, 0),
+        "pulled": ("pull", "ready", NOW, 0),
+        "leased": ("pull", "ready", NOW + MINUTE_USEC, 1),
+    }
+    assert stored.queries.counts() == {
+        "default": {"ready": 7, "succeeded": 1, "failed": 1},
+        "other": {"ready": 1},
+        "pull": {"ready": 2},
+    }
+
+
+def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
+    """Its URL, headers, body, retry options, deadline, target, method and tag."""
+    waiting, elsewhere = (
+        stored.queries.get("default", "waiting"),
+        stored.queries.get("default", "waiting for a service"),
+    )
+    pulled = stored.queries.get("pull", "pulled")
+    assert waiting is not None
+    assert elsewhere is not None
+    assert pulled is not None
+
+    assert (waiting.method, waiting.url, waiting.target) == ("POST", "/_cb/deferred/tests.support.sample/note", "")
+    assert (waiting.headers, waiting.retry, waiting.dispatch_deadline_usec) == (HEADERS, RETRY, 90_000_000)
+    assert (elsewhere.method, elsewhere.target, elsewhere.retry) == ("PUT", "background", None)
+    assert (pulled.method, pulled.tag, pulled.url, pulled.body) == (PULL, "a tag", "", b"pulled")
+    names = [task.name for task in stored_tasks(stored) if task.method != PULL and not task.name.isdecimal()]
+    for name, queue in ((name, "other" if name == "in a paused queue" else "default") for name in names):
+        task = stored.queries.get(queue, name)
+        assert task is not None
+        loads(task.body).run()
+    assert sample.ran == [((name,), {}) for name in names]
+
+
+def test_attempts_and_blocked_names_are_there(stored: TaskStore) -> None:
+    """A dead letter that was tried again has its earlier attempts, and a name that was used stays blocked."""
+    again = stored.queries.get("default", "dead, tried again")
+    assert again is not None
+
+    kept = [(attempt.number, attempt.status, attempt.excerpt) for attempt in stored.queries.attempts(again.id)]
+    assert kept == [(1, 500, b"oops"), (2, 500, b"oops")]
+    assert (again.previous_response, again.retry_reason, again.first_attempt_usec) == (500, "App Error", NOW)
+    blocked = ("finished", "dead", "deleted", "waiting", "never used")
+    assert [stored.queries.is_blocked("default", name) for name in blocked] == [True, True, True, False, False]
+    assert stored.operations.paused() == {"other"}
+
+
+def test_what_is_due_is_claimed(stored: TaskStore) -> None:
+    """Tasks run in their order, the one that a person wants now first of all."""
+    assert [task.name for task in stored.claim_forced(10)] == ["wanted now"]
+    assert [task.name for task in stored.claim({LANE: 10}, NOW)] == ["running", "waiting"]
+    assert [task.name for task in stored.claim({Lane("default", "background"): 10}, NOW)] == ["waiting for a service"]
+    later = stored.claim({LANE: 10}, NOW + DAY_USEC)
+    assert later[0].url == "/without-a-name"
+    assert [task.name for task in later[1:]] == ["dead, tried again", "scheduled"]
+
+
+def test_a_lease_holds_until_its_end(stored: TaskStore, clock: Clock) -> None:
+    """A leased task is leased again when its lease has ended, and not before."""
+    leased = []
+    for _ in range(2):
+        found = stored.leases.lease("pull", lease_usec=MINUTE_USEC, limit=9, policy=RETRY, group_by_tag=False, tag=None)
+        leased.append([task.name for task in found])
+        clock.usec += MINUTE_USEC
+
+    assert leased == [["pulled"], ["pulled", "leased"]]
+
+
+def test_what_waited_for_a_commit_is_settled(stored: TaskStore) -> None:
+    """The tasks of a transaction that the datastore knows are enqueued, and those of another are forgotten."""
+    stored.transactional.recover({"the transaction that was committed"})
+
+    enqueued = stored.queries.get("default", "of a commit")
+    assert enqueued is not None
+    assert enqueued.state == "ready"
+    assert stored.queries.get("default", "of no commit") is None
