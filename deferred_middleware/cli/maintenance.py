@@ -42,8 +42,8 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def sweep_payloads(arguments: argparse.Namespace) -> int:
-    """Remove expired payloads from the datastore; return the exit status.
+def sweep_datastore(arguments: argparse.Namespace) -> int:
+    """Remove expired payloads, and send committed tasks to Cloud Tasks; return 1 if one could not be sent.
 
     Raises :class:`ServerError` if no datastore is configured, or if the datastore fails.
     """
@@ -60,7 +60,23 @@ def sweep_payloads(arguments: argparse.Namespace) -> int:
     except (datastore_errors.Error, apiproxy_errors.Error) as error:
         raise ServerError(f"The datastore could not be swept: {error or type(error).__name__}.") from error
     print_line(f"{count(removed, 'expired entity', 'expired entities')} removed.")
-    return 0
+    return _sweep_outbox()
+
+
+def _sweep_outbox() -> int:
+    """Send the tasks of committed transactions that wait for Cloud Tasks; return 1 if one could not be sent."""
+    from deferred_middleware.engines.current import uses_cloud_tasks
+
+    if not uses_cloud_tasks():
+        return 0
+    from deferred_middleware.engines import outbox
+    from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+
+    report = outbox.sweep(CloudTasksEngine().send)
+    print_line(f"{count(report.sent, 'transactional task')} sent to Cloud Tasks.")
+    if report.failed:
+        sys.stderr.write(f"{count(report.failed, 'transactional task')} could not be sent; the log says why.\n")
+    return 1 if report.failed else 0
 
 
 def _connect_sdk() -> None:
@@ -109,12 +125,14 @@ COMMANDS = (
     ),
     Command(
         name="sweep",
-        summary="remove expired payloads from the datastore",
+        summary="remove expired payloads from the datastore, and send transactional tasks",
         description="Remove expired payloads, which were too large for their task, and expired receipts of such "
-        "payloads from the datastore. The environment selects the datastore: for the local server set API_HOST, "
+        "payloads from the datastore. With APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, also send the tasks of committed "
+        "transactions that could not be sent to Cloud Tasks before. The environment selects the datastore: for the "
+        "local server set API_HOST, "
         "API_PORT and HTTP_X_APPENGINE_API_TICKET. On App Engine, call deferred_middleware.wire.overflow.sweep() in a "
         "handler that cron.yaml calls.",
         add_arguments=_add_sweep_arguments,
-        run=sweep_payloads,
+        run=sweep_datastore,
     ),
 )

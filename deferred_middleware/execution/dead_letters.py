@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.calls.headers import options_in
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config.process import current_deployment, current_settings
+from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage
+from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.signature import LIFETIME_SECONDS, Keyring, digest_of, keyring_for
 
 if TYPE_CHECKING:
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.execution.outcomes import DeadLetter
 
@@ -99,7 +99,7 @@ def record(letter: DeadLetter, settings: Settings) -> DeadLetterRecord:
     return DeadLetterRecord(text=text, is_signed=_SIGNATURE in headers)
 
 
-def replay(line: str, *, queue: str | None = None, target: str | None = None) -> taskqueue.Task:
+def replay(line: str, *, queue: str | None = None, target: str | None = None) -> EnqueuedTask:
     """Enqueue a dead letter again, as a new task with a new count of attempts; return the task.
 
     The task keeps the retry options, the dispatch deadline, the limit of attempts and the caller's own headers, except
@@ -113,8 +113,9 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
 
     Raises:
         ReplayError: the line is not a dead letter, or its signature is not valid. It may have expired.
+        taskqueue.Error: the queue did not accept the task, or the SDK's transport errors.
     """
-    from google.appengine.api import taskqueue
+    from deferred_middleware.engines.current import engine_and_context  # here, because it imports the SDK
 
     found = _parse(line)
     environ: dict[str, str] = found["headers"]
@@ -139,17 +140,36 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
         lifetime_seconds=max(LIFETIME_SECONDS, age_limit or 0),
         now=time.time(),
     )
-    task = taskqueue.Task(
-        payload=body,
-        method="POST",
-        url=urllib.parse.quote(path),
-        name=name,
-        target=target or _target_of(found.get("service")),
-        headers={**headers, "Content-Type": protocol.CONTENT_TYPE, protocol.SIGNATURE_HEADER: signature},
-        retry_options=options.retry_options,
-        dispatch_deadline_usec=None if options.deadline_seconds is None else round(options.deadline_seconds * 1e6),
-    )
-    return task.add(queue)
+    target = target or _target_of(found.get("service"))
+    engine, _ = engine_and_context()
+    try:
+        template = engine.template(
+            queue=queue,
+            path=urllib.parse.quote(path),
+            headers={**headers, "Content-Type": protocol.CONTENT_TYPE},
+            signed=True,
+            target=target,
+            retry_options=options.retry_options,
+            deadline_seconds=options.deadline_seconds,
+        )
+    except TargetUnknownError as error:
+        raise ReplayError(
+            f"the target {target!r} can't be addressed, because the app's hostname is not known here. Set "
+            "DEFAULT_VERSION_HOSTNAME."
+        ) from error
+    message = TaskMessage(template, name, body, time.time(), signature)
+    (result,) = engine.add([message], None)
+    if not isinstance(result, str):
+        raise result.error
+    return EnqueuedTask(message, transactional=False, state=_Replayed(name))
+
+
+@dataclasses.dataclass(slots=True)
+class _Replayed:
+    """The state of a task that was enqueued again."""
+
+    name: str | None
+    was_enqueued: bool = True
 
 
 def _target_of(service: str | None) -> str | None:

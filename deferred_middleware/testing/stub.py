@@ -39,27 +39,37 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
         self._on_add = on_add
         self._on_delete = on_delete
 
-    def _Dynamic_BulkAdd(self, request: Any, response: Any, request_id: Any) -> None:
-        super()._Dynamic_BulkAdd(request, response, request_id)
-        adds = request.add_request
-        if adds[0].HasField("transaction") or adds[0].HasField("datastore_transaction"):
-            return  # the datastore stub adds them when the transaction commits
-        for add, result in zip(adds, response.taskresult, strict=True):
-            if result.result == taskqueue_pb.TaskQueueServiceError.OK:
-                self._on_add(add)
-
-    def _Dynamic_Delete(self, request: Any, response: Any, request_id: Any) -> None:
-        super()._Dynamic_Delete(request, response, request_id)
-        self._on_delete(request.queue_name.decode(), [name.decode() for name in request.task_name])
-
-    def _Dynamic_PurgeQueue(self, request: Any, response: Any, request_id: Any) -> None:
-        super()._Dynamic_PurgeQueue(request, response, request_id)
-        self._on_delete(request.queue_name.decode(), None)
+    def MakeSyncCall(self, service: str, call: str, request: Any, response: Any, request_id: Any = None) -> None:
+        """Answer a call of the API, and report what it added or deleted."""
+        if call == "Add":  # the datastore stub adds a transaction's tasks so, when the transaction commits
+            added = taskqueue_pb.TaskQueueAddResponse()
+            super().MakeSyncCall(service, call, request, added, request_id)
+            self._on_add(_named(request, added))
+            return
+        super().MakeSyncCall(service, call, request, response, request_id)
+        if call == "BulkAdd":
+            for add, result in zip(request.add_request, response.taskresult, strict=True):
+                in_transaction = add.HasField("transaction") or add.HasField("datastore_transaction")
+                if result.result == taskqueue_pb.TaskQueueServiceError.OK and not in_transaction:
+                    self._on_add(_named(add, result))
+        elif call == "Delete":
+            self._on_delete(request.queue_name.decode(), [name.decode() for name in request.task_name])
+        elif call == "PurgeQueue":
+            self._on_delete(request.queue_name.decode(), None)
 
     def forget(self, queue: str, name: str) -> None:
         """Delete a finished task. Its name stays taken."""
         request = taskqueue_pb.TaskQueueDeleteRequest(queue_name=queue.encode(), task_name=[name.encode()])
-        super()._Dynamic_Delete(request, taskqueue_pb.TaskQueueDeleteResponse(), None)
+        super().MakeSyncCall("taskqueue", "Delete", request, taskqueue_pb.TaskQueueDeleteResponse())
+
+
+def _named(add: Any, result: Any) -> Any:
+    """Return a copy of a ``TaskQueueAddRequest`` with the name that the queue chose, if it chose one."""
+    named = taskqueue_pb.TaskQueueAddRequest()
+    named.CopyFrom(add)
+    if result.chosen_task_name:
+        named.task_name = result.chosen_task_name
+    return named
 
 
 def target_from_host(host: str) -> str | None:
@@ -71,8 +81,8 @@ def target_from_host(host: str) -> str | None:
 @contextmanager
 def installed(stub: CapturingStub) -> Iterator[None]:
     """Make ``stub`` the SDK's taskqueue API. The other APIs stay as they are."""
-    services = apiproxy_stub_map.apiproxy._APIProxyStubMap__stub_map
-    previous = services.get("taskqueue")
+    proxy = apiproxy_stub_map.apiproxy
+    previous = proxy.GetStub("taskqueue")
     get_hostname = app_identity.get_default_version_hostname
     # With this variable, tasks would go to Cloud Tasks.
     cloud_tasks = os.environ.pop(_CLOUD_TASKS, None)
@@ -80,7 +90,7 @@ def installed(stub: CapturingStub) -> Iterator[None]:
     no_host = _HTTP_HOST not in os.environ
     if no_host:
         os.environ[_HTTP_HOST] = HOSTNAME
-    services["taskqueue"] = stub
+    proxy.ReplaceStub("taskqueue", stub)
     try:
         # A test client's request doesn't have the app's hostname, and without it the SDK drops targets silently.
         with mock.patch.object(
@@ -88,10 +98,7 @@ def installed(stub: CapturingStub) -> Iterator[None]:
         ):
             yield
     finally:
-        if previous is None:
-            del services["taskqueue"]
-        else:
-            services["taskqueue"] = previous
+        proxy.ReplaceStub("taskqueue", previous)
         if cloud_tasks is not None:
             os.environ[_CLOUD_TASKS] = cloud_tasks
         if no_host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,3 +168,52 @@ def test_a_module_is_one_subject(module: str) -> None:
 
     assert ast.get_docstring(ast.parse(text))
     assert text.count("\n") <= MAX_LINES
+
+
+SDK_PRIVATE_NAMES = "deferred_middleware.server.api.sdk_datastore"
+"""The one module that may use private names of the SDK. It says why, and has tests of its own."""
+
+
+def private_names_of_the_sdk(source: str) -> list[str]:
+    """Return what looks like a private name of the SDK in a module's source."""
+    tree = ast.parse(source)
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("google.")
+        for alias in node.names
+    }
+    found = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and re.match("_(?!_)", node.attr)
+        and ast.unparse(node.value).split(".")[0].split("(")[0] in imported
+    ]
+    found += [name for name in imported if re.match("_(?!_)", name)]
+    # Names that Python mangles, the methods of the SDK's stubs, and a field of theirs.
+    return found + re.findall(r"\b_[A-Z][A-Za-z]*__\w+|_Dynamic_\w*|\b_txn_map\b", source)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_private_name_of_the_sdk_is_used(module: str) -> None:
+    """The package reads, writes and patches only what the SDK makes public, except in one module."""
+    if module == SDK_PRIVATE_NAMES:
+        return
+
+    assert private_names_of_the_sdk(FILES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from google.appengine.api import datastore\ndatastore._GetConnection()",
+        "from google.appengine.api.taskqueue import cloudtask\ncloudtask._THREAD_POOL = 1",
+        "from google.appengine.api.taskqueue.taskqueue import _TranslateError",
+        "vars(task)['_Task__name']",
+        "class Stub(Theirs):\n    def _Dynamic_BulkAdd(self): ...",
+    ],
+)
+def test_a_private_name_of_the_sdk_is_found(source: str) -> None:
+    """The check finds a name that is read, written, imported, mangled or overridden."""
+    assert private_names_of_the_sdk(source)

@@ -10,6 +10,7 @@ import pytest
 from google.appengine.api import datastore
 from google.appengine.ext import db, ndb, testbed
 
+from deferred_middleware.cli.main import main
 from deferred_middleware.engines import outbox
 
 PARENT = "projects/shop/locations/europe-west1/queues/default"
@@ -148,3 +149,23 @@ def test_a_sixth_task_is_refused(run: Any, cloud: CloudTasks) -> None:
     run(work)
 
     assert len(cloud.tasks) == 5
+
+
+def test_the_command_sends_what_waits(
+    cloud: CloudTasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``deferred-middleware sweep`` sends the tasks of committed transactions, and fails if it can't."""
+    monkeypatch.setenv("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE", "true")
+    monkeypatch.setattr(
+        "deferred_middleware.engines.cloud_tasks.CloudTasksEngine.send", lambda _, *task: cloud.send(*task)
+    )
+    monkeypatch.setattr(outbox.sweep, "__kwdefaults__", {"min_age_seconds": 0.0})
+    cloud.broken = True
+    in_ndb(lambda: add(cloud))
+
+    assert main(["sweep"]) == 1
+    assert "1 transactional task could not be sent" in capsys.readouterr().err
+    cloud.broken = False
+    assert main(["sweep"]) == 0
+    assert "1 transactional task sent to Cloud Tasks." in capsys.readouterr().out
+    assert len(cloud.tasks) == 1

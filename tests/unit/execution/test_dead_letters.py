@@ -215,6 +215,7 @@ def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, capl
 
     again = replay(line_in(caplog))
 
+    assert again.retry_options is not None
     assert again.retry_options.task_retry_limit == 7
     assert again.retry_options.min_backoff_seconds == 2.5
     assert again.dispatch_deadline_usec == 1_800_000_000

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +11,7 @@ from google.appengine.api import datastore_file_stub, full_app_id
 from google.appengine.datastore import datastore_pb
 from google.appengine.datastore import entity_bytes_pb2 as entity_pb
 
-import deferred_middleware.server
-from deferred_middleware.server.api import sdk_datastore
 from deferred_middleware.server.api.sdk_datastore import SnapshotDatastoreStub
-
-SERVER = Path(str(deferred_middleware.server.__file__)).parent
 
 
 @pytest.fixture
@@ -83,27 +77,3 @@ def test_a_stub_starts_from_a_snapshot(tmp_path: Path) -> None:
     assert exists(second, "kept")
     assert not exists(second, "other")
     assert list(second.take_snapshot()) == snapshot
-
-
-@pytest.mark.parametrize("path", sorted(SERVER.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_other_module_of_the_server_uses_private_names(path: Path) -> None:
-    """Only one module overrides or reads what the SDK keeps to itself."""
-    if path == Path(sdk_datastore.__file__):
-        return
-    text = path.read_text()
-    tree = ast.parse(text)
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("google.")
-        for alias in node.names
-    }
-    private = [
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr) and ast.unparse(node.value) in imported
-    ]
-
-    assert private == []
-    # Names of a class that Python mangles, the stubs' methods, and the fields of a live transaction.
-    assert re.findall(r"\b_[A-Z][A-Za-z]*__\w+|_Dynamic_|\b_txn_map\b|\b_actions\b", text) == []
