@@ -8,8 +8,9 @@ Importing this module imports the SDK.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,49 +46,35 @@ class AppEngineEngine:
     is_available = staticmethod(current.has_api)
     context = staticmethod(current.request_facts)
 
-    def template(
-        self,
-        *,
-        queue: str,
-        path: str,
-        headers: Mapping[str, str],
-        signed: bool,
-        target: str | None,
-        retry_options: taskqueue.TaskRetryOptions | None,
-        deadline_seconds: float | None,
-    ) -> TaskTemplate:
+    def encode(self, template: TaskTemplate) -> TaskTemplate:
         """Return the template, with the message of the API that the tasks share."""
-        sent = dict(headers)
-        if signed:
+        sent = dict(template.headers)
+        if template.signed:
             sent[protocol.SIGNATURE_HEADER] = ""
         apps_namespace = namespace_manager.google_apps_namespace()
         if apps_namespace is not None:
             sent[_DEFAULT_NAMESPACE_HEADER] = apps_namespace
         sent[protocol.CURRENT_NAMESPACE_HEADER] = namespace_manager.get_namespace()
-        host = current.own_host() if target is None else current.host_of(target)
+        host = current.own_host() if template.target is None else current.host_of(template.target)
         if host:
             sent["Host"] = host
         request = taskqueue_pb.TaskQueueAddRequest()
         request.mode = taskqueue_pb.TaskQueueMode.PUSH
         request.method = taskqueue_pb.TaskQueueQueryTasksResponse.Task.POST
-        request.queue_name = queue.encode()
-        request.url = path.encode()
+        request.queue_name = template.queue.encode()
+        request.url = template.path.encode()
         for name, value in sent.items():
             request.header.add(key=name.encode(), value=value.encode())
-        if retry_options is not None:
-            _fill_retry_parameters(request.retry_parameters, retry_options)
-        if deadline_seconds is not None:
-            request.dispatch_deadline_usec = round(deadline_seconds * 1e6)
+        if template.retry_options is not None:
+            _fill_retry_parameters(request.retry_parameters, template.retry_options)
+        if template.deadline_seconds is not None:
+            request.dispatch_deadline_usec = round(template.deadline_seconds * 1e6)
         header_bytes = sum(len(name) + len(value) + _HEADER_SEPARATORS_BYTES for name, value in sent.items())
-        return TaskTemplate(
-            queue=queue,
-            path=path,
-            headers=dict(headers),
-            target=target,
-            retry_options=retry_options,
-            deadline_seconds=deadline_seconds,
-            encoded=(request, list(sent).index(protocol.SIGNATURE_HEADER) if signed else -1),
-            overhead_bytes=len(_METHOD) + len(path) + header_bytes,
+        signature_place = list(sent).index(protocol.SIGNATURE_HEADER) if template.signed else -1
+        return dataclasses.replace(
+            template,
+            encoded=(request, signature_place),
+            overhead_bytes=len(_METHOD) + len(template.path) + header_bytes,
         )
 
     def unsupported(self, _options: Options) -> Sequence[str]:

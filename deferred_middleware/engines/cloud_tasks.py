@@ -6,12 +6,13 @@ the client.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import re
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,42 +82,23 @@ class CloudTasksEngine:
         deployment = current_deployment()
         return self._locations.find(), deployment.service, deployment.version, namespace.header_value()
 
-    def template(
-        self,
-        *,
-        queue: str,
-        path: str,
-        headers: Mapping[str, str],
-        signed: bool,
-        target: str | None,
-        retry_options: taskqueue.TaskRetryOptions | None,
-        deadline_seconds: float | None,
-    ) -> TaskTemplate:
+    def encode(self, template: TaskTemplate) -> TaskTemplate:
         """Return the template, with the ``google.cloud.tasks.v2.Task`` that the tasks share."""
         task = _Task()
         request = task.app_engine_http_request
         request.http_method = _POST
-        request.relative_uri = path
-        for name, value in headers.items():
+        request.relative_uri = template.path
+        for name, value in template.headers.items():
             if not name.lower().startswith(_DROPPED_PREFIXES) and name.lower() != "host":
                 request.headers[name] = value
-        if signed:
+        if template.signed:
             request.headers[protocol.SIGNATURE_HEADER] = ""
-        _fill_routing(request.app_engine_routing, target)
-        if retry_options is not None:
-            _fill_retry_config(task.retry_config, retry_options)
-        if deadline_seconds is not None:
-            task.dispatch_deadline.CopyFrom(_duration(deadline_seconds))
-        return TaskTemplate(
-            queue=queue,
-            path=path,
-            headers=dict(headers),
-            target=target,
-            retry_options=retry_options,
-            deadline_seconds=deadline_seconds,
-            encoded=(task, self._locations.find()),
-            overhead_bytes=task.ByteSize(),
-        )
+        _fill_routing(request.app_engine_routing, template.target)
+        if template.retry_options is not None:
+            _fill_retry_config(task.retry_config, template.retry_options)
+        if template.deadline_seconds is not None:
+            task.dispatch_deadline.CopyFrom(_duration(template.deadline_seconds))
+        return dataclasses.replace(template, encoded=(task, self._locations.find()), overhead_bytes=task.ByteSize())
 
     def unsupported(self, options: Options) -> Sequence[str]:
         """Return a sentence for each header that Cloud Tasks drops."""

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TaskTemplate:
-    """What similar tasks have in common. An engine makes one with :meth:`Engine.template`."""
+    """What similar tasks have in common. :meth:`Engine.encode` completes it."""
 
     queue: str
     path: str
     headers: Mapping[str, str]
     """The headers of the task's request, without the signature."""
+    signed: bool
+    """Whether the messages have a signature."""
     target: str | None = None
     retry_options: taskqueue.TaskRetryOptions | None = None
     deadline_seconds: float | None = None
@@ -100,21 +102,10 @@ class Engine(Protocol):
         None if that can't be told. Raises :class:`~deferred_middleware.errors.LocationError`.
         """
 
-    def template(
-        self,
-        *,
-        queue: str,
-        path: str,
-        headers: Mapping[str, str],
-        signed: bool,
-        target: str | None,
-        retry_options: taskqueue.TaskRetryOptions | None,
-        deadline_seconds: float | None,
-    ) -> TaskTemplate:
-        """Return the template for tasks that are enqueued in the current context.
+    def encode(self, template: TaskTemplate) -> TaskTemplate:
+        """Return ``template`` with the engine's own form of it, for tasks that are enqueued in the current context.
 
-        ``signed`` says whether the messages will have a signature. Raises :class:`TargetUnknownError`, or what the
-        engine finds wrong.
+        Raises :class:`TargetUnknownError`, or what the engine finds wrong.
         """
 
     def unsupported(self, options: Options) -> Sequence[str]:

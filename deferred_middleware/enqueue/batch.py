@@ -6,7 +6,7 @@ import contextvars
 import logging
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.report import EnqueueReport
 
 logger = logging.getLogger("deferred_middleware")
+
+B = TypeVar("B", bound="Batch")
 
 current_batch: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
 """The innermost batch. It may have left already, if this context was copied inside it: see :meth:`Batch.open_one`."""
@@ -41,6 +43,23 @@ class Batch:
         self.is_open = False
         self._lock = threading.Lock()
         self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
+
+    def __enter__(self: B) -> B:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gathered = self._close()
+        if kind is not None:
+            self._drop(gathered, error)
+        else:
+            self._leave(gathered)
+
+    def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
+        """Enqueue the calls that were gathered."""
+        raise NotImplementedError
 
     def open_one(self) -> Batch | None:
         """Return this batch if it still takes calls, or else the innermost one around it that does."""
@@ -121,19 +140,6 @@ class defer_batch(Batch):
     report: EnqueueReport | None = None
     """What became of the calls, in order; None before the end, or if they left with the outer batch."""
 
-    def __enter__(self) -> defer_batch:
-        self._open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        gathered = self._close()
-        if kind is not None:
-            self._drop(gathered, error)
-        else:
-            self._leave(gathered)
-
     async def __aenter__(self) -> defer_batch:
         self._open()
         return self
@@ -185,28 +191,15 @@ class RequestBatch(Batch):
 
     takes_plain_calls = False
 
-    def __enter__(self) -> RequestBatch:
-        self._open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        gathered = self._close()
-        if kind is not None:
-            self._drop(gathered, error)
-        else:
-            self._start(gathered)
-
     def asked_about(self, future: EnqueueFuture) -> None:
         """Let what was gathered leave."""
-        self._start(self._take_all())
+        self._leave(self._take_all())
 
     def drop(self, error: BaseException | None = None) -> None:
         """Forget what was gathered."""
         self._drop(self._take_all(), error)
 
-    def _start(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
+    def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         if not gathered:
             return
         from deferred_middleware.enqueue import futures

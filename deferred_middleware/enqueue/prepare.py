@@ -21,7 +21,7 @@ from deferred_middleware.calls.options import NO_OPTIONS, warn
 from deferred_middleware.config.process import current_process
 from deferred_middleware.engines import transactions
 from deferred_middleware.engines.current import engine_and_context
-from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage
+from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import OptionError, sdk
 from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.hooks import Hooks
     from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
-    from deferred_middleware.engines.engine import Engine, TaskTemplate
+    from deferred_middleware.engines.engine import Engine
     from deferred_middleware.errors.sdk import EnqueueError
     from deferred_middleware.wire.signature import Signer
 
@@ -217,14 +217,16 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
     signer = headers.signer_for(options, settings, context.deployment, queue=queue, url=path, headers=sent)
     target = target_for(call, settings, context.deployment)
     try:
-        template = engine.template(
-            queue=queue,
-            path=path,
-            headers=sent,
-            signed=signer is not None,
-            target=target,
-            retry_options=options.retry_options,
-            deadline_seconds=options.deadline_seconds,
+        template = engine.encode(
+            TaskTemplate(
+                queue=queue,
+                path=path,
+                headers=sent,
+                signed=signer is not None,
+                target=target,
+                retry_options=options.retry_options,
+                deadline_seconds=options.deadline_seconds,
+            )
         )
     except TargetUnknownError as error:
         raise _target_unknown(call, queue, target) from error

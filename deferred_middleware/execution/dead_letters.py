@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.calls.headers import options_in
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config.process import current_deployment, current_settings
-from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage
+from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
 from deferred_middleware.wire import protocol
@@ -143,14 +143,16 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
     target = target or _target_of(found.get("service"))
     engine, _ = engine_and_context()
     try:
-        template = engine.template(
-            queue=queue,
-            path=urllib.parse.quote(path),
-            headers={**headers, "Content-Type": protocol.CONTENT_TYPE},
-            signed=True,
-            target=target,
-            retry_options=options.retry_options,
-            deadline_seconds=options.deadline_seconds,
+        template = engine.encode(
+            TaskTemplate(
+                queue=queue,
+                path=urllib.parse.quote(path),
+                headers={**headers, "Content-Type": protocol.CONTENT_TYPE},
+                signed=True,
+                target=target,
+                retry_options=options.retry_options,
+                deadline_seconds=options.deadline_seconds,
+            )
         )
     except TargetUnknownError as error:
         raise ReplayError(

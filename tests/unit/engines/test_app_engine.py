@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware.engines.app_engine import AppEngineEngine
-from deferred_middleware.engines.engine import TaskMessage
+from deferred_middleware.engines.engine import TaskMessage, TaskTemplate
 from deferred_middleware.wire import protocol
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -70,14 +70,16 @@ def add_both(
 ) -> tuple[Any, Any]:
     """Add a task by the engine and by the SDK; return both messages, and check that their sizes are the same."""
     engine = AppEngineEngine()
-    template = engine.template(
-        queue="slow",
-        path="/_cb/deferred/m/f",
-        headers=HEADERS,
-        signed=signature is not None,
-        target=target,
-        retry_options=retry_options,
-        deadline_seconds=deadline_seconds,
+    template = engine.encode(
+        TaskTemplate(
+            queue="slow",
+            path="/_cb/deferred/m/f",
+            headers=HEADERS,
+            signed=signature is not None,
+            target=target,
+            retry_options=retry_options,
+            deadline_seconds=deadline_seconds,
+        )
     )
     message = TaskMessage(template, name, body, eta_posix, signature)
     assert list(engine.start([message], None).results()) == [name or "chosen"]

@@ -23,7 +23,7 @@ from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.engines import cloud_tasks, current, location
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
 from deferred_middleware.engines.current import CLOUD_TASKS_VARIABLE, uses_cloud_tasks
-from deferred_middleware.engines.engine import TaskMessage
+from deferred_middleware.engines.engine import TaskMessage, TaskTemplate
 from deferred_middleware.errors import LocationError
 from tests.support import sample
 from tests.support.repository import ROOT
@@ -260,8 +260,8 @@ def test_a_warning_says_what_is_not_sent(environ: pytest.MonkeyPatch) -> None:
 
 def shared_message(**facts: Any) -> Any:
     """Return the message that tasks with these facts share."""
-    given = {"queue": "q", "path": "/p", "headers": {}, "signed": False, "target": None, "retry_options": None}
-    template = CloudTasksEngine().template(**{**given, "deadline_seconds": None, **facts})
+    given: dict[str, Any] = {"queue": "q", "path": "/p", "headers": {}, "signed": False}
+    template = CloudTasksEngine().encode(TaskTemplate(**{**given, **facts}))
     return template.encoded[0]
 
 
@@ -317,9 +317,7 @@ def test_headers_that_cloud_tasks_sets_itself_are_not_sent() -> None:
 
 def test_the_eta_is_sent_to_the_microsecond_and_only_if_it_is_to_come(located: None) -> None:
     """A task that is due now has no schedule time, so that a clock that is behind doesn't delay it."""
-    template = CloudTasksEngine().template(
-        queue="q", path="/p", headers={}, signed=True, target=None, retry_options=None, deadline_seconds=None
-    )
+    template = CloudTasksEngine().encode(TaskTemplate(queue="q", path="/p", headers={}, signed=True))
     later = round(time.time()) + 1000.123457
 
     due_later = cloud_tasks._task_of(TaskMessage(template, "n", b"b", later, "s"), "full/name")
