@@ -318,3 +318,42 @@ def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[i
 
     assert [len(names) for names in many.rpcs] == rpcs
     assert response.status == status
+
+
+def test_plain_calls_of_a_batch_in_a_coalescing_request_are_enqueued(many: Engine) -> None:
+    """The calls of a defer_batch() are enqueued when the batch ends, whatever the request does with others."""
+    futures: list[EnqueueFuture] = []
+
+    def work() -> None:
+        futures.append(defer_async(sample.note, "of the request"))
+        with defer_batch() as batch:
+            task = defer(sample.note, "plain")
+            futures.append(defer_async(sample.note, "asynchronous"))
+        assert task.was_enqueued
+        assert batch.report is not None
+        assert len(batch.report) == 2
+        assert sum(map(len, many.rpcs)) == 2
+
+    coalesced(work)
+
+    assert sum(map(len, many.rpcs)) == 3
+    assert all(future.result(BOUND_SECONDS).was_enqueued for future in futures)
+
+
+def test_nested_batches_in_a_coalescing_request_leave_with_the_outer_batch(many: Engine) -> None:
+    """An inner batch leaves with the outer one, not with the request."""
+
+    def work() -> None:
+        with defer_batch() as outer:
+            with defer_batch():
+                inner_task = defer(sample.note, 1)
+            assert many.rpcs == []
+            outer_task = defer(sample.note, 2)
+        assert inner_task.was_enqueued
+        assert outer_task.was_enqueued
+        assert outer.report is not None
+        assert len(outer.report) == 2
+
+    coalesced(work)
+
+    assert list(map(len, many.rpcs)) == [2]
