@@ -98,7 +98,7 @@ def _call(function: Callable[[], object]) -> None:
     try:
         function()
     except Exception:
-        logger.exception("what was to be done later failed")
+        logger.exception("a delayed function failed")
 
 
 ALARM: Final = Alarm()

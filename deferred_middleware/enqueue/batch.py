@@ -86,7 +86,9 @@ class Batch:
 
     def _open(self) -> None:
         if self.is_open:
-            raise RuntimeError("a batch is entered once at a time")
+            raise RuntimeError(
+                "this batch is entered already; a batch can be entered again only after it has been left"
+            )
         self.outer = _innermost()
         self._token = current_batch.set(self)
         self.is_open = True
@@ -107,13 +109,15 @@ class Batch:
         """Forget calls that are not to leave, because of ``error``."""
         if not gathered:
             return
-        logger.warning("%d deferred calls don't leave, because what they were deferred in failed", len(gathered))
+        count = len(gathered)
+        calls = "1 deferred call was" if count == 1 else f"{count} deferred calls were"
+        logger.warning("%s not enqueued, because the batch or the request around them failed", calls)
         from deferred_middleware.errors.sdk import EnqueueError
 
         for prepared, future in gathered:
             if future is not None:
                 call = prepared.call
-                reason = "what it was deferred in failed."
+                reason = "the batch or the request around it failed."
                 dropped = EnqueueError(call.label, prepared.queue, call.options.name, reason)
                 dropped.__cause__ = error
                 future._drop(dropped)

@@ -180,7 +180,9 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         if self._asked or not self._outcome.done() or self._outcome.exception() is None:
             return False
         self._asked = True
-        logger.error("%s, and nobody asked", self._outcome.exception(), exc_info=self._outcome.exception())
+        logger.error(
+            "%s (nothing waited for this enqueue)", self._outcome.exception(), exc_info=self._outcome.exception()
+        )
         return True
 
     def __del__(self) -> None:

@@ -94,4 +94,4 @@ def test_what_fails_is_an_error(serve: Serve) -> None:
 
     server.wait_for_output("main/work was not enqueued to queue 'nowhere'")
     [line] = [line for line in server.output.splitlines() if "main/work was not enqueued" in line and "ERROR" in line]
-    assert "nobody asked" in line
+    assert "nothing waited" in line

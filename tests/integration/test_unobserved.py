@@ -1,4 +1,4 @@
-"""Enqueues outside of any request: a failure that nobody asked about is reported, also at the end of the process."""
+"""Enqueues outside of any request: a failure that nothing waited about is reported, also at the end of the process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_process_that_ends_tells(keep: str, seconds: str) -> None:
 
     assert status == 0, told
     assert "tests.support.sample/note was not enqueued to queue 'default'" in told
-    assert told.count("nobody asked") == 1
+    assert told.count("nothing waited") == 1
     assert "shutdown" not in told
 
 
@@ -90,7 +90,7 @@ def test_a_failure_is_told_when_its_future_goes() -> None:
     status, told = run(script, DEFERRED_ENQUEUE_SECONDS="0")
 
     assert status == 0, told
-    assert 0 <= told.find("nobody asked") < told.find("going on")
+    assert 0 <= told.find("nothing waited") < told.find("going on")
 
 
 def test_who_has_asked_is_not_told_again() -> None:
@@ -104,7 +104,7 @@ def test_who_has_asked_is_not_told_again() -> None:
     status, told = run(script, DEFERRED_ENQUEUE_SECONDS="0")
 
     assert status == 0, told
-    assert "nobody asked" not in told
+    assert "nothing waited" not in told
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_process_that_ends_finds_the_bad_one_of_several(queue: FaultyServer) -
     assert status == 0, told
     assert (
         told.count("tests.support.sample/note was not enqueued to queue 'default'")
-        == told.count("nobody asked") * 2
+        == told.count("nothing waited") * 2
         == 2
     )
     assert len(queue.tasks) == 2

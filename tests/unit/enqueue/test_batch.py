@@ -70,7 +70,7 @@ def test_a_block_that_raises_sends_nothing(many: Engine, caplog: pytest.LogCaptu
         raise KeyError("oops")
 
     assert many.rpcs == []
-    with pytest.raises(EnqueueError, match="what it was deferred in failed") as caught:
+    with pytest.raises(EnqueueError, match="the batch or the request around it failed") as caught:
         future.result()
     assert isinstance(caught.value.__cause__, KeyError)
     assert [record.getMessage()[:23] for record in caplog.records] == ["2 deferred calls don't "]
