@@ -143,7 +143,7 @@ def test_a_process_that_ends_finds_the_bad_one_of_several(queue: FaultyServer) -
     """Calls that left together are tried one at a time after a refusal, and all but the bad one are enqueued."""
     queue.fail(ApplicationError(Code.INVALID_URL), None, ApplicationError(Code.INVALID_URL))
     script = """
-    from deferred_middleware import futures
+    from deferred_middleware.enqueue import futures
     from deferred_middleware.enqueue.batch import RequestBatch
     with RequestBatch():
         kept = [defer_async(sample.note, number) for number in range(3)]

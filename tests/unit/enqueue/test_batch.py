@@ -73,7 +73,7 @@ def test_a_block_that_raises_sends_nothing(many: Engine, caplog: pytest.LogCaptu
     with pytest.raises(EnqueueError, match="the batch or the request around it failed") as caught:
         future.result()
     assert isinstance(caught.value.__cause__, KeyError)
-    assert [record.getMessage()[:23] for record in caplog.records] == ["2 deferred calls don't "]
+    assert [record.getMessage()[:23] for record in caplog.records] == ["2 deferred calls were n"]
 
 
 def test_an_argument_is_pickled_where_it_is_deferred(many: Engine) -> None:
