@@ -40,7 +40,7 @@ task (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#cr
 MAX_CALL_SECONDS: Final = 20.0
 """The maximum duration of one call. Cloud Tasks rejects deadlines of more than 30 seconds.
 
-The client's default is 20 (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFAULT_RPC_TIMEOUT_SECONDS``).
+The client's default is 20 seconds (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFAULT_RPC_TIMEOUT_SECONDS``).
 """
 
 _MAX_CALLS_AT_ONCE: Final = 100  # as in the SDK

@@ -1,6 +1,6 @@
 """The location of Cloud Tasks: the project and region of the app, or the address of an emulator.
 
-If the SDK finds no region, it uses us-central1, and a project of None (SDK: ``api/taskqueue/cloudtask.py``,
+The SDK defaults to the region us-central1 and to a project of None (SDK: ``api/taskqueue/cloudtask.py``,
 ``_get_region``). Here an unknown or contradictory location is an error at ``defer()``.
 """
 

@@ -2,7 +2,7 @@
 
 If an attempt fails temporarily, or its outcome is unknown, the add is retried with the same task name. If the queue
 then answers that a generated name is taken, an earlier attempt added the task, because no other task can have that
-name. For a name that the caller gave, the answer means what it says.
+name. If the caller gave the name, the answer is an error.
 
 Importing this module imports the SDK.
 """
