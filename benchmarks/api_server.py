@@ -15,23 +15,23 @@ from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_p
 
 
 def work(number: int, text: str) -> None:
-    """Be the call that is enqueued."""
+    """Do nothing: the function whose calls are enqueued."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection of the SDK's client, kept open."""
+    """One connection of the SDK's client, which the client keeps open."""
 
     def __init__(self, latency_seconds: float) -> None:
         self._latency_seconds = latency_seconds
         self._received = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; asyncio has switched Nagle's algorithm off."""
+        """Keep the transport. asyncio has turned off Nagle's algorithm."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer a request when it is there."""
+        """Answer a request once all of it has arrived."""
         self._received += data
         head, separator, body = bytes(self._received).partition(b"\r\n\r\n")
         if not separator:

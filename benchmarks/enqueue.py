@@ -1,12 +1,14 @@
-"""Measure what it takes to enqueue 1,000 calls over the real wire, against a server with 0, 5 and 20 ms of latency.
+"""Measure the time to enqueue 1,000 calls over HTTP, with a server that has 0, 5 and 20 ms of latency.
 
-Run ``python benchmarks/enqueue.py``. Interleaved in each round: ``google.appengine.ext.deferred.defer`` in a loop, our
-``defer`` in a loop (with validation and signature), ``defer_many``, and as the ceiling the SDK's own ten parallel
-``add_async`` of 100 tasks that were made before. There are two ceilings. One adds the tasks that ``defer_many`` adds,
-named and signed; the other adds plain ones, which have half as many bytes to send. What takes a few hundredths of the
-loops' time takes turns several times in a round, so that nothing of it always comes after seconds of a loop. The goals:
-``defer_many`` at least 80 times as fast as the older loop at 5 ms and 200 times at 20 ms, and at least 0.8 of the
-ceiling with the same tasks; our ``defer`` within 5 % of the older one.
+Run ``python benchmarks/enqueue.py``. Each round measures these contenders in turn:
+``google.appengine.ext.deferred.defer`` in a loop; our ``defer`` in a loop, with validation and signature;
+``defer_many``; and the ceiling. The ceiling is ten parallel ``add_async`` of the SDK, with 100 prepared tasks each.
+There are two ceilings. One adds the same tasks as ``defer_many``, named and signed. The other adds plain tasks, which
+are half as many bytes. Contenders that take a few hundredths of the loops' time are measured several times in a round,
+in alternation, so that none of them always follows a long loop.
+
+The goals: ``defer_many`` is at least 80 times as fast as the older loop at 5 ms and 200 times at 20 ms, and reaches at
+least 0.8 of the ceiling with the same tasks. Our ``defer`` is within 5 % of the older one.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from deferred_middleware.enqueue.prepare import prepare
 
 LATENCIES_MS = (0, 5, 20)
 TURNS = 6
-"""How often in a round what takes little time is measured."""
+"""How often each fast contender is measured in a round."""
 
 
 def older(count: int) -> None:
@@ -42,31 +44,31 @@ def older(count: int) -> None:
 
 
 def ours(count: int) -> None:
-    """Enqueue in a loop with ours."""
+    """Enqueue in a loop with our library."""
     for number in range(count):
         defer(work, number, text="a few words")
 
 
 def many(count: int) -> None:
-    """Enqueue all at once."""
+    """Enqueue all calls with one ``defer_many``."""
     defer_many(call(work, number, text="a few words") for number in range(count))
 
 
 def ceiling(tasks: list[list[taskqueue.Task]]) -> None:
-    """Add what was made before, with the SDK alone."""
+    """Add prepared tasks with the SDK alone."""
     rpcs = [taskqueue.Queue("default").add_async(some) for some in tasks]
     for rpc in rpcs:
         rpc.get_result()
 
 
 def plain_tasks(count: int) -> list[list[taskqueue.Task]]:
-    """Return tasks that have a payload and a URL, and nothing else."""
+    """Return tasks that have only a payload and a URL."""
     body = deferred.serialize(work, 1, text="a few words")
     return _hundreds([taskqueue.Task(payload=body, url="/_cb/deferred/main/work") for _ in range(count)])
 
 
 def same_tasks(count: int) -> list[list[taskqueue.Task]]:
-    """Return the tasks that defer_many would add."""
+    """Return the tasks that ``defer_many`` would add."""
     return _hundreds(
         [_task_of_the_sdk(prepare(call(work, number, text="a few words")).task) for number in range(count)]
     )
@@ -83,7 +85,7 @@ def _hundreds(tasks: list[taskqueue.Task]) -> list[list[taskqueue.Task]]:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Return how long a call takes, in seconds."""
+    """Return the duration of a call in seconds."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

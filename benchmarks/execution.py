@@ -1,12 +1,13 @@
-"""Measure what it costs to run one signed task in process: trust, decode, context, call, answer.
+"""Measure the time to run one signed task in process: check the signature, decode, set the context, call, answer.
 
 Run ``python benchmarks/execution.py``. The bar: not slower than the SDK's ``google.appengine.ext.deferred.Handler``,
-which knows no signatures, on the same payload, a function with two small arguments.
+which has no signatures, with the same payload, a function with two small arguments.
 
-Both are measured twice, because the SDK's logs each task's headers at INFO and ours a line at DEBUG: with the root
-logger at WARNING, as Python has it, and at INFO, as ``google.cloud.logging.Client().setup_logging()`` has it by default
-(https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration). What is logged goes to a stream
-that leads nowhere, which is less than any app pays for it.
+Both are measured twice, because the SDK's handler logs each task's headers at INFO and ours logs one line at DEBUG. The
+root logger is once at WARNING, Python's default, and once at INFO, the default of
+``google.cloud.logging.Client().setup_logging()``
+(https://cloud.google.com/python/docs/reference/logging/latest/std-lib-integration). The log goes to a stream that
+discards it, which costs less than the log of any app.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ PEER = "google.appengine.ext.deferred"
 
 
 def work(user_id: int, greeting: str) -> None:
-    """Do nothing: it is the way there that is measured."""
+    """Do nothing, because only the way to the function is measured."""
 
 
 def nowhere(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Stand for the wrapped app, which no task reaches."""
+    """The wrapped app, which no task reaches."""
     raise NotImplementedError
 
 
 class Hook:
-    """A hook that is told of each task."""
+    """A hook for each task."""
 
     def __init__(self) -> None:
         self.told = 0
 
     def after_task(self, context: object, outcome: object) -> None:
-        """Count."""
+        """Count the task."""
         self.told += 1
 
 
@@ -76,8 +77,8 @@ def task_queue(
         "HTTP_HOST": "localhost:8080",
         "HTTP_USER_AGENT": "AppEngine-Google; (+http://code.google.com/appengine)",
         "HTTP_ACCEPT_ENCODING": "gzip",
-        # What the platform adds to a task's request: the headers of creating-handlers, and those that its SDK reads
-        # (https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers; SDK:
+        # The headers that the platform adds to a task's request: those in its documentation, and those that its SDK
+        # reads (https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers; SDK:
         # runtime/context/gae_headers.py).
         "HTTP_X_APPENGINE_QUEUENAME": "default",
         "HTTP_X_APPENGINE_TASKNAME": "8570000000001",
@@ -94,7 +95,7 @@ def task_queue(
         "HTTP_X_APPENGINE_DEFAULT_VERSION_HOSTNAME": "app.appspot.com",
         "HTTP_X_CLOUD_TRACE_CONTEXT": f"{'d' * 32}/1;o=0",
         "HTTP_TRACEPARENT": f"00-{'d' * 32}-{'e' * 16}-00",
-        # What gunicorn adds (gunicorn: http/wsgi.py).
+        # The keys that gunicorn adds (gunicorn: http/wsgi.py).
         "RAW_URI": path,
         "REMOTE_PORT": "12345",
         "gunicorn.socket": None,
@@ -129,7 +130,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=2000)
     options = parser.parse_args()
 
-    # The function must be found by import in both, which __main__ is not.
+    # Both handlers must be able to import the function, so it can't be in __main__.
     import execution
 
     body = deferred.serialize(execution.work, 42, "hello")

@@ -1,11 +1,11 @@
-"""Measure what importing the package costs, compared with the part of the SDK that it stands before.
+"""Measure the import time of the package, compared with that of the SDK's taskqueue module.
 
 Run ``python benchmarks/import_time.py``. The bar: at most 0.12 of the time of ``import google.appengine.api.taskqueue``
-in the same run, and the SDK is not imported. Each import runs in new interpreters, which take turns. webob is
-imported before the time is taken, because both need it. Modules are compiled in the first round, which does not count.
+in the same run, without importing the SDK. Each import runs in new interpreters, in alternation. webob is imported
+before the measurement, because both need it. The first round compiles the modules and does not count.
 
-The public names are imported when they are first used, so a second figure shows the import of those that an app uses.
-It has no bar.
+The public names are imported on first use. So a second figure shows the import of the names that an app uses. It has no
+bar.
 """
 
 from __future__ import annotations

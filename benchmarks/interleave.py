@@ -1,4 +1,4 @@
-"""Time several contenders interleaved in one run, so that the machine's noise meets all of them alike."""
+"""Time several contenders in alternation, so that the machine's noise affects all of them equally."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 def measure(contenders: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, float]:
     """Return each contender's median time for one call, in microseconds.
 
-    In each of ``rounds`` every contender makes ``calls`` calls, one contender after the other; the order moves on by
+    In each of ``rounds``, every contender makes ``calls`` calls, one contender after the other. The order rotates by
     one from round to round.
     """
     names = list(contenders)

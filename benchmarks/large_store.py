@@ -1,14 +1,14 @@
-"""What adds, claims, counts and lists cost in a store of 1,000,000 tasks, beside one of 1,000.
+"""Measure adds, claims, counts and lists in a store of 1,000,000 tasks, compared with a store of 1,000.
 
     python benchmarks/large_store.py [NUMBER OF TASKS]
 
-All stores are on the same disk and measured in turn. Commits are left out of what is compared by measuring them too,
-as a commit of nothing: what it costs depends on the disk, not on the number of tasks.
+All stores are on the same disk and are measured in turn. An empty commit is measured too. When you
+compare the stores, subtract its time from the others: it depends on the disk and not on the number of tasks.
 
-The large store is there twice. In the first one the tasks are due in the order in which they were added, as those of a
-backlog are. In the other their ETAs are scattered, so that of ten tasks that are due one after the other each has its
-rows on pages of its own, that nobody has read for long: the worst that a store can meet. The goal, at most 1.5 times
-what it costs in the small one, is for the first.
+There are two large stores. In the first, the tasks are due in the order in which they were added, as in a backlog. In
+the second, their ETAs are scattered, so that tasks that are due one after the other are on different pages, which
+nobody has read for long. This is the worst case for a store. The goal applies to the first store: at most 1.5 times the
+time of the small one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALL, ROUNDS = 1_000, 300
 
 
 def fill(path: Path, number: int, *, scattered: bool) -> TaskStore:
-    """Make a store with so many waiting tasks, at the SQLite level, because one by one takes too long.
+    """Fill a store with ``number`` waiting tasks, directly in SQLite, because adding them one by one takes too long.
 
     Half of them are due.
     """
@@ -40,7 +40,7 @@ def fill(path: Path, number: int, *, scattered: bool) -> TaskStore:
     connection.executemany(
         "INSERT INTO tasks (id, queue, name, user_named, state, eta_usec, created_usec, method, url, target)"
         " VALUES (?, 'default', ?, 1, 'ready', ?, ?, 'POST', '/_cb/deferred/mail/send', '')",
-        # Names in no order.
+        # Names in random order.
         (
             (n + 1, f"{n * 2654435761 % 2**32:08x}-{n}", now + (n * step % number - number // 2) * 1000, now)
             for n in range(number)
@@ -54,7 +54,7 @@ def fill(path: Path, number: int, *, scattered: bool) -> TaskStore:
 
 
 def result_of(task: ClaimedTask) -> Completion:
-    """Return a success."""
+    """Return the result of a successful attempt."""
     attempt = AttemptRecord(
         number=1, started_usec=1, duration_usec=1, status=200, reason=None, service="s", excerpt=b""
     )
@@ -66,7 +66,7 @@ def result_of(task: ClaimedTask) -> Completion:
 
 
 def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
-    """Return what is measured."""
+    """Return the operations to measure."""
     claimed: list[ClaimedTask] = []
 
     def add(number: int) -> object:
@@ -92,7 +92,7 @@ def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Measure, and print medians in microseconds and their ratios."""
+    """Measure, and print the medians in microseconds and their ratios."""
     large = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as directory:
         stores = [

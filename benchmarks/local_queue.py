@@ -1,20 +1,21 @@
-"""Enqueue and run 5,000 tasks that do nothing, on the real local server and on other durable queues beside it.
+"""Enqueue and run 5,000 tasks that do nothing, on the real local server and on other durable queues for comparison.
 
-Run ``python benchmarks/local_queue.py``; ``pip install deferred_middleware[benchmarks]`` brings the other queues, and
-those that need a Redis server are run where there is one. The order changes from round to round, and each contender
-begins anew in each, with its own processes. Every one of them is durable: what was enqueued is synced to the disk.
+Run ``python benchmarks/local_queue.py``. ``pip install deferred_middleware[benchmarks]`` installs the other queues.
+Those that need a Redis server are skipped if there is none. The order changes from round to round, and each contender
+starts again in each round, with its own processes. All of them are durable: each enqueue is synced to the disk.
 
-* enqueued: by one thread of another process, one at a time and 100 at a time, while nothing is run;
-* executed: from the beginning of the first task to that of the last, with as many threads for all (RQ has one);
-* latency: from the call that enqueues to the beginning of the task, of one task when nothing else is to be done;
-* idle: what all processes of the queue take of one CPU while there is nothing to do.
+* enqueued: by one thread of another process, one at a time and 100 at a time, while no task runs;
+* executed: from the start of the first task to that of the last, with the same number of threads for all (RQ has one);
+* latency: from the enqueue of a single task to its start, while the queue is otherwise idle;
+* idle: the CPU time of all processes of the queue while there is nothing to do, as a part of one CPU.
 
-The ceiling is what all that the local server delivers with, without its store, gets from a bare app in an app process
-that it reaches as anybody does, through waitress. The goals: at least 0.7 of the ceiling executed, more than the
-fastest of the others, half of the single tasks begun within 10 ms, and less than 1 % of a CPU when idle. Deliveries
-themselves have connections of their own, past waitress. What the bare app answers over these is printed too, and how
-much of that is executed: the rest is what a task takes in the app's middlewares, in being checked and run, and in the
-store.
+The ceiling is the rate at which a bare app in an app process answers the local server's delivery code, without the
+store and through waitress, as for any client. The goals: at least 0.7 of the ceiling executed, more than the fastest of
+the other queues, half of the single tasks started within 10 ms, and less than 1 % of a CPU when idle.
+
+Real deliveries use their own connections, which bypass waitress. The benchmark also prints the rate of the bare app
+over these connections, and which part of it is executed. The difference is the time that a task takes in the app's
+middlewares, in its checks and its call, and in the store.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _IDLE_SECONDS = 10.0
 
 @dataclass
 class Figures:
-    """What one contender has reached, in each round."""
+    """The results of one contender in each round."""
 
     single: list[float] = field(default_factory=list)
     hundred: list[float] = field(default_factory=list)
@@ -49,12 +50,12 @@ class Figures:
     deliveries: list[float] = field(default_factory=list)
 
     def share_of(self, rates: Sequence[float]) -> float:
-        """Return how much of ``rates``, one of each round, was executed."""
+        """Return the executed part of ``rates``, which has one rate for each round."""
         return statistics.median(mine / most for mine, most in zip(self.executed, rates, strict=True))
 
 
 class Reports:
-    """The socket that tasks tell numbers to."""
+    """The socket to which tasks send numbers."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -67,7 +68,7 @@ class Reports:
 
 
 def measure(contender: Contender, figures: Figures, reports: Reports, *, tasks: int, pings: int) -> None:
-    """Let a contender enqueue and run its tasks, and note what it reaches."""
+    """Let a contender enqueue and run its tasks, and record its results."""
     contender.start()
     half = tasks // 2
     figures.single.append(half / timed(lambda: contender.add(half)))
@@ -90,7 +91,7 @@ def measure(contender: Contender, figures: Figures, reports: Reports, *, tasks: 
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Return how many seconds a call takes."""
+    """Return the duration of a call in seconds."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -142,7 +143,7 @@ def print_results(results: dict[type[Contender], Figures]) -> None:
 
 
 def print_goals(results: dict[type[Contender], Figures]) -> int:
-    """Print which goals are met; return 1 if one is missed."""
+    """Print which goals are met. Return 1 if one is missed."""
     ours = results[Ours]
     executed = statistics.median(ours.executed)
     share = ours.share_of(ours.public)

@@ -1,4 +1,4 @@
-"""What benchmarks/local_queue.py has of the package itself: who enqueues, and the HTTP client that delivers."""
+"""The parts of benchmarks/local_queue.py that use the package: the enqueues, and the HTTP client for deliveries."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from deferred_middleware.server.store.records import ClaimedTask
 
 
 def connect() -> None:
-    """Have the SDK talk to the server that the environment names."""
+    """Connect the SDK to the server that the environment names."""
     stub = default_api_stub.DefaultApiStub()
     apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
     stub.SetUseRequestSecurityTicketForThread(True)
 
 
 def add(count: int, total: int) -> None:
-    """Enqueue one at a time."""
+    """Enqueue calls one at a time."""
     for number in range(count):
         defer(work, number, total)
 
 
 def add_many(count: int, total: int) -> None:
-    """Enqueue 100 at a time, one RPC after the other as the others do."""
+    """Enqueue 100 calls at a time, in one RPC after the other, as the other queues do."""
     for start in range(0, count, 100):
         defer_many(call(work, number, total) for number in range(start, min(count, start + 100)))
 
 
 def ping_once() -> None:
-    """Enqueue a task that tells when it began."""
+    """Enqueue a task that reports when it started."""
     defer(ping, time.monotonic(), "ping")
 
 
 def bare(address: str, count: int, *, threads: int, token: str) -> float:
-    """Return how many requests a second the bare app at ``address`` answers to what the queue process delivers with.
+    """Return how many requests per second the bare app at ``address`` answers to the code that delivers tasks.
 
-    That is everything of it but the store. Without the ``token`` of its process the app is reached as by anybody.
+    The store is left out. Without the ``token`` of its process, the requests reach the app as those of any client.
     """
     host, _, port = address.removeprefix("http://").partition(":")
     service = Service(name="default", version="local", host=host, port=int(port), concurrency=threads)
@@ -72,7 +72,7 @@ def bare(address: str, count: int, *, threads: int, token: str) -> float:
 
 
 def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
-    """Return how many requests a second the bare app answers as deliveries, in an app process that is made for it."""
+    """Return how many deliveries per second the bare app answers, in an app process that is started for it."""
     token = secrets.token_urlsafe(32)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = "{}:{}".format(*listener.getsockname())
@@ -100,7 +100,7 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
 
 
 class _Requests:
-    """Makes the requests to the bare app that stand for attempts; ``over`` counts those that were answered."""
+    """Makes the requests to the bare app in place of attempts. ``over`` counts the answered requests."""
 
     def __init__(self, deliverer: Deliverer, host: str) -> None:
         self._deliverer = deliverer
@@ -112,7 +112,7 @@ class _Requests:
 
 
 class _Request:
-    """A request to the bare app, as the worker sees an attempt."""
+    """A request to the bare app, in the form in which the worker sees an attempt."""
 
     def __init__(self, requests: _Requests, worker: ServiceWorker, task: ClaimedTask, attempt: HttpAttempt) -> None:
         self.task = task
@@ -143,7 +143,7 @@ class _Request:
 
 
 def _task(number: int) -> ClaimedTask:
-    """Return a task for the bare app, as large as those that are run."""
+    """Return a task for the bare app, of the same size as the tasks that are run."""
     return ClaimedTask(
         id=number, queue="default", name=f"{number:020d}", state="running", eta_usec=1, created_usec=1,
         first_attempt_usec=None, finished_usec=None, method="POST", url="/bare", target="", retry=None,

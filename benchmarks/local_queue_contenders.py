@@ -1,4 +1,4 @@
-"""The queues that benchmarks/local_queue.py measures, each with its real processes."""
+"""The queues that benchmarks/local_queue.py measures, each with its own processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Contender:
-    """A queue with its processes, all of them in ``directory``, that is going to run ``total`` tasks."""
+    """A queue with its processes, which use ``directory``. It will run ``total`` tasks."""
 
     name = ""
 
@@ -36,21 +36,21 @@ class Contender:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Begin to take tasks, without running any."""
+        """Start to accept tasks without running any."""
 
     def add(self, count: int) -> None:
         """Enqueue ``count`` tasks one at a time."""
         raise NotImplementedError
 
     def add_many(self, count: int) -> bool:
-        """Enqueue ``count`` tasks 100 at a time; return whether the queue can do that."""
+        """Enqueue ``count`` tasks 100 at a time. Return whether the queue supports that."""
         return False
 
     def run(self) -> None:
-        """Begin to run tasks."""
+        """Start to run tasks."""
 
     def ping(self) -> None:
-        """Enqueue a task that tells when it began."""
+        """Enqueue a task that reports when it started."""
         raise NotImplementedError
 
     def launch(self, *command: str, **environ: str) -> None:
@@ -76,11 +76,11 @@ class Contender:
                 process.wait()
 
     def output(self) -> str:
-        """Return the end of what the processes have written."""
+        """Return the end of the processes' output."""
         return (self.directory / "output").read_text()[-5000:]
 
     def cpu_seconds(self) -> float:
-        """Return what the processes, and those that they have started, have taken so far."""
+        """Return the CPU time of the processes and their descendants so far."""
         total = 0.0
         for pid in _family([process.pid for process in self.processes]):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -89,7 +89,7 @@ class Contender:
 
 
 class Ours(Contender):
-    """``deferred-middleware serve``, and the SDK's client in this process."""
+    """``deferred-middleware serve``, with the SDK's client in this process."""
 
     name = "deferred_middleware"
 
@@ -97,7 +97,7 @@ class Ours(Contender):
         """Start the server and pause its queue."""
         ready = self.directory / "ready.json"
         options = ["--port=0", "--admin-port=0", f"--ready-file={ready}", f"--threads={THREADS + 2}"]
-        # Each server would make another key, and this process reads its own once.
+        # Without this, each server would generate another key, and this process reads its own key only once.
         os.environ.setdefault("DEFERRED_SECRET_KEYS", secrets.token_urlsafe(48))
         self.launch(sys.executable, "-m", "deferred_middleware", "serve", "local_queue_app:app", *options)
         wait_for(ready.exists)
@@ -131,12 +131,12 @@ class Ours(Contender):
         self._client.ping_once()
 
     def bare(self, count: int) -> float:
-        """Return how many requests a second the bare app answers, each like one that delivers a task, as to anybody."""
+        """Return how many requests per second the bare app answers, sent like deliveries but as any client."""
         requests_per_second: float = self._client.bare(self._address, count, threads=THREADS, token="none")
         return requests_per_second
 
     def bare_deliveries(self, count: int) -> float:
-        """Return the same for requests that come as deliveries."""
+        """Return the same for requests that are sent as deliveries."""
         requests_per_second: float = self._client.bare_deliveries(HERE, count, threads=THREADS)
         return requests_per_second
 
@@ -146,14 +146,14 @@ class Ours(Contender):
 
 
 class HueyQueue(Contender):
-    """Huey's consumer on a SQLite file, ``fsync=True``. What it has taken to run it has forgotten."""
+    """Huey's consumer on a SQLite file, with ``fsync=True``. A task that it has taken is no longer in the file."""
 
     name = "Huey, SqliteHuey(fsync=True)"
 
     def start(self) -> None:
-        """Make the file."""
+        """Create the file."""
         os.environ["LOCAL_QUEUE_HUEY"] = str(self.directory / "huey.sqlite")
-        # It makes its queue when it is imported, and each round has another file.
+        # The module creates its queue on import, and each round uses another file.
         sys.modules.pop("local_queue_huey", None)
         self._tasks: Any = importlib.import_module("local_queue_huey")
 
@@ -173,7 +173,7 @@ class HueyQueue(Contender):
 
 
 class OnRedis(Contender):
-    """What the two queues on Redis share: a server of their own that syncs each write."""
+    """The common part of the two queues on Redis: their own server, which syncs each write."""
 
     def start(self) -> None:
         """Start a Redis server."""
@@ -192,7 +192,7 @@ class DramatiqQueue(OnRedis):
     name = "Dramatiq, Redis (appendfsync always)"
 
     def start(self) -> None:
-        """Start a Redis server, and make the actors."""
+        """Start a Redis server, and create the actors."""
         super().start()
         sys.modules.pop("local_queue_dramatiq", None)
         self._actors: Any = importlib.import_module("local_queue_dramatiq")
@@ -213,7 +213,7 @@ class DramatiqQueue(OnRedis):
 
 
 class RqQueue(OnRedis):
-    """RQ's simple worker on Redis, which runs one job after the other in one process instead of forking for each."""
+    """RQ's simple worker on Redis. It runs one job after the other in one process, and doesn't fork for each job."""
 
     name = "RQ, Redis (appendfsync always)"
 
@@ -225,12 +225,12 @@ class RqQueue(OnRedis):
         self._queue = self._rq.Queue(connection=redis.Redis.from_url(self.url))
 
     def add(self, count: int) -> None:
-        """Enqueue one by one."""
+        """Enqueue jobs one by one."""
         for number in range(count):
             self._queue.enqueue(work, number, self.total, result_ttl=0)
 
     def add_many(self, count: int) -> bool:
-        """Enqueue 100 in one pipeline."""
+        """Enqueue 100 jobs in one pipeline."""
         for start in range(0, count, 100):
             numbers = range(start, min(count, start + 100))
             prepared = [
@@ -245,12 +245,12 @@ class RqQueue(OnRedis):
         self.launch(*worker, "--worker-class", "rq.worker.SimpleWorker")
 
     def ping(self) -> None:
-        """Enqueue one."""
+        """Enqueue one job."""
         self._queue.enqueue(ping, time.monotonic(), "ping", result_ttl=0)
 
 
 def found() -> list[type[Contender]]:
-    """Return the contenders that can be run here."""
+    """Return the contenders that can run on this machine."""
     has_redis = shutil.which("redis-server") is not None
     contenders: list[type[Contender]] = [Ours]
     if find_spec("huey"):
@@ -263,7 +263,7 @@ def found() -> list[type[Contender]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
+    """Wait until ``condition`` is true."""
     until = time.monotonic() + _WAIT_SECONDS
     while not condition():
         if time.monotonic() > until:
@@ -277,7 +277,7 @@ def _accepts(port: int) -> bool:
 
 
 def _family(pids: Iterable[int]) -> list[int]:
-    """Return processes and all that they have started."""
+    """Return processes and all their descendants."""
     everybody = list(pids)
     for pid in everybody:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""Huey as benchmarks/local_queue.py runs it: a SQLite file that is synced at each commit."""
+"""Huey as benchmarks/local_queue.py runs it, on a SQLite file that is synced at each commit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The tasks that benchmarks/local_queue.py has all its contenders run.
+"""The tasks that benchmarks/local_queue.py runs on all contenders.
 
-What they tell goes to the benchmark's socket, at ``$LOCAL_QUEUE_REPORT``.
+They report to the benchmark's socket, at ``$LOCAL_QUEUE_REPORT``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _begun: list[float] = []
 
 
 def work(number: int, total: int) -> None:
-    """Do nothing; the last of ``total`` tells how many seconds after the first it began."""
+    """Do nothing. The last of ``total`` tasks reports how many seconds after the first it started."""
     with _lock:
         _begun.append(time.monotonic())
         if len(_begun) < total:
@@ -27,7 +27,7 @@ def work(number: int, total: int) -> None:
 
 
 def ping(sent: float, text: str) -> None:
-    """Tell how many seconds ago it was ``sent``, by the clock that all processes of a machine share."""
+    """Report the seconds since ``sent``, by the clock that all processes of a machine share."""
     _report(time.monotonic() - sent)
 
 

@@ -1,6 +1,7 @@
-"""Measure what the middleware costs a request that is not a task.
+"""Measure how much the middleware slows down a request that is not a task.
 
-Run ``python benchmarks/passthrough.py``. The bar: at most 1.2 times a WSGI class that only compares a path prefix.
+Run ``python benchmarks/passthrough.py``. The bar: at most 1.2 times the time of a WSGI class that only compares a path
+prefix.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ def bare(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
 
 
 class PrefixOnly:
-    """The least that a middleware for one path prefix can do."""
+    """The minimum that a middleware for one path prefix does."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Compare the prefix and pass the request on."""
+        """Compare the prefix, and pass the request on."""
         if environ["PATH_INFO"].startswith("/_cb/deferred/"):
             raise NotImplementedError
         return self.app(environ, start_response)
@@ -44,7 +45,7 @@ class PrefixOnly:
 
 @webob.dec.wsgify.middleware
 def wsgified(request: webob.Request, app: WSGIApplication) -> Any:
-    """Compare the prefix as a webob middleware does."""
+    """Compare the prefix in the way of a webob middleware."""
     if request.path_info.startswith("/_cb/deferred/"):
         raise NotImplementedError
     return app

@@ -1,7 +1,7 @@
-"""Run every benchmark, also after one has missed its bar, and print a summary.
+"""Run all benchmarks, even if one misses its bar, and print a summary.
 
-Run ``python benchmarks/run_all.py``, or ``make bench``. Exits with 1 if a bar was missed, and with
-2 if a script failed.
+Run ``python benchmarks/run_all.py``, or ``make bench``. The exit status is 1 if a bar was missed, and 2 if a script
+failed.
 """
 
 from __future__ import annotations

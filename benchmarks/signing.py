@@ -1,7 +1,7 @@
-"""Measure what a signature costs: to sign a task, and to check its request, with a small body and one of 100 KB.
+"""Measure the time to sign a task and to check its request, with a small body and with one of 100 KB.
 
-Run ``python benchmarks/signing.py``. The bar: less than 0.3 ms at 100 KB, which is as large as a task may be. Most of
-that is the body's SHA-256, which is measured beside it.
+Run ``python benchmarks/signing.py``. The bar: less than 0.3 ms at 100 KB, the maximum size of a task. Most of the time
+is the SHA-256 of the body, which is also measured alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIFETIME_SECONDS = 32 * 24 * 3600.0
 
 
 def contenders_for(body: bytes) -> tuple[Callable[[], object], Callable[[], object], Callable[[], object]]:
-    """Return what signs a task with ``body``, what checks its request, and what only takes the body's hash."""
+    """Return functions that sign a task with ``body``, check its request, and only hash the body."""
     path, headers = "/_cb/deferred/shop.mail/send", {protocol.NAMESPACE_HEADER: "tenant"}
     keyring = keyring_for((KEY,), "app")
     authenticator = trust.Authenticator(Settings(secret_keys=(KEY,)), Deployment(application="app"))

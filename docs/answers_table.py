@@ -1,6 +1,6 @@
-"""Write ``answers.rst``, the manual's tables of a queue's answers, from the table in the package.
+"""Write ``answers.rst``, the manual's tables of a queue's answers, from the tables in the package.
 
-Run ``python docs/answers_table.py``; a test compares the page with the table.
+Run ``python docs/answers_table.py``. A test compares the page with the tables.
 """
 
 from __future__ import annotations

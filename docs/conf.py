@@ -7,7 +7,7 @@ author = copyright = "the deferred_middleware authors"
 version = release = deferred_middleware.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-# The frameworks need not be there for the pages about their glue.
+# So that the pages about the frameworks' modules build without the frameworks.
 autodoc_mock_imports = ["django", "flask", "webapp2"]
 autodoc_member_order = "bysource"
 html_theme = "alabaster"

@@ -8,8 +8,8 @@
 Use it *instead of* ``DeferredMiddleware``, which runs tasks outside of webapp2, where its request globals aren't set.
 
 At the end of any other request it waits for the calls that ``defer_async`` started. With ``DEFERRED_COALESCE`` the
-request's calls are enqueued together at its end. They are dropped if a handler raises an exception that is not one of
-webob's HTTP exceptions, which ``abort()`` raises.
+request's calls are enqueued together at its end. They are dropped if a handler raises an exception other than webob's
+HTTP exceptions, which ``abort()`` raises.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Who takes a task: the contract, and what its implementations have in common."""
+"""The engines, which accept tasks: their contract, its implementations, and the code that these share."""

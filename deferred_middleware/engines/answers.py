@@ -1,4 +1,4 @@
-"""What a queue can answer to an add, and what we make of it: one table, from which the manual's table is made too.
+"""The answers of a queue to an add, and how they are handled. The manual's tables are generated from these tables.
 
 Sources: ``taskqueue_service.proto`` and ``remote_api.proto`` (SDK: ``api/taskqueue``, ``ext/remote_api``), and how the
 SDK turns them into exceptions (``taskqueue.py``, _ERROR_MAPPING and _TranslateError; ``runtime/default_api_stub.py``,
@@ -15,27 +15,27 @@ from typing import Any, Final
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One thing that can come back instead of "added"."""
+    """One possible answer other than "added"."""
 
     what: str
-    """The code's name, or what happened on the connection."""
+    """The code's name, or the event on the connection."""
     error: str
-    """The SDK's exception that the raised error is an instance of, by the name of its module and its own."""
+    """The SDK's exception type that the raised error is an instance of, as ``module.name``."""
     meaning: str
     retried: bool = False
-    """Whether the add is tried again, under the same name, until ``DEFERRED_ENQUEUE_SECONDS`` are over."""
+    """Whether the add is retried, under the same name, for up to ``DEFERRED_ENQUEUE_SECONDS``."""
     maybe_enqueued: bool = False
-    """Whether the task may be in the queue nevertheless."""
+    """Whether the task may be in the queue despite the error."""
     of_queue: bool = False
-    """Whether it holds for every task of the queue, not for one."""
+    """Whether the answer applies to every task of the queue, and not only to one."""
     exists: bool = False
-    """Whether it says that a task of this name is, or was, in the queue."""
+    """Whether the answer means that a task of this name is, or was, in the queue."""
 
 
 _ERROR: Final = "taskqueue.Error"
 _DATASTORE: Final = "taskqueue.DatastoreError"
 _DATASTORE_ERROR: Final = 10000
-"""``DATASTORE_ERROR``; the codes above it are the datastore's own, plus this."""
+"""``DATASTORE_ERROR``. The higher codes are this number plus a code of the datastore."""
 
 
 def _datastore(what: str, error: str, meaning: str, *, retried: bool = False) -> Answer:
@@ -102,7 +102,7 @@ BY_CODE: Final[dict[int, Answer]] = {
     10017: Answer("DATASTORE_ABORTED", _DATASTORE, "the datastore broke off", retried=True, maybe_enqueued=True),
     10018: _datastore("DATASTORE_SNAPSHOT_VERSION_TOO_OLD", "SnapshotVersionTooOldError", "the transaction is too old"),
 }
-"""By ``TaskQueueServiceError``: what the queue says of one task, or as an application error of the whole add."""
+"""By ``TaskQueueServiceError``: the answer for one task, or an application error of the whole add."""
 
 _TRANSIENT: Final = "taskqueue.TransientError"
 _REFUSED: Final = Answer("INVALID_ARGUMENT", _ERROR, "the task makes no sense to Cloud Tasks, or is too large")
@@ -127,7 +127,7 @@ BY_STATUS: Final[dict[int, Answer]] = {
     15: Answer("DATA_LOSS", _ERROR, "Cloud Tasks lost data", maybe_enqueued=True),
     16: Answer("UNAUTHENTICATED", "taskqueue.PermissionDeniedError", "the app is not known there", of_queue=True),
 }
-"""By gRPC status: what Cloud Tasks answers to an add."""
+"""By gRPC status: the answers of Cloud Tasks."""
 
 _RPC_FAILED: Final = "apiproxy_errors.RPCFailedError"
 
@@ -153,7 +153,7 @@ BY_RPC_ERROR: Final[dict[int, Answer]] = {
     11: _transport("REPLAY_ERROR", "the SDK tells it like UNKNOWN"),
     12: _transport("DEADLINE_EXCEEDED", "it took too long", "apiproxy_errors.DeadlineExceededError"),
 }
-"""By the ``ErrorCode`` of an ``rpc_error``: what the API server says of the call."""
+"""By the ``ErrorCode`` of an ``rpc_error``: the answers of the API server."""
 
 CLOSED: Final = _transport("connection closed", "the connection broke off before the answer")
 HTTP_STATUS: Final = _transport("HTTP status", "the API server answered with a status other than 200")
@@ -161,7 +161,7 @@ TIMED_OUT: Final = _transport("no answer", "none came in time", "apiproxy_errors
 EMPTY: Final = _transport("empty answer", "it has not one result for each task", _ERROR)
 UNREADABLE: Final = _transport("unreadable answer", "it is not in the API's format", "message.DecodeError")
 OF_CONNECTION: Final = (CLOSED, HTTP_STATUS, TIMED_OUT, EMPTY, UNREADABLE)
-"""What can happen instead of an answer."""
+"""The failures without a valid answer."""
 
 UNKNOWN: Final = Answer("anything else", _ERROR, "an answer that is not in this table", maybe_enqueued=True)
 UNFINISHED: Final = _transport("unfinished operation", "the answer does not say which tasks were added", _ERROR)
@@ -173,9 +173,9 @@ NO_CREDENTIALS: Final = Answer("nothing", _ERROR, "Cloud Tasks was not asked, fo
 
 
 def for_exception(error: BaseException) -> Answer:
-    """Return the answer that an exception of the SDK stands for. Imports the SDK."""
+    """Return the answer that matches an exception of the SDK. Imports the SDK."""
     if isinstance(error, AssertionError):
-        return EMPTY  # the SDK asserts that the queue answers for each task (taskqueue.py, Queue.__AddTasks)
+        return EMPTY  # the SDK asserts that there is a result for each task (taskqueue.py, Queue.__AddTasks)
     for answer in (*BY_CODE.values(), *BY_RPC_ERROR.values(), UNREADABLE):
         specific = not answer.error.startswith("datastore_errors.") and answer.error not in (_ERROR, _DATASTORE)
         if specific and isinstance(error, _exception_type(answer.error)):
@@ -208,17 +208,18 @@ def sdk_error(message: str) -> Exception:
 
 
 def lacks_thread(error: BaseException) -> bool:
-    """Tell whether a thread pool could start no thread for a call, which another of its threads may still make.
+    """Tell whether ``error`` means that a thread pool could not start a thread for a call.
 
-    This happens when the process has too many threads and, from Python 3.12 on, when the process ends. The pool has the
-    call in its queue by then (``submit`` in ``concurrent/futures/thread.py``).
+    This happens if the process has too many threads or, from Python 3.12 on, if the process is ending. The pool has
+    queued the call already, so another of its threads may still make it (``submit`` in
+    ``concurrent/futures/thread.py``).
     """
     return isinstance(error, RuntimeError) and "new thread" in str(error)
 
 
 @functools.lru_cache(maxsize=128)
 def _exception_type(name: str) -> Any:
-    """Return the exception class with a name of this module's table."""
+    """Return the exception class that is named ``module.name`` in this module's tables."""
     from google.appengine.api import datastore_errors, taskqueue
     from google.appengine.runtime import apiproxy_errors
     from google.protobuf import message
@@ -235,6 +236,6 @@ def _exception_type(name: str) -> Any:
 
 @functools.lru_cache(maxsize=32)
 def _datastore_error_type(name: str) -> Callable[[str], Exception]:
-    """Return the class of errors that are the datastore's and ``taskqueue.DatastoreError`` as well, as in the SDK."""
+    """Return an error class that is both the datastore's and ``taskqueue.DatastoreError``, as in the SDK."""
     kind = _exception_type("datastore_errors.Error" if name == _DATASTORE else name)
     return type(kind.__name__, (kind, _exception_type(_DATASTORE)), {"__doc__": kind.__doc__})

@@ -1,7 +1,7 @@
-"""App Engine's taskqueue API as the engine, by the SDK's public wire messages.
+"""App Engine's taskqueue API as the engine. It uses the SDK's public wire messages.
 
-A task becomes a ``TaskQueueAddRequest``, up to 100 of them a ``BulkAdd`` through ``apiproxy``. The fields are filled in
-as the SDK's own ``Queue.add`` does (SDK: ``api/taskqueue/taskqueue.py``); a test compares the two.
+A task becomes a ``TaskQueueAddRequest``. Up to 100 of them are sent through ``apiproxy`` as one ``BulkAdd``. The fields
+are set as in the SDK's own ``Queue.add`` (SDK: ``api/taskqueue/taskqueue.py``); a test compares the two.
 
 Importing this module imports the SDK.
 """
@@ -39,7 +39,7 @@ _METHOD: Final = "POST"
 
 
 class AppEngineEngine:
-    """Adds tasks by the SDK's taskqueue API."""
+    """Adds tasks through the SDK's taskqueue API."""
 
     name = "app-engine"
     max_task_bytes = protocol.MAX_PUSH_TASK_BYTES
@@ -47,7 +47,7 @@ class AppEngineEngine:
     context = staticmethod(current.request_facts)
 
     def encode(self, template: TaskTemplate) -> TaskTemplate:
-        """Return the template, with the message of the API that the tasks share."""
+        """Return the template with the part of the API's message that the tasks share."""
         sent = dict(template.headers)
         if template.signed:
             sent[protocol.SIGNATURE_HEADER] = ""
@@ -78,7 +78,7 @@ class AppEngineEngine:
         )
 
     def unsupported(self, _options: Options) -> Sequence[str]:
-        """Return nothing: the API has all that the options ask for."""
+        """Return nothing: the API supports all options."""
         return ()
 
     def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
@@ -89,7 +89,7 @@ class AppEngineEngine:
         try:
             rpc = taskqueue.create_rpc(deadline=timeout_seconds)
             rpc.make_call("BulkAdd", request, taskqueue_pb.TaskQueueBulkAddResponse())
-        except Exception as error:  # noqa: BLE001 - whatever keeps the call from starting is the tasks' failure
+        except Exception as error:  # noqa: BLE001 - any error at the start is a failure of the tasks
             answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
             return FailedStart(len(messages), AddFailure(error=error, answer=answer, of_whole_add=True))
         return _BulkAdd(rpc, messages)
@@ -99,7 +99,7 @@ class AppEngineEngine:
         return self.start(messages, timeout_seconds).results()
 
     def add_in_transaction(self, message: TaskMessage) -> None:
-        """Add the task by the SDK, which ties it to the transaction of the calling thread."""
+        """Add the task through the SDK, which adds it to the calling thread's transaction."""
         template = message.template
         headers = dict(template.headers)
         if message.signature is not None:
@@ -128,7 +128,7 @@ class _BulkAdd:
 
     @property
     def future(self) -> Future[Any] | None:
-        """The future of the RPC, in an app process; the stubs of tests have none."""
+        """The future of the RPC. None if a test's stub makes the RPC."""
         future: Future[Any] | None = self._rpc.future
         return future
 

@@ -1,6 +1,6 @@
-"""Google Cloud Tasks as the engine, by the ``google-cloud-tasks`` client: tasks for App Engine services.
+"""Google Cloud Tasks as the engine, for tasks of App Engine services. It uses the ``google-cloud-tasks`` client.
 
-What Cloud Tasks does differently from the taskqueue API is in ``docs/cloud-tasks.rst``. Importing this module imports
+The differences between Cloud Tasks and the taskqueue API are in ``docs/cloud-tasks.rst``. Importing this module imports
 the client.
 """
 
@@ -38,15 +38,18 @@ MAX_TASK_BYTES: Final = protocol.MAX_PUSH_TASK_BYTES - 2048
 """The largest task, as counted here. Cloud Tasks counts 100 KB of its own message, which also names the queue and the
 task (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#createtaskrequest)."""
 MAX_CALL_SECONDS: Final = 20.0
-"""The longest that one call may take: Cloud Tasks refuses deadlines of more than 30 seconds, and the client's own
-default is 20 (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFAULT_RPC_TIMEOUT_SECONDS``)."""
+"""The maximum duration of one call. Cloud Tasks rejects deadlines of more than 30 seconds.
+
+The client's default is 20 seconds (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFAULT_RPC_TIMEOUT_SECONDS``).
+"""
 
 _MAX_CALLS_AT_ONCE: Final = 100  # as in the SDK
 _DROPPED_PREFIXES: Final = ("x-appengine-", "x-google-")
-"""Cloud Tasks drops such headers of a task
-(https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest)."""
+"""Prefixes of the headers that Cloud Tasks drops from a task
+(https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest).
+"""
 _ERROR_NAME: Final = re.compile(r"ExecutorServiceError::([A-Z_]+)")
-"""App Engine's own name of the error, in the details of a status."""
+"""Finds App Engine's own name of an error in the details of a status."""
 _CODES: Final = {answer.what: code for code, answer in answers.BY_CODE.items()}
 _DEADLINE_EXCEEDED: Final = 4
 _NOT_FOUND: Final = 5
@@ -57,7 +60,7 @@ _POST: Final = int(tasks_v2.HttpMethod.POST)
 
 
 class CloudTasksEngine:
-    """Adds tasks by Cloud Tasks' API."""
+    """Adds tasks through the API of Cloud Tasks."""
 
     name = "cloud-tasks"
     max_task_bytes = MAX_TASK_BYTES
@@ -68,13 +71,13 @@ class CloudTasksEngine:
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        """Start without clients and threads, also in a forked process: neither survives a fork."""
+        """Start without clients and threads. Also called in a forked process, because neither survives a fork."""
         self._lock = threading.Lock()
         self._clients: dict[str | None, tasks_v2.CloudTasksClient] = {}  # by emulator; guarded by the lock
         self._threads: futures.ThreadPoolExecutor | None = None  # made under the lock
 
     def is_available(self) -> bool:
-        """Return true: Cloud Tasks can be called from anywhere."""
+        """Return True: any process can call Cloud Tasks."""
         return True
 
     def context(self) -> Hashable:
@@ -83,7 +86,7 @@ class CloudTasksEngine:
         return self._locations.find(), deployment.service, deployment.version, namespace.header_value()
 
     def encode(self, template: TaskTemplate) -> TaskTemplate:
-        """Return the template, with the ``google.cloud.tasks.v2.Task`` that the tasks share."""
+        """Return the template with the part of the ``google.cloud.tasks.v2.Task`` that the tasks share."""
         task = _Task()
         request = task.app_engine_http_request
         request.http_method = _POST
@@ -109,7 +112,7 @@ class CloudTasksEngine:
         ]
 
     def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
-        """Start CreateTask, or BatchCreateTasks for several messages, in another thread."""
+        """Start CreateTask in another thread, or BatchCreateTasks if there are several messages."""
         timeout = min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS)
         try:
             client = self._client()
@@ -117,7 +120,7 @@ class CloudTasksEngine:
             return _StartedCall(self._pool().submit(create, client, messages, timeout), len(messages))
         except auth_exceptions.GoogleAuthError as error:
             failure = AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the call from starting is the tasks' failure
+        except Exception as error:  # noqa: BLE001 - any error at the start is a failure of the tasks
             answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
             failure = AddFailure(error=error, answer=answer, of_whole_add=True)
         return FailedStart(len(messages), failure)
@@ -127,7 +130,7 @@ class CloudTasksEngine:
         return self.start(messages, timeout_seconds).results()
 
     def add_in_transaction(self, message: TaskMessage) -> None:
-        """Store the task in the current transaction, to be sent to Cloud Tasks after the commit."""
+        """Store the task in the current transaction. It is sent to Cloud Tasks after the commit."""
         _task, location = message.template.encoded
         outbox.add(
             parent=location.queue_path(message.queue),
@@ -136,7 +139,7 @@ class CloudTasksEngine:
         )
 
     def send(self, parent: str, serialized: bytes) -> None:
-        """Create a task that was serialized before, unless its name is taken. Raises the client's exceptions."""
+        """Create a serialized task, unless its name is taken. Raises the client's exceptions."""
         request = tasks_v2.CreateTaskRequest(parent=parent, task=tasks_v2.Task.deserialize(serialized))
         try:
             self._client().create_task(request=request, timeout=MAX_CALL_SECONDS)
@@ -144,7 +147,7 @@ class CloudTasksEngine:
             return
 
     def _client(self) -> tasks_v2.CloudTasksClient:
-        """Return the process's client; making one looks up the credentials and opens a channel."""
+        """Return the process's client. The first call looks up the credentials and opens a channel."""
         address = emulator_address()
         client = self._clients.get(address)
         if client is None:
@@ -169,10 +172,10 @@ class _StartedCall:
         self._count = count
 
     def results(self) -> Sequence[str | AddFailure]:
-        """Wait for the call, and return what it returned, or the reason why it failed."""
+        """Wait for the call, and return its results or the reason for its failure."""
         try:
             return self.future.result()
-        except Exception as error:  # noqa: BLE001 - the client raises errors of its own, of gRPC's and of the credentials
+        except Exception as error:  # noqa: BLE001 - the client raises its own, gRPC's and the credentials' errors
             return [_failure_of_call(error)] * self._count
 
 
@@ -248,7 +251,7 @@ def _task_of(message: TaskMessage, full_name: str) -> Any:
 
 
 def _fill_routing(routing: Any, target: str | None) -> None:
-    """Fill in which service, version and instance run the task; without a target, those that enqueue it."""
+    """Set the service, version and instance that run the task. Without a target, use those that enqueue it."""
     if target is None:
         deployment = current_deployment()
         routing.service = deployment.service or ""
@@ -273,14 +276,14 @@ def _fill_retry_config(config: Any, options: taskqueue.TaskRetryOptions) -> None
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:
-    """Return a duration to the microsecond: as a float, 2.3 s would be 2,299,999,999 ns."""
+    """Return a duration in whole microseconds. A float would turn 2.3 s into 2,299,999,999 ns."""
     duration = duration_pb2.Duration()
     duration.FromMicroseconds(round(seconds * 1e6))
     return duration
 
 
 def _failure_of_call(error: Exception) -> AddFailure:
-    """Return the failure for what the client raised."""
+    """Return the failure for an exception of the client."""
     if isinstance(error, auth_exceptions.GoogleAuthError):
         return AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
     if isinstance(error, api_exceptions.RetryError):

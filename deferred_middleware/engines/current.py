@@ -1,6 +1,6 @@
-"""Where a call is enqueued: the engine that the environment asks for, and what a task takes from its request.
+"""Where a call is enqueued: the engine that the environment selects, and what a task takes from the request.
 
-This is the only place that chooses the engine. Importing this module imports the SDK.
+This is the only module that selects the engine. Importing it imports the SDK.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STUB_MODULE: Final = "google.appengine.api.taskqueue.taskqueue_stub"
 
 
 def uses_cloud_tasks() -> bool:
-    """Tell whether the environment asks for Cloud Tasks; read at each call, as the SDK does."""
+    """Tell whether the environment selects Cloud Tasks. It is read at each call, as in the SDK."""
     return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
 
 
@@ -34,10 +34,9 @@ _cloud_tasks: Engine | None = None
 
 
 def engine_and_context() -> tuple[Engine, Hashable | None]:
-    """Return the engine that the environment asks for, and its context; see :meth:`Engine.context`.
+    """Return the engine that the environment selects, and its context; see :meth:`Engine.context`.
 
-    Imports the engine's client when the engine is first asked for. Raises
-    :class:`~deferred_middleware.errors.LocationError`.
+    The engine's client is imported on the first call. Raises :class:`~deferred_middleware.errors.LocationError`.
     """
     global _app_engine, _cloud_tasks
     if uses_cloud_tasks():
@@ -59,9 +58,9 @@ def has_api() -> bool:
 
 
 def request_facts() -> Hashable | None:
-    """Return the hostnames and namespaces that a task takes from its request, and whether there is an API.
+    """Return the request's hostnames and namespaces that a task needs, and whether the taskqueue API is available.
 
-    None on a development server, where the SDK's modules API is asked for each target's hostname.
+    Returns None on a development server, because the SDK's modules API must be called there for each target's hostname.
     """
     if _is_development_server():
         return None
@@ -83,8 +82,8 @@ def own_host() -> str | None:
 def host_of(target: str) -> str | None:
     """Return the hostname of a target.
 
-    Raises :class:`TargetUnknownError` where the app's own hostname is not known. The SDK drops the target silently
-    there (SDK: ``taskqueue.py``, ``Task.__host_from_target``). With the SDK's stub, in tests, it is dropped here too.
+    Raises :class:`TargetUnknownError` if the app's own hostname is not known. In that case the SDK silently drops the
+    target (SDK: ``taskqueue.py``, ``Task.__host_from_target``). With the SDK's stub, in tests, it is dropped here too.
     """
     hostname = app_identity.get_default_version_hostname()
     if hostname is None:
@@ -105,13 +104,13 @@ def _host_on_development_server(target: str) -> str:
 
 
 def _is_development_server() -> bool:
-    """Tell whether this is dev_appserver, whose services have ports instead of hostnames."""
+    """Tell whether this is dev_appserver, where services have ports instead of hostnames."""
     software = os.environ.get("SERVER_SOFTWARE", "")
     return software.startswith("Dev") and software != "Development/1.0 (testbed)"
 
 
 def _answered_by_stub() -> bool:
-    """Tell whether the SDK's stub, or a subclass of it, answers the taskqueue API: the app is under test."""
+    """Tell whether the app is under test: the SDK's stub, or a subclass of it, answers the taskqueue API."""
     module = sys.modules.get(_STUB_MODULE)
     stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
     return module is not None and isinstance(stub, module.TaskQueueServiceStub)

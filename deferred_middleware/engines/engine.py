@@ -1,7 +1,7 @@
 """The contract of an engine, and the message that an engine takes.
 
-An engine is whatever accepts tasks: App Engine's taskqueue API (:mod:`.app_engine`) or Google Cloud Tasks
-(:mod:`.cloud_tasks`). The rest of the package knows the contract only.
+An engine accepts tasks. It is App Engine's taskqueue API (:mod:`.app_engine`) or Google Cloud Tasks
+(:mod:`.cloud_tasks`). The rest of the package uses only this contract.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TaskTemplate:
-    """What similar tasks have in common. :meth:`Engine.encode` completes it."""
+    """The common parts of similar tasks. :meth:`Engine.encode` completes it."""
 
     queue: str
     path: str
@@ -32,22 +32,22 @@ class TaskTemplate:
     retry_options: taskqueue.TaskRetryOptions | None = None
     deadline_seconds: float | None = None
     encoded: Any = None
-    """The engine's own form of all this. Only the engine reads it."""
+    """The engine's own form of the template. Only the engine reads it."""
     overhead_bytes: int = 0
     """The size of a task without its body and its signature, counted as the engine counts it."""
 
 
 class TaskMessage(NamedTuple):
-    """Everything about one task to add. A named tuple, because each call makes one, and it is made quickly."""
+    """One task to add. It is a named tuple because each call creates one, and a named tuple is fast to create."""
 
     template: TaskTemplate
     name: str | None
-    """None lets the queue choose the name."""
+    """None means that the queue chooses the name."""
     body: bytes
     eta_posix: float
     """The earliest time of the first attempt, in seconds since 1970, to the microsecond."""
     signature: str | None
-    """The value of ``X-Deferred-Signature``; None sends no such header."""
+    """The value of ``X-Deferred-Signature``. None means that the header is not sent."""
 
     @property
     def queue(self) -> str:
@@ -67,12 +67,12 @@ class TaskMessage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AddFailure:
-    """A task was not added, or is not known to be."""
+    """The reason why a task was not added, or is not known to be."""
 
     error: Exception
     answer: Answer
     of_whole_add: bool
-    """Whether the failure is one of the whole add, so that another task of it may be the cause."""
+    """Whether the whole add failed, so that another of its tasks may be the cause."""
 
 
 class StartedAdd(Protocol):
@@ -80,10 +80,10 @@ class StartedAdd(Protocol):
 
     @property
     def future(self) -> Future[Any] | None:
-        """Done when the answer is there; None if the engine works only while somebody waits for it."""
+        """Done when the answer has arrived. None if the engine makes progress only while a thread waits for it."""
 
     def results(self) -> Sequence[str | AddFailure]:
-        """Wait for the answer, and return for each message the name of its task, or why it was not added."""
+        """Wait for the answer. For each message, return the name of its task or the reason why it was not added."""
 
 
 class Engine(Protocol):
@@ -97,28 +97,28 @@ class Engine(Protocol):
         """Tell whether tasks can be added in this process."""
 
     def context(self) -> Hashable | None:
-        """Return what a task takes from where it is enqueued; two equal contexts give equal templates.
+        """Return the context that a task depends on. Two equal contexts give equal templates.
 
-        None if that can't be told. Raises :class:`~deferred_middleware.errors.LocationError`.
+        Returns None if it can't be determined. Raises :class:`~deferred_middleware.errors.LocationError`.
         """
 
     def encode(self, template: TaskTemplate) -> TaskTemplate:
         """Return ``template`` with the engine's own form of it, for tasks that are enqueued in the current context.
 
-        Raises :class:`TargetUnknownError`, or what the engine finds wrong.
+        Raises :class:`TargetUnknownError`, or the engine's own errors.
         """
 
     def unsupported(self, options: Options) -> Sequence[str]:
-        """Return what the engine can't do of what ``options`` ask for, each as a sentence."""
+        """Return a sentence for each part of ``options`` that the engine doesn't support."""
 
     def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
-        """Start to add messages of one queue; never raises. ``timeout_seconds`` None leaves it to the engine."""
+        """Start to add messages of one queue. Never raises. If ``timeout_seconds`` is None, the engine decides."""
 
     def add(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> Sequence[str | AddFailure]:
         """Add messages of one queue, and return the results; see :meth:`start` and :meth:`StartedAdd.results`."""
 
     def add_in_transaction(self, message: TaskMessage) -> None:
-        """Add a task that is enqueued when the current datastore transaction commits. Raises what goes wrong."""
+        """Add a task that is enqueued when the current datastore transaction commits. Raises the engine's errors."""
 
 
 class TargetUnknownError(Exception):
@@ -126,7 +126,7 @@ class TargetUnknownError(Exception):
 
 
 class FailedStart:
-    """An add that could not be started; nothing was sent."""
+    """An add that could not be started. Nothing was sent."""
 
     future = None
 
@@ -134,5 +134,5 @@ class FailedStart:
         self._failures = [failure] * count
 
     def results(self) -> Sequence[AddFailure]:
-        """Return the reason, for each message."""
+        """Return the reason for each message."""
         return self._failures

@@ -1,6 +1,6 @@
-"""Where Cloud Tasks is reached: the project and region of the app, or the address of an emulator.
+"""The location of Cloud Tasks: the project and region of the app, or the address of an emulator.
 
-The SDK takes the region us-central1 where it finds none, and a project of None (SDK: ``api/taskqueue/cloudtask.py``,
+The SDK defaults to the region us-central1 and to a project of None (SDK: ``api/taskqueue/cloudtask.py``,
 ``_get_region``). Here an unknown or contradictory location is an error at ``defer()``.
 """
 
@@ -18,14 +18,15 @@ from deferred_middleware.wire.protocol import is_loopback
 EMULATOR_VARIABLE: Final = "CLOUD_TASKS_EMULATOR_HOST"
 PROJECT_VARIABLE: Final = "GOOGLE_CLOUD_PROJECT"
 REGION_VARIABLES: Final = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID")
-"""The variables that may name the region, in the SDK's order; after them the metadata server is asked."""
+"""The variables that may name the region, in the SDK's order. If none does, the metadata server is asked."""
 FALLBACK_VARIABLE: Final = "LOCAL_GCP_REGION"
 METADATA_URL: Final = "http://metadata.google.internal/computeMetadata/v1/instance/region"
-"""Answers with ``projects/NUMBER/regions/REGION`` (https://cloud.google.com/run/docs/container-contract)."""
+"""Returns ``projects/NUMBER/regions/REGION`` (https://cloud.google.com/run/docs/container-contract)."""
 
 _METADATA_SECONDS: Final = 2.0
 _REGION_OF_LOCATION_ID: Final = {"us-central": "us-central1", "europe-west": "europe-west1"}
-"""Two locations of App Engine have another name elsewhere (https://cloud.google.com/appengine/docs/locations)."""
+"""Two locations of App Engine have another name in other services (https://cloud.google.com/appengine/docs/locations).
+"""
 _PROJECT: Final = re.compile(r"([a-z0-9.-]+:)?[a-z0-9][a-z0-9-]*")
 _REGION: Final = re.compile(r"[a-z]+(-[a-z]+)+[0-9]+")
 _ADDRESS: Final = re.compile(r"(?P<plain>http://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})/?")
@@ -33,7 +34,7 @@ _ADDRESS: Final = re.compile(r"(?P<plain>http://)?(?P<host>\[[0-9a-fA-F:]+\]|[A-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
-    """Where the app's queues are."""
+    """The location of the app's queues."""
 
     project: str
     region: str
@@ -47,7 +48,7 @@ class LocationFinder:
     """Finds the location in the environment, or asks the metadata server once."""
 
     def __init__(self) -> None:
-        self._region_from_metadata: str | None = None  # written once, by whichever thread asks first
+        self._region_from_metadata: str | None = None  # written once, by the thread that asks first
 
     def find(self) -> Location:
         """Return the location. Raises :class:`LocationError` if it is unknown or contradictory."""
@@ -66,7 +67,7 @@ class LocationFinder:
         return Location(project, region)
 
     def _unnamed_region(self) -> tuple[str, str | None]:
-        """Return the variable that decides when none of the platform's names the region, and the region."""
+        """Return the variable to name in an error, and the region that applies if no platform variable names one."""
         if self._region_from_metadata is None:
             if os.environ.get(FALLBACK_VARIABLE):
                 return FALLBACK_VARIABLE, _region_of(os.environ[FALLBACK_VARIABLE])
@@ -110,8 +111,8 @@ def _ask_metadata_server() -> str | None:
 def emulator_address() -> str | None:
     """Return the ``host:port`` of the emulator, or None if tasks go to Google.
 
-    The connection is not encrypted. So the address must be one of this machine, unless it begins with ``http://``.
-    Raises :class:`SettingsError`.
+    The connection is not encrypted. So the address must be on this machine, unless it begins with ``http://``. Raises
+    :class:`SettingsError`.
     """
     value = os.environ.get(EMULATOR_VARIABLE, "").strip()
     if not value:

@@ -1,8 +1,8 @@
 """Tasks for Cloud Tasks that wait for the commit of a datastore transaction.
 
-Cloud Tasks knows no transactions. So the task is written in the transaction, as an entity of its own, and created in
-Cloud Tasks right after the commit. Its name follows from the entity's key, so that it is created once however often it
-is sent. What can't be sent stays in the datastore, and a later sweep sends it.
+Cloud Tasks has no transactions. So the transaction writes the task as an entity, and the task is created in Cloud Tasks
+right after the commit. Its name is derived from the entity's key, so that the task is created only once, even if it is
+sent several times. If it can't be sent, it stays in the datastore, and a later sweep sends it.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from deferred_middleware.wire import entities
 logger = logging.getLogger("deferred_middleware")
 
 KIND: Final = "_DeferredOutbox"
-"""Kind of the entities."""
+"""The kind of the entities."""
 _PARENT: Final = "parent"
 _TASK: Final = "task"
 _CREATED: Final = "created"
 _SWEEP_AGE_SECONDS: Final = 60.0
-"""A younger entity is left to the process whose transaction wrote it."""
+"""The minimum age of a swept entity. Until then, the process that wrote it sends its task."""
 _SWEEP_INTERVAL_SECONDS: Final = 60.0
 _SWEEP_LIMIT: Final = 500
 
 Send = Callable[[str, bytes], None]
-"""Creates a serialized task in a queue, given the queue's full name; a task that is there already is no error."""
+"""Creates a serialized task in a queue, given the queue's full name. If the task exists already, that is no error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SweepReport:
-    """What a sweep did."""
+    """The result of a sweep."""
 
     sent: int
     failed: int
 
 
 def add(*, parent: str, make_task: Callable[[str], bytes], send: Send) -> None:
-    """Write a task in the current transaction, and send it when that has committed.
+    """Write a task in the current transaction, and send it after the commit.
 
-    ``parent`` is the queue's full name, and ``make_task`` returns the serialized task for its full name. Raises what
-    the datastore raises.
+    ``parent`` is the queue's full name. ``make_task`` takes the task's full name and returns the serialized task.
+    Raises the datastore's exceptions.
     """
     from google.appengine.api import datastore, datastore_types
 
@@ -62,7 +62,7 @@ def add(*, parent: str, make_task: Callable[[str], bytes], send: Send) -> None:
 
 
 def sweep(send: Send, *, min_age_seconds: float = _SWEEP_AGE_SECONDS) -> SweepReport:
-    """Send the tasks that are committed and were not sent; a task that can't be sent is logged, and stays."""
+    """Send the committed tasks that were not sent. If a task can't be sent, log the error and keep the task."""
     oldest = _now() - datetime.timedelta(seconds=min_age_seconds)
     sent = failed = 0
     for entity in entities.query(KIND, {f"{_CREATED} <=": oldest}, limit=_SWEEP_LIMIT):
@@ -79,7 +79,7 @@ def _send_after_commit(key: Any, parent: str, serialized: bytes, send: Send) -> 
 
 
 def _send(key: Any, parent: str, serialized: bytes, send: Send) -> bool:
-    """Send a task, and delete its entity; log what fails, because the transaction is committed all the same."""
+    """Send a task, and delete its entity. Failures are logged and not raised, because the transaction has committed."""
     try:
         send(parent, serialized)
     except Exception:
@@ -93,14 +93,14 @@ def _send(key: Any, parent: str, serialized: bytes, send: Send) -> bool:
 
 
 class _Sweeps:
-    """Sweeps now and then, after a task was sent: Cloud Tasks answers then."""
+    """Sweeps from time to time after a task was sent, because Cloud Tasks is available then."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = 0.0  # monotonic seconds; guarded by the lock
 
     def run_if_due(self, send: Send) -> None:
-        """Sweep if the last sweep of this process is a minute ago; log what fails."""
+        """Sweep if the last sweep of this process was at least a minute ago. Failures are logged."""
         with self._lock:
             if time.monotonic() < self._next:
                 return

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
 
 MAX_TRANSACTIONS: Final = 1000
-"""How many transactions are counted at a time; the oldest is forgotten first."""
+"""The maximum number of transactions that are counted at a time. The oldest is dropped first."""
 
 
 def is_wanted(call: Call, queue: str) -> bool:
-    """Tell whether ``call`` is to be added in the current transaction.
+    """Tell whether ``call`` must be added in the current transaction.
 
     Raises:
-        TransactionError: it is to be transactional, and there is no transaction.
-        OptionError: ``_transactional="auto"`` found a transaction, and the call has a name.
+        TransactionError: the call is transactional, and there is no transaction.
+        OptionError: there is a transaction, and the call has a name.
     """
     wanted = call.options.transactional
     if not wanted:
@@ -52,14 +52,14 @@ def is_wanted(call: Call, queue: str) -> bool:
 
 
 class TaskLimitReachedError(Exception):
-    """The transaction has as many tasks as the platform allows."""
+    """The transaction has the maximum number of tasks already."""
 
 
 class TransactionMonitor:
     """Counts the tasks of each transaction, and calls functions after its commit.
 
-    It sees transactions as the SDK's API hooks do: each request names its transaction, and a commit that succeeded is a
-    call that returned (SDK: ``api/apiproxy_stub_map.py``, ``GetPreCallHooks`` and ``GetPostCallHooks``).
+    It uses the SDK's API hooks. Each request names its transaction, and a commit succeeded if its call didn't raise
+    (SDK: ``api/apiproxy_stub_map.py``, ``GetPreCallHooks`` and ``GetPostCallHooks``).
     """
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class TransactionMonitor:
 
     @contextlib.contextmanager
     def adding(self, after_commit: Callable[[], object] | None = None) -> Iterator[None]:
-        """Count the task that is added inside.
+        """Count the task that is added in the block.
 
-        ``after_commit`` is called without arguments when the transaction has committed. Raises
-        :class:`TaskLimitReachedError` before the API is called for a task too many.
+        ``after_commit`` is called without arguments after the transaction has committed. If the transaction has the
+        maximum number of tasks, :class:`TaskLimitReachedError` is raised before the API is called.
         """
         self._install()
         self._adding.after_commit = after_commit
@@ -94,10 +94,10 @@ class TransactionMonitor:
             self._adding.active = False
 
     def _install(self) -> None:
-        """See the calls of the current API proxy; tests replace it, and it keeps one hook of a kind."""
+        """Add the hooks to the current API proxy. Tests replace the proxy, and it keeps only one hook of each name."""
         proxy = apiproxy_stub_map.apiproxy
         proxy.GetPreCallHooks().Append("deferred_middleware transactions", self._before_call)
-        # A rollback may be sent and not waited for, so that it is seen when it is sent.
+        # Rollbacks are handled in the pre-call hook, because the SDK may not wait for their answer.
         proxy.GetPostCallHooks().Append("deferred_middleware transactions", self._after_call, "datastore_v3")
 
     def _before_call(self, service: str, call: str, request: Any, response: Any, rpc: Any) -> None:
@@ -138,7 +138,7 @@ class TransactionMonitor:
 
 
 class _Transaction:
-    """What was added in one transaction."""
+    """The tasks and the functions of one transaction."""
 
     __slots__ = ("after_commit", "tasks")
 
@@ -165,7 +165,7 @@ def explained(call: Call, queue: str) -> Iterator[None]:
     """Turn the errors of an add in a transaction into ours, which say what to do.
 
     Raises:
-        TransactionLimitError: the transaction has as many tasks as the platform allows.
+        TransactionLimitError: the transaction has the maximum number of tasks already.
         CrossGroupError: the transaction was not declared as one over several entity groups.
     """
     try:

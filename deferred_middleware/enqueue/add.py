@@ -1,7 +1,8 @@
-"""Add prepared calls to their queue: groups for one RPC, attempts, their answers, and what became of each call.
+"""Add prepared calls to their queue: group the calls for one RPC, retry the add, and report the outcome of each call.
 
-An attempt that failed for now, or whose end is unknown, is repeated under the same name. If the name is taken then, a
-task with a name of ours was added before: nobody else can have the name. A caller's name keeps its meaning.
+If an attempt fails temporarily, or its outcome is unknown, the add is retried with the same task name. If the queue
+then answers that a generated name is taken, an earlier attempt added the task, because no other task can have that
+name. If the caller gave the name, the answer is an error.
 
 Importing this module imports the SDK.
 """
@@ -31,18 +32,18 @@ T = TypeVar("T")
 MAX_RPC_SECONDS: Final = 10.0
 """The longest that one attempt waits for the queue's answer. The platform's default is about 5 s (SDK: create_rpc)."""
 MIN_ATTEMPTS: Final = 3
-"""An attempt that hangs takes only this part of the time, so that others can follow."""
+"""An attempt may take at most ``1 / MIN_ATTEMPTS`` of the time, so that one that hangs leaves time for others."""
 FIRST_DELAY_SECONDS: Final = 0.1
 MAX_DELAY_SECONDS: Final = 5.0
 
 _MAX_WAITING_CALLS: Final = 1000
-"""How many calls may wait for others of their queue."""
+"""How many calls may wait until the group of their queue is full."""
 _MAX_WAITING_BYTES: Final = 4 * protocol.MAX_ADD_BYTES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timing:
-    """Where time and chance come from. ``clock`` and ``sleep`` count seconds, ``chance`` is in [0, 1)."""
+    """The sources of time and randomness. ``clock`` and ``sleep`` use seconds; ``chance`` returns a value in [0, 1)."""
 
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], object] = time.sleep
@@ -53,7 +54,7 @@ REAL_TIMING: Final = Timing()
 
 
 class RetryBudget:
-    """How often one add is tried, in at most ``seconds``; 0 means a single attempt."""
+    """Limits the attempts of one add to ``seconds`` in total; 0 allows a single attempt."""
 
     __slots__ = ("_ends", "_seconds", "_timing", "failed")
 
@@ -65,7 +66,7 @@ class RetryBudget:
         """How many attempts have failed."""
 
     def rpc_seconds(self) -> float | None:
-        """Return how long the next attempt may wait for its answer; None leaves it to the engine."""
+        """Return how long the next attempt may wait for its answer. None means that the engine decides."""
         if not self._seconds:
             return None
         shortest = self._seconds / 10
@@ -73,10 +74,10 @@ class RetryBudget:
         return min(MAX_RPC_SECONDS, self._seconds / MIN_ATTEMPTS, left)
 
     def delay(self) -> float | None:
-        """Count a failed attempt; return how many seconds to wait before the next, or None if there is none.
+        """Count a failed attempt; return the seconds to wait before the next one, or None if there is no next one.
 
-        The upper bound doubles with each failure. Chance takes up to half of it away, so that clients that failed
-        together don't come back together.
+        The upper bound doubles with each failure. A random part of up to half of it is subtracted, so that clients that
+        failed at the same time don't retry at the same time.
         """
         self.failed += 1
         bound = min(FIRST_DELAY_SECONDS * 2.0 ** min(self.failed - 1, 16), MAX_DELAY_SECONDS)
@@ -85,9 +86,9 @@ class RetryBudget:
 
 
 class Add:
-    """An add of up to 100 calls to one queue, from its first attempt to its end; not for calls of a transaction.
+    """An add of up to 100 calls to one queue, with all its attempts. Not for transactional calls.
 
-    :meth:`start` and :meth:`finish` take turns; their caller waits in between.
+    Call :meth:`start` and :meth:`finish` alternately, and wait between them for as long as :meth:`finish` returns.
     """
 
     __slots__ = ("_budget", "_engine", "_isolating", "_last", "_maybe", "_pending", "_sent", "errors", "prepared")
@@ -95,19 +96,19 @@ class Add:
     def __init__(self, prepared: Sequence[PreparedCall], timing: Timing = REAL_TIMING) -> None:
         self.prepared = prepared
         self.errors: dict[int, EnqueueError] = {}
-        """What went wrong, by the call's place; at the end, the other calls are enqueued."""
+        """The errors, by the index of the call. When the add is over, the calls without an error are enqueued."""
         self._engine = prepared[0].engine
         self._budget = RetryBudget(prepared[0].retry_seconds, timing)
         self._pending = list(range(len(prepared)))
         self._sent: list[int] = []
         self._isolating = False
-        """Whether tasks go one at a time, because it is not known which of them failed the add."""
+        """Whether tasks are sent one at a time, because the queue didn't say which task made the add fail."""
         self._maybe: set[int] = set()
-        """Tasks that an earlier attempt may have added."""
+        """Indexes of the tasks that an earlier attempt may have added."""
         self._last: dict[int, AddFailure] = {}
 
     def run(self, sleep: Callable[[float], object]) -> None:
-        """Try until all is decided, in the calling thread."""
+        """Run all attempts in the calling thread."""
         delay: float | None = 0.0
         while delay is not None:
             if delay:
@@ -116,16 +117,16 @@ class Add:
             delay = self._decide(self._engine.add(messages, self._budget.rpc_seconds()) if messages else ())
 
     def start(self) -> StartedAdd | None:
-        """Send what is still to be added; None if nothing is left to send."""
+        """Send the tasks that are still to be added. Returns None if there are none."""
         messages = self._next_messages()
         return self._engine.start(messages, self._budget.rpc_seconds()) if messages else None
 
     def finish(self, started: StartedAdd | None) -> float | None:
-        """Read the answer, waiting for it; return the seconds until the next start, or None when all is done."""
+        """Wait for the answer and read it; return the seconds until the next start, or None if the add is over."""
         return self._decide(() if started is None else started.results())
 
     def _next_messages(self) -> list[TaskMessage]:
-        """Return what is to be sent in the next attempt, after its large payloads have been stored."""
+        """Store the overflowed payloads of the next attempt, and return the messages to send."""
         self._sent = self._pending[:1] if self._isolating else list(self._pending)
         for index in list(self._sent):
             if self.prepared[index].overflowed is not None:
@@ -133,19 +134,19 @@ class Add:
         return [self.prepared[index].message for index in self._sent]
 
     def _store(self, index: int) -> None:
-        """Put a payload that is too large for its task where the task finds it; without it the task isn't sent."""
+        """Store a payload that doesn't fit in its task. If this fails, the task isn't sent."""
         overflowed = self.prepared[index].overflowed
         try:
             if overflowed is not None:
                 overflowed.store()
-        except Exception as error:  # noqa: BLE001 - whatever the datastore raises is why this call is not enqueued
+        except Exception as error:  # noqa: BLE001 - any datastore error means that this call is not enqueued
             self._sent.remove(index)
             self._pending.remove(index)
             self._last[index] = AddFailure(error=error, answer=answers.NOT_SENT, of_whole_add=True)
             self._fail(index)
 
     def _decide(self, results: Sequence[str | AddFailure]) -> float | None:
-        """Take the results of an attempt; return the seconds until the next one, or None when all is done."""
+        """Read the results of an attempt; return the seconds until the next attempt, or None if the add is over."""
         if not results:
             return 0.0 if self._pending else None
         again: list[int] = []
@@ -180,7 +181,7 @@ class Add:
         if not self._pending:
             return None
         if decided or isolate:
-            return 0.0  # what is left failed with the others, not by itself
+            return 0.0  # these tasks failed only because others in the same RPC failed
         delay = self._budget.delay()
         if delay is None:
             for index in self._pending:
@@ -189,15 +190,15 @@ class Add:
         return delay
 
     def exists(self, index: int) -> bool:
-        """Tell whether the call at ``index`` failed because a task of its name is, or was, in the queue."""
+        """Tell whether the call at ``index`` failed because its task name is, or was, in use in the queue."""
         return index in self.errors and self._last[index].answer.exists
 
     def tombstoned(self, index: int) -> bool:
-        """Tell whether that task was there before, and isn't any more."""
+        """Tell whether the name is a tombstone: its task is no longer in the queue."""
         return isinstance(self._last[index].error, TombstonedTaskError)
 
     def fail_all(self, error: Exception) -> None:
-        """Give up what is not decided, because of ``error``."""
+        """Fail all calls that have no outcome yet, with ``error``."""
         for index in self._pending:
             self._last[index] = AddFailure(error=error, answer=answers.UNKNOWN, of_whole_add=True)
             self._maybe.add(index)
@@ -219,7 +220,7 @@ class Add:
 
 
 def add(prepared: PreparedCall, timing: Timing = REAL_TIMING) -> None:
-    """Add one task; when this returns, it is enqueued. Raises :class:`EnqueueError`."""
+    """Add one task. It is enqueued when this returns. Raises :class:`EnqueueError`."""
     if prepared.transactional:
         _add_in_transaction(prepared)
         return
@@ -231,7 +232,7 @@ def add(prepared: PreparedCall, timing: Timing = REAL_TIMING) -> None:
 
 
 def _add_in_transaction(prepared: PreparedCall) -> None:
-    """Add a task to the current transaction, which decides whether it is enqueued; there is one attempt."""
+    """Add a task to the current transaction, in a single attempt. It is enqueued if the transaction commits."""
     call, queue = prepared.call, prepared.queue
     try:
         with transactions.explained(call, queue):
@@ -242,7 +243,7 @@ def _add_in_transaction(prepared: PreparedCall) -> None:
         discard_payload(prepared, error)
         raise
     except Exception as error:
-        # Not only the SDK's own errors: some answers make it raise a TypeError and the like.
+        # The SDK also raises other types than its own for some answers, such as TypeError.
         failure = sdk.explain(error, call.label, queue, None)
         failure.maybe_enqueued = answers.for_exception(error).maybe_enqueued
         discard_payload(prepared, failure)
@@ -251,7 +252,7 @@ def _add_in_transaction(prepared: PreparedCall) -> None:
 
 
 def report_enqueued(several: Sequence[PreparedCall]) -> None:
-    """Note that calls are enqueued, and tell the hooks; every way to enqueue ends here."""
+    """Mark calls as enqueued, and call the ``on_enqueue`` hooks. Every way to enqueue ends here."""
     for prepared in several:
         prepared.was_enqueued = True
     for prepared in several:
@@ -266,7 +267,7 @@ def report_enqueued(several: Sequence[PreparedCall]) -> None:
 def discard_payload(prepared: PreparedCall, error: EnqueueError) -> None:
     """Remove the stored payload of a call that is not enqueued.
 
-    If ``error.maybe_enqueued`` is true, the task may come to run, and its payload stays.
+    If ``error.maybe_enqueued`` is true, the payload is kept, because the task may still run.
     """
     if prepared.overflowed is not None and not error.maybe_enqueued:
         prepared.overflowed.remove()
@@ -274,7 +275,7 @@ def discard_payload(prepared: PreparedCall, error: EnqueueError) -> None:
 
 @dataclasses.dataclass(slots=True)
 class AddGroup(Generic[T]):
-    """Calls of one queue for one RPC; ``tags`` tell the caller which they are."""
+    """Calls of one queue for one RPC. ``tags`` identify the calls for the caller."""
 
     prepared: list[PreparedCall] = dataclasses.field(default_factory=list)
     tags: list[T] = dataclasses.field(default_factory=list)
@@ -283,7 +284,7 @@ class AddGroup(Generic[T]):
 
 
 class AddGroups(Generic[T]):
-    """Groups that are being filled, one for each queue: the same queue, not too many calls, and not too large."""
+    """Groups calls by queue, for one RPC each, and limits the number of calls and bytes in a group."""
 
     def __init__(self) -> None:
         self._groups: dict[str, AddGroup[T]] = {}
@@ -291,11 +292,11 @@ class AddGroups(Generic[T]):
         self._waiting_bytes = 0
 
     def add(self, prepared: PreparedCall, tag: T) -> Sequence[AddGroup[T]]:
-        """Add a call, and return the groups that are to be sent because of it."""
+        """Add a call to its group, and return the groups that must be sent now."""
         queue, name, size_bytes = prepared.queue, prepared.call.options.name, prepared.size_bytes
         group = self._groups.get(queue)
         full: Sequence[AddGroup[T]] = ()
-        # A name must not be in an add twice. A group that has as many calls as may be has left already.
+        # One add must not contain a name twice. A group that has reached the maximum number of calls was sent already.
         if group is not None and (group.size_bytes + size_bytes > protocol.MAX_ADD_BYTES or name in group.names):
             full = [self._take(queue)]
             group = None
@@ -315,7 +316,7 @@ class AddGroups(Generic[T]):
         return full
 
     def rest(self) -> Iterator[AddGroup[T]]:
-        """Yield what is left."""
+        """Yield the groups that were not sent yet."""
         while self._groups:
             yield self._take(next(iter(self._groups)))
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     """Run ``func(*args, **kwargs)`` later, in a task. When this returns, the task is enqueued.
 
-    ``func`` is anything callable that a module holds: a function (``async def`` too), a class, a bound, class or static
-    method, a partial, an instance with ``__call__``. Whatever can be known now is checked now. What is deferred may run
-    more than once, for a queue delivers at least once: make it idempotent.
+    ``func`` is any callable that a module holds: a function (``async def`` too), a class, a bound, class or static
+    method, a partial, or an instance with ``__call__``. The call is checked now, as far as possible. A queue delivers a
+    task at least once, so the call may run more than once: make it idempotent.
 
     Options, each None by default:
 
@@ -35,9 +35,9 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
       (default: the background module, or the service that enqueues).
     * ``_transactional``: True to enqueue if and when the surrounding datastore transaction commits.
     * ``_retry_options``: ``taskqueue.TaskRetryOptions``, or a dict of its arguments.
-    * ``_headers``: a dict of further headers of the task's request.
+    * ``_headers``: a dict of additional headers for the task's request.
     * ``_deadline``: the dispatch deadline, 15 to 86,400 seconds or a timedelta.
-    * ``_max_attempts``: how often the call may be tried in all, whatever its queue allows.
+    * ``_max_attempts``: the maximum number of attempts, whatever the queue allows.
     * ``_url``: a path outside the URL prefix, where another handler runs the task.
 
     Returns:
@@ -46,7 +46,7 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     Raises:
         CallError: the call can't be deferred: :class:`NotCallableError`, :class:`NotImportableError`,
             :class:`ArgumentsError` or :class:`UnpicklableArgumentError`.
-        UnknownOptionError: an ``_option`` that neither we nor ``func`` know.
+        UnknownOptionError: an ``_option`` that neither ``defer`` nor ``func`` has.
         OptionError: an option's value can't be used.
         EnqueueError: the task is not enqueued, or not known to be; also the SDK's own type, such as
             ``taskqueue.TaskAlreadyExistsError``.
@@ -57,24 +57,24 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
 def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
     """Start to enqueue ``func(*args, **kwargs)``, and return an :class:`EnqueueFuture` of the task.
 
-    Takes what :func:`defer` takes, and checks what can be checked before the queue is asked at once. The rest goes on
-    by itself: ``.result(timeout)`` waits for it, a coroutine can ``await`` it, an ndb tasklet can ``yield`` it. It is
-    safe to do none of these: :class:`DeferredMiddleware` waits at the end of the request, and a failure that nobody
-    asked about is logged as an error.
+    It takes the arguments of :func:`defer`. It runs the checks that don't need the queue before it returns, and
+    enqueues in the background. To wait for the task, call ``.result(timeout)``, ``await`` the future in a coroutine, or
+    ``yield`` it in an ndb tasklet. You don't have to wait: :class:`DeferredMiddleware` waits at the end of the request,
+    and logs a failure as an error if the app didn't read it.
 
     With ``_transactional`` it waits for the queue and raises what :func:`defer` raises, because a transaction must not
     commit before its tasks are known to be in it.
 
     Raises:
         CallError, UnknownOptionError, OptionError: as :func:`defer`.
-        EnqueueError: it is known already that the queue won't take the task.
+        EnqueueError: a check has shown that the queue won't accept the task.
     """
     return enqueue_async(call(func, *args, **kwargs))
 
 
 def enqueue_async(call: Call) -> EnqueueFuture:
-    """Start to enqueue a call that was made before; see :func:`defer_async`."""
-    from deferred_middleware.enqueue import futures, prepare  # here, because they import the SDK
+    """Start to enqueue a :class:`Call`; see :func:`defer_async`."""
+    from deferred_middleware.enqueue import futures, prepare  # imported here, because they import the SDK
 
     prepared = prepare.prepare(call)
     batch = current_batch.get()
@@ -88,8 +88,8 @@ def enqueue_async(call: Call) -> EnqueueFuture:
 
 
 def enqueue(call: Call) -> EnqueuedTask:
-    """Enqueue a call that was made before; see :func:`defer`."""
-    from deferred_middleware.enqueue import add, enqueued_task, prepare  # here, because they import the SDK
+    """Enqueue a :class:`Call`; see :func:`defer`."""
+    from deferred_middleware.enqueue import add, enqueued_task, prepare  # imported here, because they import the SDK
 
     prepared = prepare.prepare(call)
     batch = current_batch.get()
@@ -114,25 +114,25 @@ def defer_many(
 
         report = defer_many((call(resize, key) for key in keys), _queue="images")
 
-    ``calls`` is any iterable of what :func:`call` returns; it is gone through as the queue takes the calls, so that it
-    may be an endless generator. What is wrong with one call does not stop the others.
+    ``calls`` is any iterable of :func:`call` results. It is read as fast as the queue accepts the calls, so an endless
+    generator is fine. An error of one call does not stop the others.
 
     Args:
         calls: the calls.
         parallel: how many RPCs may be under way at once.
-        progress: is called with the report so far whenever an RPC has ended, in the calling thread.
-        raise_errors: whether to raise at the end if some calls are not enqueued; if not, look at the report.
-        **options: as for :func:`defer`, for the calls that don't have them.
+        progress: a function that is called in the calling thread with the current report after each RPC.
+        raise_errors: whether to raise at the end if some calls are not enqueued. If False, check the report.
+        **options: the options of :func:`defer`, for the calls that don't set them.
 
     Returns:
-        The :class:`EnqueueReport`: for each call whether it is enqueued, already there under its name, or failed and
-        why.
+        The :class:`EnqueueReport`. It says for each call whether it is enqueued, already there under its name, or
+        failed and why.
 
     Raises:
-        NotAllEnqueuedError: at the end, if some calls are not enqueued; its ``report`` tells of each.
+        NotAllEnqueuedError: at the end, if some calls are not enqueued. Its ``report`` covers each call.
         OptionError, UnknownOptionError: an option can't be used.
     """
-    from deferred_middleware.enqueue import many  # here, because it imports the SDK
+    from deferred_middleware.enqueue import many  # imported here, because it imports the SDK
 
     defaults, others = Options.take_from(options, label_of(defer_many), None)
     if others:

@@ -1,7 +1,4 @@
-"""Call functions later, in one thread of the process.
-
-Call a function when the process ends, while its thread pools still work.
-"""
+"""Call functions later in one thread of the process, or at the end of the process while its thread pools still work."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from typing import Final
 logger = logging.getLogger("deferred_middleware")
 
 _IDLE_SECONDS: Final = 10.0
-"""How long the thread waits for more to do before it ends."""
+"""How long the thread stays idle before it ends."""
 
 
 class Alarm:
-    """A thread that calls functions when they are due; it is there only while there is something to wait for.
+    """A thread that calls functions when they are due. It runs only while functions are scheduled.
 
-    The functions must not block: they delay the others.
+    The functions must not block, because they delay the others.
     """
 
     def __init__(self) -> None:
@@ -39,7 +36,7 @@ class Alarm:
         self._taken_over = False
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call ``function`` in ``seconds``. What it raises is logged."""
+        """Call ``function`` in ``seconds``. An exception from it is logged."""
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), function))
             if self._running or self._taken_over:
@@ -48,13 +45,14 @@ class Alarm:
             try:
                 threading.Thread(target=self._work, name="deferred_middleware alarm", daemon=True).start()
             except RuntimeError:
-                return  # it waits for the next call, or for work_until: a process that ends starts no threads
+                # A process that is ending can't start threads. work_until() or the next call_later() makes the call.
+                return
             self._running = True
 
     def work_until(self, done: Callable[[], bool]) -> None:
-        """Do in this thread what is due, until ``done()``, and start no thread any more.
+        """Call the due functions in this thread until ``done()`` is true. No thread is started from now on.
 
-        For the end of the process. ``done`` is asked after each function, and when :meth:`wake` is called.
+        Use it at the end of the process. ``done`` is checked after each function, and when :meth:`wake` is called.
         """
         with self._changed:
             self._taken_over = True
@@ -67,7 +65,7 @@ class Alarm:
                 _call(function)
 
     def wake(self) -> None:
-        """Let whoever works ask again whether all is done."""
+        """Make :meth:`work_until` check again whether it is done."""
         with self._changed:
             self._changed.notify_all()
 
@@ -85,7 +83,7 @@ class Alarm:
                 _call(function)
 
     def _next_due(self) -> Callable[[], object] | None:
-        """Return what is due and no longer waits, or None."""
+        """Remove the next due function and return it, or None if none is due."""
         if self._due and self._due[0][0] <= time.monotonic():
             return heapq.heappop(self._due)[2]
         return None
@@ -106,11 +104,11 @@ ALARM: Final = Alarm()
 
 
 class BeforeEnd:
-    """Has ``function`` called when the process ends, and perhaps a second time.
+    """Calls ``function`` when the process ends, possibly twice.
 
-    ``atexit`` alone is too late: the pools in which the SDK makes its calls are closed before (``_python_exit`` in
-    ``concurrent/futures/thread.py``). They have it from ``threading``, whose functions are called first, the youngest
-    before the others; it has no public name.
+    ``atexit`` is too late: the thread pools in which the SDK makes its calls are closed before it (``_python_exit`` in
+    ``concurrent/futures/thread.py``). They register with ``threading``, which calls its functions earlier, the last
+    registered first. That registration function has no public name.
     """
 
     __slots__ = ("_function", "_registered_by")
@@ -121,15 +119,16 @@ class BeforeEnd:
         atexit.register(function)
 
     def register(self) -> None:
-        """Have it called; for each time that there is something to be done.
+        """Register the function. Call this each time there is new work for it.
 
-        ``wrap_wsgi_app`` reloads ``threading``, which then knows of none (SDK: ``runtime/thread_hooks.py``).
+        ``wrap_wsgi_app`` reloads ``threading``, and the reload drops the registered functions (SDK:
+        ``runtime/thread_hooks.py``).
         """
         register = getattr(threading, "_register_atexit", None)
         if register is self._registered_by or register is None:
             return
         self._registered_by = register
-        import concurrent.futures.thread  # noqa: F401 - what it registers is to be called after ours
+        import concurrent.futures.thread  # noqa: F401 - registers its function first; ours is called before
 
         try:
             register(self._function)

@@ -1,4 +1,4 @@
-"""Calls that leave together: :class:`defer_batch`, and a whole request's with ``DEFERRED_COALESCE``."""
+"""Calls that are enqueued together: :class:`defer_batch`, and those of a request with ``DEFERRED_COALESCE``."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ logger = logging.getLogger("deferred_middleware")
 B = TypeVar("B", bound="Batch")
 
 current_batch: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("deferred_middleware.batch", default=None)
-"""The innermost batch. It may have left already, if this context was copied inside it: see :meth:`Batch.open_one`."""
+"""The innermost batch. It may be closed, if this context was copied inside it: see :meth:`Batch.open_one`."""
 _PARALLEL = 10
 
 
 def _innermost() -> Batch | None:
-    """Return the innermost batch that still takes calls, or None."""
+    """Return the innermost open batch, or None."""
     batch = current_batch.get()
     return None if batch is None else batch.open_one()
 
 
 class Batch:
-    """Calls that were deferred and have not left."""
+    """Calls that were deferred and not yet sent."""
 
     takes_plain_calls = True
-    """Whether ``defer`` adds to it too, and not only ``defer_async``."""
+    """Whether the batch takes the calls of ``defer`` too, and not only those of ``defer_async``."""
 
     def __init__(self) -> None:
         self.outer: Batch | None = None
@@ -58,11 +58,11 @@ class Batch:
             self._leave(gathered)
 
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
-        """Enqueue the calls that were gathered."""
+        """Enqueue the collected calls."""
         raise NotImplementedError
 
     def open_one(self) -> Batch | None:
-        """Return this batch if it still takes calls, or else the innermost one around it that does."""
+        """Return this batch if it is open, or else the innermost open batch around it."""
         batch: Batch | None = self
         while batch is not None and not batch.is_open:
             batch = batch.outer
@@ -75,14 +75,14 @@ class Batch:
         return True
 
     def take(self, prepared: PreparedCall, future: EnqueueFuture | None = None) -> bool:
-        """Take a call, unless the batch has left meanwhile."""
+        """Add a call to the batch. Returns False if the batch has been closed meanwhile."""
         with self._lock:
             if self.is_open:
                 self._gathered.append((prepared, future))
             return self.is_open
 
     def asked_about(self, future: EnqueueFuture) -> None:
-        """Do what is to be done when somebody waits for a call that has not left."""
+        """Handle a wait for a call of this batch that was not sent yet."""
 
     def _open(self) -> None:
         if self.is_open:
@@ -94,7 +94,7 @@ class Batch:
         self.is_open = True
 
     def _close(self) -> list[tuple[PreparedCall, EnqueueFuture | None]]:
-        """Take no more calls, and return those that were taken."""
+        """Close the batch, and return its calls."""
         current_batch.reset(self._token)
         with self._lock:
             self.is_open = False
@@ -106,7 +106,7 @@ class Batch:
         return gathered
 
     def _drop(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]], error: BaseException | None) -> None:
-        """Forget calls that are not to leave, because of ``error``."""
+        """Discard calls that must not be sent, because of ``error``."""
         if not gathered:
             return
         count = len(gathered)
@@ -124,7 +124,7 @@ class Batch:
 
 
 class defer_batch(Batch):
-    """Let the calls that are deferred inside leave together at the end, and none of them if the block raises.
+    """Enqueue the calls that are deferred in the block together at its end, or none of them if the block raises.
 
     ::
 
@@ -132,17 +132,18 @@ class defer_batch(Batch):
             for order in orders:
                 defer(ship, order.key)
 
-    Each call is checked and pickled where it is deferred. What ``defer`` returns there, and what ``defer_async`` does,
-    is enqueued when the block has ended. ``async with`` doesn't block the event loop. A batch inside another one leaves
-    with that one. Calls of a transaction don't wait for a batch: the transaction decides when they leave.
+    Each call is checked and pickled where it is deferred. The tasks and futures that ``defer`` and ``defer_async``
+    return there are enqueued at the end of the block. ``async with`` doesn't block the event loop. An inner batch is
+    sent with the outer one. Transactional calls are not part of the batch, because the transaction decides when they
+    are enqueued.
 
     Raises:
-        NotAllEnqueuedError: at the end, if some are not enqueued; its ``report`` tells of each. ``batch.report`` is the
-            same.
+        NotAllEnqueuedError: at the end, if some calls are not enqueued. Its ``report`` covers each call, and is also
+            ``batch.report``.
     """
 
     report: EnqueueReport | None = None
-    """What became of the calls, in order; None before the end, or if they left with the outer batch."""
+    """The outcome of the calls, in order. None before the end, or if the calls are sent with the outer batch."""
 
     async def __aenter__(self) -> defer_batch:
         self._open()
@@ -162,13 +163,13 @@ class defer_batch(Batch):
             await asyncio.to_thread(Scope().run, self._leave, gathered)
 
     def asked_about(self, future: EnqueueFuture) -> None:
-        """Raise :class:`RuntimeError` where waiting could only wait for itself."""
+        """Raise :class:`RuntimeError`, because a wait inside the block would never end."""
         if _innermost() is self:
             raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
 
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         outer = self.outer
-        # A request's batch takes no calls of defer(): these have to be enqueued when their own batch has ended.
+        # A request's batch doesn't take the calls of defer(): they must be enqueued at the end of their own batch.
         if outer is not None and outer.takes_plain_calls and all(outer.take(*one) for one in gathered):
             for _, future in gathered:
                 if future is not None:
@@ -176,7 +177,7 @@ class defer_batch(Batch):
             return
         from deferred_middleware.enqueue import many
 
-        # A name that is taken is an error here as it is of defer().
+        # As in defer(), a name that is taken is an error.
         stream = many.Stream(_PARALLEL, taken_names_fail=True)
         self.report = stream.report
         for prepared, future in gathered:
@@ -188,19 +189,19 @@ class defer_batch(Batch):
 
 
 class RequestBatch(Batch):
-    """The ``defer_async`` calls of a request, which leave when the app has returned its response.
+    """The ``defer_async`` calls of a request. They are sent when the app has returned its response.
 
-    If somebody waits for one of them before, those that there are leave at once.
+    If the app waits for one of them earlier, the calls collected so far are sent at once.
     """
 
     takes_plain_calls = False
 
     def asked_about(self, future: EnqueueFuture) -> None:
-        """Let what was gathered leave."""
+        """Send the collected calls."""
         self._leave(self._take_all())
 
     def drop(self, error: BaseException | None = None) -> None:
-        """Forget what was gathered."""
+        """Discard the collected calls."""
         self._drop(self._take_all(), error)
 
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
@@ -212,7 +213,7 @@ class RequestBatch(Batch):
 
 
 def drop_request(error: BaseException) -> None:
-    """Forget what the current request has gathered, because of ``error``, of which its framework makes a page."""
+    """Discard the current request's collected calls, because its framework turns ``error`` into an error page."""
     batch = _innermost()
     while batch is not None and not isinstance(batch, RequestBatch):
         batch = batch.outer
@@ -221,7 +222,7 @@ def drop_request(error: BaseException) -> None:
 
 
 def coalescing(app: WSGIApplication) -> WSGIApplication:
-    """Return ``app`` with the ``defer_async`` calls of each request leaving together."""
+    """Wrap ``app`` so that the ``defer_async`` calls of each request are sent together."""
 
     def coalesced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         with RequestBatch():

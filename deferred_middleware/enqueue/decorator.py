@@ -8,9 +8,9 @@
     send_welcome.options(countdown=60).defer(7, "secret")
     defer(send_welcome, 7, "secret")                    # has the options above as well
 
-The arguments of ``defer``, ``defer_async`` and ``call`` are the function's own to a type checker, so that a wrong one
-is an error there; options for one call are given with ``options``. In a class put ``@task`` above ``@classmethod`` and
-``@staticmethod``. A function of a module stays that function; of a method, what the class holds is a descriptor.
+A type checker checks the arguments of ``defer``, ``defer_async`` and ``call`` against the function's signature. To set
+options for one call, use ``options``. In a class, put ``@task`` above ``@classmethod`` and ``@staticmethod``. A
+module's function stays the same object. For a method, the class holds a descriptor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class TaskFunction(Generic[P, R]):
-    """What ``@task`` makes of a function, to a type checker; at run time a function stays itself."""
+    """The type of a function decorated with ``@task``, for type checkers. At run time the function keeps its type."""
 
     if TYPE_CHECKING:
 
@@ -54,13 +54,13 @@ class TaskFunction(Generic[P, R]):
             """Defer a call; see :func:`deferred_middleware.defer`."""
 
         def defer_async(self, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture:
-            """Begin to defer a call; see :func:`deferred_middleware.defer_async`."""
+            """Start to defer a call; see :func:`deferred_middleware.defer_async`."""
 
         def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
-            """Return the call, not enqueued; see :func:`deferred_middleware.call`."""
+            """Return the call without enqueueing it; see :func:`deferred_middleware.call`."""
 
         def options(self, **options: Any) -> TaskFunction[P, R]:
-            """Return the same with other options, those of ``defer`` without their underscore."""
+            """Return a copy with other options, which are those of ``defer`` without their underscore."""
 
         @overload
         def __get__(self, instance: None, owner: type[object] | None = None) -> TaskFunction[P, R]: ...
@@ -69,13 +69,14 @@ class TaskFunction(Generic[P, R]):
             self: TaskFunction[Concatenate[S, Q], R], instance: S, owner: type[object] | None = None
         ) -> TaskFunction[Q, R]: ...
         def __get__(self, instance: object, owner: type[object] | None = None) -> Any:
-            """Return it as an object or its class has it."""
+            """Bind the method to an object or a class."""
 
 
 class TaskOfClass(TaskFunction[..., R], Generic[Q, R]):
-    """What ``@task`` makes of a class method, to a type checker, which sees a function whose first argument is a class.
+    """The type of a class method decorated with ``@task``, for type checkers, to which its first argument is a class.
 
-    So is, to it, a function whose first argument may be anything; called as such, its arguments are not checked.
+    A type checker also takes this type for a function whose first argument may be anything. Direct calls of such a
+    function are not checked.
     """
 
     if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TaskOfClass(TaskFunction[..., R], Generic[Q, R]):
         def __get__(  # type: ignore[override] # with the class already bound
             self, instance: object, owner: type[object] | None = None
         ) -> TaskFunction[Q, R]:
-            """Return it as the class or an object has it."""
+            """Bind the method to the class."""
 
 
 class _Decorate(Protocol):
@@ -112,13 +113,13 @@ def task(
     redact: Iterable[str] = (),
 ) -> _Decorate: ...
 def task(func: Any = None, /, *, redact: Iterable[str] = (), **options: Any) -> Any:
-    """Give a function options of its own for being deferred, and the methods that defer it.
+    """Give a function its own options for being deferred, and the methods that defer it.
 
     Args:
-        func: the function, where the decorator is used without arguments.
-        redact: names of arguments that no log may show.
-        options: those of :func:`deferred_middleware.defer`, without their underscore. A call's own options go before
-            these.
+        func: the function, if the decorator is used without arguments.
+        redact: names of arguments that must not appear in logs.
+        options: those of :func:`deferred_middleware.defer`, without their underscore. A call's own options take
+            precedence.
 
     Raises:
         UnknownOptionError: ``defer`` has no such option.
@@ -159,7 +160,7 @@ _METHODS: Final = ("defer", "defer_async", "call", "options")
 
 
 def _attach(body: Any) -> Any:
-    """Give a function of a module the methods that defer it."""
+    """Add the methods that defer it to a module's function."""
     deferring = _Deferring(body, {})
     for name in _METHODS:
         setattr(body, name, getattr(deferring, name))
@@ -167,7 +168,7 @@ def _attach(body: Any) -> Any:
 
 
 class _Deferring:
-    """A callable with options for its calls, over those that it declares itself."""
+    """A callable with options for its calls, which override the options that it declares."""
 
     def __init__(self, func: AnyCallable, overrides: Mapping[str, object]) -> None:
         functools.update_wrapper(self, func, updated=())
@@ -182,7 +183,7 @@ class _Deferring:
         return defer(self._func, *args, **{**self._overrides, **kwargs})
 
     def defer_async(self, *args: Any, **kwargs: Any) -> EnqueueFuture:
-        """Begin to defer a call."""
+        """Start to defer a call."""
         return defer_async(self._func, *args, **{**self._overrides, **kwargs})
 
     def call(self, *args: Any, **kwargs: Any) -> Call:
@@ -190,14 +191,14 @@ class _Deferring:
         return call(self._func, *args, **{**self._overrides, **kwargs})
 
     def options(self, **options: object) -> _Deferring:
-        """Return the same with other options."""
+        """Return a copy with other options."""
         given = {f"_{name}": value for name, value in options.items()}
         Options.take_from(given, label_of(self._func), inspect.Signature())
         return _Deferring(self._func, {**self._overrides, **given})
 
 
 class _Bound(_Deferring):
-    """A bound method with the methods that defer it; equal to the bound method that it stands for."""
+    """A bound method with the methods that defer it. It equals the plain bound method."""
 
     def __init__(self, method: types.MethodType) -> None:
         super().__init__(method, {})
@@ -216,7 +217,7 @@ class _Bound(_Deferring):
 
 
 class _Method:
-    """What a class holds for a decorated method."""
+    """The descriptor that a class holds for a decorated method."""
 
     def __init__(self, func: Any) -> None:
         functools.update_wrapper(self, func.__func__ if isinstance(func, (classmethod, staticmethod)) else func)
@@ -228,7 +229,7 @@ class _Method:
         return _Bound(bound) if isinstance(bound, types.MethodType) else bound
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # While the class is being made, and beneath another decorator.
+        # Called while the class body runs, or by another decorator.
         return self.__wrapped__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AddState(Protocol):
-    """What became of the add of one task: the prepared call."""
+    """The state of the add of one task. The prepared call implements it."""
 
     name: str | None
     was_enqueued: bool
@@ -27,19 +27,19 @@ class EnqueuedTask:
     """A task, with the attribute names of the SDK's ``taskqueue.Task``."""
 
     message: TaskMessage
-    """What the engine was given."""
+    """The message that the engine received."""
     transactional: bool
     """Whether the task is enqueued only when the surrounding transaction commits."""
     state: AddState
 
     @property
     def name(self) -> str | None:
-        """The task's name; None if the queue is to choose it and has not yet, or if the task is transactional."""
+        """The task's name. None if the task is transactional, or if the queue chooses the name and hasn't yet."""
         return self.state.name
 
     @property
     def was_enqueued(self) -> bool:
-        """Whether the queue has accepted the task; in a :func:`~deferred_middleware.defer_batch`, after its end."""
+        """Whether the queue has accepted the task. It accepts those of a ``defer_batch`` at the end of the block."""
         return self.state.was_enqueued
 
     @property
@@ -87,7 +87,7 @@ class EnqueuedTask:
 
     @property
     def target(self) -> str | None:
-        """The target, as ``service``, ``version.service`` or ``instance.version.service``; None: who enqueues it."""
+        """The target: ``service``, ``version.service`` or ``instance.version.service``. None: the enqueuing service."""
         return self.message.template.target
 
     @property
@@ -113,22 +113,22 @@ class EnqueuedTask:
 
     @property
     def retry_count(self) -> int:
-        """0: how often a running task was retried is in its :class:`~deferred_middleware.TaskContext`."""
+        """Always 0. A running task's retry count is in its :class:`~deferred_middleware.TaskContext`."""
         return 0
 
     @property
     def was_deleted(self) -> bool:
-        """False: a task is deleted by its name, with ``taskqueue.Queue(...).delete_tasks_by_name(...)``."""
+        """Always False. To delete a task, use ``taskqueue.Queue(...).delete_tasks_by_name(...)``."""
         return False
 
     @property
     def tag(self) -> None:
-        """None: only pull tasks have tags."""
+        """Always None, because only pull tasks have tags."""
         return None
 
     @property
     def on_queue_url(self) -> bool:
-        """False: the task has a URL of its own."""
+        """Always False, because the task has its own URL."""
         return False
 
     def __repr__(self) -> str:

@@ -1,11 +1,9 @@
-"""The request that code runs in, handed on to another thread.
+""":class:`EnqueueFuture`, which ``defer_async`` returns, and :class:`Scope`, which runs code of a request in a thread.
 
-The SDK keeps what it knows of a request in context variables, in a thread-local copy of ``os.environ``, and in a
+The SDK keeps the state of a request in context variables, in a thread-local copy of ``os.environ``, and in a
 thread-local flag that lets the thread use the request's API ticket (SDK: ``runtime/middlewares.py``,
-``runtime/request_environment.py``, ``runtime/default_api_stub.py``). A thread that is to call the SDK's services for a
-request needs all three.
-
-An enqueue that is under way: :class:`EnqueueFuture`, which ``defer_async`` returns.
+``runtime/request_environment.py``, ``runtime/default_api_stub.py``). To call the SDK's services for a request, another
+thread needs all three.
 
 Importing this module imports the SDK.
 """
@@ -37,7 +35,7 @@ T = TypeVar("T")
 
 
 class Scope:
-    """What the current thread knows of its request. The request must still be going on when it is used."""
+    """The current thread's request state. Use it only before the request ends."""
 
     __slots__ = ("_context", "_request", "_ticket")
 
@@ -71,33 +69,34 @@ _MAX_POLL_SECONDS: Final = 0.01
 
 
 class Gathering(Protocol):
-    """A batch of calls that have not left."""
+    """A batch of calls that were not sent yet."""
 
     def asked_about(self, future: EnqueueFuture) -> None:
-        """Do what is to be done when somebody waits for one of them."""
+        """Handle a wait for one of the calls."""
 
 
 class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no types
-    """The result of :func:`deferred_middleware.defer_async`: the task, or what kept it from being enqueued.
+    """The result of :func:`deferred_middleware.defer_async`: the task, or the error that prevented the enqueue.
 
-    It goes on by itself, retries included, whether or not somebody waits. A coroutine can ``await`` it, a tasklet of
-    the SDK's ndb can ``yield`` it, alone or in a list, on each engine.
+    The enqueue and its retries go on in the background, whether or not the app waits. On each engine, a coroutine can
+    ``await`` the future, and a tasklet of the SDK's ndb can ``yield`` it, alone or in a list.
     """
 
     def __init__(self, prepared: PreparedCall, batch: Gathering | None = None) -> None:
-        # Nothing of the ndb Future's own state is used: its result comes from another thread than its event loop's.
+        # The state of ndb's Future is not used, because the result comes from a thread other than that of its event
+        # loop.
         self.prepared = prepared
         self.key = request_end.key_of_request()
         self._outcome: concurrent.futures.Future[EnqueuedTask] = concurrent.futures.Future()
-        self._outcome.set_running_or_notify_cancel()  # so that nobody who waits can cancel it for the others
+        self._outcome.set_running_or_notify_cancel()  # so that a waiter can't cancel it for the others
         self._asked = False
         self.batch = batch
-        """The batch that it is in and has not left."""
+        """The batch that contains the call, until the batch is sent."""
         if batch is None:
             request_end.started(self)
 
     def leave(self) -> None:
-        """Leave the batch, because the RPC is about to start."""
+        """Remove it from the batch, because its RPC is about to start."""
         if self.batch is not None:
             self.batch = None
             request_end.started(self)
@@ -115,11 +114,11 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         return str(self.prepared.call.label)
 
     def result(self, timeout: float | None = None) -> EnqueuedTask:
-        """Wait up to ``timeout`` seconds, and return the task; it is enqueued then.
+        """Wait up to ``timeout`` seconds for the enqueue, and return the task.
 
         Raises:
             EnqueueError: the task is not enqueued, or not known to be.
-            TimeoutError: it is not decided yet (``concurrent.futures.TimeoutError`` before Python 3.11).
+            TimeoutError: there is no outcome yet (``concurrent.futures.TimeoutError`` before Python 3.11).
         """
         self._ask()
         try:
@@ -128,24 +127,24 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
             self._asked = self._asked or self._outcome.done()
 
     def get_result(self) -> EnqueuedTask:
-        """Wait, and return the task, as the SDK's RPC objects do."""
+        """Wait for the enqueue, and return the task, as the SDK's RPC objects do."""
         return self.result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait up to ``timeout`` seconds, and return what :meth:`result` would raise, or None."""
+        """Wait up to ``timeout`` seconds, and return the exception that :meth:`result` would raise, or None."""
         self._ask()
         error = self._outcome.exception(timeout)
         self._asked = True
         return error
 
     def done(self) -> bool:
-        """Tell whether it is decided."""
+        """Tell whether the outcome is known."""
         return self._outcome.done()
 
     def add_done_callback(self, callback: Callable[[EnqueueFuture], object]) -> None:
-        """Call ``callback`` with this future when it is decided, in whichever thread decides it; at once if it is.
+        """Call ``callback`` with this future once the outcome is known, in the thread that sets it.
 
-        What the callback raises is logged.
+        If the outcome is known already, call it at once. An exception from the callback is logged.
         """
         self._outcome.add_done_callback(lambda done: callback(self))
 
@@ -158,12 +157,12 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         return asyncio.wrap_future(self._outcome).__await__()
 
     def settle(self) -> bool:
-        """Wait, and log a failure that nobody asked about; return whether there is no such failure."""
+        """Wait, and log a failure that the app didn't read. Return whether there is no such failure."""
         concurrent.futures.wait([self._outcome])
         return not self._report()
 
     def raise_failure(self) -> None:
-        """Wait, and raise a failure that nobody asked about."""
+        """Wait, and raise a failure that the app didn't read."""
         if not self._asked:
             self.result()
 
@@ -172,7 +171,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
             self.batch.asked_about(self)
 
     def _drop(self, error: Exception) -> None:
-        """Decide that it is not enqueued because it was not to be, which needs no report."""
+        """Set ``error`` as the outcome of a call that was discarded on purpose. It is not logged."""
         self._asked = True
         self._outcome.set_exception(error)
 
@@ -196,37 +195,37 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         else:
             self._outcome.set_exception(error)
 
-    # What ndb asks of a future of its own.
+    # The methods that ndb calls on its own futures.
 
     @property
     def state(self) -> int:
-        """What ndb calls its state."""
+        """The state, as ndb's numbers."""
         return int(apiproxy_rpc.RPC.FINISHING if self.done() else apiproxy_rpc.RPC.RUNNING)
 
     def wait(self) -> None:
-        """Wait until it is decided."""
+        """Wait until the outcome is known."""
         self._ask()
         concurrent.futures.wait([self._outcome])
 
     def check_success(self) -> None:
-        """Wait, and raise what went wrong, if anything did."""
+        """Wait, and raise the failure, if there is one."""
         self.result()
 
     def get_exception(self) -> BaseException | None:
-        """Wait, and return what went wrong."""
+        """Wait, and return the failure, or None."""
         return self.exception()
 
     def get_traceback(self) -> Any:
-        """Wait, and return the traceback of what went wrong."""
+        """Wait, and return the traceback of the failure, or None."""
         error = self.exception()
         return None if error is None else error.__traceback__
 
     def add_callback(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Let this thread's ndb event loop call ``callback`` when it is decided."""
+        """Make this thread's ndb event loop call ``callback`` once the outcome is known."""
         self._ask()
 
         def call_when_done(seconds: float) -> None:
-            # Another thread decides, and can't wake the event loop: its timers look again and again.
+            # Another thread sets the outcome and can't wake the event loop. So a timer of the event loop polls.
             if self.done():
                 eventloop.queue_call(None, callback, *args, **kwargs)
             else:
@@ -237,13 +236,13 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
     add_immediate_callback = add_callback
 
     def __repr__(self) -> str:
-        # What google-cloud-ndb shows of it to a tasklet that yields it, which works in the SDK's ndb only.
+        # google-cloud-ndb shows this text to a tasklet that yields the future. Yielding works in the SDK's ndb only.
         state = "decided" if self.done() else "under way"
         return f"<EnqueueFuture {self.label} queue={self.prepared.queue!r} {state}; .result() waits for it>"
 
 
 def start(prepared: PreparedCall) -> EnqueueFuture:
-    """Start to add one task; one of a transaction is added when this returns, or :class:`EnqueueError` is raised."""
+    """Start to add one task. A transactional task is added before this returns, or :class:`EnqueueError` is raised."""
     if prepared.transactional:
         add(prepared)
         return EnqueueFuture.decided(prepared)
@@ -253,7 +252,7 @@ def start(prepared: PreparedCall) -> EnqueueFuture:
 
 
 def start_many(several: Iterable[tuple[PreparedCall, EnqueueFuture]]) -> None:
-    """Start to add several tasks, in as few RPCs as may be; their futures are told."""
+    """Start to add several tasks in as few RPCs as possible, and set the outcomes of their futures."""
     groups: AddGroups[EnqueueFuture] = AddGroups()
     full = [group for prepared, future in several for group in groups.add(prepared, future)]
     for group in [*full, *groups.rest()]:
@@ -268,7 +267,7 @@ def _decide(futures: Sequence[EnqueueFuture], done: Add) -> None:
 
 
 def run(adding: Add, when_done: Callable[[Add], object]) -> None:
-    """Run ``adding`` to its end, in other threads where the engine allows, and call ``when_done`` then."""
+    """Run all attempts of ``adding``, in other threads if the engine allows, and then call ``when_done``."""
     scope = Scope()
 
     def attempt() -> None:
@@ -282,7 +281,7 @@ def run(adding: Add, when_done: Callable[[Add], object]) -> None:
     def read_answer(started: StartedAdd | None) -> None:
         try:
             delay = adding.finish(started)
-        except Exception as error:  # noqa: BLE001 - a defect of ours must not leave somebody waiting for ever
+        except Exception as error:  # noqa: BLE001 - a bug in our code must not leave a caller waiting forever
             adding.fail_all(error)
             delay = None
         if delay is None:

@@ -1,4 +1,4 @@
-"""Enqueue many calls at once: :func:`defer_many`, in memory that doesn't grow with their number.
+"""Enqueue many calls with :func:`defer_many`. The memory that it needs doesn't grow with the number of calls.
 
 Importing this module imports the SDK.
 """
@@ -52,15 +52,15 @@ def raise_for(report: EnqueueReport) -> NoReturn:
 
 
 def _guarded(calls: Iterable[Call], report: EnqueueReport) -> Iterable[Call]:
-    """Go through ``calls``; what they raise stops them, and is kept in the report."""
+    """Iterate over ``calls``. If the iterable raises, stop and keep the exception in the report."""
     try:
         yield from calls
-    except Exception as error:  # noqa: BLE001 - it is raised, or reported, when what came before is enqueued
+    except Exception as error:  # noqa: BLE001 - it is raised or reported after the earlier calls are enqueued
         report.stopped_by = error
 
 
 def _defaults(defaults: Options) -> Callable[[Call], Call] | None:
-    """Return what gives a call the options that it doesn't have itself."""
+    """Return a function that adds the default options that a call doesn't set itself."""
     changed = {
         field.name: getattr(defaults, field.name)
         for field in dataclasses.fields(Options)
@@ -79,7 +79,7 @@ def _defaults(defaults: Options) -> Callable[[Call], Call] | None:
 
 
 class Stream:
-    """Sends calls as they come, a group to an RPC and ``parallel`` RPCs at once, and reports on each."""
+    """Sends calls as they arrive, one group in an RPC and ``parallel`` RPCs at once, and reports on each call."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class Stream:
         self._context = enqueue_context()
         self._groups: AddGroups[int] = AddGroups()
         self._futures: dict[int, EnqueueFuture] = {}
-        """Who is to be told what becomes of a call."""
+        """The future of each call that has one, by the call's index."""
         self._under_way = 0
         self._done: queue.SimpleQueue[tuple[AddGroup[int], Add]] = queue.SimpleQueue()
 
     def take_call(self, call: Call, change: Callable[[Call], Call] | None = None) -> None:
-        """Prepare a call and take it; what is wrong with it is reported."""
+        """Prepare a call and add it. An error in it is reported."""
         index = self.report._next()
         try:
             if not isinstance(call, Call):
@@ -110,14 +110,14 @@ class Stream:
                 adding.add(prepared)
                 self.report._succeed([index])
                 return
-        except Exception as error:  # noqa: BLE001 - it is this call's failure, and is raised or reported at the end
+        except Exception as error:  # noqa: BLE001 - it fails this call only, and is raised or reported at the end
             self.report._fail(index, error)
             return
         for group in self._groups.add(prepared, index):
             self._send(group)
 
     def take(self, prepared: PreparedCall, future: EnqueueFuture | None) -> None:
-        """Take a prepared call; ``future`` is told what becomes of it."""
+        """Add a prepared call. ``future`` receives its outcome."""
         index = self.report._next()
         if future is not None:
             self._futures[index] = future
@@ -125,12 +125,12 @@ class Stream:
             self._send(group)
 
     def finish(self) -> None:
-        """Send what waits for others."""
+        """Send the groups that are not full."""
         for group in self._groups.rest():
             self._send(group)
 
     def wait(self) -> None:
-        """Wait for all that was sent."""
+        """Wait for all RPCs."""
         while self._under_way:
             self._collect()
 

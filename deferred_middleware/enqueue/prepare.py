@@ -1,6 +1,6 @@
 """From a call to the message that an engine takes: queue, target, URL, payload, headers, signature.
 
-Every way to enqueue comes through :func:`prepare`. What similar calls have in common is worked out once and kept, see
+Every way to enqueue uses :func:`prepare`. The common parts of similar calls are computed once and cached, see
 :class:`CallTemplate`. Importing this module imports the SDK.
 """
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from deferred_middleware.wire.signature import Signer
 
 MAX_TEMPLATES: Final = 1000
-"""How many templates are kept; beyond that, all are forgotten."""
+"""How many templates are cached. Beyond that, the cache is cleared."""
 _OPENTELEMETRY: Final = "opentelemetry.trace"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EnqueueContext:
-    """What a task takes from where it is enqueued."""
+    """The parts of a task that depend on where it is enqueued."""
 
     settings: Settings
     deployment: Deployment
@@ -69,7 +69,7 @@ class CallTemplate:
     """The size of a task without its body."""
 
     def message(self, name: str | None, body: bytes, eta_posix: float | None, nonce: str) -> TaskMessage:
-        """Return a message; it may turn out too large. ``nonce`` is 24 random hexadecimal digits."""
+        """Return a message, which may be too large. ``nonce`` is 24 random hexadecimal digits."""
         now = time.time()
         signed = None if self.signer is None else self.signer.sign(name, body, eta_posix or 0.0, now, nonce)
         return TaskMessage(self.template, name, body, now if eta_posix is None else round(eta_posix, 6), signed)
@@ -84,13 +84,13 @@ class PreparedCall:
     message: TaskMessage
     engine: Engine
     retry_seconds: float
-    """How long the add is tried; 0 is a single attempt."""
+    """How long the add is retried, in seconds; 0 means a single attempt."""
     named_by_us: bool
     """Whether the task's name was generated here, so that no other task can have it."""
     transactional: bool
     """Whether the task is added to the current transaction."""
     overflowed: overflow.Overflowed | None
-    """Its payload, if that does not fit in the task; to be stored before the task is added."""
+    """The payload, if it doesn't fit in the task. It is stored before the task is added."""
     hooks: Hooks
     name: str | None
     """The task's name; None until the queue has chosen it."""
@@ -104,7 +104,7 @@ class PreparedCall:
 
     @property
     def task(self) -> EnqueuedTask:
-        """The task, for the caller."""
+        """The task that the caller gets."""
         return EnqueuedTask(self.message, self.transactional, self)
 
     @property
@@ -115,15 +115,15 @@ class PreparedCall:
 
 
 def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | None = None) -> PreparedCall:
-    """Return what is to be added for ``call``; nothing is sent yet.
+    """Return ``call`` as a :class:`PreparedCall`. Nothing is sent yet.
 
-    ``body`` is its payload, if there is one already; ``context`` is where it is enqueued, if that is known already.
+    ``body`` is its payload, if that exists already. ``context`` is the enqueue context, if that is known already.
 
     Raises:
         CallError: the callable or an argument can't be pickled.
         OptionError: an option can't be used here.
-        EnqueueError: it is known not to be accepted: :class:`TaskTooLargeError`, :class:`TargetError`, or what the
-            engine finds wrong; :class:`NoEngineError` if there is no engine.
+        EnqueueError: a check shows that the task can't be accepted: :class:`TaskTooLargeError`, :class:`TargetError`,
+            or an error of the engine; :class:`NoEngineError` if there is no engine.
         SecretKeyMissingError: signatures are required, and there is no key.
     """
     context = context or enqueue_context()
@@ -135,10 +135,10 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
         if settings.allowed_callables or len(body) > settings.max_payload_bytes:
             _check_body(call, queue, body, settings)
     transactional = options.transactional is not False and transactions.is_wanted(call, queue)
-    # In a transaction a task can't have a name, so that an attempt can't be repeated there.
+    # A transactional task can't have a name. So its add can't be retried safely.
     retry_seconds = 0.0 if transactional else settings.enqueue_seconds
     named_by_us = options.name is None and retry_seconds > 0
-    # 128 random bits, evenly spread, as the platform advises for names.
+    # 128 evenly distributed random bits, as the platform recommends for names.
     digits = os.urandom(16).hex()
     name = digits if named_by_us else options.name
     message, overflowed = template.message(name, body, options.eta_posix, digits[:24]), None
@@ -151,11 +151,11 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
 
 _templates: dict[Hashable, CallTemplate] = {}
 _templates_for: tuple[Any, ...] = ()
-"""The settings, deployment and engine that the templates are for."""
+"""The settings, deployment and engine that the cached templates are valid for."""
 
 
 def _template_for(call: Call, queue: str, context: EnqueueContext) -> CallTemplate:
-    """Return the template for ``call``, a kept one if possible. Raises what is wrong whatever the arguments are."""
+    """Return the template for ``call``, cached if possible. Raises errors that don't depend on the arguments."""
     global _templates, _templates_for
     trace = tracing.headers() if _OPENTELEMETRY in sys.modules else {}
     key = None if trace or context.engine_context is None else _key_of(call, queue, context)
@@ -175,7 +175,7 @@ def _template_for(call: Call, queue: str, context: EnqueueContext) -> CallTempla
 
 
 def _key_of(call: Call, queue: str, context: EnqueueContext) -> Hashable | None:
-    """Return what distinguishes the call's template from others, or None if it would serve this call only."""
+    """Return the cache key of the call's template, or None if only this call would use the template."""
     options, func = call.options, call.func
     differing: tuple[Any, ...] = ()
     if options is not NO_OPTIONS:
@@ -190,7 +190,7 @@ def _key_of(call: Call, queue: str, context: EnqueueContext) -> Hashable | None:
             options.earlier_attempts,
             None if retry is None else headers.parameters_of(retry),
         )
-    if type(func) is types.FunctionType:  # its label, in less time
+    if type(func) is types.FunctionType:  # Same as its label, but faster.
         label: tuple[str, str] = (func.__module__, func.__qualname__)
         redacts = bool(func.__dict__) and bool(redaction.redacted_by(func))
     else:
@@ -238,26 +238,26 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
 def queue_for(call: Call, settings: Settings) -> str:
     """Return the queue for ``call``: one of its own or of the default ones.
 
-    An unnamed call goes to one of them at random. A named call always goes to the same one, by a hash of its name that
-    does not change between processes, because a task's name is unique in its queue only.
+    An unnamed call gets a random one of them. A named call always gets the same one, by a hash of its name that is
+    stable between processes, because a task's name is unique only in its queue.
     """
     queues = call.options.queues or settings.default_queues
     if len(queues) == 1:
         return queues[0]
     if call.options.name is None:
         return random.choice(queues)
-    # Sorted, so that another order in the list of queues moves no name.
+    # Sorted, so that the order of the list doesn't change a name's queue.
     ordered = sorted(set(queues))
     digest = hashlib.sha256(call.options.name.encode()).digest()
     return ordered[int.from_bytes(digest[:8], "big") % len(ordered)]
 
 
 def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | None:
-    """Return the target, or None where the process doesn't know its own service and version.
+    """Return the target, or None if the process doesn't know its own service and version.
 
-    A ``_target`` is sent as it is given; one label is the default version of that service. Without ``_target`` a call
-    stays in the service that enqueues it, or goes from the default service to the background module, at the same
-    version.
+    A ``_target`` is used as it is given; a single label means the default version of that service. Without ``_target``,
+    the call stays in the service that enqueues it. From the default service, it goes to the same version of the
+    background module, if there is one.
     """
     if call.options.target is not None:
         return call.options.target
@@ -285,7 +285,7 @@ def url_for(call: Call, settings: Settings) -> str:
 def _smaller(
     call: Call, message: TaskMessage, template: CallTemplate, transactional: bool, limit_bytes: int
 ) -> tuple[TaskMessage, overflow.Overflowed | None]:
-    """Return a message that fits: with its payload compressed, or with a reference to a payload in the datastore."""
+    """Return a message that fits: its payload is compressed, or is replaced by a reference to the datastore."""
     whole_bytes, eta_posix = message.size_bytes, call.options.eta_posix
     form = message.body
     for form in overflow.forms(message.body):
@@ -301,7 +301,7 @@ def _smaller(
 
 
 def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_bytes: int) -> EnqueueError:
-    """Return the error for a task that is too large, and whose payload can't be kept elsewhere."""
+    """Return the error for a task that is too large and whose payload can't be stored elsewhere."""
     what = f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in)"
     if entities.is_available():
         what = "the task, with its payload in the datastore,"
@@ -309,9 +309,9 @@ def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_b
 
 
 def _check_body(call: Call, queue: str, body: bytes, settings: Settings) -> None:
-    """Check a payload that may be too large for us, though not for a task, and its callable."""
+    """Check a payload and its callable against our own limits, which may be stricter than the platform's."""
     if settings.allowed_callables:
-        # The very checks that the task has to pass when it runs.
+        # The task must pass the same checks when it runs.
         allowlist.check_payload(body, settings.allowed_callables, legacy=False)
         allowlist.check_callable(call.func, settings.allowed_callables)
     if len(body) > settings.max_payload_bytes:
@@ -326,7 +326,7 @@ def _check_body(call: Call, queue: str, body: bytes, settings: Settings) -> None
 
 
 def _no_engine(call: Call, queue: str) -> EnqueueError:
-    """Return the error for a process in which nothing answers the SDK's taskqueue API."""
+    """Return the error for a process without an implementation of the SDK's taskqueue API."""
     return sdk.NoEngineError(
         call.label,
         queue,
@@ -338,7 +338,7 @@ def _no_engine(call: Call, queue: str) -> EnqueueError:
 
 
 def _target_unknown(call: Call, queue: str, target: str | None) -> EnqueueError:
-    """Return the error for a target that can't be addressed: the task would run in another service."""
+    """Return the error for a target without a known hostname. Without the error, another service would run the task."""
     return sdk.TargetError(
         call.label,
         queue,

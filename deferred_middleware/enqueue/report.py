@@ -1,4 +1,4 @@
-"""What became of many calls: :class:`EnqueueReport`, which takes two bytes for each."""
+"""The outcome of many calls: :class:`EnqueueReport`, which takes two bytes for each call."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TEXTS: Final = {
 
 
 class EnqueueStatus(enum.Enum):
-    """What became of one call."""
+    """The outcome of one call."""
 
     ENQUEUED = "enqueued"
     ALREADY_THERE = "already there"
-    """A task of the name that the caller gave is, or was, in the queue."""
+    """A task with the name that the caller gave is, or was, in the queue."""
     FAILED = "failed"
     UNDECIDED = "undecided"
-    """Only while it is going on."""
+    """Only while the enqueue is under way."""
 
 
 _STATUSES: Final = {
@@ -40,7 +40,7 @@ _STATUSES: Final = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EnqueueResult:
-    """What became of the call number ``index``, counted from 0, and why."""
+    """The outcome of the call with the given ``index``, counted from 0, and its reason."""
 
     index: int
     status: EnqueueStatus
@@ -48,24 +48,24 @@ class EnqueueResult:
 
 
 class EnqueueReport:
-    """What became of each call of a :func:`~deferred_middleware.defer_many`, in the order in which it took them.
+    """The outcome of each call of a :func:`~deferred_middleware.defer_many`, in the order of the calls.
 
-    ``len(report)`` is how many calls there were, ``report[i]`` tells of one as an :class:`EnqueueResult`, and going
-    through the report tells of all. However many calls there are it keeps two bytes for each, the first 1,000 different
-    reasons, and the first 100 exceptions.
+    ``len(report)`` is the number of calls. ``report[i]`` is the outcome of one call as an :class:`EnqueueResult`, and
+    iterating over the report yields all of them. The report takes two bytes for each call. It also keeps the first
+    1,000 different reasons and the first 100 exceptions.
     """
 
     def __init__(self) -> None:
         self.enqueued = 0
         """How many calls are enqueued."""
         self.already_there = 0
-        """How many calls found a task of their name."""
+        """How many calls were not added because their name is taken or was used."""
         self.failed = 0
         """How many calls are not enqueued, or not known to be."""
         self.errors: list[tuple[int, Exception]] = []
-        """The first 100 failures: the call's index, and what ``defer`` would have raised."""
+        """The first 100 failures: the call's index, and the exception that ``defer`` would have raised."""
         self.stopped_by: BaseException | None = None
-        """What the iterable of calls raised, if it did; there may be more calls that were never seen then."""
+        """The exception that the iterable of calls raised, or None. If there is one, later calls were never read."""
         self._codes = array.array("H")
         self._reasons: list[str] = []
         self._numbers: dict[str, int] = {}
@@ -93,11 +93,11 @@ class EnqueueReport:
             yield self[index]
 
     def failures(self) -> Iterator[EnqueueResult]:
-        """Go through the calls that failed, in order."""
+        """Iterate over the calls that failed, in order."""
         return (self[index] for index, code in enumerate(self._codes) if code >= _FIRST_REASON)
 
     def _next(self) -> int:
-        """Make room for one more call, and return its index."""
+        """Append one undecided call, and return its index."""
         self._codes.append(_UNDECIDED)
         return len(self._codes) - 1
 
@@ -133,7 +133,7 @@ class EnqueueReport:
 
 
 def _reason(error: Exception) -> str:
-    """Return what many failures have in common: not which call it was."""
+    """Return the part of the error that doesn't depend on the call, so that many failures can share it."""
     queue = getattr(error, "queue", None)
     where = f" (queue {queue!r})" if queue else ""
     return f"{type(error).__name__}: {getattr(error, 'reason', error)}{where}"

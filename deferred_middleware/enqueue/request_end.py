@@ -1,8 +1,8 @@
-"""Enqueues that are under way: those that a request waits for before it ends, and those that nobody asked about.
+"""Enqueues that are under way, which a request waits for before it ends, and failures that the app hasn't read.
 
-An instance may be frozen as soon as its request has ended. So what ``defer_async`` started in a request is waited for
-at the request's end, and a failure that the app did not ask about is logged there. :data:`UNDER_WAY` and :data:`FAILED`
-are empty nearly always, and looking whether they are costs next to nothing.
+An instance may be frozen as soon as its request has ended. So the request waits at its end for the enqueues that
+``defer_async`` started, and logs the failures that the app didn't read. :data:`UNDER_WAY` and :data:`FAILED` are nearly
+always empty, and the check whether they are is cheap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger("deferred_middleware")
 
 
 class Enqueueing(Protocol):
-    """What is waited for: an :class:`~deferred_middleware.EnqueueFuture`."""
+    """An enqueue to wait for: an :class:`~deferred_middleware.EnqueueFuture`."""
 
     key: Key
 
@@ -30,33 +30,33 @@ class Enqueueing(Protocol):
         """The call's label."""
 
     def done(self) -> bool:
-        """Tell whether it has ended."""
+        """Tell whether the outcome is known."""
 
     def add_done_callback(self, callback: Callable[[object], object]) -> None:
-        """Call ``callback`` when it has ended, at once if it has."""
+        """Call ``callback`` once the outcome is known, or at once if it is known already."""
 
     def settle(self) -> bool:
-        """Wait for the end; log a failure that nobody asked about, and return whether there is none."""
+        """Wait for the outcome. Log a failure that the app didn't read, and return whether there is none."""
 
     def raise_failure(self) -> None:
-        """Wait for the end, and raise a failure that nobody asked about."""
+        """Wait for the outcome, and raise a failure that the app didn't read."""
 
 
 Key = tuple[int, str]
-"""Tells a request from others: its thread, and the platform's id of it where there is one."""
+"""Identifies a request by its thread and, if there is one, the platform's request ID."""
 
 UNDER_WAY: Final[set[Enqueueing]] = set()
-"""What is not decided yet."""
+"""Enqueues without an outcome."""
 FAILED: Final[dict[int, weakref.ref[Enqueueing]]] = {}
-"""What failed and somebody might still ask about, by its identity."""
-_lock = threading.RLock()  # a weak reference's callback may come at any time
+"""Failed enqueues that the app may still read, by ``id()``."""
+_lock = threading.RLock()  # reentrant, because a weak reference's callback may run at any time
 _told: contextvars.ContextVar[str] = contextvars.ContextVar("deferred_middleware.request_end", default="")
 
 
 def key_of_request() -> Key:
     """Return the current request's key.
 
-    A thread does one request at a time; the id is handed on to threads that a request starts (SDK:
+    A thread handles one request at a time. The ID is passed on to the threads that a request starts (SDK:
     ``runtime/context/gae_headers.py``).
     """
     from google.appengine.runtime.context import gae_headers
@@ -65,14 +65,15 @@ def key_of_request() -> Key:
 
 
 def started(enqueueing: Enqueueing) -> None:
-    """Remember what was started, until its request ends."""
+    """Keep track of an enqueue until its request ends."""
     from google.appengine.runtime import callback
 
     with _lock:
         UNDER_WAY.add(enqueueing)
     _AT_END.register()
-    # wrap_wsgi_app calls this when the response is gone through, so that what is enqueued by a streamed response after
-    # the middleware returned it is waited for too. It knows a request by its trace (SDK: runtime/callback.py).
+    # wrap_wsgi_app calls this after the last part of the response. So the request also waits for calls that a streamed
+    # response enqueues after the middleware returned it. wrap_wsgi_app identifies a request by its trace (SDK:
+    # runtime/callback.py).
     request = callback.GetRequestId()
     if request and _told.get() != request:
         _told.set(request)
@@ -80,7 +81,7 @@ def started(enqueueing: Enqueueing) -> None:
 
 
 def ended(enqueueing: Enqueueing, *, failed: bool) -> None:
-    """Forget it, or keep it in mind if it failed."""
+    """Stop tracking an enqueue, or move it to the failed ones."""
     with _lock:
         if failed:
             number = id(enqueueing)
@@ -95,18 +96,18 @@ def _all() -> list[Enqueueing]:
 
 
 def of_request(key: Key) -> list[Enqueueing]:
-    """Return what the request has under way, or has failed with."""
+    """Return the request's enqueues that are under way or failed."""
     thread, request = key
     return [one for one in _all() if one.key[0] == thread or (request and one.key[1] == request)]
 
 
 def settle_request(key: Key | None = None) -> bool:
-    """Wait for what the request has under way, by default the current one.
+    """Wait for the enqueues of a request, by default the current one.
 
-    Returns whether nothing failed that nobody asked about; such a failure is logged as an error.
+    A failure that the app didn't read is logged as an error. Returns whether there is no such failure.
     """
     fine = True
-    # What an enqueue's callback starts is waited for too.
+    # The callback of an enqueue may start another one.
     while found := of_request(key or key_of_request()):
         for enqueueing in found:
             fine = _settle(enqueueing) and fine
@@ -122,15 +123,15 @@ def _settle(enqueueing: Enqueueing) -> bool:
 
 
 def raise_failure() -> None:
-    """Wait for what the current request has under way, and raise a failure that nobody asked about, for it is now."""
+    """Wait for the current request's enqueues, and raise a failure that the app didn't read."""
     for enqueueing in of_request(key_of_request()):
         enqueueing.raise_failure()
 
 
 def wait_after(iterable: Iterable[bytes]) -> Iterable[bytes]:
-    """Return a response that waits for what the current request has under way, when it has been gone through.
+    """Return a response that waits after its last part for the current request's enqueues.
 
-    Returns the same one if there is nothing to wait for.
+    If there are none, return the same response.
     """
     key = key_of_request()
     return _Waiting(iterable, key) if of_request(key) else iterable
@@ -139,8 +140,8 @@ def wait_after(iterable: Iterable[bytes]) -> Iterable[bytes]:
 class _Waiting:
     """A response's iterable that waits at its end for the request's enqueues.
 
-    Where the server sends each part before it asks for the next, the client has the whole response by then. It does not
-    wait for ``close()`` alone, because ``wrap_wsgi_app`` never calls it (SDK: ``runtime/middlewares.py``,
+    A server that sends each part before it asks for the next has sent the whole response by then. The wait is not in
+    ``close()`` alone, because ``wrap_wsgi_app`` never calls it (SDK: ``runtime/middlewares.py``,
     WaitForResponseMiddleware).
     """
 
@@ -167,7 +168,7 @@ class _Waiting:
         return len(self._iterable)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Close the response; it may not have been gone through to its end."""
+        """Close the response, which may not have been read to its end."""
         try:
             close = getattr(self._iterable, "close", None)
             if close is not None:
@@ -177,16 +178,16 @@ class _Waiting:
 
 
 def _settle_all() -> None:
-    """Wait for all that is under way, further attempts included, because the process ends."""
+    """Wait at the end of the process for all enqueues, including their retries."""
     try:
         while found := _all():
             for enqueueing in found:
                 enqueueing.add_done_callback(lambda _: ALARM.wake())
-                # The alarm may have no thread, and from Python 3.12 on a process that ends can't start one.
+                # The alarm may have no thread. From Python 3.12 on, a process that is ending can't start one.
                 ALARM.work_until(enqueueing.done)
                 _settle(enqueueing)
     except BaseException:
-        # Whoever stops the process (Ctrl-C) doesn't want to wait for the rest of it.
+        # Someone stopped the process, for example with Ctrl-C. Don't wait for the other enqueues.
         for enqueueing in _all():
             if enqueueing.done():
                 enqueueing.settle()
@@ -203,7 +204,7 @@ def _forget() -> None:
 
 
 def _after_fork() -> None:
-    """Leave to the parent what the parent has under way: its threads aren't here, and it tells what becomes of it."""
+    """Forget the parent's enqueues: their threads run in the parent, and the parent reports their outcomes."""
     global _lock
     _lock = threading.RLock()
     _forget()

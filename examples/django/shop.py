@@ -1,4 +1,4 @@
-"""A Django site in one module: an order is confirmed in a task, once its transaction has committed."""
+"""A Django site in one module: a task confirms an order after its transaction has committed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 from google.appengine.api import wrap_wsgi_app
 
-# Before the app is set up, which reads them. In a real site they are in settings.py.
+# Before the app is set up, because it reads them. A real site has them in settings.py.
 settings.configure(
     ROOT_URLCONF=__name__,
     SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "only-for-trying-it-out"),
@@ -32,14 +32,14 @@ settings.configure(
 )
 django.setup()
 
-from deferred_middleware.contrib.django import defer_on_commit  # noqa: E402 - after the set-up, as Django's apps are
+from deferred_middleware.contrib.django import defer_on_commit  # noqa: E402 - after the setup, as with Django's apps
 
 with connection.cursor() as cursor:
     cursor.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, item TEXT, confirmed INTEGER)")
 
 
 def order(request: HttpRequest, item: str) -> HttpResponse:
-    """Keep an order, and have it confirmed when the transaction has committed."""
+    """Store an order, and defer its confirmation until the transaction commits."""
     with connection.cursor() as cursor:
         cursor.execute("INSERT INTO orders (item, confirmed) VALUES (%s, 0)", [item])
         defer_on_commit(confirm, cursor.lastrowid)
@@ -54,7 +54,7 @@ def orders(request: HttpRequest) -> HttpResponse:
 
 
 def confirm(order_id: int) -> None:
-    """Confirm an order. A second delivery changes nothing more."""
+    """Confirm an order. A second delivery changes nothing."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("UPDATE orders SET confirmed = 1 WHERE id = %s", [order_id])
 

@@ -1,4 +1,4 @@
-"""A guest book: each entry is read over in a task, as a request of the Flask app."""
+"""A guest book: a task moderates each entry, as a request of the Flask app."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Deferred(app)
 
 
 class Entry(ndb.Model):  # type: ignore[misc] # the SDK has no types
-    """What a guest wrote, and once it was read over, by whom it may be seen."""
+    """A guest's entry, and the moderation's verdict once there is one."""
 
     text = ndb.TextProperty(required=True)
     verdict = ndb.StringProperty()
@@ -22,13 +22,13 @@ class Entry(ndb.Model):  # type: ignore[misc] # the SDK has no types
 
 @app.before_request
 def open_request() -> None:
-    """Runs for pages and for tasks alike."""
+    """Runs for pages and for tasks."""
     flask.g.reviewer = f"{flask.current_app.name}, in {flask.request.endpoint}"
 
 
 @app.post("/sign")
 def sign() -> tuple[str, int]:
-    """Keep an entry, and have it read over later."""
+    """Store an entry, and defer its moderation."""
     key = Entry(text=flask.request.get_data(as_text=True)).put()
     defer(read_over, key.id())
     return "", 202
@@ -41,7 +41,7 @@ def entries() -> dict[str, str | None]:
 
 
 def read_over(entry_id: int) -> None:
-    """Read an entry over; run a second time it comes to the same verdict."""
+    """Moderate an entry. A second run comes to the same verdict."""
     entry = Entry.get_by_id(entry_id)
     verdict = "hidden" if "spam" in entry.text else "shown"
     entry.verdict = f"{verdict} by {flask.g.reviewer}"

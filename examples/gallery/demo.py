@@ -1,7 +1,7 @@
-"""Show the gallery at work: start it on the local server, upload a dozen photographs, and follow their tasks.
+"""Demonstrate the gallery: start it on the local server, upload a dozen photographs, and follow their tasks.
 
-``python demo.py`` goes on serving until Ctrl-C. ``python demo.py --exit`` checks the result and ends with status 0 if
-every photograph is complete, and otherwise with 1 and the reason.
+``python demo.py`` keeps serving until Ctrl-C. ``python demo.py --exit`` checks the result. It ends with status 0 if
+every photograph is complete, and otherwise with status 1 and the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from demo_photographs import PHOTOGRAPHS, PhotographsMissingError, folder
 from demo_server import DemoError, Interrupted, LocalServer, StopSignals, is_free, local_server
 
 PATIENCE_SECONDS = 180
-"""How long to wait while nothing at all gets done."""
+"""How long to wait without any progress."""
 POLL_SECONDS = 0.25
 EXPECTED_SERVICE = "background"
 ENDED = ("done", "failed")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="The gallery on the local server, with a dozen photographs.")
     parser.add_argument("--exit", action="store_true", help="check the result and end, instead of serving on")
     parser.add_argument(
@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def data_dir(chosen: Path | None) -> Iterator[Path]:
-    """Give the directory for the server's files: the one chosen, or one that is removed at the end."""
+    """Yield the directory for the server's files: the chosen one, or a temporary one."""
     if chosen is not None:
         yield chosen.resolve()
         return
@@ -87,7 +87,7 @@ def data_dir(chosen: Path | None) -> Iterator[Path]:
 
 
 def port(wanted: int) -> int:
-    """Return the port to ask for: the next ports of the other services must be free as well."""
+    """Return the port to use. The next ports, for the other services, must be free as well."""
     if wanted and not (is_free(wanted) and is_free(wanted + 1)):
         print(f"Port {wanted} or {wanted + 1} is in use, so that free ones are taken.")
         return 0
@@ -95,7 +95,7 @@ def port(wanted: int) -> int:
 
 
 def upload(client: GalleryClient, photographs: Path, signals: StopSignals) -> list[str]:
-    """Upload the photographs, name their authors, and return their ids."""
+    """Upload the photographs, print their authors, and return their IDs."""
     print(f"\nUploading {len(PHOTOGRAPHS)} photographs that come with scikit-image:")
     ids = []
     for photograph in PHOTOGRAPHS:
@@ -108,7 +108,7 @@ def upload(client: GalleryClient, photographs: Path, signals: StopSignals) -> li
 def follow(
     client: GalleryClient, server: LocalServer, ids: Sequence[str], signals: StopSignals
 ) -> list[dict[str, Any]]:
-    """Show what gets done until nothing is left to do; return the photographs. Give up when nothing moves."""
+    """Show the progress until all tasks are done, and return the photographs. Give up if there is no progress."""
     print()
     line = ProgressLine()
     moved_seconds, made_before = time.monotonic(), -1
@@ -134,7 +134,7 @@ def follow(
 
 
 class ProgressLine:
-    """One line that is rewritten on a terminal; elsewhere a line for each change."""
+    """A progress line that is rewritten on a terminal. Elsewhere, each change prints a line."""
 
     _BAR = 30
 
@@ -143,7 +143,7 @@ class ProgressLine:
         self._last = ""
 
     def show(self, text: str, share: float) -> None:
-        """Show ``text``, with a bar for the ``share`` that is done (0 to 1)."""
+        """Show ``text``, with a bar for the completed ``share`` (0 to 1)."""
         if text == self._last:
             return
         self._last = text
@@ -154,13 +154,13 @@ class ProgressLine:
             print(f"    {text}", flush=True)
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """End the line."""
         if self._live and self._last:
             print(flush=True)
 
 
 def print_table(photos: Sequence[dict[str, Any]]) -> None:
-    """Print one row for each task, as its run was recorded by the app."""
+    """Print one row for each task, with the app's record of its run."""
     rows = [
         {
             "task": piece.get("task") or "-",
@@ -185,7 +185,7 @@ def print_table(photos: Sequence[dict[str, Any]]) -> None:
 
 
 def summarise(photos: Sequence[dict[str, Any]], server: LocalServer, seconds: float) -> None:
-    """Print how it went as a whole."""
+    """Print a summary."""
     pieces = [piece for photo in photos for piece in photo["pieces"]]
     made = [piece for piece in pieces if piece["state"] == "done"]
     complete = sum(photo["state"] == "complete" for photo in photos)
@@ -200,7 +200,7 @@ def summarise(photos: Sequence[dict[str, Any]], server: LocalServer, seconds: fl
 
 
 def shortcomings(photos: Sequence[dict[str, Any]]) -> list[str]:
-    """Say for each piece that is not done what is known of it."""
+    """Describe each piece that is not done."""
     return [
         f"{photo['filename']}, {piece['name']}: {piece['state']}"
         + (f" at attempt {piece['attempts']}: {piece['error']}" if piece.get("error") else "")
@@ -211,7 +211,7 @@ def shortcomings(photos: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def missing(client: GalleryClient, photos: Sequence[dict[str, Any]]) -> list[str]:
-    """Look at what the tasks made, and say what is not as it should be."""
+    """Check what the tasks made, and return the problems."""
     wrong = []
     if len(photos) != len(PHOTOGRAPHS):
         wrong.append(f"the gallery knows {len(photos)} of the {len(PHOTOGRAPHS)} photographs.")
@@ -234,13 +234,13 @@ def missing(client: GalleryClient, photos: Sequence[dict[str, Any]]) -> list[str
 
 
 def fits(size: tuple[int, int], original: tuple[int, int], longest_px: int) -> bool:
-    """Tell whether ``size`` is ``original`` brought down to ``longest_px``, to a pixel."""
+    """Tell whether ``size`` is ``original`` scaled down to ``longest_px``, within one pixel."""
     ratio = min(1.0, longest_px / max(original))
     return all(abs(side - full * ratio) <= 1 for side, full in zip(size, original, strict=True))
 
 
 def complain(wrong: Sequence[str]) -> None:
-    """Raise :class:`DemoError` if anything is wrong."""
+    """Raise :class:`DemoError` if there are problems."""
     if wrong:
         raise DemoError("not every photograph is complete.\n" + "\n".join(f"    {reason}" for reason in wrong))
 

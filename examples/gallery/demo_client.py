@@ -1,4 +1,4 @@
-"""What the demonstration asks of the gallery over HTTP, as a browser would."""
+"""The demonstration's HTTP requests to the gallery, like those of a browser."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GalleryClient:
         return str(json.loads(answer)["photos"][0]["id"])
 
     def photos(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what the gallery tells of the photographs, in the order of ``ids``."""
+        """Return the gallery's data about the photographs, in the order of ``ids``."""
         query = urllib.parse.urlencode([("id", photo_id) for photo_id in ids])
         return list(json.loads(self._ask(f"/api/photos?{query}"))["photos"])
 

@@ -1,7 +1,7 @@
 """The dozen photographs that the demonstration uploads: from scikit-image's wheel, all in the public domain or CC0.
 
-Only the files are read; the package is never imported, and can be installed without what it depends on. Author and
-licence are as its ``skimage/data/_fetchers.py`` documents them for each image.
+Only the files are read. The package is never imported, so you can install it without its dependencies. The author and
+licence of each image are those in its ``skimage/data/_fetchers.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Photograph:
 CC0: Final = "CC0"
 PUBLIC_DOMAIN: Final = "public domain"
 
-# The page shows the last upload first, so that the plainest come first here.
+# The page shows the last upload first, so the plainest come first here.
 PHOTOGRAPHS: Final = (
     Photograph(file="microaneurysms.png", title="Retina, detail", author="Andreas Maier, HRF database", licence=CC0),
     Photograph(file="clock_motion.png", title="Blurred clock", author="Stefan van der Walt", licence=PUBLIC_DOMAIN),
@@ -43,11 +43,11 @@ PHOTOGRAPHS: Final = (
 
 
 class PhotographsMissingError(Exception):
-    """The package with the photographs is not installed, or not as expected. The message says what to do."""
+    """The package with the photographs is not installed, or has unexpected contents. The message says what to do."""
 
 
 def folder() -> Path:
-    """Return the folder that holds the photographs; raise :class:`PhotographsMissingError` when one isn't there."""
+    """Return the folder that holds the photographs. Raise :class:`PhotographsMissingError` if one is missing."""
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
         raise PhotographsMissingError(

@@ -1,4 +1,4 @@
-"""The local server as the demonstration runs it: started, watched and stopped as a process of its own."""
+"""The local server of the demonstration, which starts, watches and stops it as a separate process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LOG_LINES_SHOWN: Final = 25
 
 
 class DemoError(Exception):
-    """Why the demonstration can't go on; the message is for the person at the terminal."""
+    """The reason why the demonstration can't continue. The message is for the person at the terminal."""
 
 
 class Interrupted(Exception):
-    """Somebody asked the demonstration to end. ``signum`` is the signal."""
+    """A signal asked the demonstration to end. ``signum`` is the signal."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -37,10 +37,10 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Notes the signals that ask for the end, so that they take effect only where :meth:`pause` or :meth:`check` is.
+    """Records the signals that ask for the end. They take effect only in :meth:`pause` and :meth:`check`.
 
-    An exception raised wherever a signal happens to arrive could come between the start of a process and the
-    variable that it is kept in, and the process would be left behind.
+    An exception at an arbitrary point could come between the start of a process and its assignment to a variable. Then
+    the process would keep running.
     """
 
     def __init__(self) -> None:
@@ -60,29 +60,29 @@ class StopSignals:
             raise Interrupted(self.received)
 
     def pause(self, seconds: float) -> None:
-        """Wait, but no longer than until a signal arrives; then raise :class:`Interrupted`."""
+        """Wait for ``seconds``. If a signal arrives before, raise :class:`Interrupted`."""
         self.check()
         select.select([self._readable], [], [], seconds)
         self.check()
 
 
 class LocalServer:
-    """``deferred-middleware serve`` for the gallery: addresses, log, and whether it is alive."""
+    """``deferred-middleware serve`` for the gallery: its addresses, its log, and whether it is running."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self._process = process
         self._log = log
         self.addresses: dict[str, str] = {}
-        """The services' addresses, once it is ready."""
+        """The services' addresses, once the server is ready."""
 
     def check_alive(self) -> None:
-        """Raise :class:`DemoError`, with the end of the server's log, if it has ended."""
+        """If the server has ended, raise :class:`DemoError` with the end of its log."""
         status = self._process.poll()
         if status is not None:
             raise DemoError(f"the local server ended with status {status}.\n{self.log_end()}")
 
     def wait_until_ready(self, ready_file: Path, signals: StopSignals) -> None:
-        """Wait until every service answers; raise :class:`DemoError` if that doesn't happen."""
+        """Wait until every service answers. Raise :class:`DemoError` if that doesn't happen."""
         deadline = time.monotonic() + START_SECONDS
         while not ready_file.exists():
             self.check_alive()
@@ -102,7 +102,7 @@ class LocalServer:
         return next((line for line in lines if fragment in line), None)
 
     def stop(self) -> None:
-        """End the server, and so every process that it started."""
+        """End the server and all processes that it started."""
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
@@ -114,7 +114,7 @@ class LocalServer:
 
 @contextlib.contextmanager
 def local_server(data_dir: Path, port: int, signals: StopSignals) -> Iterator[LocalServer]:
-    """Run the gallery as two services, until the block is left. Its files are in ``data_dir``."""
+    """Run the gallery as two services during the block. Its files are in ``data_dir``."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     ready_file, log = data_dir / "ready.json", data_dir / "server.log"
     ready_file.unlink(missing_ok=True)
@@ -127,11 +127,11 @@ def local_server(data_dir: Path, port: int, signals: StopSignals) -> Iterator[Lo
         process = subprocess.Popen(
             command,
             cwd=GALLERY,
-            env={**os.environ, "DEFERRED_BACKGROUND_MODULE": "background"},  # as app.yaml sets it
+            env={**os.environ, "DEFERRED_BACKGROUND_MODULE": "background"},  # the same as in app.yaml
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches only us, and we end it in order
+            start_new_session=True,  # Ctrl-C then reaches only this process, which stops the server in order
         )
     server = LocalServer(process, log)
     try:

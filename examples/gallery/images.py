@@ -1,6 +1,6 @@
-"""What the gallery does with pixels: check, scale, find colours. Pure functions, bytes in and values out.
+"""The gallery's image processing: check, scale, find colours. Pure functions from bytes to values.
 
-Nothing here knows of App Engine, of tasks or of the web, so that it can be read and tested alone.
+This module doesn't depend on App Engine, tasks or the web, so you can read and test it alone.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Final
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS: Final = 50_000_000
-"""Larger pictures are refused from their header alone: decoded, this many take 150 MB of memory."""
+"""Larger pictures are rejected after reading only their header. Decoding this many pixels takes 150 MB of memory."""
 
 MEDIA_TYPES: Final = {
     "GIF": "image/gif",
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",  # what Pillow calls a JPEG with further pictures behind the first, as many phones write
+    "MPO": "image/jpeg",  # Pillow's name for a JPEG with further pictures in the same file, as many phones write it
     "PNG": "image/png",
     "TIFF": "image/tiff",
     "WEBP": "image/webp",
 }
-"""The formats that are taken, as Pillow names them, with their media types."""
+"""The accepted formats, by Pillow's names, with their media types."""
 
 THUMBNAIL_MEDIA_TYPE: Final = "image/jpeg"
 
@@ -34,18 +34,18 @@ _PALETTE_SAMPLE_PX = 256
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})  # the EXIF orientations that swap width and height
 
-# Pillow's own guard only warns between its limit and twice that. `_opened` refuses by MAX_PIXELS, before
-# anything is decoded.
+# Pillow's own guard only warns between its limit and twice that. `_opened` enforces MAX_PIXELS before anything is
+# decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 
 class BadImageError(ValueError):
-    """The bytes are not a picture that the gallery takes. The message is for the person who sent them."""
+    """The bytes are not a picture that the gallery accepts. The message is for the person who sent them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a picture is: media type, and its size in pixels the way up that it is looked at."""
+    """The media type of a picture, and its size in pixels after applying its orientation."""
 
     media_type: str
     width_px: int
@@ -63,16 +63,16 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True)
 class Swatch:
-    """One colour of a palette, as ``#rrggbb``, and the share of the area (0 to 1) that it stands for."""
+    """One colour of a palette, as ``#rrggbb``, and its share of the area (0 to 1)."""
 
     colour: str
     share: float
 
 
 def inspect(data: bytes) -> Facts:
-    """Decode ``data`` completely and say what it is.
+    """Decode ``data`` completely, and return its facts.
 
-    Raises :class:`BadImageError` when it is no picture, of a format that isn't taken, too large, or cut short.
+    Raises :class:`BadImageError` if it is not a picture, or the format isn't accepted, or it is too large or truncated.
     """
     with _opened(data) as image:
         image.load()
@@ -83,7 +83,7 @@ def inspect(data: bytes) -> Facts:
 
 
 def scale(data: bytes, longest_px: int) -> Scaled:
-    """Return a copy whose longer side is at most ``longest_px`` pixels, upright, never larger than the original.
+    """Return an upright copy whose longer side is at most ``longest_px`` pixels. It is never larger than the original.
 
     Raises :class:`BadImageError` as :func:`inspect` does.
     """
@@ -92,7 +92,7 @@ def scale(data: bytes, longest_px: int) -> Scaled:
         small = image if image.mode in {"RGB", "L"} else _on_white(image)
         orientation = image.getexif().get(_EXIF_ORIENTATION)
         small.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        # Turned after scaling, when there are few pixels left to turn.
+        # Rotate after scaling, when there are fewer pixels.
         if orientation is not None:
             small.getexif()[_EXIF_ORIENTATION] = orientation
         small = ImageOps.exif_transpose(small).convert("RGB")
@@ -103,7 +103,7 @@ def scale(data: bytes, longest_px: int) -> Scaled:
             quality=84,
             optimize=True,
             progressive=True,
-            exif=b"",  # no place or time of taking in what everybody may see
+            exif=b"",  # everybody may see the copy, so it must not contain the place or time of the photograph
             icc_profile=colour_profile,
         )
         return Scaled(data=encoded.getvalue(), width_px=small.width, height_px=small.height)
@@ -128,7 +128,7 @@ def palette(data: bytes, colours: int = 6) -> tuple[Swatch, ...]:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """Open a picture whose header says that it may be decoded; turn what Pillow raises into our error."""
+    """Open a picture if its header allows decoding it. Turn Pillow's exceptions into our error."""
     try:
         with Image.open(io.BytesIO(data), formats=_DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -142,12 +142,12 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise BadImageError("it is no JPEG, PNG, WebP, GIF or TIFF picture.") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow's decoders raise any of these for a file that is cut short or damaged.
+        # Pillow's decoders raise any of these for a file that is truncated or damaged.
         raise BadImageError(f"the picture can't be decoded, it may be damaged ({error}).") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Return ``image`` as RGB: what is transparent becomes white, 16-bit grey becomes 8-bit."""
+    """Return ``image`` as RGB. Transparent pixels become white, and 16-bit grey becomes 8-bit."""
     if image.mode.startswith("I"):
         return image.convert("I").point(lambda level: level / 256).convert("L").convert("RGB")
     if image.mode not in {"RGBA", "LA", "PA"} and "transparency" not in image.info:

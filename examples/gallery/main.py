@@ -1,4 +1,4 @@
-"""A photo gallery on App Engine whose slow work is deferred: the routes, and how the app is wrapped."""
+"""A photo gallery on App Engine that defers its slow work: the routes, and how the app is wrapped."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ logging.basicConfig(level=logging.INFO)
 app = Flask(__name__)
 # App Engine takes 32 MiB a request: https://cloud.google.com/appengine/docs/standard/how-requests-are-handled
 app.config["MAX_CONTENT_LENGTH"] = 32 * 1024 * 1024
-# From the outside in: the SDK's context, then our own middleware, then the one that runs tasks, then Flask. So the
-# request log has a line, and an id, for tasks as well as for pages.
+# From the outside in: the SDK's context, then the app's own middleware, then the one that runs tasks, then Flask. So
+# the request log has a line and an ID for tasks as well as for pages.
 app.wsgi_app = wrap_wsgi_app(RequestLog(DeferredMiddleware(app.wsgi_app)))  # type: ignore[method-assign]
 
 
 @app.get("/")
 def index() -> str:
-    """Show the page; it asks for what changes later by itself."""
+    """Show the page. Its script polls for changes."""
     return render_template(
         "index.html",
         photos=status.describe(models.newest_photos(PHOTOS_SHOWN)),
@@ -42,7 +42,7 @@ def index() -> str:
 
 @app.get("/api/photos")
 def photos() -> Response:
-    """Return the newest photographs with the state of their pieces, or those asked for with ``?id=…&id=…``."""
+    """Return the newest photographs with the state of their pieces, or those that ``?id=…&id=…`` asks for."""
     ids = request.args.getlist("id")
     if ids:
         keys = [models.photo_key(photo_id) for photo_id in ids]
@@ -56,7 +56,7 @@ def photos() -> Response:
 
 @app.post("/photos")
 def upload() -> tuple[Response, int] | BaseResponse:
-    """Keep the photographs of a form, and defer the work on them. If one is bad, none is kept."""
+    """Store the photographs of a form, and defer the work on them. If one is invalid, none is stored."""
     files = [file for file in request.files.getlist("photo") if file.filename]
     if not files:
         abort(400, "No photograph was sent: choose at least one file.")
@@ -78,7 +78,7 @@ def upload() -> tuple[Response, int] | BaseResponse:
 
 @app.post("/photos/<photo_id>/delete")
 def delete(photo_id: str) -> tuple[str, int] | BaseResponse:
-    """Delete a photograph with all that was made from it."""
+    """Delete a photograph and everything that was made from it."""
     models.delete_photo(photo_id)
     return ("", 204) if _wants_json() else redirect(url_for("index"), 303)
 
@@ -106,7 +106,7 @@ def thumbnail(photo_id: str, size_px: int) -> Response:
 
 @app.errorhandler(HTTPException)
 def refuse(error: HTTPException) -> tuple[Response | str, int]:
-    """Tell what is wrong, to people in a page and to programs in JSON."""
+    """Describe the error: as a page to people, and as JSON to programs."""
     message = error.description or error.name
     code = error.code or 500
     if _wants_json():
@@ -116,7 +116,7 @@ def refuse(error: HTTPException) -> tuple[Response | str, int]:
 
 @app.after_request
 def protect(response: Response) -> Response:
-    """Let the browser run and show only what comes from here."""
+    """Let the browser run and show only content from this site."""
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Content-Security-Policy"] = "default-src 'self'; frame-ancestors 'none'"
     return response
@@ -127,7 +127,7 @@ def _wants_json() -> bool:
 
 
 def _kept_by_browsers(response: Response) -> Response:
-    """Mark what never changes under its address."""
+    """Mark content that never changes at its URL as cacheable."""
     response.cache_control.public = True
     response.cache_control.immutable = True
     response.cache_control.max_age = FOREVER_SECONDS

@@ -1,7 +1,7 @@
-"""What the gallery keeps, with the SDK's ndb.
+"""The gallery's entities, with the SDK's ndb.
 
 A photograph and everything made from it are one entity group, whose root is the :class:`Photo`. All keys are
-deterministic, so that a task which is delivered twice writes the same entities twice.
+deterministic, so that a task that is delivered twice writes the same entities twice.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from google.appengine.ext import ndb
 import images
 
 THUMBNAIL_SIZES_PX: Final = (160, 320, 640, 1280)
-"""Longest sides of the thumbnails."""
+"""The longest sides of the thumbnails."""
 
 PALETTE: Final = "palette"
 PIECES: Final = (*(str(size_px) for size_px in THUMBNAIL_SIZES_PX), PALETTE)
-"""What is made of each photograph, one task each; the ids of its :class:`Run` entities."""
+"""The pieces made from each photograph, by one task each. They are the IDs of its :class:`Run` entities."""
 
 CHUNK_BYTES: Final = 900 * 1024
-"""An entity holds just under 1 MiB: https://cloud.google.com/datastore/docs/concepts/limits"""
+"""The size of a chunk. An entity holds just under 1 MiB: https://cloud.google.com/datastore/docs/concepts/limits"""
 
 DONE, RETRYING, FAILED = "done", "retrying", "failed"
 
 
 class _Entity(ndb.Model):  # type: ignore[misc]  # the SDK has no types
-    """What the gallery's entities have in common."""
+    """The common base of the gallery's entities."""
 
 
 class Photo(_Entity):
@@ -44,24 +44,24 @@ class Photo(_Entity):
 
 
 class Chunk(_Entity):
-    """Some consecutive bytes of a photograph; the id is the position, from 1."""
+    """A part of a photograph's bytes. The ID is its position, from 1."""
 
     _use_cache = False
-    _use_memcache = False  # read once per task: it would only push out what is read often
+    _use_memcache = False  # read once per task, so caching it would only evict data that is read often
     data = ndb.BlobProperty()
 
 
 class Thumbnail(_Entity):
-    """A thumbnail; the id is its size, as in :data:`PIECES`."""
+    """A thumbnail. The ID is its size, as in :data:`PIECES`."""
 
     _use_cache = False
     data = ndb.BlobProperty()
 
 
 class Run(_Entity):
-    """How a piece was made or why it was not: the latest attempt of its task. The id is the piece."""
+    """The latest attempt of a piece's task, and its result. The ID is the piece."""
 
-    _use_memcache = False  # the page asks for it while it changes, and must see the last state of it
+    _use_memcache = False  # the page reads it while it changes, and must see its latest state
     state = ndb.StringProperty(indexed=False, choices=(DONE, RETRYING, FAILED))
     error = ndb.StringProperty(indexed=False)
     width_px = ndb.IntegerProperty(indexed=False)
@@ -82,7 +82,7 @@ def photo_key(photo_id: str) -> Any:
 
 
 def run_key(photo_id: str, piece: str) -> Any:
-    """Return the key of what is known about the making of a piece."""
+    """Return the key of a piece's :class:`Run`."""
     return ndb.Key(Photo, photo_id, Run, piece)
 
 
@@ -92,11 +92,12 @@ def thumbnail_key(photo_id: str, size_px: int) -> Any:
 
 
 def keep_photo(filename: str, data: bytes, facts: images.Facts, enqueue: Callable[[str], None]) -> Photo:
-    """Keep an uploaded photograph and return it.
+    """Store an uploaded photograph, and return it.
 
-    ``enqueue`` gets its id inside the transaction that keeps it: what it defers transactionally is enqueued exactly if
-    the photograph is kept, wherever a crash may come. The chunks go first: a photograph that can be seen is whole. They
-    are not in the transaction, because one commit takes at most 10 MiB.
+    ``enqueue`` is called with its ID inside the transaction that stores the photograph. So the calls that it defers
+    transactionally are enqueued if and only if the photograph is stored, even if the process crashes. The chunks are
+    written first, so that a visible photograph is complete. They are not in the transaction, because a commit takes at
+    most 10 MiB.
     """
     photo_id = uuid.uuid4().hex
     pieces = [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
@@ -121,28 +122,28 @@ def keep_photo(filename: str, data: bytes, facts: images.Facts, enqueue: Callabl
     try:
         ndb.transaction(keep)
     except BaseException:
-        delete_photo(photo_id)  # the chunks, which nobody would ever read
+        delete_photo(photo_id)  # deletes the chunks, which are unreachable now
         raise
     return photo
 
 
 def read_original(photo_id: str) -> bytes | None:
-    """Return a photograph's bytes as they were uploaded, or None when it has been deleted."""
+    """Return a photograph's bytes as they were uploaded, or None if it has been deleted."""
     key = photo_key(photo_id)
     photo = key.get()
     if photo is None:
         return None
     chunks = ndb.get_multi([ndb.Key(Chunk, number, parent=key) for number in range(1, photo.chunk_count + 1)])
     if any(chunk is None for chunk in chunks):
-        return None  # being deleted at this moment
+        return None  # it is being deleted
     return b"".join(chunk.data for chunk in chunks)
 
 
 def keep_run(run: Run, *made: _Entity) -> bool:
-    """Keep what a task made, with the account of its making, unless the photograph is gone.
+    """Store the results of a task and the record of its attempt, unless the photograph has been deleted.
 
-    An attempt that failed never replaces one that succeeded: of two deliveries of a task, either may end last.
-    Return whether anything was kept.
+    A failed attempt never replaces a successful one, because either of two deliveries of a task may end last. Return
+    whether anything was stored.
     """
 
     def keep() -> bool:
@@ -154,24 +155,24 @@ def keep_run(run: Run, *made: _Entity) -> bool:
         ndb.put_multi([run, *made])
         return True
 
-    # The tasks of one photograph end at the same time, and so collide here more often than the default of 3 allows.
+    # The tasks of a photograph end at about the same time. So conflicts are frequent, and the default of 3 is too low.
     return bool(ndb.transaction(keep, retries=8))
 
 
 def delete_photo(photo_id: str) -> None:
-    """Delete a photograph and everything made from it. Does nothing when there is none."""
+    """Delete a photograph and everything made from it. If there is none, do nothing."""
     key = photo_key(photo_id)
-    key.delete()  # first, so that a task still running can't add to it: see keep_run
+    key.delete()  # first, so that a running task can't add to it: see keep_run
     ndb.delete_multi(ndb.Query(ancestor=key).fetch(keys_only=True))
 
 
 def newest_photos(limit: int) -> list[Photo]:
-    """Return the photographs that were uploaded last, newest first."""
+    """Return the latest uploads, newest first."""
     return list(Photo.query().order(-Photo.uploaded).fetch(limit))
 
 
 def runs_of(photos: Sequence[Photo]) -> list[dict[str, Run]]:
-    """Return for each photograph what is known of its pieces, in one round trip for all of them."""
+    """Return the :class:`Run` entities of each photograph, in one round trip for all of them."""
     keys = [run_key(photo.key.id(), piece) for photo in photos for piece in PIECES]
     runs = ndb.get_multi(keys)
     return [
@@ -181,5 +182,5 @@ def runs_of(photos: Sequence[Photo]) -> list[dict[str, Run]]:
 
 
 def palette_json(swatches: Sequence[images.Swatch]) -> list[dict[str, object]]:
-    """Return a palette in the form in which it is kept and shown."""
+    """Return a palette in its stored and displayed form."""
     return [{"colour": swatch.colour, "share": round(swatch.share, 4)} for swatch in swatches]

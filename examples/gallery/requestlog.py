@@ -1,7 +1,7 @@
-"""A WSGI middleware of the app's own: gives each request an id, times it, and logs one line about it.
+"""A WSGI middleware of the app's own: gives each request an ID, times it, and logs one line about it.
 
-It wraps :class:`deferred_middleware.DeferredMiddleware`, so what is true of a page is true of a task: it has an id,
-answers with an ``X-Request-Id`` header, and leaves a line such as ::
+It wraps :class:`deferred_middleware.DeferredMiddleware`, so it handles a task in the same way as a page: a task has an
+ID, its response has an ``X-Request-Id`` header, and the log has a line such as ::
 
     5f2c81d09a3e POST /_cb/deferred/tasks/make_thumbnail 200 41 ms
 """
@@ -27,19 +27,19 @@ _request_id: ContextVar[str] = ContextVar("gallery.request_id", default="")
 
 
 def current_request_id() -> str:
-    """Return the id of the request that is running, a task's too; empty outside of one."""
+    """Return the ID of the current request, which may be a task's. Empty outside of a request."""
     return _request_id.get()
 
 
 class RequestLog:
-    """WSGI middleware: ``RequestLog(app)``. ``clock`` returns seconds that never run backwards."""
+    """WSGI middleware: ``RequestLog(app)``. ``clock`` returns monotonic seconds."""
 
     def __init__(self, app: WSGIApplication, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._app = app
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Run the wrapped app with a request id; log once its whole response has been sent."""
+        """Run the wrapped app with a request ID. Log once the whole response has been sent."""
         started_seconds = self._clock()
         request_id = uuid.uuid4().hex[:12]
         environ[ENVIRON_KEY] = request_id

@@ -1,4 +1,4 @@
-"""What the page, and anybody who asks for JSON, is told about each photograph."""
+"""The data about each photograph that the page and the JSON API show."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _piece_json(photo_id: str, piece: str, run: models.Run | None) -> dict[str, 
 
 
 def _state(states: Sequence[str]) -> str:
-    """Sum up the pieces: one that failed for good is what a person must know first."""
+    """Summarize the states of the pieces. A permanent failure comes first, because it matters most to people."""
     if models.FAILED in states:
         return models.FAILED
     if all(state == models.DONE for state in states):

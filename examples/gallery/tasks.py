@@ -1,7 +1,7 @@
-"""The deferred functions: what happens to a photograph after the upload has been answered.
+"""The deferred functions: the processing of a photograph after the upload has been answered.
 
-Plain functions with small arguments. Each may be run more than once (tasks are delivered at least once), so each
-looks whether its piece exists already, and writes under keys that don't depend on the run.
+They are plain functions with small arguments. Tasks are delivered at least once, so each function may run more than
+once. Each checks whether its piece exists already, and writes under keys that don't depend on the run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from requestlog import current_request_id
 _log = logging.getLogger("gallery.tasks")
 
 Work = Callable[[bytes, models.Run], "list[models.Thumbnail]"]
-"""Takes the original's bytes, adds what it finds to the run, returns the entities it made."""
+"""Takes the original's bytes, adds its findings to the run, and returns the entities that it made."""
 
 
 def defer_everything(photo_id: str) -> None:
-    """Put the making of every piece of a photograph on the queue, a task for each, if the transaction commits.
+    """Enqueue one task for each piece of a photograph, if the transaction commits.
 
     A transaction takes five tasks: https://cloud.google.com/appengine/docs/standard/services/datastore/transactions
     """
@@ -55,9 +55,9 @@ def extract_palette(photo_id: str) -> None:
 
 
 def _make(photo_id: str, piece: str, work: Work) -> None:
-    """Make one piece and keep it, with an account of the attempt that the page can show.
+    """Make one piece and store it, with a record of the attempt that the page can show.
 
-    An error is kept for the page too, and goes on to the queue, which retries the task.
+    An error is also recorded for the page. It is raised to the queue, which retries the task.
     """
     known = models.run_key(photo_id, piece).get()
     if known is not None and known.state == models.DONE:
@@ -75,7 +75,7 @@ def _make(photo_id: str, piece: str, work: Work) -> None:
         run.milliseconds = (time.perf_counter() - started_seconds) * 1000
         models.keep_run(run, *made)
     except images.BadImageError as error:
-        # The same bytes will be as bad at the next attempt.
+        # The next attempt would get the same bytes, so it would fail too.
         models.keep_run(_failed(run, models.FAILED, error, started_seconds))
         raise PermanentTaskFailure(f"no {piece} of {photo_id}: {error}") from error
     except Exception as error:
@@ -84,21 +84,21 @@ def _make(photo_id: str, piece: str, work: Work) -> None:
 
 
 def _new_run(photo_id: str, piece: str) -> models.Run:
-    """Return the account of this attempt, as far as it is known at its start."""
+    """Return the record of this attempt at its start."""
     run = models.Run(
         key=models.run_key(photo_id, piece),
         service=os.environ.get("GAE_SERVICE", "default"),
         request_id=current_request_id(),
     )
     task = current_task()
-    if task is not None:  # None when a test calls the function by itself
+    if task is not None:  # None if a test calls the function directly
         run.task, run.queue, run.function = task.name, task.queue, task.label
         run.attempts = task.attempt
     return run
 
 
 def _failed(run: models.Run, state: str, error: Exception, started_seconds: float) -> models.Run:
-    """Turn the account of an attempt into that of one that failed."""
+    """Change the record of an attempt to a failed one."""
     run.state = state
     message = str(error) if isinstance(error, images.BadImageError) else f"{type(error).__name__}: {error}"
     run.error = message[:500]

@@ -1,4 +1,4 @@
-"""Counts visits in tasks that have webapp2's request at hand."""
+"""Counts visits in tasks that can use webapp2's request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from deferred_middleware.contrib.webapp2 import Deferred
 
 
 class Visit(ndb.Model):  # type: ignore[misc] # the SDK has no types
-    """One visit, by the name of the task that noted it."""
+    """One visit. Its ID is the name of the task that recorded it."""
 
     path = ndb.StringProperty(required=True)
     noted_at = ndb.StringProperty(required=True)
 
 
 class Welcome(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no types
-    """Greets, and has the visit noted later."""
+    """Greets the visitor, and defers recording the visit."""
 
     def get(self) -> None:
         """Greet."""
@@ -30,13 +30,13 @@ class Visits(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no typ
     """Shows the visits."""
 
     def get(self) -> None:
-        """Show each visit, and the path of the request that noted it."""
+        """Show each visit, and the path of the request that recorded it."""
         for visit in Visit.query():
             self.response.write(f"{visit.path} noted at {visit.noted_at}\n")
 
 
 def note(path: str) -> None:
-    """Note a visit; its entity has the task's name, so that a second delivery notes nothing more."""
+    """Record a visit. The entity has the task's name as its ID, so a second delivery records nothing more."""
     request = webapp2.get_request()
     Visit(id=request.headers["X-AppEngine-TaskName"], path=path, noted_at=request.path).put()
 

@@ -1,4 +1,4 @@
-"""Tests of the answers of an engine: their table in the manual, and how the SDK's exceptions map to them."""
+"""Tests of an engine's answers: their tables in the manual, and the mapping of the SDK's exceptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCS = ROOT / "docs"
 
 
 def test_the_manuals_table_is_this_one() -> None:
-    """docs/answers.rst is what docs/answers_table.py writes; run that after a change of the table."""
+    """docs/answers.rst is the output of docs/answers_table.py. Run the script after a change of the tables."""
     spec = importlib.util.spec_from_file_location("answers_table", DOCS / "answers_table.py")
     assert spec is not None
     assert spec.loader is not None
@@ -40,12 +40,12 @@ def test_the_manuals_table_is_this_one() -> None:
     ],
 )
 def test_an_exception_is_understood(error: Exception, answer: answers.Answer) -> None:
-    """An engine that gives no codes, as Cloud Tasks, is understood by its exceptions."""
+    """An exception of an engine without codes, such as Cloud Tasks, maps to its answer."""
     assert answers.for_exception(error) is answer
 
 
 def test_an_unknown_end_may_have_added_the_task() -> None:
-    """Of what we don't know we don't say that nothing was enqueued, and don't repeat it."""
+    """An unknown error is not retried, and says that the task may be enqueued."""
     assert answers.UNKNOWN.maybe_enqueued
     assert not answers.UNKNOWN.retried
     assert not any(answer.retried and answer.of_queue for answer in answers.BY_CODE.values())

@@ -1,4 +1,4 @@
-"""Tests of App Engine's engine: what it sends is what the SDK's own add sends."""
+"""Tests of the App Engine engine: it sends the same messages as the SDK's own add."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RETRY_OPTIONS = taskqueue.TaskRetryOptions(
 
 
 class Recording(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
-    """A taskqueue stub that keeps what is sent, and answers that it was added."""
+    """A taskqueue stub that records what is sent, and answers that it was added."""
 
     def __init__(self) -> None:
         super().__init__("taskqueue")
         self.requests: list[Any] = []
 
     def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
-        """Keep the tasks of a BulkAdd."""
+        """Record the tasks of a BulkAdd."""
         assert (service, method) == ("taskqueue", "BulkAdd")
         for add in request.add_request:
             self.requests.append(add)
@@ -44,7 +44,7 @@ class Recording(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has
 
 @contextlib.contextmanager
 def in_request(**environ: str) -> Iterator[Recording]:
-    """Be in a request of an app whose queue is recorded."""
+    """Run the block in a request of an app, and record its queue."""
     bed = testbed.Testbed()
     bed.activate()
     variables = {"DEFAULT_VERSION_HOSTNAME": "app.example.com", "HTTP_HOST": "www.example.com", **environ}
@@ -68,7 +68,7 @@ def add_both(
     retry_options: Any = None,
     deadline_seconds: float | None = None,
 ) -> tuple[Any, Any]:
-    """Add a task by the engine and by the SDK; return both messages, and check that their sizes are the same."""
+    """Add a task through the engine and through the SDK. Check that the sizes are equal, and return both messages."""
     engine = AppEngineEngine()
     template = engine.encode(
         TaskTemplate(
@@ -110,7 +110,7 @@ def add_both(
     deadline_seconds=st.none() | st.floats(15, 86_400),
 )
 def test_a_message_is_what_the_sdk_sends(**facts: Any) -> None:
-    """Whatever a task has, the message is the SDK's own, and the size is what the SDK counts."""
+    """For any combination of options, the message and its size are those of the SDK."""
     with in_request() as recording:
         ours, the_sdks = add_both(recording, **facts)
 
@@ -130,7 +130,7 @@ def test_a_message_is_what_the_sdk_sends(**facts: Any) -> None:
 )
 @pytest.mark.parametrize("target", [None, "v1.worker"])
 def test_what_comes_from_the_request_is_the_same(environ: dict[str, str], target: str | None) -> None:
-    """Hostnames and namespaces are taken from the request as the SDK takes them."""
+    """The message has the same hostnames and namespaces of the request as the SDK's message."""
     with in_request(**environ) as recording:
         ours, the_sdks = add_both(
             recording, name="n", body=b"b", eta_posix=1.5, signature="s", target=target, deadline_seconds=None

@@ -1,4 +1,4 @@
-"""Tests of the Cloud Tasks engine: project and region, its messages, what it can't do, and the emulator."""
+"""Tests of the Cloud Tasks engine: its location, messages, unsupported options and the emulator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _VARIABLES = ("GAE_APPLICATION", "GOOGLE_CLOUD_PROJECT", "LOCAL_GCP_REGION", *lo
 
 @pytest.fixture(autouse=True)
 def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that says nothing of where the app is, on a machine where no metadata server tells either."""
+    """An environment without variables for the location, and without a metadata server."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(location, "METADATA_URL", "http://127.0.0.1:9/")
@@ -49,7 +49,7 @@ def set_all(environ: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("value", [None, "", "false", "1", "yes"])
 def test_it_is_off_unless_switched_on(environ: pytest.MonkeyPatch, value: str | None) -> None:
-    """It is on where the SDK takes it to be on, and nowhere else."""
+    """Cloud Tasks is used if the SDK would use it, and not otherwise."""
     if value is None:
         environ.delenv(CLOUD_TASKS_VARIABLE, raising=False)
     else:
@@ -74,7 +74,7 @@ def test_it_is_off_unless_switched_on(environ: pytest.MonkeyPatch, value: str | 
     ],
 )
 def test_a_known_location_is_fine(environ: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """Where project and region are known, nothing is raised."""
+    """A known project and region raise no error."""
     set_all(environ, variables)
 
     location.LocationFinder().find()
@@ -104,7 +104,7 @@ def test_a_known_location_is_fine(environ: pytest.MonkeyPatch, variables: dict[s
 def test_a_doubtful_location_is_an_error(
     environ: pytest.MonkeyPatch, variables: dict[str, str], names: str, why: str
 ) -> None:
-    """The error names the variable and what is wrong with it, before anything is sent to a wrong region."""
+    """A missing or contradictory location raises an error that names the variable and the problem, before an RPC."""
     set_all(environ, variables)
 
     with pytest.raises(LocationError, match=names) as caught:
@@ -118,7 +118,7 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
     asked = 0
 
     def do_GET(self) -> None:
-        """Answer with the region, to who asks as Google wants it."""
+        """Return the region if the request has Google's header."""
         type(self).asked += 1
         body = b"projects/1234/regions/europe-west1" if self.headers["Metadata-Flavor"] == "Google" else b""
         self.send_response(200)
@@ -131,7 +131,7 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
 
 
 def test_the_metadata_server_tells_the_region(environ: pytest.MonkeyPatch) -> None:
-    """Where no variable names the region, the metadata server does; it is asked once."""
+    """If no variable names the region, the metadata server is asked once."""
     set_all(environ, {"GOOGLE_CLOUD_PROJECT": "shop"})
     finder = location.LocationFinder()
     with http.server.HTTPServer(("127.0.0.1", 0), _Metadata) as server:
@@ -148,7 +148,7 @@ def test_the_metadata_server_tells_the_region(environ: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("start", [defer, defer_async])
 def test_defer_raises_it(environ: pytest.MonkeyPatch, start: Any) -> None:
-    """A doubtful location is an error of defer and of defer_async at once, and no RPC's."""
+    """An invalid location is raised by defer() and defer_async() at once, without an RPC."""
     environ.setenv(CLOUD_TASKS_VARIABLE, "true")
     environ.setenv("GOOGLE_CLOUD_PROJECT", "shop")
 
@@ -157,7 +157,7 @@ def test_defer_raises_it(environ: pytest.MonkeyPatch, start: Any) -> None:
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    """Headers that Cloud Tasks drops are named; deadlines and fractions of seconds are no problem."""
+    """The headers that Cloud Tasks drops are reported; deadlines and fractions of seconds are supported."""
     retry_options = TaskRetryOptions(min_backoff_seconds=0.5, max_backoff_seconds=2, task_age_limit=60)
     headers = {"X-AppEngine-Fail-Fast": "1", "X-Mine": "1"}
 
@@ -178,7 +178,7 @@ def test_what_it_cannot_do_is_said() -> None:
     ],
 )
 def test_the_emulators_address(environ: pytest.MonkeyPatch, value: str, address: str | None) -> None:
-    """An address of this machine is taken as it is, another one with http://."""
+    """An address on this machine is accepted as it is, and another address only with http://."""
     environ.setenv(location.EMULATOR_VARIABLE, value)
 
     assert location.emulator_address() == address
@@ -186,7 +186,7 @@ def test_the_emulators_address(environ: pytest.MonkeyPatch, value: str, address:
 
 @pytest.mark.parametrize("value", ["localhost", "8123", "https://localhost:8123", "tasks.test:8123", "10.0.0.1:8123"])
 def test_a_doubtful_address_of_an_emulator_is_an_error(environ: pytest.MonkeyPatch, value: str) -> None:
-    """What is no address, and an unencrypted connection to another machine that nobody asked for, are refused."""
+    """An invalid address is rejected, and so is an unencrypted connection to another machine without http://."""
     environ.setenv(location.EMULATOR_VARIABLE, value)
 
     with pytest.raises(SettingsError, match=location.EMULATOR_VARIABLE):
@@ -194,7 +194,7 @@ def test_a_doubtful_address_of_an_emulator_is_an_error(environ: pytest.MonkeyPat
 
 
 def test_the_emulator_is_used_after_a_fork(environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A server that loads the app and forks its workers, as gunicorn does, has enqueues in parent and child."""
+    """If a server loads the app and then forks workers, as gunicorn does, both parent and child can enqueue."""
     script = textwrap.dedent(
         """
         import os, sys
@@ -249,7 +249,7 @@ def test_the_emulator_is_used_after_a_fork(environ: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_warning_says_what_is_not_sent(environ: pytest.MonkeyPatch) -> None:
-    """It warns of what this engine can't do, before it asks it."""
+    """A warning names the options that the engine doesn't support, before the engine is called."""
     set_all(environ, {CLOUD_TASKS_VARIABLE: "true", "GOOGLE_CLOUD_PROJECT": "shop", "LOCATION_ID": "us-east1"})
     environ.setenv(location.EMULATOR_VARIABLE, "127.0.0.1:9")
     install_settings(Settings(enqueue_seconds=0.1))
@@ -259,7 +259,7 @@ def test_a_warning_says_what_is_not_sent(environ: pytest.MonkeyPatch) -> None:
 
 
 def shared_message(**facts: Any) -> Any:
-    """Return the message that tasks with these facts share."""
+    """Return the message that tasks with these options share."""
     given: dict[str, Any] = {"queue": "q", "path": "/p", "headers": {}, "signed": False}
     template = CloudTasksEngine().encode(TaskTemplate(**{**given, **facts}))
     return template.encoded[0]
@@ -267,7 +267,7 @@ def shared_message(**facts: Any) -> Any:
 
 @pytest.fixture
 def located(environ: pytest.MonkeyPatch) -> None:
-    """Know where the queues are."""
+    """Set the location of the queues."""
     set_all(environ, {"GOOGLE_CLOUD_PROJECT": "shop", "LOCATION_ID": "us-east1"})
 
 
@@ -277,7 +277,7 @@ def located(environ: pytest.MonkeyPatch) -> None:
     [("worker", "worker", "", ""), ("v1.worker", "worker", "v1", ""), ("0.v1.worker", "worker", "v1", "0")],
 )
 def test_a_target_becomes_a_routing(target: str, service: str, version: str, instance: str) -> None:
-    """Each label of the target is where Cloud Tasks expects it, and nothing is added to it."""
+    """Each label of the target is in the field that Cloud Tasks expects, and no other field is set."""
     routing = shared_message(target=target).app_engine_http_request.app_engine_routing
 
     assert (routing.service, routing.version, routing.instance) == (service, version, instance)
@@ -285,7 +285,7 @@ def test_a_target_becomes_a_routing(target: str, service: str, version: str, ins
 
 @pytest.mark.usefixtures("located")
 def test_without_a_target_the_version_that_enqueues_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task stays in its service and version."""
+    """Without a target, the service and version that enqueues runs the task."""
     monkeypatch.setattr(process, "_deployment", Deployment(service="api", version="v2"))
 
     routing = shared_message().app_engine_http_request.app_engine_routing
@@ -295,7 +295,7 @@ def test_without_a_target_the_version_that_enqueues_runs_it(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("located")
 def test_durations_keep_their_fractions() -> None:
-    """The dispatch deadline and the retry options arrive to the microsecond."""
+    """The dispatch deadline and the retry options keep their microseconds."""
     options = TaskRetryOptions(task_retry_limit=3, task_age_limit=60, min_backoff_seconds=2.3, max_backoff_seconds=4.5)
 
     message = shared_message(retry_options=options, deadline_seconds=30.25)
@@ -309,14 +309,14 @@ def test_durations_keep_their_fractions() -> None:
 
 @pytest.mark.usefixtures("located")
 def test_headers_that_cloud_tasks_sets_itself_are_not_sent() -> None:
-    """Cloud Tasks would refuse or drop them."""
+    """Headers that Cloud Tasks sets itself are not sent, because it would reject or drop them."""
     headers = {"Host": "h", "X-AppEngine-Fail-Fast": "1", "X-Google-Mine": "1", "X-Mine": "1"}
 
     assert dict(shared_message(headers=headers).app_engine_http_request.headers) == {"X-Mine": "1"}
 
 
 def test_the_eta_is_sent_to_the_microsecond_and_only_if_it_is_to_come(located: None) -> None:
-    """A task that is due now has no schedule time, so that a clock that is behind doesn't delay it."""
+    """A task that is due now has no schedule time, so that a slow clock doesn't delay it."""
     template = CloudTasksEngine().encode(TaskTemplate(queue="q", path="/p", headers={}, signed=True))
     later = round(time.time()) + 1000.123457
 
@@ -338,7 +338,7 @@ def test_the_eta_is_sent_to_the_microsecond_and_only_if_it_is_to_come(located: N
     ],
 )
 def test_a_statuss_message_may_say_more(status: int, message: str, kind: type[Exception]) -> None:
-    """An error of App Engine's in the message counts, as in the SDK."""
+    """An App Engine error in the message of a status takes precedence, as in the SDK."""
     failure = cloud_tasks._failure_of_status(status, message, of_whole_add=True)
 
     assert isinstance(failure.error, kind)

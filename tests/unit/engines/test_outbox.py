@@ -1,4 +1,4 @@
-"""Tests of the outbox: what a committed transaction has put there is sent, now or later, and once."""
+"""Tests of the outbox: a committed transaction's task is sent once, after the commit or by a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARENT = "projects/shop/locations/europe-west1/queues/default"
 
 
 class CloudTasks:
-    """Where tasks are sent to; it keeps those that it accepts."""
+    """A receiver of tasks, which records those that it accepts."""
 
     def __init__(self) -> None:
         self.broken = False
@@ -33,7 +33,7 @@ class CloudTasks:
 
 @pytest.fixture(autouse=True)
 def stored(engine: testbed.Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a datastore, and no sweep by the way."""
+    """A datastore, with automatic sweeps turned off."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
     monkeypatch.setattr(outbox._SWEEPS, "_next", float("inf"))
@@ -41,7 +41,7 @@ def stored(engine: testbed.Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cloud() -> CloudTasks:
-    """Where tasks are sent to."""
+    """The receiver of tasks."""
     return CloudTasks()
 
 
@@ -59,18 +59,18 @@ both = pytest.mark.parametrize("run", [in_ndb, in_db])
 
 
 def waiting() -> int:
-    """Return how many tasks are in the outbox."""
+    """Return the number of tasks in the outbox."""
     return int(datastore.Query(outbox.KIND, namespace="").Count())
 
 
 def add(cloud: CloudTasks, number: int = 0) -> None:
-    """Add a task that carries its own name and a number."""
+    """Add a task that contains its own name and a number."""
     outbox.add(parent=PARENT, make_task=lambda name: f"{name} {number}".encode(), send=cloud.send)
 
 
 @both
 def test_a_task_is_sent_after_the_commit(run: Any, cloud: CloudTasks) -> None:
-    """It is not sent before, and its entity is gone afterwards; the name follows from the key."""
+    """A task is sent after the commit and not before, its name is derived from its key, and its entity is deleted."""
 
     def work() -> None:
         add(cloud)
@@ -86,7 +86,7 @@ def test_a_task_is_sent_after_the_commit(run: Any, cloud: CloudTasks) -> None:
 
 @both
 def test_a_rolled_back_transaction_sends_nothing(run: Any, cloud: CloudTasks) -> None:
-    """Neither entity nor task is left."""
+    """A rolled back transaction leaves neither an entity nor a task."""
 
     def work() -> None:
         add(cloud)
@@ -101,7 +101,7 @@ def test_a_rolled_back_transaction_sends_nothing(run: Any, cloud: CloudTasks) ->
 
 @both
 def test_what_could_not_be_sent_is_swept(run: Any, cloud: CloudTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """The commit stands, the failure is an ERROR, and a sweep sends the task, once."""
+    """If the task can't be sent, the commit stands, an error is logged, and a sweep sends the task once."""
     cloud.broken = True
     run(lambda: list(map(functools.partial(add, cloud), range(3))))
     assert waiting() == 3
@@ -109,7 +109,7 @@ def test_what_could_not_be_sent_is_swept(run: Any, cloud: CloudTasks, caplog: py
 
     assert outbox.sweep(cloud.send, min_age_seconds=0) == outbox.SweepReport(sent=0, failed=3)
     cloud.broken = False
-    assert outbox.sweep(cloud.send) == outbox.SweepReport(sent=0, failed=0)  # they are too young
+    assert outbox.sweep(cloud.send) == outbox.SweepReport(sent=0, failed=0)  # younger than the minimum age
     assert outbox.sweep(cloud.send, min_age_seconds=0) == outbox.SweepReport(sent=3, failed=0)
 
     assert sorted(serialized[-1:] for _, serialized in cloud.tasks) == [b"0", b"1", b"2"]
@@ -137,7 +137,7 @@ def test_a_task_that_is_sent_brings_the_others_along(cloud: CloudTasks, monkeypa
 
 @both
 def test_a_sixth_task_is_refused(run: Any, cloud: CloudTasks) -> None:
-    """A transaction takes five tasks, and what it has is sent if it commits all the same."""
+    """The sixth task of a transaction is rejected, and its first five are sent if it commits."""
     from deferred_middleware.engines.transactions import TaskLimitReachedError
 
     def work() -> None:
@@ -154,7 +154,7 @@ def test_a_sixth_task_is_refused(run: Any, cloud: CloudTasks) -> None:
 def test_the_command_sends_what_waits(
     cloud: CloudTasks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``deferred-middleware sweep`` sends the tasks of committed transactions, and fails if it can't."""
+    """``deferred-middleware sweep`` sends the tasks of committed transactions, and fails if it can't send one."""
     monkeypatch.setenv("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE", "true")
     monkeypatch.setattr(
         "deferred_middleware.engines.cloud_tasks.CloudTasksEngine.send", lambda _, *task: cloud.send(*task)

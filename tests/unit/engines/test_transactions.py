@@ -20,20 +20,20 @@ from tests.support.delivering import Queued
 
 
 class Counter(ndb.Model):  # type: ignore[misc] # the SDK has no types
-    """Something that transactions of ndb change."""
+    """An entity that ndb's transactions change."""
 
     count = ndb.IntegerProperty(default=0)
 
 
 class DbCounter(db.Model):  # type: ignore[misc] # the SDK has no types
-    """Something that transactions of db change."""
+    """An entity that db's transactions change."""
 
     count = db.IntegerProperty(default=0)
 
 
 @pytest.fixture(autouse=True)
 def stored(engine: testbed.Testbed) -> testbed.Testbed:
-    """Have a datastore."""
+    """A queue and a datastore."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
     return engine
@@ -54,7 +54,7 @@ either_size = pytest.mark.parametrize("size", [10, 200_000, 1_500_000])
 
 
 def kept() -> list[Any]:
-    """Return what there is of payloads in the datastore."""
+    """Return the stored payloads."""
     return list(datastore.Query(overflow.KIND, namespace="").Run())
 
 
@@ -62,7 +62,7 @@ def kept() -> list[Any]:
 @either_size
 @pytest.mark.parametrize("transactional", [True, "auto"])
 def test_committed_means_enqueued(run: Any, size: int, transactional: object, queued: Queued) -> None:
-    """A task, and its payload if that is large, come with the commit and not before."""
+    """A task is enqueued at the commit and not before, and so is its payload if that is large."""
 
     def work() -> None:
         Counter(id="c", count=1).put() if run is in_ndb else DbCounter(key_name="c", count=1).put()
@@ -82,7 +82,7 @@ def test_committed_means_enqueued(run: Any, size: int, transactional: object, qu
 @both
 @either_size
 def test_rolled_back_means_not_enqueued(run: Any, size: int, queued: Queued) -> None:
-    """Neither the task nor its payload is left of a transaction that is rolled back."""
+    """A rolled back transaction leaves neither the task nor its payload."""
 
     def work() -> None:
         defer(sample.note, os.urandom(size), _transactional=True)
@@ -98,7 +98,7 @@ def test_rolled_back_means_not_enqueued(run: Any, size: int, queued: Queued) -> 
 @both
 @either_size
 def test_a_retried_transaction_enqueues_once(run: Any, size: int, queued: Queued) -> None:
-    """A transaction that is tried again because of a conflict leaves one task, and the payload of one."""
+    """A transaction that is retried after a conflict leaves one task and one payload."""
     attempts = []
     Counter(id="c").put()
     DbCounter(key_name="c").put()
@@ -124,7 +124,7 @@ def test_a_retried_transaction_enqueues_once(run: Any, size: int, queued: Queued
 
 
 def conflict(run: Any) -> None:
-    """Change what the surrounding transaction has read, outside of it."""
+    """Change an entity that the surrounding transaction has read, from outside of the transaction."""
 
     def elsewhere() -> None:
         counter = Counter.get_by_id("c") if run is in_ndb else DbCounter.get_by_key_name("c")
@@ -139,7 +139,7 @@ def conflict(run: Any) -> None:
 
 @both
 def test_not_transactional_is_enqueued_at_once(run: Any, queued: Queued) -> None:
-    """Without the option a call in a transaction is enqueued whatever becomes of that, with its payload."""
+    """Without the option, a call in a transaction is enqueued with its payload, even if the transaction rolls back."""
 
     def work() -> None:
         defer(sample.note, os.urandom(200_000))
@@ -153,14 +153,14 @@ def test_not_transactional_is_enqueued_at_once(run: Any, queued: Queued) -> None
 
 
 def test_auto_outside_a_transaction_enqueues_at_once(queued: Queued) -> None:
-    """Without a transaction "auto" is no different from False, and a name is allowed."""
+    """Outside of a transaction, "auto" works like False, and a name is allowed."""
     defer(sample.note, _transactional="auto", _name="n1")
 
     assert queued.one().name == "n1"
 
 
 def test_outside_a_transaction_is_an_error(queued: Queued) -> None:
-    """True needs a transaction: the error is the SDK's own too, and comes before the queue is asked."""
+    """Outside of a transaction, True raises an error that is also the SDK's type, without calling the queue."""
     with pytest.raises(
         taskqueue.BadTransactionStateError, match=r"tests\.support\.sample/note .* there is none"
     ) as caught:
@@ -171,7 +171,7 @@ def test_outside_a_transaction_is_an_error(queued: Queued) -> None:
 
 @both
 def test_a_name_in_a_transaction_is_an_error(run: Any, queued: Queued) -> None:
-    """A task in a transaction can't have a name, and the error says what to do."""
+    """A name in a transaction raises an error that says what to do."""
     with pytest.raises(OptionError, match="_transactional=False"):
         run(lambda: defer(sample.note, _name="n1", _transactional="auto"))
     with pytest.raises(OptionError, match="_name='n1'"):
@@ -184,7 +184,7 @@ def test_a_name_in_a_transaction_is_an_error(run: Any, queued: Queued) -> None:
 def test_the_sixth_task_is_an_error_before_the_queue_is_asked(
     run: Any, stored: testbed.Testbed, queued: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction takes five tasks, and each transaction counts for itself."""
+    """The sixth task of a transaction is an error without calling the queue, and each transaction has its own count."""
     adds: list[object] = []
     stub = stored.get_stub(testbed.TASKQUEUE_SERVICE_NAME)
     original = stub.MakeSyncCall
@@ -213,7 +213,7 @@ def test_the_sixth_task_is_an_error_before_the_queue_is_asked(
 
 
 def test_transactions_that_are_over_are_forgotten() -> None:
-    """The monitor keeps nothing of a transaction that was committed or rolled back."""
+    """The monitor drops a transaction after its commit or rollback."""
 
     def rolled_back() -> None:
         defer(sample.note, _transactional=True)
@@ -227,7 +227,7 @@ def test_transactions_that_are_over_are_forgotten() -> None:
 
 
 def test_transactions_that_never_end_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The monitor forgets the oldest transactions beyond its limit."""
+    """The monitor has a limit, and drops the oldest transaction beyond it."""
     monkeypatch.setattr(transactions, "MAX_TRANSACTIONS", 3)
     monkeypatch.setattr(transactions.TransactionMonitor, "_after_call", lambda *_: None)
 
@@ -242,7 +242,7 @@ def test_transactions_that_never_end_are_not_kept_without_limit(monkeypatch: pyt
 def test_a_large_payload_needs_a_cross_group_transaction(
     run: Any, queued: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the transaction has touched another group the error names xg, and the queue is not asked."""
+    """If the transaction uses another entity group, a large payload raises an error that names xg, without an RPC."""
     adds: list[object] = []
     monkeypatch.setattr(taskqueue.Queue, "add_async", lambda *a, **k: adds.append(1))
 
@@ -260,7 +260,7 @@ def test_a_large_payload_needs_a_cross_group_transaction(
 
 @both
 def test_a_small_payload_needs_none(run: Any, queued: Queued) -> None:
-    """A task that fits is no entity, and goes into a transaction of one group."""
+    """A task with a small payload is not an entity, and fits in a transaction of one group."""
 
     def work() -> None:
         Counter(id="c").put() if run is in_ndb else DbCounter(key_name="c").put()
@@ -274,7 +274,7 @@ def test_a_small_payload_needs_none(run: Any, queued: Queued) -> None:
 def test_a_refused_task_leaves_no_payload_in_a_transaction_that_goes_on(
     queued: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who catches the error and commits all the same finds no payload of a task that isn't there."""
+    """If the app catches the error and commits, the rejected task's payload is not stored."""
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise taskqueue.UnknownQueueError
@@ -292,7 +292,7 @@ def test_a_refused_task_leaves_no_payload_in_a_transaction_that_goes_on(
 
 
 def test_tasklets_that_take_turns_keep_their_transactions(queued: Queued) -> None:
-    """The task goes into the transaction of its own tasklet, whichever runs in between, and is not in another's."""
+    """Each task is added to the transaction of its own tasklet, even if other tasklets run in between."""
 
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def work(number: int) -> Any:
@@ -314,7 +314,7 @@ def test_tasklets_that_take_turns_keep_their_transactions(queued: Queued) -> Non
 
 
 def test_another_tasklet_is_not_in_the_transaction(queued: Queued) -> None:
-    """What runs while a transaction waits is outside of it, though the SDK's connection is the transaction's."""
+    """A tasklet that runs while a transaction waits is outside of it, even on the transaction's connection."""
     outside: list[object] = []
 
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
@@ -338,7 +338,7 @@ def test_another_tasklet_is_not_in_the_transaction(queued: Queued) -> None:
 
 
 def test_a_transaction_of_ndb_inside_one_of_db_is_the_inner_one(queued: Queued) -> None:
-    """A task belongs to the innermost transaction. The SDK has none of db inside one of ndb."""
+    """A task belongs to the innermost transaction; the SDK doesn't allow one of db inside one of ndb."""
 
     def outer() -> None:
         defer(sample.note, "outer", os.urandom(200_000), _transactional=True)

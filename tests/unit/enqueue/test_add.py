@@ -1,4 +1,4 @@
-"""Tests of how often and how long an add is tried, by properties, in a time of their own."""
+"""Property tests of how often and how long an add is retried, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ chances = st.floats(0, 1, exclude_max=True)
 
 @given(seconds, st.lists(st.tuples(chances, st.floats(0, 20)), min_size=1, max_size=100))
 def test_attempts_end_in_time(whole: float, steps: list[tuple[float, float]]) -> None:
-    """No attempt starts after the time is over, whatever chance says and however long the attempts take."""
+    """No attempt starts after the time limit, for any random delays and any durations of the attempts."""
     now = 0.0
     by_chance = iter([chance for chance, _ in steps])
     attempts = RetryBudget(whole, Timing(clock=lambda: now, chance=lambda: next(by_chance)))
@@ -33,7 +33,7 @@ def test_attempts_end_in_time(whole: float, steps: list[tuple[float, float]]) ->
 
 
 def test_no_time_is_a_single_attempt() -> None:
-    """With 0 seconds the SDK's own deadline holds, and nothing follows."""
+    """With a limit of 0 seconds there is one attempt, with the SDK's own deadline."""
     attempts = RetryBudget(0)
 
     assert attempts.rpc_seconds() is None

@@ -39,12 +39,12 @@ from tests.support.repository import ROOT
 
 @pytest.fixture
 def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be version v1 of the default service."""
+    """Run as version v1 of the default service."""
     monkeypatch.setattr(process, "_deployment", Deployment(service="default", version="v1"))
 
 
 def test_a_deferred_call_is_in_the_queue(queued: Queued) -> None:
-    """What defer returns is enqueued, as a POST of the payload to the URL that names the call."""
+    """defer() enqueues a POST of the payload to the URL that names the call, and returns that task."""
     task = defer(sample.pair, 1, second=[2])
 
     assert task.was_enqueued
@@ -57,14 +57,14 @@ def test_a_deferred_call_is_in_the_queue(queued: Queued) -> None:
 
 
 def test_a_prepared_call_is_enqueued_alike(queued: Queued) -> None:
-    """call() and enqueue() together are defer()."""
+    """call() followed by enqueue() does the same as defer()."""
     enqueue(call(sample.pair, 1, _name="n1", _queue="quick"))
 
     assert [task.name for task in queued.in_queue("quick")] == ["n1"]
 
 
 def test_options_reach_the_task(queued: Queued) -> None:
-    """Name, ETA, retry options, headers and URL are the task's own."""
+    """The task has the name, ETA, retry options, headers and URL that the options set."""
     eta = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
 
     task = defer(
@@ -81,7 +81,7 @@ def test_options_reach_the_task(queued: Queued) -> None:
     (in_queue,) = queued.in_queue("slow")
     assert (in_queue.name, in_queue.url) == ("n1", "/elsewhere")
     assert task.eta_posix == pytest.approx(eta.timestamp(), abs=1e-6)
-    assert in_queue.eta_posix == int(eta.timestamp())  # the stub shows whole seconds
+    assert in_queue.eta_posix == int(eta.timestamp())  # the stub returns whole seconds
     assert in_queue.headers["X-Mine"] == "yes"
     assert in_queue.headers["X-Deferred-Retry-Limit"] == "3"
     assert task.retry_options is not None
@@ -90,7 +90,7 @@ def test_options_reach_the_task(queued: Queued) -> None:
 
 
 def test_a_countdown_is_an_eta(queued: Queued) -> None:
-    """A countdown counts from the defer."""
+    """A countdown sets an ETA relative to the time of the defer()."""
     before = time.time()
 
     task = defer(sample.note, _countdown=3600)
@@ -100,27 +100,27 @@ def test_a_countdown_is_an_eta(queued: Queued) -> None:
 
 
 def test_the_retry_limit_is_not_told_where_an_age_limit_decides_too(queued: Queued) -> None:
-    """With both limits retries go on while either allows, so that no attempt is known to be the last."""
+    """With a retry limit and an age limit, no header has the limit, because retries go on while either allows them."""
     defer(sample.note, _retry_options={"task_retry_limit": 3, "task_age_limit": 60})
 
     assert "X-Deferred-Retry-Limit" not in queued.one().headers
 
 
 def test_the_default_queues_are_used(queued: Queued) -> None:
-    """Calls without a queue go to the configured ones."""
+    """Calls without a queue use the configured queues."""
     install_settings(Settings(default_queues=("quick", "slow")))
 
     for _ in range(20):
         defer(sample.note)
 
-    # That one of the two gets none of 20 happens once in half a million runs.
+    # The probability that one of the two queues gets none of 20 calls is about 1 in 500,000.
     assert queued.in_queue("quick")
     assert queued.in_queue("slow")
     assert not queued.in_queue("default")
 
 
 def test_a_background_module_is_the_target(queued: Queued, deployed: None) -> None:
-    """A call from the default service goes to the background module's host, at the same version."""
+    """A call from the default service targets the host of the background module, at the same version."""
     install_settings(Settings(background_module="background"))
 
     task = defer(sample.note)
@@ -130,7 +130,7 @@ def test_a_background_module_is_the_target(queued: Queued, deployed: None) -> No
 
 
 def test_without_one_a_call_stays_in_its_service(queued: Queued, deployed: None) -> None:
-    """Without a background module the target is the service and version that enqueues, whatever the request's host."""
+    """Without a background module, the target is the enqueuing service and version, whatever the request's host is."""
     os.environ["HTTP_HOST"] = "www.customer.example"
 
     defer(sample.note)
@@ -139,7 +139,7 @@ def test_without_one_a_call_stays_in_its_service(queued: Queued, deployed: None)
 
 
 def test_a_dropped_target_is_an_error(answering: Any, deployed: None) -> None:
-    """Where the SDK would silently drop the target, nothing is enqueued and the error says why."""
+    """If the SDK would silently drop the target, nothing is enqueued and the error says why."""
     answering(AssertionError("the queue is asked"))
     del os.environ["DEFAULT_VERSION_HOSTNAME"]
 
@@ -148,7 +148,7 @@ def test_a_dropped_target_is_an_error(answering: Any, deployed: None) -> None:
 
 
 def test_on_the_sdks_stub_a_target_is_dropped_as_by_the_sdk(queued: Queued, deployed: None) -> None:
-    """A test suite under testbed, where no hostname is known, is no place for that error."""
+    """With the SDK's stub, which has no hostnames, the target is dropped without an error, as in the SDK."""
     del os.environ["DEFAULT_VERSION_HOSTNAME"]
 
     task = defer(sample.note, _target="background")
@@ -169,7 +169,7 @@ def test_on_the_sdks_stub_a_target_is_dropped_as_by_the_sdk(queued: Queued, depl
     ],
 )
 def test_what_is_known_to_fail_is_not_enqueued(queued: Queued, arguments: Any, error: type[Exception]) -> None:
-    """A call that could not run is an error at once, and leaves nothing in the queue."""
+    """A call that can't run raises an error at the defer(), and nothing is enqueued."""
     with pytest.raises(error):
         defer(*arguments)
 
@@ -177,7 +177,7 @@ def test_what_is_known_to_fail_is_not_enqueued(queued: Queued, arguments: Any, e
 
 
 def test_too_large_a_task_says_how_large(queued: Queued) -> None:
-    """The error gives size and limit, counted as the platform does, and is the SDK's own."""
+    """The error for too large a task has its size and the limit, as the platform counts them, and is the SDK's type."""
     with pytest.raises(taskqueue.TaskTooLargeError) as caught:
         defer(sample.note, os.urandom(110_000))
 
@@ -189,9 +189,9 @@ def test_too_large_a_task_says_how_large(queued: Queued) -> None:
 
 
 def test_the_largest_task_passes(queued: Queued) -> None:
-    """A task just under the platform's limit is enqueued, one byte over it is not.
+    """A task just under the platform's limit is enqueued, and one byte over the limit is not.
 
-    The stub counts the bytes of its own protocol, some hundred more, so that the limit itself can't be met there.
+    The stub counts the bytes of its own protocol, some hundred more. So this test can't use the exact limit.
     """
     with pytest.raises(TaskTooLargeError) as caught:
         defer(sample.note, os.urandom(102_400))
@@ -203,7 +203,7 @@ def test_the_largest_task_passes(queued: Queued) -> None:
 
 
 def test_the_setting_limits_the_payload(queued: Queued) -> None:
-    """DEFERRED_MAX_PAYLOAD_BYTES limits a payload below the platform's limit, and is named."""
+    """DEFERRED_MAX_PAYLOAD_BYTES can set a lower limit than the platform's, and the error names it."""
     install_settings(Settings(max_payload_bytes=1000))
 
     with pytest.raises(TaskTooLargeError, match="DEFERRED_MAX_PAYLOAD_BYTES") as caught:
@@ -213,7 +213,7 @@ def test_the_setting_limits_the_payload(queued: Queued) -> None:
 
 
 def test_an_unknown_queue_is_named(queued: Queued) -> None:
-    """The SDK's error has no text; ours names the callable, the queue and the way out."""
+    """The error for an unknown queue names the callable, the queue and the remedy. The SDK's error has no text."""
     with pytest.raises(taskqueue.UnknownQueueError) as caught:
         defer(sample.note, _queue="nope")
 
@@ -226,7 +226,7 @@ def test_an_unknown_queue_is_named(queued: Queued) -> None:
 
 
 def test_a_pull_queue_is_refused(queued: Queued) -> None:
-    """A pull queue delivers nothing, so that a deferred call does not belong there."""
+    """A pull queue is rejected, because it doesn't deliver tasks."""
     with pytest.raises(taskqueue.InvalidQueueModeError, match="the queue is a pull queue") as caught:
         defer(sample.note, _queue="pull")
 
@@ -234,7 +234,7 @@ def test_a_pull_queue_is_refused(queued: Queued) -> None:
 
 
 def test_a_name_in_use_is_named(queued: Queued) -> None:
-    """A second task of the same name is the SDK's error, with name and queue in it."""
+    """A second task with the same name raises the SDK's error, with the name and the queue in its text."""
     defer(sample.note, _name="n1")
 
     with pytest.raises(
@@ -249,7 +249,7 @@ def test_a_name_in_use_is_named(queued: Queued) -> None:
 
 
 def test_a_used_name_is_explained(queued: Queued) -> None:
-    """A tombstone is the SDK's error, with a hint how long it lasts."""
+    """A tombstoned name raises the SDK's error, which says how long the tombstone lasts."""
     taskqueue.Queue("default").delete_tasks_by_name(defer(sample.note, _name="n1").name)
 
     with pytest.raises(taskqueue.TombstonedTaskError, match="9 days"):
@@ -257,7 +257,7 @@ def test_a_used_name_is_explained(queued: Queued) -> None:
 
 
 def test_transactional_outside_a_transaction_is_an_error(queued: Queued) -> None:
-    """There must be a transaction for a transactional call."""
+    """A transactional call outside of a transaction is an error."""
     with pytest.raises(taskqueue.BadTransactionStateError, match="there is none") as caught:
         defer(sample.note, _transactional=True)
 
@@ -266,7 +266,7 @@ def test_transactional_outside_a_transaction_is_an_error(queued: Queued) -> None
 
 
 def test_a_transactional_call_comes_with_the_commit(engine: testbed.Testbed, queued: Queued) -> None:
-    """Committed means enqueued, rolled back means not."""
+    """A transactional call is enqueued if the transaction commits, and not if it rolls back."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
 
@@ -283,7 +283,7 @@ def test_a_transactional_call_comes_with_the_commit(engine: testbed.Testbed, que
 
 
 def test_no_engine_at_all_is_an_error_with_the_way_out() -> None:
-    """Where nothing answers the SDK, the error says how to get something that does."""
+    """If nothing answers the SDK, the error says how to set up an engine."""
     program = (
         "import deferred_middleware as d\nfrom tests.support import sample\n"
         "try:\n d.defer(sample.note)\nexcept d.NoEngineError as e: print(e)"
@@ -304,14 +304,14 @@ def test_no_engine_at_all_is_an_error_with_the_way_out() -> None:
 
 
 class Answering(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
-    """A taskqueue stub that answers BulkAdd as it is told."""
+    """A taskqueue stub that answers BulkAdd with a given answer."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__("taskqueue")
         self.answer = answer
 
     def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
-        """Raise the answer, or fill it in."""
+        """Raise the answer, or copy it into the response."""
         if isinstance(self.answer, Exception):
             raise self.answer
         for code in self.answer:
@@ -320,7 +320,7 @@ class Answering(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
 
 @pytest.fixture
 def answering(engine: testbed.Testbed) -> Any:
-    """Let the engine answer as told, and ask it once."""
+    """Make the engine return a given answer, with a single attempt."""
 
     def install(answer: Any) -> None:
         install_settings(Settings(enqueue_seconds=0))
@@ -331,7 +331,7 @@ def answering(engine: testbed.Testbed) -> Any:
 
 
 def test_a_skipped_task_is_an_error(answering: Any) -> None:
-    """The SDK returns normally when the queue skipped the task; nothing was enqueued, so that defer raises."""
+    """If the queue skips the task, defer() raises, although the SDK returns normally."""
     answering([pb.TaskQueueServiceError.SKIPPED])
 
     with pytest.raises(EnqueueError, match="not added, because another task"):
@@ -339,7 +339,7 @@ def test_a_skipped_task_is_an_error(answering: Any) -> None:
 
 
 def test_an_empty_answer_is_an_error(answering: Any) -> None:
-    """The SDK's AssertionError for an answer without a result becomes ours."""
+    """An answer without a result raises our error instead of the SDK's AssertionError."""
     answering([])
 
     with pytest.raises(EnqueueError, match=r"makes no sense.*0 results for 1 tasks"):
@@ -358,12 +358,12 @@ def test_an_empty_answer_is_an_error(answering: Any) -> None:
             apiproxy_errors.ApplicationError(pb.TaskQueueServiceError.INTERNAL_ERROR, "oops"),
             taskqueue.InternalError,
         ),
-        # The SDK itself stumbles over this one, with a TypeError.
+        # For this code, the SDK itself fails with a TypeError.
         ([pb.TaskQueueServiceError.DATASTORE_NEED_INDEX], datastore_errors.NeedIndexError),
     ],
 )
 def test_every_failure_is_ours_and_the_sdks(answering: Any, answer: Any, kind: type[Exception]) -> None:
-    """What the SDK raises, its transport included, is still caught as its type, and as ours with the call's name."""
+    """An error of the SDK or of its transport is raised as our type and as its own type, with the call's name."""
     answering(answer)
 
     with pytest.raises(kind) as caught:

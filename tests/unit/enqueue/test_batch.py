@@ -38,14 +38,14 @@ BOUND_SECONDS = 60
 
 @pytest.fixture
 def many(engine: testbed.Testbed) -> Engine:
-    """The engine that the calls go to."""
+    """The engine that receives the calls."""
     stub = Engine()
     apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
     return stub
 
 
 def test_calls_leave_together_at_the_end(many: Engine) -> None:
-    """Nothing is sent inside the block; at its end all is, a queue's calls in one RPC, and what was returned holds."""
+    """The calls are sent at the end of the block, one RPC for each queue, and the returned tasks are enqueued then."""
     with defer_batch() as batch:
         tasks = [defer(sample.note, i) for i in range(3)]
         future = defer_async(sample.note, 3)
@@ -63,8 +63,8 @@ def test_calls_leave_together_at_the_end(many: Engine) -> None:
 
 
 def test_a_block_that_raises_sends_nothing(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """None of the calls leaves if the block raises; a future tells why, and a warning how many."""
-    with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the block is what is tested
+    """If the block raises, no call is sent. Its futures have the reason, and a warning has the number of calls."""
+    with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the test is about the block
         defer(sample.note, 1)
         future = defer_async(sample.note, 2)
         raise KeyError("oops")
@@ -77,7 +77,7 @@ def test_a_block_that_raises_sends_nothing(many: Engine, caplog: pytest.LogCaptu
 
 
 def test_an_argument_is_pickled_where_it_is_deferred(many: Engine) -> None:
-    """What is wrong with a call is raised inside the block, and a change afterwards changes nothing."""
+    """An invalid call raises inside the block, and later changes of an argument have no effect."""
     bodies: list[bytes] = []
 
     def answer(adds: Any) -> list[int]:
@@ -96,7 +96,7 @@ def test_an_argument_is_pickled_where_it_is_deferred(many: Engine) -> None:
 
 
 def test_what_is_not_enqueued_is_raised_at_the_end(many: Engine) -> None:
-    """A taken name is an error of the batch; the other calls are enqueued, and each future tells of its own."""
+    """A taken name fails the batch. The other calls are enqueued, and each future has its own outcome."""
     many.answer = lambda adds: [Code.TASK_ALREADY_EXISTS if a.task_name == b"taken" else Code.OK for a in adds]
 
     failed = pytest.raises(NotAllEnqueuedError, match="1 of 3 calls was not enqueued")
@@ -113,12 +113,12 @@ def test_what_is_not_enqueued_is_raised_at_the_end(many: Engine) -> None:
 
 
 def test_an_inner_batch_leaves_with_the_outer_one(many: Engine) -> None:
-    """The calls of an inner batch leave when the outer one does; an inner one that raises loses only its own."""
+    """The calls of an inner batch are sent with the outer one. An inner batch that raises drops only its own calls."""
     with defer_batch():
         defer(sample.note, 1)
         with defer_batch():
             inner = defer_async(sample.note, 2)
-        with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the block is what is tested
+        with pytest.raises(KeyError), defer_batch():  # noqa: PT012 - the test is about the block
             defer(sample.note, 3)
             raise KeyError
         assert many.rpcs == []
@@ -130,7 +130,7 @@ def test_an_inner_batch_leaves_with_the_outer_one(many: Engine) -> None:
 
 
 def test_waiting_inside_would_wait_for_itself(many: Engine) -> None:
-    """Whoever asks for a result inside the block is told that it comes after it."""
+    """Asking for a result inside the block raises an error, which says that the result comes after the block."""
     with defer_batch():
         future = defer_async(sample.note)
         for ask in (future.result, future.get_result, future.exception, future.wait, future.__await__):
@@ -141,7 +141,7 @@ def test_waiting_inside_would_wait_for_itself(many: Engine) -> None:
 
 
 def test_an_async_batch_does_not_block_the_loop(many: Engine) -> None:
-    """At the end of an async block other coroutines run on while the queue is asked."""
+    """At the end of an async block, other coroutines run while the RPC is under way."""
     gate = threading.Event()
 
     def answer(adds: Any) -> list[int]:
@@ -168,7 +168,7 @@ def test_an_async_batch_does_not_block_the_loop(many: Engine) -> None:
 
 
 def test_an_async_block_that_raises_sends_nothing(many: Engine) -> None:
-    """As for a plain one."""
+    """If an async block raises, no call is sent."""
 
     async def raises() -> None:
         async with defer_batch():
@@ -182,7 +182,7 @@ def test_an_async_block_that_raises_sends_nothing(many: Engine) -> None:
 
 
 def test_calls_of_a_transaction_do_not_wait(engine: testbed.Testbed) -> None:
-    """A transactional call belongs to its transaction, which may end before the batch."""
+    """A transactional call is added to its transaction at once, because the transaction may end before the batch."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
 
@@ -194,7 +194,7 @@ def test_calls_of_a_transaction_do_not_wait(engine: testbed.Testbed) -> None:
 
 
 def test_a_thread_that_outlives_the_block_enqueues_at_once(many: Engine) -> None:
-    """What is deferred in the block's context after its end is not lost in the batch that has left."""
+    """A call from the block's context after its end is enqueued at once."""
     import contextvars
 
     with defer_batch():
@@ -206,7 +206,7 @@ def test_a_thread_that_outlives_the_block_enqueues_at_once(many: Engine) -> None
 
 
 def test_an_empty_batch_asks_nobody(many: Engine) -> None:
-    """A block that defers nothing sends nothing."""
+    """A block without calls sends no RPC."""
     with defer_batch():
         pass
 
@@ -214,20 +214,20 @@ def test_an_empty_batch_asks_nobody(many: Engine) -> None:
 
 
 class App:
-    """A WSGI app that does what it is given."""
+    """A WSGI app that runs a given function."""
 
     def __init__(self, work: Any) -> None:
         self.work = work
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        """Do it, and answer."""
+        """Run the function, and answer."""
         start_response("200 OK", [("Content-Type", "text/plain")])
         self.work()
         return [b"ok"]
 
 
 def coalesced(work: Any) -> None:
-    """Make a request that does ``work`` with DEFERRED_COALESCE."""
+    """Make a request that runs ``work`` with DEFERRED_COALESCE."""
     settings = Settings(coalesce=True)
     install_settings(settings)
     response = request(DeferredMiddleware(App(work), settings=settings), task_environ(b"", "/page"))
@@ -235,7 +235,7 @@ def coalesced(work: Any) -> None:
 
 
 def test_a_requests_calls_coalesce(many: Engine) -> None:
-    """With the setting the defer_async calls of a request leave together; the response waits for them at its end."""
+    """With the setting, a request's defer_async calls are sent together, and the response waits for them at its end."""
 
     def work() -> None:
         for number in range(150):
@@ -250,7 +250,7 @@ def test_a_requests_calls_coalesce(many: Engine) -> None:
 
 
 def test_who_asks_for_a_result_lets_them_leave(many: Engine) -> None:
-    """Inside the request a result can be waited for; what was gathered leaves then."""
+    """Waiting for a result inside the request sends the collected calls."""
 
     def work() -> None:
         first = defer_async(sample.note, 1)
@@ -265,7 +265,7 @@ def test_who_asks_for_a_result_lets_them_leave(many: Engine) -> None:
 
 
 def test_a_failure_is_logged(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """A coalesced call that is not enqueued is an ERROR with its name."""
+    """A coalesced call that is not enqueued is logged as an error with its name."""
     many.answer = lambda adds: [Code.PERMISSION_DENIED] * len(adds)
 
     coalesced(lambda: defer_async(sample.note))
@@ -275,7 +275,7 @@ def test_a_failure_is_logged(many: Engine, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_request_that_raises_sends_none(many: Engine) -> None:
-    """If the app raises, its coalesced calls don't leave."""
+    """If the app raises, its coalesced calls are not sent."""
 
     def work() -> None:
         defer_async(sample.note)
@@ -291,7 +291,7 @@ enqueues: list[Any] = []
 
 
 def task(fails: bool) -> None:
-    """Be a task that enqueues."""
+    """A task that enqueues a call."""
     enqueues.append(defer_async(sample.note))
     if fails:
         raise KeyError("oops")
@@ -306,7 +306,7 @@ def task(fails: bool) -> None:
     ],
 )
 def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[int], status: int) -> None:
-    """The calls of a task leave when it has returned, and it fails if they do; those of a failed task don't leave."""
+    """A task's calls are sent when it returns. The task fails if they fail. A failed task's calls are not sent."""
     many.answer = lambda adds: [code] * len(adds)
     settings = Settings(coalesce=True)
     body = payload.dumps(call(task, fails), 5)

@@ -1,4 +1,4 @@
-"""Tests of the templates for similar calls: what was worked out once is still what holds now."""
+"""Tests of the templates for similar calls: a cached template never gives an outdated message."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ KEYS = ("0123456789abcdef" * 4,)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start without templates, and end in the default namespace."""
+    """Start with an empty cache, and end in the default namespace."""
     monkeypatch.setattr(prepare_module, "_templates", {})
     yield
     namespace_manager.set_namespace("")
 
 
 def facts(**options: Any) -> dict[str, Any]:
-    """Return what is sent of a task that is prepared now, except for what is its own."""
+    """Return the parts of a new task's message that don't differ from task to task."""
     prepared = prepare(call(sample.note, **options))
     seen: list[Any] = []
     with recorded(seen):
@@ -56,7 +56,7 @@ def facts(**options: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def recorded(seen: list[Any]) -> Iterator[None]:
-    """Append each task that is sent, and add none."""
+    """Append each sent task to ``seen``, and add none."""
 
     class Recording(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
         def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
@@ -72,12 +72,12 @@ def recorded(seen: list[Any]) -> Iterator[None]:
 
 
 def change_settings(**changes: Any) -> None:
-    """Change the process's settings."""
+    """Change the settings of the process."""
     install_settings(dataclasses.replace(process.current_settings(), **changes))
 
 
 def change_deployment(**changes: Any) -> None:
-    """Change what is known of the process's service."""
+    """Change the deployment of the process."""
     process._deployment = dataclasses.replace(process._deployment, **changes)
 
 
@@ -97,7 +97,7 @@ def change_deployment(**changes: Any) -> None:
     ids=["namespace", "host", "default namespace", "prefix", "queue", "key", "service", "redact", "name"],
 )
 def test_a_change_shows_in_the_next_task(change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a change of what a task tells, the next one tells it, as if none had been made before."""
+    """After a change that affects tasks, the next task is the same as with an empty cache."""
     change_settings(secret_keys=("f" * 64,))
     monkeypatch.setattr(sample.note, "__qualname__", "note")
     monkeypatch.setattr(sample, "renamed", sample.note, raising=False)
@@ -114,7 +114,7 @@ def test_a_change_shows_in_the_next_task(change: Callable[[], None], monkeypatch
 
 
 def test_another_hostname_shows_in_the_next_task() -> None:
-    """A target is part of the hostname that is current."""
+    """A target uses the hostname that is current when the task is enqueued."""
     change_deployment(service="default", version="v1")
     before = [facts() for _ in range(2)]
 
@@ -142,7 +142,7 @@ def test_another_hostname_shows_in_the_next_task() -> None:
     ids=str,
 )
 def test_options_show_in_the_task(options: dict[str, Any]) -> None:
-    """Calls with options get tasks with them, and calls without get none of theirs, however often they alternate."""
+    """Calls with and without options alternate, and each gets only its own options."""
     change_deployment(service="default", version="v1")
     plain = facts()
     with_options = facts(**options)
@@ -157,7 +157,7 @@ def test_options_show_in_the_task(options: dict[str, Any]) -> None:
 
 
 def test_each_task_is_its_own() -> None:
-    """Names, payloads, ETAs and signatures differ between tasks of one template."""
+    """Tasks of one template have different names, payloads, ETAs and signatures."""
     change_settings(secret_keys=KEYS)
 
     tasks = [prepare(call(sample.note, number, _countdown=number)).task for number in range(1, 6)]
@@ -170,7 +170,7 @@ def test_each_task_is_its_own() -> None:
 
 
 def test_templates_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app that has a namespace for each of its users does not fill its memory with templates."""
+    """The cache has a limit, so an app with one namespace per user doesn't fill its memory."""
     monkeypatch.setattr(prepare_module, "MAX_TEMPLATES", 10)
 
     for number in range(35):
@@ -181,7 +181,7 @@ def test_templates_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_calls_that_others_resemble_have_a_kept_template() -> None:
-    """A call with a name or headers of its own fills no memory with a template that serves it alone."""
+    """The template of a call with its own name or headers is not cached, because no other call can use it."""
     context = enqueue_context()
 
     assert prepare_module._key_of(call(sample.note), "default", context) is not None

@@ -1,4 +1,4 @@
-"""Tests of ``@task``: functions and methods with options of their own, deferred and called."""
+"""Tests of ``@task``: deferring and calling functions and methods with their own options."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def welcome(user: int, password: str = "") -> str:
 
 @task
 async def later(value: object) -> None:
-    """Note a value from inside an event loop."""
+    """Record a value from inside an event loop."""
     await asyncio.sleep(0)
     sample.ran.append(value)
 
 
 class Shop:
-    """Has decorated methods of every kind."""
+    """A class with every kind of decorated method."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,13 +68,13 @@ class Shop:
 
 
 def app(environ: Any, start_response: Any) -> list[bytes]:
-    """Answer whatever is no task."""
+    """Answer requests that are not tasks."""
     start_response("404 Not Found", [])
     return []
 
 
 def test_the_function_stays_what_it_is() -> None:
-    """A decorated function is a function still, is called as before, and pickles by its name."""
+    """A decorated function is still a function, can be called as before, and pickles by its name."""
     function: Any = welcome
     coroutine_function: Any = later
     assert inspect.isfunction(function)
@@ -86,7 +86,7 @@ def test_the_function_stays_what_it_is() -> None:
 
 @pytest.mark.parametrize("how", ["defer", "defer_async", "call", "plain"])
 def test_its_options_hold_however_it_is_deferred(how: str) -> None:
-    """The methods and a plain defer() alike have the declared options."""
+    """The declared options apply to the methods and to a plain defer()."""
     with capture_tasks(DeferredMiddleware(app)) as tasks:
         if how == "defer":
             welcome.defer(1, password="x")
@@ -104,7 +104,7 @@ def test_its_options_hold_however_it_is_deferred(how: str) -> None:
 
 
 def test_a_calls_own_options_go_first() -> None:
-    """options() and defer() override what the function declares; an ETA takes the place of a countdown."""
+    """options() and defer() override the declared options, and an ETA replaces a countdown."""
     import datetime
 
     eta = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
@@ -119,7 +119,7 @@ def test_a_calls_own_options_go_first() -> None:
 
 
 def test_the_cap_of_attempts_holds() -> None:
-    """After max_attempts a task that fails is given up, whatever its queue says."""
+    """A task that fails is not retried after max_attempts, whatever its queue allows."""
     with capture_tasks(DeferredMiddleware(app)) as tasks:
         welcome.defer(1, "wrong")
 
@@ -131,7 +131,7 @@ def test_the_cap_of_attempts_holds() -> None:
 
 
 def test_a_redacted_argument_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    """What redact names never shows, however it was passed."""
+    """A redacted argument is in no log, whether it is passed by position or by keyword."""
     caplog.set_level(logging.DEBUG)
     with capture_tasks(DeferredMiddleware(app)) as tasks:
         welcome.defer(1, "wrong")
@@ -142,7 +142,7 @@ def test_a_redacted_argument_is_in_no_log(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_methods_of_every_kind_run() -> None:
-    """Methods, class methods, static methods and private ones are deferred as what they are bound to."""
+    """Methods, class methods, static methods and private methods run on the object that they are bound to."""
     with capture_tasks(DeferredMiddleware(app)) as tasks:
         shop = Shop("corner")
         assert (shop.sell("tea"), Shop.open("x"), shop.open("y"), Shop.count(1), Shop.count(2)) == (
@@ -175,7 +175,7 @@ def test_methods_of_every_kind_run() -> None:
 
 
 def test_a_bound_method_is_equal_to_itself() -> None:
-    """What an object has for a decorated method compares and hashes like a bound method."""
+    """A decorated method of an object compares and hashes like a bound method."""
     shop = Shop("corner")
 
     assert shop.sell == shop.sell
@@ -194,7 +194,7 @@ def test_an_async_function_runs_to_its_end() -> None:
 
 
 def test_wrong_options_are_told_when_the_function_is_made() -> None:
-    """An unknown option, a wrong value and an unknown argument to redact are errors at import."""
+    """Unknown options, invalid values and unknown arguments in ``redact`` raise an error at import."""
     with pytest.raises(UnknownOptionError, match="_queue"):
         task(queues="mail")(sample.note)  # type: ignore[call-overload]
     with pytest.raises(OptionError, match="has 1 to 100"):
@@ -204,7 +204,7 @@ def test_wrong_options_are_told_when_the_function_is_made() -> None:
 
 
 def test_the_order_of_decorators_is_told() -> None:
-    """Beneath @classmethod the decorator can't know the class, and says what to do."""
+    """The decorator below @classmethod raises an error that says what to do, because it can't know the class."""
 
     class Wrong:
         @classmethod
@@ -218,7 +218,7 @@ def test_the_order_of_decorators_is_told() -> None:
 
 
 def test_the_sdks_stub_takes_it(queued: Queued) -> None:
-    """The task arrives in the queue that the decorator names."""
+    """The task is added to the queue that the decorator names."""
     welcome.options(queue="quick").defer(1)
 
     assert len(queued.in_queue("quick")) == 1

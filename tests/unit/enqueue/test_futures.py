@@ -1,4 +1,4 @@
-"""Tests of ``defer_async``, on an engine whose answers come from other threads when the test says so."""
+"""Tests of ``defer_async``, with an engine that answers from other threads when the test allows it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOUND_SECONDS = 60
 
 
 class Slow(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
-    """A taskqueue stub that answers in a thread of its own, as told, when the gate is open."""
+    """A taskqueue stub that gives set answers from its own thread while the gate is open."""
 
     THREADSAFE = True
 
@@ -47,7 +47,7 @@ class Slow(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
         self.names: list[str] = []
 
     def MakeSyncCall(self, service: str, method: str, request: Any, response: Any, request_id: Any = None) -> None:
-        """Wait for the gate, and give the next answer; OK when there is none."""
+        """Wait for the gate, and give the next answer, or OK if there is none."""
         assert self.gate.wait(BOUND_SECONDS)
         self.names.append(request.add_request[0].task_name.decode())
         answer = self.answers.pop(0) if self.answers else pb.TaskQueueServiceError.OK
@@ -58,7 +58,7 @@ class Slow(apiproxy_stub.APIProxyStub):  # type: ignore[misc]
 
 @pytest.fixture
 def slow(engine: testbed.Testbed) -> Iterator[Slow]:
-    """The engine; what a test leaves under way is let go."""
+    """The engine. At the end, its gate opens for enqueues that are still under way."""
     stub = Slow()
     apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
     install_settings(Settings(enqueue_seconds=0))
@@ -68,7 +68,7 @@ def slow(engine: testbed.Testbed) -> Iterator[Slow]:
 
 
 def test_it_is_under_way_until_the_queue_answers(slow: Slow) -> None:
-    """Before the answer it is not done, a wait with a bound times out, and then the result is the enqueued task."""
+    """Before the answer the future is not done and a timeout expires. After it, the result is the enqueued task."""
     future = defer_async(sample.note)
     assert not future.done()
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -86,7 +86,7 @@ def test_it_is_under_way_until_the_queue_answers(slow: Slow) -> None:
 
 
 def test_an_engine_that_answers_at_once_is_done_at_once(queued: Queued) -> None:
-    """On an engine in this process the task is there when defer_async returns."""
+    """With an engine in this process, the future is done when defer_async returns."""
     future = defer_async(sample.note, _queue="quick")
 
     assert future.done()
@@ -94,7 +94,7 @@ def test_an_engine_that_answers_at_once_is_done_at_once(queued: Queued) -> None:
 
 
 def test_callbacks_are_called_with_it(slow: Slow) -> None:
-    """A callback gets the future when it is decided, or at once if it is."""
+    """A callback is called with the future once it is done, or at once if it is done already."""
     heard: list[EnqueueFuture] = []
     both = threading.Barrier(2)
     future = defer_async(sample.note)
@@ -110,13 +110,13 @@ def test_callbacks_are_called_with_it(slow: Slow) -> None:
 
 
 def test_what_can_be_known_is_raised_at_once(slow: Slow) -> None:
-    """An argument that does not pickle is an error of defer_async, not of its future."""
+    """An argument that can't be pickled raises in defer_async, and not in the future."""
     with pytest.raises(UnpicklableArgumentError):
         defer_async(sample.note, threading.Lock())
 
 
 def test_a_failure_is_the_result(slow: Slow) -> None:
-    """What defer would raise is raised by result, and is what exception returns."""
+    """result() raises what defer() would raise, and exception() returns it."""
     slow.gate.set()
     slow.answers = [pb.TaskQueueServiceError.PERMISSION_DENIED]
 
@@ -131,7 +131,7 @@ def test_a_failure_is_the_result(slow: Slow) -> None:
 
 
 def test_a_retry_goes_on_by_itself_under_the_same_name(slow: Slow) -> None:
-    """With nobody waiting, what failed for now is tried again, under the name of the first attempt."""
+    """An enqueue that nobody waits for is retried after a temporary failure, under the name of the first attempt."""
     install_settings(Settings(enqueue_seconds=60))
     slow.answers = [apiproxy_errors.DeadlineExceededError("slow"), pb.TaskQueueServiceError.TOMBSTONED_TASK]
     decided = threading.Event()
@@ -146,7 +146,7 @@ def test_a_retry_goes_on_by_itself_under_the_same_name(slow: Slow) -> None:
 
 
 def test_a_coroutine_awaits_it_without_blocking_its_loop(slow: Slow) -> None:
-    """While one coroutine awaits the enqueue, another one lets the queue answer."""
+    """While one coroutine awaits the enqueue, another one can make the queue answer."""
 
     async def enqueues() -> taskqueue.Task:
         return await defer_async(sample.note)
@@ -162,7 +162,7 @@ def test_a_coroutine_awaits_it_without_blocking_its_loop(slow: Slow) -> None:
 
 
 def test_a_cancelled_await_leaves_the_enqueue_alone(slow: Slow) -> None:
-    """Who gives up waiting does not cancel the enqueue."""
+    """Cancelling a wait does not cancel the enqueue."""
 
     async def impatient(future: EnqueueFuture) -> None:
         await asyncio.wait_for(future, 0.01)
@@ -176,7 +176,7 @@ def test_a_cancelled_await_leaves_the_enqueue_alone(slow: Slow) -> None:
 
 
 def test_a_tasklet_yields_it(slow: Slow) -> None:
-    """In a tasklet of the SDK's ndb the yield gives the task, alone and in a list; its event loop goes on."""
+    """In a tasklet of the SDK's ndb, yielding futures gives the tasks and doesn't block the event loop."""
 
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def enqueues() -> Any:
@@ -188,7 +188,7 @@ def test_a_tasklet_yields_it(slow: Slow) -> None:
         raise ndb.Return([task, *several, again])
 
     future = enqueues()
-    # The gate opens only when the event loop runs.
+    # Only the event loop opens the gate.
     ndb.eventloop.queue_call(None, slow.gate.set)
     tasks = future.get_result()
 
@@ -196,7 +196,7 @@ def test_a_tasklet_yields_it(slow: Slow) -> None:
 
 
 def test_a_tasklet_gets_the_failure(slow: Slow) -> None:
-    """What went wrong is raised at the yield."""
+    """A failure is raised at the yield."""
     slow.gate.set()
     slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
 
@@ -211,7 +211,7 @@ def test_a_tasklet_gets_the_failure(slow: Slow) -> None:
 
 
 def test_a_failure_that_nobody_asked_about_is_logged(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """When the last reference to the future goes, its failure is an ERROR with the call's name."""
+    """If a failed future is deleted and nobody has read the failure, an error with the call's name is logged."""
     slow.gate.set()
     slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
     decided = threading.Event()
@@ -226,7 +226,7 @@ def test_a_failure_that_nobody_asked_about_is_logged(slow: Slow, caplog: pytest.
 
 
 def test_a_failure_that_somebody_asked_about_is_not_logged(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """Who got the exception has it."""
+    """A failure that the app has read is not logged."""
     slow.gate.set()
     slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
     future = defer_async(sample.note)
@@ -241,7 +241,7 @@ def test_a_failure_that_somebody_asked_about_is_not_logged(slow: Slow, caplog: p
 
 
 def test_a_transactional_one_is_decided_when_it_returns(engine: testbed.Testbed, queued: Queued) -> None:
-    """In a transaction the task is part of it when defer_async returns, so that the commit can't come first."""
+    """In a transaction, the task is added when defer_async returns, so the commit can't come before it."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
 
@@ -255,14 +255,14 @@ def test_a_transactional_one_is_decided_when_it_returns(engine: testbed.Testbed,
 
 
 def enqueues_in_vain(slow: Slow) -> None:
-    """Start an enqueue that fails, and leave it alone."""
+    """Start an enqueue that fails, and don't read its outcome."""
     slow.answers = [pb.TaskQueueServiceError.UNKNOWN_QUEUE]
     defer_async(sample.note)
     slow.gate.set()
 
 
 def test_a_request_waits_for_what_it_started(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """The middleware's response ends when the enqueues are decided, and a failure that nobody asked about is logged."""
+    """The middleware's response waits for the enqueues at its end, and an unread failure is logged."""
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
@@ -278,7 +278,7 @@ def test_a_request_waits_for_what_it_started(slow: Slow, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("gone_through", [True, False])
 def test_a_response_that_breaks_off_waits_too(slow: Slow, gone_through: bool) -> None:
-    """What is enqueued while the response is gone through is waited for, also if its end is never reached."""
+    """The response waits for calls that it enqueues itself, even if it is not read to its end."""
     started = defer_async
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
@@ -301,7 +301,7 @@ def test_a_response_that_breaks_off_waits_too(slow: Slow, gone_through: bool) ->
 
 
 def test_a_request_that_raises_waits_too(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """An app that raises has its enqueues waited for before the exception goes on."""
+    """If the app raises, the middleware waits for its enqueues before it lets the exception through."""
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         enqueues_in_vain(slow)
@@ -314,7 +314,7 @@ def test_a_request_that_raises_waits_too(slow: Slow, caplog: pytest.LogCaptureFi
 
 
 def test_a_response_of_another_request_is_left_alone(slow: Slow) -> None:
-    """What a request in another thread has under way does not change this one's response."""
+    """The enqueues of a request in another thread don't affect this request's response."""
     elsewhere = threading.Thread(target=lambda: defer_async(sample.note))
     elsewhere.start()
     elsewhere.join(BOUND_SECONDS)
@@ -326,7 +326,7 @@ def test_a_response_of_another_request_is_left_alone(slow: Slow) -> None:
 
 
 def test_a_task_that_enqueued_in_vain_has_failed(slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """A task whose defer_async failed with nobody asking is tried again, with the reason in its log record."""
+    """If a task doesn't read the failure of its defer_async, it is retried, and its log record has the reason."""
     tested.append(slow)
 
     body = payload.dumps(call(in_vain), 5)
@@ -339,17 +339,17 @@ def test_a_task_that_enqueued_in_vain_has_failed(slow: Slow, caplog: pytest.LogC
 
 
 def unstarted(*_: Any) -> Any:
-    """Take the start of a response."""
+    """A ``start_response`` that ignores its arguments."""
 
 
 tested: list[Slow] = []
 
 
 def in_vain() -> None:
-    """Be a task that enqueues in vain."""
+    """A task that starts an enqueue that fails."""
     enqueues_in_vain(tested.pop())
 
 
 def unreachable(environ: Any, start_response: Any) -> Iterable[bytes]:
-    """Be an app that gets no request."""
+    """An app that gets no request."""
     raise AssertionError("this request is a task's")

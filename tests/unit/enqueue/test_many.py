@@ -27,7 +27,7 @@ ENQUEUED, THERE, FAILED = EnqueueStatus.ENQUEUED, EnqueueStatus.ALREADY_THERE, E
 
 @pytest.fixture
 def many(engine: testbed.Testbed) -> Engine:
-    """The engine that the calls go to."""
+    """The engine that receives the calls."""
     stub = Engine()
     apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
     return stub
@@ -39,11 +39,11 @@ def statuses(report: EnqueueReport) -> list[EnqueueStatus]:
 
 
 def test_many_calls_take_few_rpcs(many: Engine) -> None:
-    """A hundred calls go in an RPC, several RPCs at once but no more than allowed, and the report is in order."""
+    """An RPC has up to a hundred calls, at most the allowed number of RPCs run at once, and the report is in order."""
     barrier = threading.Barrier(3)
 
     def answer(adds: Sequence[Any]) -> list[int]:
-        barrier.wait(60)  # only three at once come by here
+        barrier.wait(60)  # three RPCs must be under way to pass
         return [Code.OK] * len(adds)
 
     many.answer = answer
@@ -58,7 +58,7 @@ def test_many_calls_take_few_rpcs(many: Engine) -> None:
 
 
 def test_calls_are_grouped_by_queue(many: Engine) -> None:
-    """An RPC is for one queue; options given to defer_many are for the calls that have none of their own."""
+    """Each RPC is for one queue, and the options of defer_many apply to calls that don't set them."""
     calls = [call(sample.note, i, _queue="slow") if i % 3 else call(sample.note, i) for i in range(250)]
 
     defer_many(calls, _queue="quick", _countdown=5)
@@ -68,7 +68,7 @@ def test_calls_are_grouped_by_queue(many: Engine) -> None:
 
 
 def test_an_rpc_is_not_too_large(many: Engine) -> None:
-    """Large tasks go in more RPCs, so that none of these is larger than is safe."""
+    """Large tasks are split over more RPCs, each below the size limit."""
     defer_many(call(sample.note, "x" * 90_000) for _ in range(100))
 
     assert sum(map(len, many.rpcs)) == 100
@@ -77,7 +77,7 @@ def test_an_rpc_is_not_too_large(many: Engine) -> None:
 
 
 def test_an_endless_generator_is_gone_through_as_the_queue_takes_it(many: Engine) -> None:
-    """No more calls are taken than are sent or wait, so that the generator is never far ahead of the queue."""
+    """A generator is read only as far ahead of the queue as calls are sent or waiting."""
     ahead: list[int] = []
 
     def endless() -> Iterator[Any]:
@@ -94,7 +94,7 @@ def test_an_endless_generator_is_gone_through_as_the_queue_takes_it(many: Engine
 
 
 def test_many_queues_are_held_back_together(many: Engine) -> None:
-    """Calls for many queues don't gather without bound: the fullest group leaves when too many wait."""
+    """Calls for many queues don't accumulate without limit: if too many wait, the largest group is sent."""
     waiting: list[int] = []
 
     def spread() -> Iterator[Any]:
@@ -107,7 +107,7 @@ def test_many_queues_are_held_back_together(many: Engine) -> None:
 
 
 def test_each_calls_fate_is_told_in_order(many: Engine) -> None:
-    """The report tells enqueued, already there, tombstoned, refused and not even prepared apart, and why."""
+    """The report distinguishes enqueued, existing, tombstoned, rejected and unprepared calls, with their reasons."""
     fates = {b"there": Code.TASK_ALREADY_EXISTS, b"gone": Code.TOMBSTONED_TASK, b"bad": Code.INVALID_URL}
     many.answer = lambda adds: [fates.get(add.task_name, Code.OK) for add in adds]
     calls = [
@@ -137,7 +137,7 @@ def test_each_calls_fate_is_told_in_order(many: Engine) -> None:
 
 
 def test_what_failed_is_raised_at_the_end(many: Engine) -> None:
-    """By default a call that is not enqueued is an error, when all the others are; its report tells which."""
+    """By default, an error is raised after all other calls are enqueued, and its report says which calls are not."""
     many.answer = lambda adds: [Code.PERMISSION_DENIED if add.task_name == b"n3" else Code.OK for add in adds]
 
     with pytest.raises(NotAllEnqueuedError, match=r"1 of 250 calls was not enqueued.*n3") as caught:
@@ -150,7 +150,7 @@ def test_what_failed_is_raised_at_the_end(many: Engine) -> None:
 
 
 def test_a_failed_rpc_stops_no_other(many: Engine) -> None:
-    """An RPC that fails as a whole fails its own calls only."""
+    """An RPC that fails as a whole fails only its own calls."""
     many.answer = lambda adds: [Code.OK] * len(adds) if adds[0].queue_name != b"nope" else unknown_queue()
 
     def unknown_queue() -> list[int]:
@@ -160,13 +160,13 @@ def test_a_failed_rpc_stops_no_other(many: Engine) -> None:
     report = defer_many(calls, raise_errors=False)
 
     assert statuses(report) == [ENQUEUED, FAILED] * 500
-    assert len(many.rpcs) == 10  # nothing is gained by asking for each task of an unknown queue
+    assert len(many.rpcs) == 10  # after UNKNOWN_QUEUE the tasks are not tried one by one
     assert len(report.errors) == 100
     assert {result.reason for result in report.failures()} == {report[1].reason}
 
 
 def test_a_refused_task_does_not_keep_out_the_others(many: Engine) -> None:
-    """The platform skips the tasks beside one that it refuses; they are added without it."""
+    """If the platform skips tasks because it rejects another one, they are added in the next attempt."""
 
     def answer(adds: Sequence[Any]) -> list[int]:
         bad = [add.task_name == b"bad" for add in adds]
@@ -181,7 +181,7 @@ def test_a_refused_task_does_not_keep_out_the_others(many: Engine) -> None:
 
 
 def test_a_task_that_fails_its_whole_rpc_is_found(many: Engine) -> None:
-    """Where the queue doesn't say which task it refuses, they are added one by one."""
+    """If the queue doesn't say which task it rejects, the tasks are added one by one."""
 
     def answer(adds: Sequence[Any]) -> list[int]:
         if any(add.task_name == b"bad" for add in adds):
@@ -196,7 +196,7 @@ def test_a_task_that_fails_its_whole_rpc_is_found(many: Engine) -> None:
 
 
 def test_a_retry_sends_what_is_missing_under_the_same_names(many: Engine) -> None:
-    """After an attempt that added some, the others are tried again, and none of them twice."""
+    """A retry sends only the tasks that were not added, under the same names, so none is added twice."""
     first = iter([True])
 
     def answer(adds: Sequence[Any]) -> list[int]:
@@ -212,14 +212,14 @@ def test_a_retry_sends_what_is_missing_under_the_same_names(many: Engine) -> Non
 
 
 def test_a_name_twice_is_there_already(many: Engine) -> None:
-    """Two calls of one name don't go in one RPC, which the SDK would refuse; one is enqueued and one already there."""
+    """Two calls with the same name are sent in different RPCs: one is enqueued and one is already there."""
     report = defer_many([call(sample.note, i, _name="same") for i in range(2)], parallel=1)
 
     assert statuses(report) == [ENQUEUED, THERE]
 
 
 def test_calls_that_raise_stop_the_stream_and_nothing_else(many: Engine) -> None:
-    """What the generator raises is the cause of the error, when all that came before is enqueued."""
+    """If the generator raises, the earlier calls are enqueued, and its exception is the cause of the error."""
 
     def breaks() -> Iterator[Any]:
         yield from (call(sample.note, i) for i in range(150))
@@ -236,7 +236,7 @@ def test_calls_that_raise_stop_the_stream_and_nothing_else(many: Engine) -> None
 
 
 def test_progress_is_told_after_each_rpc(many: Engine) -> None:
-    """The progress function gets the report so far, in the thread that called defer_many."""
+    """The progress function gets the current report after each RPC, in the thread that called defer_many."""
     seen: list[tuple[int, int]] = []
 
     defer_many(
@@ -249,7 +249,7 @@ def test_progress_is_told_after_each_rpc(many: Engine) -> None:
 
 
 def test_calls_of_a_transaction_go_with_it(engine: testbed.Testbed) -> None:
-    """With _transactional each call is part of the transaction; a rollback takes them all back."""
+    """With _transactional, each call is part of the transaction, and a rollback removes them all."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
     stub = engine.get_stub("taskqueue")
@@ -266,7 +266,7 @@ def test_calls_of_a_transaction_go_with_it(engine: testbed.Testbed) -> None:
 
 
 def test_wrong_arguments_are_refused(many: Engine) -> None:
-    """What defer_many itself can't use is an error before the first call is taken."""
+    """Invalid arguments of defer_many raise before the first call is read."""
     with pytest.raises(OptionError):
         defer_many([], _queue="no queue's name")
     with pytest.raises(UnknownOptionError, match="_queue"):
@@ -278,7 +278,7 @@ def test_wrong_arguments_are_refused(many: Engine) -> None:
 
 
 def test_a_report_stays_small(many: Engine) -> None:
-    """However many different reasons there are, the first thousand are kept."""
+    """A report keeps only the first thousand different reasons."""
     report = EnqueueReport()
     for number in range(3000):
         report._fail(report._next(), ValueError(f"reason {number}"))
@@ -290,7 +290,7 @@ def test_a_report_stays_small(many: Engine) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 95_000), st.none() | st.sampled_from("xyz"))))
 def test_groups_lose_nothing_and_keep_the_bounds(calls: list[tuple[str, int, str | None]]) -> None:
-    """Whatever is put together leaves once, in order within its queue, and never in too large a group."""
+    """Each call is in exactly one group, in order within its queue, and no group exceeds the limits."""
 
     class Fake:
         transactional = False

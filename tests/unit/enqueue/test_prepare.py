@@ -1,4 +1,4 @@
-"""Tests of where a call goes: its queue, target and URL."""
+"""Tests of the queue, target and URL of a call."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DEFAULT = Deployment(service="default", version="v1")
 
 
 def test_without_anything_the_default_queue_is_used() -> None:
-    """A call goes to the queue named default."""
+    """Without settings and options, the queue is ``default``."""
     assert queue_for(call(sample.note), Settings()) == "default"
 
 
 def test_a_single_queue_given_is_the_queue() -> None:
-    """A queue's name that is no list is that queue, not the default ones."""
+    """A single queue name is the queue, and the default queues are not used."""
     settings = Settings(default_queues=("a", "b"))
 
     assert queue_for(call(sample.note, _queue="quick"), settings) == "quick"
@@ -30,25 +30,26 @@ def test_a_single_queue_given_is_the_queue() -> None:
 
 
 def test_unnamed_calls_are_spread_evenly() -> None:
-    """Each of the queues gets its share of unnamed calls."""
+    """Unnamed calls are spread evenly over the queues."""
     queues = ("a", "b", "c")
     counts = collections.Counter(queue_for(call(sample.note, _queue=queues), Settings()) for _ in range(3000))
 
-    # Each count is binomial with mean 1000 and standard deviation 26: seven of those is never met by chance.
+    # Each count is binomial with mean 1000 and standard deviation 26. A deviation of seven times that doesn't occur by
+    # chance.
     assert set(counts) == set(queues)
     assert all(800 < count < 1200 for count in counts.values())
 
 
 @given(name=st.from_regex(r"[a-zA-Z0-9_-]{1,40}", fullmatch=True), order=st.permutations(["a", "b", "c", "d"]))
 def test_a_named_call_always_goes_to_the_same_queue(name: str, order: list[str]) -> None:
-    """A name decides the queue, in every process and whatever the order of the list, for names are unique per queue."""
+    """A name always selects the same queue, in every process and for every order of the list."""
     chosen = queue_for(call(sample.note, _name=name, _queue=order), Settings())
 
     assert chosen == queue_for(call(sample.note, _name=name), Settings(default_queues=("a", "b", "c", "d")))
 
 
 def test_names_are_spread_over_the_queues() -> None:
-    """Different names use all queues, and the choice is the same in every version of the library."""
+    """Names are spread over all queues, and a name selects the same queue in every version of the library."""
     settings = Settings(default_queues=("a", "b"))
     queues = {name: queue_for(call(sample.note, _name=name), settings) for name in ("n0", "n1", "n2", "n3")}
 
@@ -76,7 +77,7 @@ def test_names_are_spread_over_the_queues() -> None:
 def test_the_target_is_version_and_service(
     deployment: Deployment, background: str | None, given: str | None, target: str | None
 ) -> None:
-    """Tasks of the default service go to the background module, others stay; a given target is sent as given."""
+    """The default service targets the background module, another service itself; a given target is used as it is."""
     made = call(sample.note, _target=given)
 
     assert target_for(made, Settings(background_module=background), deployment) == target
@@ -89,13 +90,13 @@ def test_the_url_names_the_call() -> None:
 
 
 def test_a_url_of_ones_own_is_kept() -> None:
-    """A path outside the prefix is somebody else's handler, and used as given."""
+    """A URL outside the prefix belongs to another handler and is used as given."""
     assert url_for(call(sample.note, _url="/_ah/queue/deferred"), Settings()) == "/_ah/queue/deferred"
     assert url_for(call(sample.note, _url="/_cb/deferred2/x"), Settings()) == "/_cb/deferred2/x"
 
 
 @pytest.mark.parametrize("url", ["/_cb/deferred", "/_cb/deferred/", "/_cb/deferred/tests.support.sample/other"])
 def test_a_url_under_the_prefix_must_not_lie(url: str) -> None:
-    """Under the prefix a URL names its call, so that one given by hand is refused."""
+    """A given URL under the prefix is rejected, because such URLs name their call."""
     with pytest.raises(OptionError, match="a URL names the call it runs"):
         url_for(call(sample.note, _url=url), Settings())

@@ -1,4 +1,4 @@
-"""Tests of the way of a deferred call through the package: few modules, each entered once."""
+"""Tests that a deferred call passes few modules of the package, and enters each once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.delivering import Queued
 from tests.support.module_trace import documented_way, trace
 
 MAX_MODULES = 10
-"""How many modules of the package a deferred call may pass."""
+"""The maximum number of modules that a deferred call may pass."""
 
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_deferred_call_enters_few_modules_and_each_once(queued: Queued, signed: bool) -> None:
-    """In a warm process, a call passes each module on its way to the engine once, and never turns back."""
+    """In a warm process, a call enters each module on its way to the engine once and never returns to one."""
     install_settings(Settings(secret_keys=(secrets.token_hex(32),) if signed else ()))  # type: ignore[arg-type]
     for number in range(2):
         defer(sample.note, number)
