@@ -1,4 +1,4 @@
-"""Fixtures: for the unit tests an engine in this process, for the acceptance tests a running server."""
+"""Fixtures: an engine in this process for the unit tests, and a running server for the acceptance tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.repository import QUEUE_YAML_FOLDER
 from tests.support.running import Recorder, Serve, Server
 from tests.support.storing import Clock
 
-# No deadline for an example: how long one takes says more about the machine than about the code.
+# Hypothesis examples have no deadline: their duration depends on the machine more than on the code.
 hypothesis_settings.register_profile("default", deadline=None)
 hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
 hypothesis_settings.load_profile("default")
@@ -31,18 +31,18 @@ _DEPLOYMENT = process._deployment
 
 
 def pytest_collection_finish() -> None:
-    """Fail if importing a test's module has made this process another deployment, for every test after it."""
+    """Fail if the import of a test module changed this process's deployment, which would affect every later test."""
     assert process._deployment is _DEPLOYMENT, process._deployment
 
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
-    """Run each test as on App Engine standard, which needs no key, and undo what it installs for the process."""
+    """Run each test as on App Engine standard, which needs no key, and restore the process's state afterwards."""
     sample.ran.clear()
     settings, deployment, keys = process._settings, process._deployment, process.current_keys()
     hooks = process._hooks
     process._deployment = dataclasses.replace(deployment, environment="standard")
-    # The pytest plugin has made a key.
+    # The pytest plugin installed a key.
     process.install_keys(())
     process._settings = Settings()
     yield
@@ -57,7 +57,7 @@ def engine() -> Iterator[testbed.Testbed]:
     bed = testbed.Testbed()
     bed.activate()
     bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
-    # The parser reads queue.yaml from this folder; "quick" and "slow" are queues there, "pull" is a pull queue.
+    # The parser reads queue.yaml from this folder. It has the queues "quick" and "slow", and the pull queue "pull".
     bed.init_taskqueue_stub(root_path=str(QUEUE_YAML_FOLDER))
     yield bed
     bed.deactivate()
@@ -65,13 +65,13 @@ def engine() -> Iterator[testbed.Testbed]:
 
 @pytest.fixture
 def queued(engine: testbed.Testbed) -> Queued:
-    """What is in the queues."""
+    """The tasks in the queues."""
     return Queued(engine)
 
 
 @pytest.fixture
 def recorder() -> Iterator[Recorder]:
-    """What the apps under test tell."""
+    """The reports of the apps under test."""
     heard = Recorder()
     yield heard
     heard.close()
@@ -79,11 +79,11 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture
 def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
-    """Return a function that prepares a server, without starting it.
+    """Return a function that prepares a server without starting it.
 
     Its arguments: the source of ``main.py``, or a mapping of file names to sources; ``apps`` (by default
-    ``["main:app"]``); ``services``; ``arguments``, further ones of the command line; ``environ``;
-    ``program``, what Python runs in place of the package.
+    ``["main:app"]``); ``services``; ``arguments``, further command-line arguments; ``environ``; ``program``, the
+    arguments that Python runs instead of the package.
     """
     made: list[Server] = []
 
@@ -114,7 +114,7 @@ def make_server(tmp_path: Path, recorder: Recorder) -> Iterator[Serve]:
 
 @pytest.fixture
 def serve(make_server: Serve) -> Serve:
-    """Return a function that starts a server and waits until it is ready; for its arguments see ``make_server``."""
+    """Return a function that starts a server and waits until it is ready; see ``make_server`` for its arguments."""
 
     def start(source: str | Mapping[str, str], **options: Any) -> Server:
         return make_server(source, **options).start()
@@ -124,13 +124,13 @@ def serve(make_server: Serve) -> Serve:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A wall clock that stands still until it is set."""
+    """A wall clock that changes only when a test sets it."""
     return Clock()
 
 
 @pytest.fixture
 def store(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Iterator[TaskStore]:
-    """An empty task store, with the retention that the test's mark says."""
+    """An empty task store, with the retention that the test's marker sets."""
     mark = request.node.get_closest_marker("retention")
     retention = Retention(**(mark.kwargs if mark else {}))
     store = TaskStore(tmp_path / "tasks.sqlite", clock=clock, retention=retention)

@@ -1,4 +1,4 @@
-"""What goes to the queue, on its way: counted, or refused."""
+"""Context managers that count or fail the RPCs that add tasks to a queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from google.appengine.runtime import apiproxy_errors
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[int]]:
-    """Give a list of how many tasks each RPC is about that adds some."""
+    """Yield a list that gets, for each RPC that adds tasks, the number of its tasks."""
     found: list[int] = []
     with _hooked(lambda request: found.append(len(request.add_request))):
         yield found
@@ -20,7 +20,7 @@ def counted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def refused(queue: str) -> Iterator[None]:
-    """Let each RPC fail that adds tasks to ``queue``."""
+    """Make each RPC fail that adds tasks to ``queue``."""
 
     def refuse(request: Any) -> None:
         if request.add_request[0].queue_name == queue.encode():

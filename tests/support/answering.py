@@ -1,4 +1,4 @@
-"""A taskqueue engine for tests that answers many adds at once, keeps what it was given, and can be told to fail."""
+"""A taskqueue engine for tests. It answers adds concurrently, records them, and can fail them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OK = pb.TaskQueueServiceError.OK
 class Engine(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
     """A taskqueue stub that answers in other threads, as the platform does.
 
-    ``answer`` gets the adds of an RPC and returns a code for each, or raises.
+    ``answer`` gets the adds of an RPC. It returns a code for each, or raises an exception.
     """
 
     THREADSAFE = True
@@ -25,13 +25,13 @@ class Engine(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no
         super().__init__("taskqueue")
         self.answer = answer or (lambda adds: [OK] * len(adds))
         self.rpcs: list[list[str]] = []
-        """The names in each RPC, in the order in which the RPCs came."""
+        """The task names in each RPC, in the order of arrival."""
         self.sizes: list[int] = []
-        """The bytes of each RPC."""
+        """The size of each RPC in bytes."""
         self.tasks: dict[str, str] = {}
-        """The queue of each task that it has, by its name."""
+        """The queue of each added task, by task name."""
         self.at_once = 0
-        """The most RPCs that were under way at once."""
+        """The highest number of concurrent RPCs."""
         self._under_way = 0
         self._lock = threading.Lock()
 
@@ -60,6 +60,6 @@ class Engine(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no
 
 
 def whole(code: int) -> Exception:
-    """Return what fails a whole add."""
+    """Return the exception that fails a whole add with ``code``."""
     error: Exception = apiproxy_errors.ApplicationError(code, "")
     return error

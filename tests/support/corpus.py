@@ -1,7 +1,8 @@
-"""The corpus of forged requests: every combination of what a request can say of itself, and what should become of it.
+"""The corpus of forged requests: every combination of a request's properties, with the expected result.
 
-A request is made as its sender spells it, passes the platform's front end and a server, and reaches the middleware.
-What should become of it is told by an oracle that knows neither headers nor signatures, only what was chosen.
+Each case starts with the headers as the sender spells them. They pass the platform's front end and a server, and
+reach the middleware. An oracle states the expected result. It looks only at the chosen properties, not at headers
+or signatures.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _changed(**changes: Any) -> str:
     return Signed(**{"body": BODY, "now": NOW, **changes}).with_key(KEY)
 
 
-# What is signed, and which name and queue it is good for: None is any name.
+# What is signed, and the name and queue that the signature is valid for. None means any name.
 SIGNATURES: dict[str, tuple[str | None, str | None, str]] = {
     "absent": (None, None, ""),
     "good": (TASK.with_key(KEY), None, "default"),
@@ -49,14 +50,14 @@ BAD_SIGNATURES: dict[str, str] = {
 }
 
 PLACES = ["standard", "standard with a key", "standard, signatures required", "elsewhere"]
-# Who sends it, and how they spell the platform's headers.
+# Who sends the request, and how they spell the platform's headers.
 SENDERS = ["the queue", "a stranger", "a stranger with underscores", "a stranger with both spellings"]
 SERVERS = ["folds underscores", "drops underscores"]
 NAMES = [None, "", "task1", "other"]
 QUEUES = [None, "", "default", "other"]
 USER_IPS = [None, "0.1.0.2", "198.51.100.7"]
 METHODS = ["POST", "GET"]
-# Address, software, content type: nothing of it counts.
+# Address, software and content type: the middleware ignores all of them.
 IRRELEVANT = [
     (None, None, "application/octet-stream"),
     ("0.1.0.2", "Development/2.0", "application/octet-stream"),
@@ -66,7 +67,7 @@ IRRELEVANT = [
 
 
 class Case(NamedTuple):
-    """One request: what was chosen of each of the lists above."""
+    """One request: a choice from each of the lists above."""
 
     place: str
     sender: str
@@ -79,20 +80,20 @@ class Case(NamedTuple):
 
 
 def spellings(case: Case, header: str, value: str | None) -> tuple[str | None, str | None]:
-    """Return one of the platform's headers as it reaches the server, spelled exactly and with underscores."""
+    """Return one of the platform's headers as the server gets it, in the exact spelling and with underscores."""
     exact, underscored = value, None
     if case.sender == "a stranger with underscores":
         exact, underscored = None, value
     elif case.sender == "a stranger with both spellings":
         underscored = value
     if case.place != "elsewhere" and case.sender != "the queue":
-        # App Engine takes exactly spelled headers from strangers, and says who they are.
+        # App Engine passes on exactly spelled headers from strangers, and adds the address of the sender.
         exact = "198.51.100.7" if header == USER_IP else None
     return exact, underscored
 
 
 def arriving(case: Case, header: str, value: str | None) -> str | None:
-    """Return what the middleware sees of one of the platform's headers."""
+    """Return the value of one of the platform's headers as the middleware sees it."""
     exact, underscored = spellings(case, header, value)
     if case.server == "drops underscores":
         underscored = None
@@ -101,12 +102,12 @@ def arriving(case: Case, header: str, value: str | None) -> str | None:
 
 
 def signature_of(case: Case) -> str | None:
-    """Return the signature that is sent."""
+    """Return the signature that the request carries."""
     return SIGNATURES[case.signature][0] if case.signature in SIGNATURES else BAD_SIGNATURES[case.signature]
 
 
 def request(case: Case, irrelevant: tuple[Any, ...]) -> dict[str, Any]:
-    """Return the request of a case as the middleware gets it."""
+    """Return a case's request as the middleware gets it."""
     address, software, content_type = irrelevant
     return task_environ(
         BODY,
@@ -124,10 +125,10 @@ def request(case: Case, irrelevant: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def legitimate(case: Case) -> bool:
-    """Tell whether a request is a task's, by what it is rather than by what it looks like.
+    """Return whether a request is a task's, by its origin and not by its headers.
 
-    A stranger who has a task's request whole, signature included, can send it again anywhere but on App Engine
-    standard: that is told in the threat model.
+    A stranger who has a complete task request, with its signature, can send it again anywhere except on App Engine
+    standard. The threat model documents this.
     """
     if case.method != "POST" or not case.name or not case.queue or case.user_ip == "198.51.100.7":
         return False
@@ -137,7 +138,7 @@ def legitimate(case: Case) -> bool:
         if case.signature == "absent":
             return case.place != "standard, signatures required"
         if case.place == "standard":
-            return True  # it has no key, and leaves signatures to versions that have one
+            return True  # this place has no key; only versions with a key check signatures
     else:
         if case.signature == "absent":
             return False
@@ -152,7 +153,7 @@ def legitimate(case: Case) -> bool:
 
 
 def app_at(place: str) -> DeferredMiddleware:
-    """Return the middleware as it is made in a place."""
+    """Return the middleware as it is configured in a place."""
     return middleware(
         None if place == "elsewhere" else "standard",
         keys=() if place == "standard" else (KEY,),

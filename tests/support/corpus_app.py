@@ -1,9 +1,9 @@
-"""The corpus's apps as a real server serves them, in a process of its own: importing this makes the apps.
+"""The corpus's apps, for a real server in a separate process. Importing this module creates the apps.
 
-``python -m tests.support.corpus_app waitress 5`` serves :func:`app` with waitress on the listening socket 5, and
-``wsgiref`` in place of ``waitress`` with wsgiref. gunicorn takes it as ``tests.support.corpus_app:app``. There is an
-app for each of the corpus's places, told apart by the ``Host`` of a request. Each answer tells in a header how often
-the task ran, and in another how much was imported and unpickled.
+``python -m tests.support.corpus_app waitress 5`` serves :func:`app` with waitress on the listening socket 5. Pass
+``wsgiref`` instead of ``waitress`` to serve it with wsgiref. For gunicorn, use ``tests.support.corpus_app:app``. Each
+of the corpus's places has an app. The ``Host`` header of a request selects it. Each answer has a header with the number
+of task runs, and another with the number of imports and unpickled names.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.support.watching import watch
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-# Not what a log does that shows a traceback: it opens source files, and parses lines of them.
+# Only these events count. Logging a traceback opens source files and compiles lines of them.
 _LOADING = ("import", "pickle.find_class")
 _apps = {host_of(place): app_at(place) for place in PLACES}
 
 
 def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-    """Answer with the app of the host, and tell what it did; at ``/ran`` tell how often a task has run since."""
+    """Answer with the host's app and report what it did; at ``/ran`` report the task runs since the last ``/ran``."""
     if environ["PATH_INFO"] == "/ran":
         start_response("200 OK", [("Content-Type", "text/plain"), ("X-Ran", str(len(sample.ran)))])
         sample.ran.clear()
@@ -47,7 +47,7 @@ class _Quiet(wsgiref.simple_server.WSGIRequestHandler):
         """Write nothing."""
 
     def finish(self) -> None:
-        """Read what is left of the request: to close before would reset the connection, and lose the answer."""
+        """Read the rest of the request. Closing earlier would reset the connection and lose the answer."""
         while self.rfile.read(65_536):
             pass
         super().finish()

@@ -1,4 +1,4 @@
-"""What the unit tests share: what is in the SDK's queue stub, and a queue that delivers by hand."""
+"""Helpers of the unit tests: access to the tasks in the SDK's queue stub, and functions that deliver them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Queued:
-    """Reads the tasks that are in the SDK's stub."""
+    """Reads the tasks in the SDK's stub."""
 
     def __init__(self, bed: testbed.Testbed) -> None:
         self._stub: taskqueue_stub.TaskQueueServiceStub = bed.get_stub(testbed.TASKQUEUE_SERVICE_NAME)
@@ -36,7 +36,7 @@ class Queued:
 
 
 class Response:
-    """What a WSGI app answered."""
+    """The response of a WSGI app."""
 
     def __init__(self, status: str, headers: list[tuple[str, str]], body: bytes) -> None:
         self.status = int(status[:3])
@@ -47,7 +47,7 @@ class Response:
 def task_environ(
     body: bytes, path: str = "/_cb/deferred/tests.support.sample/note", /, **extra: Any
 ) -> WSGIEnvironment:
-    """Return the ``environ`` of a task's request, as App Engine makes it; None in ``extra`` takes a key out."""
+    """Return the ``environ`` of a task's request as App Engine makes it; a None in ``extra`` removes the key."""
     environ: dict[str, Any] = {
         "REQUEST_METHOD": "POST",
         "SCRIPT_NAME": "",
@@ -77,7 +77,7 @@ def task_environ(
 
 
 def request(app: WSGIApplication, environ: WSGIEnvironment) -> Response:
-    """Send one request to ``app``, watched by wsgiref's validator."""
+    """Send one request to ``app``, wrapped in wsgiref's validator."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
 
     def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""A Django site in one module, for the tests of Django's glue."""
+"""A Django site in one module, for the tests of the Django integration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from deferred_middleware import EnqueueFuture, defer_async
 from deferred_middleware.contrib.django import defer_on_commit
 
 seen: list[Any] = []
-# What was deferred without waiting.
+# The results of asynchronous ``defer`` calls that the views did not wait for.
 kept: list[EnqueueFuture] = []
-# What a middleware of the site answers in the place of a view, by path.
+# The answers that a middleware of the site gives instead of a view, by path.
 answers: dict[str, HttpResponse] = {}
 
 
 class Noting:
-    """A middleware that notes what goes through it; if told to, it reads the body, defers calls, and answers itself."""
+    """A middleware that records paths. Depending on its options it also reads the body, defers calls, or answers."""
 
     read_body = False
     defers = False
@@ -32,7 +32,7 @@ class Noting:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        """Note the path."""
+        """Record the path."""
         seen.append(("middleware", request.path))
         if self.read_body:
             seen.append(len(request.body))
@@ -46,7 +46,7 @@ class NotingHook:
     """A hook that the site's settings name."""
 
     def on_refused(self, *facts: object) -> None:
-        """Note that a request was refused."""
+        """Record that a request was refused."""
         seen.append("refused")
 
 
@@ -64,7 +64,7 @@ def signup(request: HttpRequest, user: str) -> HttpResponse:
 
 
 def several(request: HttpRequest, queue: str) -> HttpResponse:
-    """Defer some calls asynchronously, and then do what the name says if it is no queue's."""
+    """Defer three calls asynchronously. If ``queue`` is "raises", raise an exception afterwards."""
     for number in range(3):
         kept.append(defer_async(note, number, _queue=None if queue == "raises" else queue))
     if queue == "raises":
@@ -73,7 +73,7 @@ def several(request: HttpRequest, queue: str) -> HttpResponse:
 
 
 def note(value: object) -> None:
-    """Note a value."""
+    """Record that the task ran with ``value``."""
     seen.append(("ran", value))
 
 
@@ -86,7 +86,7 @@ def use_database(value: object) -> None:
 
 
 def raise_it(error: Exception) -> None:
-    """Raise what was given."""
+    """Raise ``error``."""
     raise error
 
 
@@ -119,11 +119,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def application() -> Any:
-    """Set Django up, once, and return the site's WSGI app."""
+    """Set Django up on the first call, and return the site's WSGI app."""
     if not settings.configured:
         settings.configure(**SETTINGS)
         django.setup()
-        # In a module of their own they would be imported now, and know the settings.
+        # At the top of a module these imports would run too early and read the settings before they are configured.
         urlpatterns.append(path("", include("deferred_middleware.contrib.django.urls")))
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE things (value TEXT)")

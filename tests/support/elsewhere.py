@@ -1,4 +1,4 @@
-"""An app that runs elsewhere than in the local server: under gunicorn, as a person starts it."""
+"""An app that runs outside the local server: under gunicorn, started as a developer starts it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.running import WAIT_SECONDS, Recorder, Server
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 class Gunicorn:
-    """The app under gunicorn, with what the server's file sets in its environment."""
+    """The app under gunicorn, with the environment from the local server's environment file."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Gunicorn:
             self.process = subprocess.Popen(["sh", "-c", command], cwd=directory, env=environ, stdout=log, stderr=log)
 
     def request(self, method: str, path: str, content: object = None, **headers: str) -> tuple[int, bytes]:
-        """Make a request; it is made again as long as gunicorn isn't there yet."""
+        """Make a request; repeat it until gunicorn accepts connections."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_SECONDS)
@@ -59,23 +59,23 @@ class Gunicorn:
                 return response.status, response.read()
             except ConnectionRefusedError:
                 assert time.monotonic() < deadline, self._log.read_text()
-                # Nothing announces it; its end is waited for meanwhile.
+                # gunicorn doesn't announce that it is ready, so poll; the wait also detects that the process ended.
                 with pytest.raises(subprocess.TimeoutExpired):
                     self.process.wait(0.02)
             finally:
                 connection.close()
 
     def defer(self, what: str, target: str | None = None) -> None:
-        """Have it enqueue a call."""
+        """Make the app enqueue a call."""
         status, body = self.request("POST", "/defer", {"what": what, "target": target})
         assert status == 200, body.decode() + self._log.read_text()
 
     @property
     def output(self) -> str:
-        """What it has written."""
+        """The output of the process."""
         return self._log.read_text()
 
     def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """Stop the process, and wait for its end."""
         self.process.terminate()
         self.process.wait(WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""An API server that speaks ``/rpc_http`` over real sockets, keeps what it is given, and fails as it is told."""
+"""An API server that speaks ``/rpc_http`` over real sockets, records its requests, and fails on demand."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ BOUND_SECONDS = 60
 
 
 class Fault:
-    """What the server does with one add instead of answering it; ``added`` tells whether the add takes effect."""
+    """What the server does with one add instead of a normal answer; ``added`` says whether the add takes effect."""
 
     def __init__(self, added: bool = False) -> None:
         self.added = added
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Answer, or don't; ``results`` is the BulkAdd's response where it took effect."""
+        """Answer, or fail to; ``results`` is the BulkAdd's response if the add took effect."""
         raise NotImplementedError
 
 
 class Results(Fault):
-    """Answer with a code for each task; the last one is for all others, and no code at all is an empty answer."""
+    """Answer with a code for each task. The last code is for all further tasks; without codes the answer is empty."""
 
     def __init__(self, *codes: int, added: bool = False) -> None:
         super().__init__(added)
@@ -55,7 +55,7 @@ class ApplicationError(Fault):
         self.code = code
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Send it."""
+        """Send the error."""
         response = remote_api_pb.Response()
         response.application_error.code = self.code
         response.application_error.detail = "as told"
@@ -70,7 +70,7 @@ class RpcError(Fault):
         self.code = code
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Send it."""
+        """Send the error."""
         response = remote_api_pb.Response()
         response.rpc_error.code = self.code
         response.rpc_error.detail = "as told"
@@ -86,16 +86,16 @@ class Closed(Fault):
 
 
 class Silent(Fault):
-    """Answer nothing until the server ends, so that the client's time runs out."""
+    """Send no answer until the server ends, so that the client times out."""
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Wait for the end."""
+        """Wait for the server's end."""
         handler.api.ended.wait(BOUND_SECONDS)
         handler.close_connection = True
 
 
 class Held(Fault):
-    """Answer when the test lets go, with what the add came to or with a code."""
+    """Wait until the test releases the answer; then send the add's result or a code."""
 
     def __init__(self, code: int | None = None) -> None:
         super().__init__(added=code is None)
@@ -104,7 +104,7 @@ class Held(Fault):
         self.let_go = threading.Event()
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Wait, and answer."""
+        """Wait for the release, then answer."""
         self.came.set()
         assert self.let_go.wait(BOUND_SECONDS)
         if self.code is None:
@@ -117,24 +117,24 @@ class HttpStatus(Fault):
     """Answer with an HTTP status other than 200."""
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Send it."""
+        """Send the status."""
         handler.send_response(502)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
 
 
 class Unreadable(Fault):
-    """Answer with bytes that are no API response."""
+    """Answer with bytes that are not an API response."""
 
     def answer(self, handler: _Handler, results: Any) -> None:
-        """Send them."""
+        """Send the bytes."""
         handler.send_bytes(b"\xff\xff\xff\xff")
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # one write for an answer's headers and body
+    wbufsize = -1  # one write for a response's headers and body
     api: FaultyServer
     count = 0
 
@@ -169,13 +169,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class FaultyServer:
-    """The server. Each add meets the next of ``faults``, or the last one for ever where ``lasting``; None is none."""
+    """The server. Each add gets the next of ``faults``; if ``lasting``, the last one repeats. None is no fault."""
 
     def __init__(self) -> None:
         self.faults: list[Fault | None] = []
         self.lasting = False
         self.attempts: list[list[str]] = []
-        """The tasks' names in each add that came."""
+        """The task names of each add that arrived."""
         self.tasks: list[Any] = []
         """The adds that took effect."""
         self.ended = threading.Event()
@@ -188,11 +188,11 @@ class FaultyServer:
         self.port: int = self._server.server_address[1]
 
     def fail(self, *faults: Fault | None, lasting: bool = False) -> None:
-        """Let the next adds meet ``faults``."""
+        """Apply ``faults`` to the next adds."""
         self.faults, self.lasting = list(faults), lasting
 
     def next_fault(self, request: Any) -> Fault | None:
-        """Note an attempt, and return what it meets."""
+        """Record an attempt, and return the fault for it."""
         with self._lock:
             self.attempts.append([add.task_name.decode() for add in request.add_request])
             if not self.faults:
@@ -200,7 +200,7 @@ class FaultyServer:
             return self.faults[0] if self.lasting and len(self.faults) == 1 else self.faults.pop(0)
 
     def add(self, request: Any) -> Any:
-        """Add the tasks as the platform does: a name is in a queue once."""
+        """Add the tasks as the platform does: a name is unique in its queue."""
         response = taskqueue_pb.TaskQueueBulkAddResponse()
         with self._lock:
             for add in request.add_request:
@@ -217,7 +217,7 @@ class FaultyServer:
         return response
 
     def close(self) -> None:
-        """End the server, and let go whoever waits for it."""
+        """Stop the server, and release all waiting handlers."""
         self.ended.set()
         self._server.shutdown()
         self._server.server_close()
@@ -226,9 +226,9 @@ class FaultyServer:
 
 @contextlib.contextmanager
 def connected(server: FaultyServer, prepare: Callable[[testbed.Testbed], object] = lambda bed: None) -> Iterator[None]:
-    """Let the SDK's own client in this process talk to ``server`` for the taskqueue, as in a request.
+    """Connect the SDK's own taskqueue client in this process to ``server``, as in a request.
 
-    ``prepare`` is given the testbed, to add other services of the SDK's stubs to it.
+    ``prepare`` is called with the testbed and can add other services of the SDK's stubs.
     """
     bed = testbed.Testbed()
     bed.activate()
@@ -256,5 +256,5 @@ def connected(server: FaultyServer, prepare: Callable[[testbed.Testbed], object]
 
 
 def names_of(tasks: Sequence[Any]) -> list[str]:
-    """Return the names of adds."""
+    """Return the task names of adds."""
     return [add.task_name.decode() for add in tasks]

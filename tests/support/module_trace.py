@@ -1,4 +1,4 @@
-"""Record which modules of the package a call passes, to test that its way through the package is short.
+"""Record which modules of the package a call enters. Tests use it to check that the call path is short.
 
 way = trace(lambda: defer(sample.note, 1))
 assert way.modules == ("deferred_middleware.enqueue.api", …)
@@ -20,16 +20,16 @@ PACKAGE = "deferred_middleware"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Way:
-    """The way of one call through the modules of the package."""
+    """The path of one call through the modules of the package."""
 
     modules: tuple[str, ...]
-    """The modules, in the order in which they are first entered."""
+    """The modules, in the order of their first entry."""
     entries: tuple[tuple[str, str], ...]
-    """Each call from a module into another: the calling module, empty outside of the package, and the called one."""
+    """Each call from one module to another: the calling module (empty outside the package) and the called module."""
 
     @property
     def entered_again(self) -> tuple[tuple[str, str], ...]:
-        """The calls into a module that had been entered before, whether it has returned since or not."""
+        """The calls into a module that was entered before, whether or not it has returned since."""
         seen: set[str] = set()
         again = []
         for caller, called in self.entries:
@@ -40,16 +40,16 @@ class Way:
 
     @property
     def upward(self) -> tuple[tuple[str, str], ...]:
-        """The calls into a module that the calls of which lead to the calling one: the way turns back there."""
+        """The calls that close a cycle: the called module leads, directly or indirectly, to the calling module."""
         edges = {(caller, called) for caller, called in self.entries if caller}
         return tuple((caller, called) for caller, called in sorted(edges) if _leads_to(called, caller, edges))
 
 
 def trace(function: Callable[[], object]) -> Way:
-    """Call ``function``, and return its way through the package; only the current thread is watched.
+    """Call ``function``, and return its path through the package. Only the current thread is traced.
 
-    A module calls another one if that has the innermost frame of the package, whatever frames of the SDK, of the
-    standard library or of the app are in between. Warm up first: an import runs the code of a module.
+    The calling module is the one with the innermost frame of the package. Frames of the SDK, the standard library or
+    the app in between are ignored. Make one call before you trace: a first import also runs a module's code.
     """
     entries: list[tuple[str, str]] = []
 
@@ -76,13 +76,13 @@ def trace(function: Callable[[], object]) -> Way:
 
 
 def _module_of(frame: FrameType) -> str | None:
-    """Return the module of the package whose code runs in a frame; None for any other code."""
+    """Return the package module whose code runs in a frame, or None for other code."""
     name = str(frame.f_globals.get("__name__", ""))
     return name if name == PACKAGE or name.startswith(f"{PACKAGE}.") else None
 
 
 def _leads_to(start: str, end: str, edges: set[tuple[str, str]]) -> bool:
-    """Tell whether the calls lead from one module to another one."""
+    """Return whether calls lead from one module to another, directly or indirectly."""
     reached, found = set(), {start}
     while found:
         reached |= found
@@ -91,7 +91,7 @@ def _leads_to(start: str, end: str, edges: set[tuple[str, str]]) -> bool:
 
 
 def documented_way(name: str) -> list[str]:
-    """Return the modules that ``docs/architecture.rst`` lists below the comment ``name``, without the package."""
+    """Return the modules that ``docs/architecture.rst`` lists below the comment ``name``, without the prefix."""
     page = (ROOT / "docs" / "architecture.rst").read_text()
     table = page.partition(f".. {name}\n")[2].partition("\n====")[2].partition("\n====")[0]
     return re.findall(r"^``([a-z_.]+)``", table, re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Payloads as one version of Python writes them, for the others to read.
+"""Payloads that one version of Python writes and other versions read.
 
-``python -m tests.support.payloads write FILE`` writes a call of every kind; ``read FILE…`` runs those in the files, and
-fails unless each comes to what its writer says it must.
+``python -m tests.support.payloads write FILE`` writes a call of every kind. ``read FILE…`` runs the calls in the files,
+and fails if a result differs from the one that the writer recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deferred_middleware.calls.payload import dumps, loads
 from tests.support import zoo
 
 PROTOCOLS = (2, 5)
-"""The one that the older library writes to get along with Python 2, and the default."""
+"""The protocol that the older library writes for compatibility with Python 2, and the default protocol."""
 
 ARGUMENTS: tuple[Any, ...] = (
     None,
@@ -42,7 +42,7 @@ ARGUMENTS: tuple[Any, ...] = (
 
 
 def written() -> dict[str, str]:
-    """Return the payload of a call of every kind in each protocol that pickles it, by kind and protocol."""
+    """Return the payload of a call of every kind in each protocol that can pickle it, by kind and protocol."""
     made = {}
     for kind, factory in zoo.KINDS.items():
         func, _, _ = factory("state")
@@ -53,7 +53,7 @@ def written() -> dict[str, str]:
 
 
 def differences(payloads: dict[str, str]) -> Iterator[str]:
-    """Run each of ``payloads``, and yield what is wrong with those that don't come to what they should."""
+    """Run each of ``payloads``, and yield a description of each unexpected result."""
     for name, text in payloads.items():
         kind = name.rpartition(", ")[0]
         expected = (*zoo.KINDS[kind]("state")[1:], ARGUMENTS, {"named": ARGUMENTS})
@@ -63,7 +63,7 @@ def differences(payloads: dict[str, str]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or read; return 1 if something read is wrong."""
+    """Write or read payloads; return 1 if a result was wrong."""
     verb, *files = arguments
     if verb == "write":
         Path(files[0]).write_text(json.dumps(written(), indent=0) + "\n")

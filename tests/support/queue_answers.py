@@ -1,4 +1,4 @@
-"""Each answer that a queue can give, with the fault of a server that gives it: what tests of failures go through."""
+"""Each answer that a queue can give, with the server fault that causes it, for tests of failures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deferred_middleware.engines.answers import Answer
 from tests.support.faults import ApplicationError, Closed, Fault, HttpStatus, Results, RpcError, Silent, Unreadable
 
 ANSWERS: list[tuple[str, Answer, Fault, bool]] = []
-"""Name, what it means to us, what the server does, and whether the add takes effect."""
+"""The name, its meaning for the library, the server's fault, and whether the add takes effect."""
 for _code, _answer in answers.BY_CODE.items():
     ANSWERS.append((f"result {_answer.what}", _answer, Results(_code), False))
     ANSWERS.append((f"error {_answer.what}", _answer, ApplicationError(_code), False))

@@ -1,4 +1,4 @@
-"""Where the repository is, for tests that read its files or start processes that import from it."""
+"""The repository's path, for tests that read its files or start processes that import from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running server, for the acceptance tests: the real command, real processes, a port of its own.
+"""A running server for the acceptance tests: the real command, in real processes, on its own port.
 
 def test_something(serve, recorder):
     server = serve(APP_SOURCE, services=["default", "background"])
@@ -34,23 +34,23 @@ _MARK = "DEFERRED_ACCEPTANCE_TEST"
 
 
 class Recorder:
-    """Hears what the apps under test tell: ``tell(…)`` in an app sends a JSON object to the socket in ``RECORDER``."""
+    """Receives reports from the apps under test: ``tell(…)`` in an app sends JSON to the ``RECORDER`` socket."""
 
     def __init__(self) -> None:
-        # The path of a socket may have about 100 characters, fewer than pytest's directories take.
+        # A socket's path can have about 100 characters; pytest's directories are longer.
         self._directory = tempfile.mkdtemp(prefix="dm")
         self.path = os.path.join(self._directory, "s")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.path)
 
     def next(self, timeout_seconds: float = WAIT_SECONDS) -> dict[str, Any]:
-        """Return what is told next; raises :class:`TimeoutError` if nothing is."""
+        """Return the next report; raise :class:`TimeoutError` if none arrives."""
         self._socket.settimeout(timeout_seconds)
         told: dict[str, Any] = json.loads(self._socket.recv(1 << 20))
         return told
 
     def is_silent(self, seconds: float) -> bool:
-        """Return whether nothing is told for as long as ``seconds``."""
+        """Return whether no report arrives for ``seconds``."""
         return not select.select([self._socket], [], [], seconds)[0]
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class Recorder:
         shutil.rmtree(self._directory)
 
 
-# What the apps under test begin with.
+# The first lines of the apps under test.
 TELL = """
 import json, os, socket
 
@@ -70,7 +70,7 @@ def tell(**told):
 
 
 class Server:
-    """One ``deferred-middleware serve``, running or not. It can be started again after it ended."""
+    """One ``deferred-middleware serve`` process. You can start it again after it ended."""
 
     def __init__(
         self,
@@ -98,17 +98,17 @@ class Server:
 
     @property
     def output(self) -> str:
-        """What it has written to standard output and standard error."""
+        """The process's standard output and standard error."""
         return self._log.read_text()
 
     def start(self) -> Server:
-        """Start it and wait until it is ready; fail with its output when it ends instead."""
+        """Start the process and wait until it is ready; if it ends first, fail with its output."""
         self.launch()
         self.wait_until_ready()
         return self
 
     def launch(self, *, stdout: int | None = None) -> None:
-        """Start it without waiting for anything; ``stdout`` is a file descriptor to use instead of the log."""
+        """Start the process without waiting; ``stdout`` is a file descriptor to use instead of the log."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -121,11 +121,11 @@ class Server:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait for the ready file and read where everything answers."""
+        """Wait for the ready file and read the server's addresses from it."""
         assert self._process is not None
         deadline = time.monotonic() + WAIT_SECONDS
         while not self.ready_file.exists():
-            # There is nothing to wait on that announces a file everywhere; the end of the process is waited for.
+            # No portable call waits for a file to appear, so poll; the wait also detects that the process ended.
             try:
                 status = self._process.wait(0.02)
             except subprocess.TimeoutExpired:
@@ -136,11 +136,11 @@ class Server:
         self.services, self.admin = ready["services"], ready["admin"]
 
     def wait_for_output(self, text: str, *, times: int = 1) -> None:
-        """Wait until it has written ``text`` so many times; fail when it ends instead."""
+        """Wait until the output contains ``text`` ``times`` times; fail if the process ends first."""
         assert self._process is not None
         deadline = time.monotonic() + WAIT_SECONDS
         while self.output.count(text) < times:
-            # A file can't be waited on everywhere; the end of the process is waited for.
+            # No portable call waits for a file to change, so poll; the wait also detects that the process ended.
             try:
                 status = self._process.wait(0.02)
             except subprocess.TimeoutExpired:
@@ -149,11 +149,11 @@ class Server:
                 pytest.fail(f"the server ended with status {status}:\n{self.output}")
 
     def get(self, path: str, *, service: str = "default", headers: Mapping[str, str] | None = None) -> str:
-        """Return the body of what a service answers with status 200."""
+        """Return the body of a service's response, which must have status 200."""
         return self._request("GET", path, None, service, headers)
 
     def post(self, path: str, content: object, *, service: str = "default") -> str:
-        """Post ``content`` as JSON; return the body of what a service answers with status 200."""
+        """Post ``content`` as JSON; return the body of the response, which must have status 200."""
         return self._request("POST", path, json.dumps(content).encode(), service, None)
 
     def _request(
@@ -171,7 +171,7 @@ class Server:
         return text
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run another ``deferred-middleware`` command in the server's directory, as a person does."""
+        """Run another ``deferred-middleware`` command in the server's directory, as a developer does."""
         return subprocess.run(
             [sys.executable, "-m", "deferred_middleware", *arguments],
             cwd=self.directory,
@@ -188,7 +188,7 @@ class Server:
         os.killpg(self.pid, signum)
 
     def wait(self, timeout_seconds: float = WAIT_SECONDS) -> int:
-        """Wait until it has ended by itself; return its status."""
+        """Wait until the process ends by itself; return its exit status."""
         assert self._process is not None
         try:
             return self._process.wait(timeout_seconds)
@@ -196,14 +196,14 @@ class Server:
             pytest.fail(f"still running after {timeout_seconds} s:\n{self.output}")
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it, and return its status; fail if any process of it is left."""
+        """Stop the server, and return its exit status; fail if any of its processes is left."""
         self.send_signal(signum)
         status = self.wait()
         assert self.processes() == [], f"processes are left:\n{self.output}"
         return status
 
     def kill(self) -> None:
-        """End the queue process at once, as ``kill -9`` does, and wait until everything it started is gone, too."""
+        """Kill the queue process, as ``kill -9`` does, and wait until all processes that it started have ended."""
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
         for pid in self.processes():
@@ -212,7 +212,7 @@ class Server:
         self.ready_file.unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """Return the IDs of all processes that this server started, and its own, that still run."""
+        """Return the IDs of the server's own process and all processes that it started, if they still run."""
         mark = f"{_MARK}={self._mark}".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -221,7 +221,7 @@ class Server:
                     if mark in (entry / "environ").read_bytes():
                         found.append(int(entry.name))
                 except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    continue  # it ended meanwhile, or is somebody else's
+                    continue  # it has ended, or belongs to another user
         return found
 
     def app_processes(self) -> list[int]:
@@ -229,7 +229,7 @@ class Server:
         return [pid for pid in self.processes() if pid != self.pid]
 
     def discard(self) -> None:
-        """End what is left of it, after a test."""
+        """Kill whatever still runs after a test."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -244,7 +244,7 @@ Serve = Callable[..., Server]
 
 
 def await_end(pid: int, timeout_seconds: float = WAIT_SECONDS) -> None:
-    """Wait until process ``pid``, which need not be a child, has ended."""
+    """Wait until process ``pid``, which doesn't have to be a child, has ended."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

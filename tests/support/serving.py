@@ -1,4 +1,4 @@
-"""A real server that serves the corpus's apps (``corpus_app.py``), as a test starts and asks it."""
+"""A real server that serves the corpus's apps (``corpus_app.py``), and functions to send requests to it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COMMANDS = {
     "wsgiref": ["-m", "tests.support.corpus_app", "wsgiref", "{fd}"],
 }
 FOLDING = ("gunicorn 21.2", "wsgiref")
-"""The servers that take an underscore in a header's name for a hyphen."""
+"""The servers that convert an underscore in a header's name to a hyphen."""
 
 
 def host_of(place: str) -> str:
-    """Return the host at which the app of a place answers."""
+    """Return the host name of a place's app."""
     return f"place{PLACES.index(place)}"
 
 
@@ -45,12 +45,13 @@ class RunningServer:
         paths = [*(str(OLD_GUNICORN) for _ in range(name == "gunicorn 21.2")), *sys.path]
         with socket.create_server(("127.0.0.1", 0), backlog=64) as listening, log.open("wb") as output:
             self.port = listening.getsockname()[1]
-            # It listens already, so that there is nothing to wait for: who connects too early waits in line.
+            # The socket already listens, so no wait is needed: early connections stay in the backlog.
             self._process = subprocess.Popen(
                 [sys.executable, *(part.format(fd=listening.fileno()) for part in COMMANDS[name])],
                 pass_fds=[listening.fileno()],
-                # Not this process's own environment: wrap_wsgi_app leaves variables such as HTTP_X_APPENGINE_TASKNAME
-                # in it, and wsgiref copies the variables of its process into every request's environ.
+                # Don't pass on this process's environment: wrap_wsgi_app leaves variables such as
+                # HTTP_X_APPENGINE_TASKNAME
+                # in it, and wsgiref copies its process's variables into every request's environ.
                 env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "GAE_ENV": "standard"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -59,11 +60,11 @@ class RunningServer:
 
     @property
     def output(self) -> str:
-        """What it has written."""
+        """The output of the process."""
         return self._log.read_text()
 
     def ask(self, request: bytes) -> bytes:
-        """Send a request, whatever it looks like, and return all that is answered until the server closes."""
+        """Send raw bytes as a request, and return the response up to the end of the connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_SECONDS) as connection:
             answer = bytearray()
             try:
@@ -72,16 +73,16 @@ class RunningServer:
                 while piece := connection.recv(65_536):
                     answer += piece
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it has heard enough
+                pass  # the server closed the connection before it read the whole request
         return bytes(answer)
 
     def ran(self) -> int:
-        """Return how often a task has run since this was asked."""
+        """Return the number of task runs since the last call."""
         answer = self.ask(b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n")
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), (answer, self.output)
         return int(answer.lower().partition(b"x-ran: ")[2].split(b"\r\n")[0])
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the process."""
         self._process.terminate()
         self._process.wait(TIMEOUT_SECONDS)

@@ -1,7 +1,7 @@
-"""A task store with tasks in every state: one version of the package writes it, another opens it.
+"""A task store with tasks in every state: one version of the package writes it, another version opens it.
 
-``python -m tests.support.stored_store FILE`` writes such a store as SQL. The server that wrote it ended without any
-order: a task was running, one was leased, and tasks of two transactions were waiting for their commit.
+``python -m tests.support.stored_store FILE`` writes such a store as SQL. It is the store of a server that crashed: a
+task was running, another was leased, and tasks of two transactions were waiting for their commit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RETRY = RetryPolicy(retry_limit=3, age_limit_seconds=90.0, min_backoff_seconds=1
 
 
 def _task(name: str, **fields: Any) -> NewTask:
-    """Return a task that notes its own name."""
+    """Return a task that records its own name."""
     body = dumps(call(sample.note, name), 5)
     return new_task(
         name, **{"url": f"/_cb/deferred/{sample.__name__}/note", "headers": HEADERS, "body": body, **fields}
@@ -34,7 +34,7 @@ def _task(name: str, **fields: Any) -> NewTask:
 
 
 def fill(store: TaskStore) -> None:
-    """Add tasks to an empty store whose clock stands at ``NOW``, and bring each into the state that its name says."""
+    """Add tasks to an empty store whose clock stands at ``NOW``, and bring each into the state in its name."""
     store.add([_task("finished")])
     run_all(store, "succeeded")
     store.add([_task("dead"), _task("dead, tried again")])
@@ -70,7 +70,7 @@ def fill(store: TaskStore) -> None:
 
 
 def main(file: str) -> None:
-    """Write a filled store to ``file``, as SQL that makes it again."""
+    """Write a filled store to ``file`` as SQL statements that recreate it."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "tasks.sqlite"
         store = TaskStore(path, clock=Clock())

@@ -1,4 +1,4 @@
-"""Tasks and results for the tests of the task store, and a clock that stands still."""
+"""Tasks and results for the tests of the task store, and a clock that the test controls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TASK = ClaimedTask(
     body=b"payload",
     claim_token=5,
 )
-"""A claimed task that is in no store, for tests of what happens to it afterwards."""
+"""A claimed task that is in no store, for tests of the steps after the claim."""
 
 
 def new_task(name: str | None = None, *, eta_usec: int = NOW, queue: str = "default", **fields: Any) -> NewTask:
@@ -68,7 +68,7 @@ def new_task(name: str | None = None, *, eta_usec: int = NOW, queue: str = "defa
 
 
 def pull_task(name: str | None = None, *, queue: str = "pull", tag: str | None = None, **fields: Any) -> NewTask:
-    """Return a task of a pull queue that can be leased now."""
+    """Return a task of a pull queue that is ready to lease."""
     return new_task(name, queue=queue, **{"url": "", "method": PULL, "tag": tag, **fields})
 
 
@@ -80,7 +80,7 @@ def completion(
     finished_usec: int = NOW,
     excerpt: bytes = b"oops",
 ) -> Completion:
-    """Return the result of a claimed task's attempt: a response 500, after which the task is in ``state``."""
+    """Return the result of a claimed task's attempt: status 500, which moves the task to ``state``."""
     return Completion(
         task_id=task.id,
         claim_token=task.claim_token,
@@ -105,32 +105,32 @@ def completion(
 
 
 def run_all(store: TaskStore, state: str = "succeeded", *, queue: str = "default", finished_usec: int = NOW) -> None:
-    """Complete all due tasks of a queue, with the same state for each."""
+    """Complete all due tasks of a queue with the same state."""
     claimed = store.claim({Lane(queue, ""): 10_000}, 2 * NOW)
     assert all(store.complete([completion(task, state, finished_usec=finished_usec) for task in claimed]))
 
 
 def stored_tasks(store: TaskStore, *, state: State | None = None, limit: int = 100) -> list[StoredTask]:
-    """Return whole tasks, the newest first."""
+    """Return complete tasks, newest first."""
     page = store.queries.find(state=state, limit=limit)
     found = [store.queries.get_by_id(task.id) for task in page.tasks]
     return [task for task in found if task is not None]
 
 
 def prune(store: TaskStore) -> int:
-    """Let the store prune as it does after some results; return how many tasks it deleted."""
+    """Make the store prune as it does after a number of results; return how many tasks it deleted."""
     before = sum(sum(states.values()) for states in store.queries.counts().values())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 0)
         store.complete([])
-    # The results have submitted the prune, so it is committed before this.
+    # The results submitted the prune before this, so it is already committed.
     store.release([])
     return before - sum(sum(states.values()) for states in store.queries.counts().values())
 
 
 @contextlib.contextmanager
 def counted_commits(store: TaskStore) -> Iterator[list[str]]:
-    """Return a list that gets an entry for each commit inside the block."""
+    """Yield a list that gets an entry for each commit inside the block."""
     commits: list[str] = []
     connection = store._writer._connection
     connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)

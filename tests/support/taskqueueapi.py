@@ -1,4 +1,4 @@
-"""The taskqueue API on a store of its own, called as the SDK calls it."""
+"""The taskqueue API on its own store, called as the SDK calls it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIRECTORY = ServiceDirectory(
 
 
 class Api:
-    """The service under test, its store, and how often it woke the scheduler."""
+    """The service under test, its store, and the number of times that it woke the scheduler."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.wakes = 0
@@ -64,7 +64,7 @@ class Api:
 
 
 def add_request(**fields: Any) -> Any:
-    """Return a ``TaskQueueAddRequest`` of a task that can be taken, with these fields."""
+    """Return a ``TaskQueueAddRequest`` of a valid task with these fields."""
     headers = fields.pop("headers", {})
     retry = fields.pop("retry", None)
     defaults = {"queue_name": b"default", "task_name": b"", "eta_usec": int(time.time() * 1e6), "url": b"/work"}

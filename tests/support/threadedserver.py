@@ -1,7 +1,7 @@
 """Servers in the tests' own process that leave no thread behind.
 
-Every call of ``wrap_wsgi_app`` reloads the threading module, and a thread that was started before it ends with a
-KeyError then, in the middle of somebody else's test.
+Every call of ``wrap_wsgi_app`` reloads the threading module. A thread that started before the reload ends with a
+KeyError, possibly during another test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Threaded(socketserver.ThreadingMixIn):
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own."""
+        """Answer a connection in its own thread."""
         arguments = (request, client_address)
         thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
         self._answering.append((thread, request))
@@ -45,4 +45,4 @@ class ThreadedHTTPServer(_Threaded, HTTPServer):
 
 
 class ThreadedTCPServer(_Threaded, socketserver.TCPServer):
-    """A server below HTTP with a thread for each connection."""
+    """A TCP server with a thread for each connection."""

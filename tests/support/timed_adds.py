@@ -1,4 +1,4 @@
-"""Adds whose attempts take place in a time of the test's own."""
+"""Adds whose attempts take place in simulated time."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tests.support import sample
 
 
 class Clock:
-    """Time that passes when somebody sleeps, and at no other time."""
+    """A clock that advances only when something sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.slept: list[float] = []
 
     def sleep(self, seconds: float) -> None:
-        """Let it pass."""
+        """Advance the clock."""
         self.now += seconds
         self.slept.append(seconds)
 
 
 def add(clock: Clock, *args: Any, **options: Any) -> Any:
-    """Enqueue a call as defer does, in the clock's time."""
+    """Enqueue a call as defer does, on the simulated clock."""
     timing = Timing(clock=lambda: clock.now, sleep=clock.sleep, chance=lambda: 0.0)
     prepared = prepare.prepare(call(sample.note, *args, **options))
     adding.add(prepared, timing)

@@ -1,4 +1,4 @@
-"""What the tests of forged requests share: a watch over imports and unpickling, and an app that signs for itself."""
+"""Helpers of the forged-request tests: an audit of imports and unpickling, and an app that signs its own tasks."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _installed = False
 
 @contextlib.contextmanager
 def watch() -> Iterator[list[tuple[str, str]]]:
-    """Give a list of what this thread imports, unpickles, compiles, executes and opens."""
+    """Yield a list that records what this thread imports, unpickles, compiles, executes and opens."""
     global _installed
     if not _installed:
-        sys.addaudithook(_hook)  # for good: there is no way to remove one
+        sys.addaudithook(_hook)  # permanent: an audit hook can't be removed
         _installed = True
     seen: list[tuple[str, str]] = []
     _watched.seen = seen
@@ -53,13 +53,13 @@ def watch() -> Iterator[list[tuple[str, str]]]:
 
 
 def other_pages(environ: Any, start_response: Any) -> list[bytes]:
-    """Stand for the app itself, which has no page."""
+    """Stand for the app, which has no pages."""
     start_response("404 Not Found", [("Content-Type", "text/plain")])
     return [b"no such page\n"]
 
 
 def middleware(environment: str | None, *, keys: tuple[str, ...] = (), required: bool = False) -> DeferredMiddleware:
-    """Return the middleware as it is made on App Engine standard (``standard``) or elsewhere."""
+    """Return the middleware as it is configured on App Engine standard (``standard``) or elsewhere."""
     process._deployment = Deployment(environment=environment, application="app")
     settings = Settings(secret_keys=keys, require_signature=required)  # type: ignore[arg-type]
     return DeferredMiddleware(other_pages, settings=settings)
@@ -67,7 +67,7 @@ def middleware(environment: str | None, *, keys: tuple[str, ...] = (), required:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signed:
-    """What a signature is made for."""
+    """The data that a signature covers."""
 
     path: bytes = b"/_cb/deferred/tests.support.sample/note"
     queue: str = "default"

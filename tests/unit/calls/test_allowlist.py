@@ -1,4 +1,4 @@
-"""Tests of the list of allowed callables: what it lets through, before a payload is loaded and after."""
+"""Tests of the list of allowed callables: what it accepts before and after a payload is loaded."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ ann = sample.Mailer("ann")
 
 
 class Outer:
-    """Holds a class, whose methods protocols before 4 reach by getattr of a getattr."""
+    """Contains a class; pickle protocols before 4 reach its methods by nested getattr calls."""
 
     class Inner:
-        """A class in a class."""
+        """A nested class."""
 
         def method(self) -> None:
-            """Note that it ran."""
+            """Record that it ran."""
             sample.ran.append("inner method")
 
 
-# A callable, the entry that allows it, and one that is near it and doesn't.
+# A callable, the entry that allows it, and a similar entry that doesn't.
 KINDS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "function": (sample.pair, "tests.support.sample:pair", "tests.support.sample:note"),
     "of the module": (sample.pair, "tests.support.sample:*", "tests.support.samples:*"),
@@ -90,14 +90,14 @@ KINDS: dict[str, tuple[Callable[..., Any], str, str]] = {
 
 
 def allowing(*entries: str) -> Settings:
-    """Return settings with a list."""
+    """Return settings with a list of allowed callables."""
     return Settings(allowed_callables=entries)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_listed_is_loaded_and_nothing_else(kind: str, protocol: int) -> None:
-    """Each kind of callable is loaded where the list has it, in every protocol, and refused where it is another's."""
+    """In every protocol, each kind of callable is loaded if an entry matches it, and refused if none does."""
     func, entry, other = KINDS[kind]
     written = _call(func)
     data = dumps(written, protocol)
@@ -112,7 +112,7 @@ def _call(func: Callable[..., Any]) -> Call:
 
 
 def test_an_alias_is_listed_by_its_own_name() -> None:
-    """What an older version called by a name that is an alias now runs where the alias is listed."""
+    """A payload that names an alias is loaded only if the alias is listed, not if only its target is."""
     data = dumps(call(sample.note), 0).replace(b"sample\nnote", b"sample\nold_name")
 
     assert loads(data, allowing("tests.support.sample:old_name")).func is sample.note
@@ -122,7 +122,7 @@ def test_an_alias_is_listed_by_its_own_name() -> None:
 
 
 def test_an_inherited_method_is_the_objects_classs() -> None:
-    """A method that a base class defines is listed by the class of the object."""
+    """An inherited method is listed under its object's class, not under the class that defines it."""
 
     class Special(sample.Mailer):
         pass
@@ -141,7 +141,7 @@ def test_an_inherited_method_is_the_objects_classs() -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a module that nobody has imported yet, with things of its own and of others."""
+    """Create a module that is not imported yet, with its own and imported names."""
     (tmp_path / "shop_of_the_allow_list.py").write_text(
         "from os import getpid\nfrom tests.support.sample import note\nran = []\ndef sell(*args): ran.append(args)\n"
         "class Till:\n    def ring(self): pass\nclass Bell:\n    def __call__(self): pass\nbell = Bell()\n"
@@ -153,7 +153,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("name", ["getpid", "note", "Till", "Bell", "bell"])
 def test_a_modules_own_functions_are_those_it_defines(shop: str, name: str) -> None:
-    """What a module imports from elsewhere, its classes and its objects are not its own functions."""
+    """``module:*`` allows only functions that the module defines, not imported names, classes or objects."""
     pickled = b"c" + shop.encode() + b"\n%s\n)}\x87."
 
     assert loads(pickled % b"sell", allowing(f"{shop}:*")).func.__name__ == "sell"
@@ -162,7 +162,7 @@ def test_a_modules_own_functions_are_those_it_defines(shop: str, name: str) -> N
 
 
 def test_a_callable_that_is_not_listed_is_not_imported(shop: str) -> None:
-    """Neither the callable's module nor those of the arguments are imported, and nothing of them runs."""
+    """If a callable is not listed, neither its module nor those of the arguments are imported, and no code runs."""
     data = dumps(call(sample.pair, sample.BadLoader(ValueError())), 5).replace(
         b"\x14tests.support.sample", b"\x16shop_of_the_allow_list"
     )
@@ -176,7 +176,7 @@ def test_a_callable_that_is_not_listed_is_not_imported(shop: str) -> None:
 
 
 class _SplitName:
-    """Pickled as a bound method of an object that says by itself how it is made."""
+    """A class with its own ``__reduce__``, whose bound method is pickled."""
 
     def __reduce__(self) -> Any:
         return _make_split, ()
@@ -190,14 +190,14 @@ def _make_split() -> _SplitName:
 
 
 def _tail(func: bytes) -> bytes:
-    """Return a pickled call of what ``func`` leaves on the stack."""
+    """Return a pickled call of the callable that ``func`` leaves on the stack."""
     return func + b")}\x87."
 
 
 NOTE, PAIR, SYSTEM = b"ctests.support.sample\nnote\n", b"ctests.support.sample\npair\n", b"cos\nsystem\n"
 GETATTR = b"cbuiltins\ngetattr\n"
 MAILER = b"ctests.support.sample\nMailer\n)\x81"
-# Whatever they are called, only sample's note, its Mailer.send and its own functions may be called.
+# Only sample's note, its Mailer.send and its own functions are allowed, under whatever name.
 HOSTILE: dict[str, bytes] = {
     "another function": _tail(SYSTEM),
     "in protocol 4": _tail(b"\x80\x04\x8c\x02os\x8c\x06system\x93"),
@@ -260,7 +260,7 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("trick", HOSTILE)
 def test_a_trick_is_not_let_through(trick: str) -> None:
-    """Whatever a pickle does to look as if it called what is listed, or can't be followed, is refused unread."""
+    """A pickle that imitates a listed callable, or that can't be analysed, is refused before it is loaded."""
     copyreg.add_extension(sample.__name__, "note", 0xF0)
     settings = allowing(
         "tests.support.sample:note",
@@ -276,13 +276,13 @@ def test_a_trick_is_not_let_through(trick: str) -> None:
         copyreg.remove_extension(sample.__name__, "note", 0xF0)
 
     assert [what for what in seen if what[0] != "pickle.find_class"] == []
-    # Nothing was looked up either, but where it is the unpickler that refuses what would be tests.support.sample:note.
+    # Nothing is looked up either, unless the unpickler itself refuses the pickle of tests.support.sample:note.
     assert seen == [] or trick in ("a frame too long", "a new object")
     assert sample.ran == []
 
 
 def test_a_trick_of_the_object_is_seen_after_loading() -> None:
-    """An object whose state puts another function in its method's place is found out before anything is called."""
+    """If an object's state replaces its own listed method, the call is refused after loading and before it runs."""
     data = _tail(GETATTR + MAILER + b"}X\x04\0\0\0send" + b"ctests.support.sample\npair\n" + b"sbX\x04\0\0\0send\x86R")
 
     check_payload(data, ("tests.support.sample:Mailer.send",), legacy=False)
@@ -292,7 +292,7 @@ def test_a_trick_of_the_object_is_seen_after_loading() -> None:
 
 
 def test_an_object_that_makes_itself_is_explained() -> None:
-    """A method of an object with a way of its own to be pickled can't be in a list, and the error says what to do."""
+    """A method of an object with a custom ``__reduce__`` can't be listed, and the error says what to do."""
     with pytest.raises(
         NotAllowedError, match=r"is not a name, a method, a partial or a plain object.*Defer a function or a method"
     ):
@@ -300,7 +300,7 @@ def test_an_object_that_makes_itself_is_explained() -> None:
 
 
 def test_a_deep_nest_is_refused() -> None:
-    """A pickle that is made to exhaust the stack of who walks it is refused like any other."""
+    """A pickle with very deep nesting is refused and doesn't exhaust the stack."""
     for depth in (25, 30_000):
         data = _tail(GETATTR * depth + MAILER + b"X\x04\0\0\0send\x86R" * depth)
         with pytest.raises(NotAllowedError):
@@ -308,7 +308,7 @@ def test_a_deep_nest_is_refused() -> None:
 
 
 def test_a_pickle_of_very_many_opcodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes too long to look through is not loaded."""
+    """A pickle with too many opcodes is not loaded."""
     monkeypatch.setattr("deferred_middleware.calls.allowlist._MAX_OPCODES", 1000)
 
     assert loads(dumps(call(sample.note, list(range(400))), 5), allowing("tests.support.sample:*")).args
@@ -317,7 +317,7 @@ def test_a_pickle_of_very_many_opcodes_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 class _Marker:
-    """Stands for whatever a name means; whatever is done with it makes another one."""
+    """Stands for any object that a name refers to; calling it makes another marker."""
 
     def __init__(self, module: str, name: str) -> None:
         self.reference = f"{module}:{name}"
@@ -328,7 +328,7 @@ class _Marker:
 
 class _Marking(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Return a marker with the name that would have been looked up."""
+        """Return a marker with the name to look up."""
         return _Marker(module, name)
 
 
@@ -348,7 +348,7 @@ _PIECES = [
     *(b"]", b"}", b"0", b"1", b"2", b"\x94", b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"p1\n", b"g1\n", b"j\x02\0\0\0"),
     *(b"t", b"\x85", b"\x86", b"\x87", b"R", b"\x81", b"o", b"b", b"a", b"e", b"s", b"u", b"\x80\x02", b"\x80\x04"),
 ]
-# Something is remembered or put away, and the stack is as before.
+# Each piece stores a value in the memo or below a mark, and leaves the stack as it was.
 _TURNS = [
     push + keep + pop
     for push in (NOTE, PAIR, b"h\x00", b"\x8c\x14tests.support.sample\x8c\x04pair\x93", b")", NOTE + b")R")
@@ -364,7 +364,7 @@ _ENDS = [
 @given(st.lists(st.sampled_from(_TURNS) | st.sampled_from(_PIECES), max_size=12), st.sampled_from(_ENDS))
 @hypothesis_settings(max_examples=2000)
 def test_the_walk_sees_what_the_unpickler_makes(pieces: list[bytes], end: bytes) -> None:
-    """Whatever opcodes come together: if the walk finds the callable listed, the unpickler comes to the same one."""
+    """For any sequence of opcodes, if the check finds a listed callable, the unpickler produces the same callable."""
     data = b"".join(pieces) + end
     try:
         check_payload(data, ("tests.support.sample:note",), legacy=False)
@@ -372,14 +372,14 @@ def test_the_walk_sees_what_the_unpickler_makes(pieces: list[bytes], end: bytes)
         return
     try:
         made = _Marking(io.BytesIO(data)).load()
-    except Exception:  # noqa: BLE001 - what the unpickler refuses runs no callable
+    except Exception:  # noqa: BLE001 - if the unpickler refuses, no callable runs
         return
     assert made[0].reference == "tests.support.sample:note"
 
 
 @given(st.binary(max_size=60), st.integers(0, 60))
 def test_any_bytes_are_refused_or_seen_through(noise: bytes, at: int) -> None:
-    """Damage to a payload never ends in anything but a refusal, or a callable that is listed."""
+    """A damaged payload is either refused or calls a listed callable."""
     good = dumps(call(sample.note, 1, two="x"), 5)
     data = good[:at] + noise + good[at + len(noise) :]
     with contextlib.suppress(TaskContentError):
@@ -392,7 +392,7 @@ def deliver(settings: Settings, body: bytes, path: str = "/_cb/deferred/tests.su
 
 
 def test_a_task_that_is_not_allowed_waits_for_a_version_that_allows_it(caplog: pytest.LogCaptureFixture) -> None:
-    """It is answered 500, so that the queue keeps it; the ERROR names callable and setting. Once allowed it runs."""
+    """A disallowed task gets a 500 and an ERROR that names callable and setting; it runs once it is allowed."""
     caplog.set_level(logging.DEBUG)
     body = dumps(call(sample.pair, 1), 5)
 
@@ -408,7 +408,7 @@ def test_a_task_that_is_not_allowed_waits_for_a_version_that_allows_it(caplog: p
 
 
 def test_defer_refuses_at_once(queued: Queued) -> None:
-    """What a task may not call is not deferred, whichever way, and the error names it and says what to do."""
+    """A callable that is not listed can't be deferred in any way, and the error names it and says what to do."""
     process.install_settings(allowing("tests.support.sample:note", "tests.support.sample:Mailer.send"))
 
     defer(sample.note, print, [ann])
@@ -426,13 +426,13 @@ def test_defer_refuses_at_once(queued: Queued) -> None:
 
 
 def test_without_a_list_anything_may_be_called() -> None:
-    """It is opt-in."""
+    """Without a list, any callable is allowed."""
     assert current_settings().allowed_callables == ()
     assert loads(dumps(call(print), 5)).func is print
 
 
 class TestTheOlderLibrarysTasks:
-    """Calls of google.appengine.ext.deferred at DEFERRED_LEGACY_URLS."""
+    """Tasks of google.appengine.ext.deferred at DEFERRED_LEGACY_URLS."""
 
     URL = "/_ah/queue/deferred"
 
@@ -441,7 +441,7 @@ class TestTheOlderLibrarysTasks:
         return deliver(Settings(legacy_urls=(self.URL,), allowed_callables=entries), body, path)
 
     def test_a_function_and_a_method_are_listed_as_ours(self) -> None:
-        """A bound method, which that library wraps in a function of its own, is listed as a method."""
+        """A bound method, which that library wraps in its own function, is listed as a method."""
         function, method = deferred.serialize(sample.pair, 1), deferred.serialize(ann.send, "bob")
 
         assert self.deliver(function, "tests.support.sample:*") == 200
@@ -452,7 +452,7 @@ class TestTheOlderLibrarysTasks:
         assert len(sample.ran) == 2
 
     def test_what_the_datastore_keeps_is_looked_through(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A call behind a datastore key has to be in the list too, and at our own URLs such a key isn't followed."""
+        """A call behind a datastore key must be listed, too; at the library's own URLs such a key is not followed."""
         monkeypatch.setattr(
             "deferred_middleware.execution.legacy._stored", lambda key: dumps(call(sample.pair, key), 5)
         )
@@ -466,7 +466,7 @@ class TestTheOlderLibrarysTasks:
         assert sample.ran == [("key", None)]
 
     def test_a_method_that_its_object_replaces_is_seen(self) -> None:
-        """The object's state can't put another function in the place of the method that is listed."""
+        """If an object's state replaces a listed method, the call is refused."""
         sneaky = sample.Mailer()
         vars(sneaky)["send"] = sample.pair
         body = pickle.dumps((deferred.deferred.invoke_member, (sneaky, "send", 1), {}))

@@ -1,4 +1,4 @@
-"""What runs is what was deferred: callables of every kind, with arguments of every kind."""
+"""Tests that the deferred callable is the one that runs, for callables and arguments of every kind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ plain = st.recursive(
     ),
     max_leaves=8,
 )
-# Any name but one that could be an option's, also those that parameters of ours and of wrappers have.
+# Any name that can't be an option, including parameter names of the library and of wrappers.
 names = st.text(min_size=1, max_size=8).filter(lambda name: not name.startswith("_")) | st.sampled_from(
     ["self", "cls", "func", "args", "kwargs", "call", "obj", "membername", "first"]
 )
@@ -48,7 +48,7 @@ arguments = st.tuples(st.lists(plain, max_size=3), st.dictionaries(names, plain,
 
 
 class Recipe:
-    """A callable, the arguments it is deferred with, and what it then has to return."""
+    """A callable, its arguments, and the expected return value."""
 
     def __init__(self, kind: str, state: str, layers: list[tuple[list[Any], dict[str, Any]]]) -> None:
         self.func, *told = zoo.KINDS[kind](state)
@@ -62,20 +62,20 @@ class Recipe:
 
 
 def innermost(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what partials are made of."""
+    """Return the callable inside nested partials."""
     while isinstance(func, functools.partial):
         func = func.func
     return func
 
 
 def fits(recipe: Recipe) -> bool:
-    """Tell whether Python itself would make this call: a name may be one that the callable has already."""
+    """Return whether Python accepts this call; a name may collide with one of the callable's own arguments."""
     try:
         result = recipe.func(*recipe.args, **recipe.kwargs)
     except TypeError:
         return False
     if hasattr(result, "close"):
-        result.close()  # a coroutine that is not needed
+        result.close()  # close an unused coroutine
     return True
 
 
@@ -89,28 +89,28 @@ recipes = st.builds(
 
 @given(recipe=recipes, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_what_runs_is_what_was_deferred(recipe: Recipe, protocol: int) -> None:
-    """The call that comes out of a payload runs to its end, in the same state and with the same arguments."""
-    assume(protocol >= 2 or not isinstance(innermost(recipe.func), zoo.Slotted))  # which pickle itself refuses
+    """A loaded call runs to its end, with the same state and arguments as the original."""
+    assume(protocol >= 2 or not isinstance(innermost(recipe.func), zoo.Slotted))  # pickle itself refuses these
     loaded = loads(dumps(call(recipe.func, *recipe.args, **recipe.kwargs), protocol))
 
     assert loaded.run() == recipe.returns
 
 
 class Outcomes:
-    """A hook that keeps what tasks came to."""
+    """A hook that records the outcomes of tasks."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
 
     def after_task(self, context: Any, outcome: Any) -> None:
-        """Note the task's label, as the handler knows it, and that it went well."""
+        """Record the task's label, as the handler knows it, and its outcome."""
         self.labels.append(f"{context.label}: {outcome.value}")
 
 
 @given(recipe=recipes)
 @example(recipe=Recipe("tasklet", "", [([1], {"self": 2})]))
 def test_every_kind_goes_through_the_middleware(recipe: Recipe) -> None:
-    """Its URL names it, and the handler finds that the payload calls what the URL names."""
+    """For each kind of callable, the URL names it, and the handler accepts the payload for that URL."""
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
         raise AssertionError("no task reaches the app")
@@ -148,7 +148,7 @@ def test_every_kind_goes_through_the_middleware(recipe: Recipe) -> None:
 def test_what_python_itself_offers_to_call(
     func: Callable[..., Any], args: tuple[Any, ...], returns: object, label: str, protocol: int
 ) -> None:
-    """Builtins, their methods bound and not, and what functools and operator make, run under a sensible name."""
+    """Builtins, bound and unbound methods, and callables from functools and operator run under a sensible label."""
     made = call(func, *args)
 
     assert str(made.label) == label
@@ -159,7 +159,7 @@ def test_what_python_itself_offers_to_call(
     "file", sorted([*STORED.iterdir(), *OLDER.iterdir()]), ids=lambda file: f"{file.parent.name}/{file.stem}"
 )
 def test_what_another_version_wrote_runs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A payload that each supported version of Python wrote runs on this one, whatever the callable's kind."""
+    """A payload from each supported version of Python runs on this one, for each kind of callable."""
     if file.parent == OLDER:
         monkeypatch.setitem(sys.modules, "zoo", zoo)
     stored = json.loads(file.read_text())
@@ -170,7 +170,7 @@ def test_what_another_version_wrote_runs(file: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("folder", [STORED, OLDER], ids=lambda folder: folder.name)
 def test_a_payload_of_each_version_is_stored(folder: Path) -> None:
-    """The supported versions are those that setup.cfg names."""
+    """There is a stored payload for each Python version that setup.cfg lists."""
     named = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
 
     assert sorted(file.stem for file in folder.iterdir()) == [f"python-{version}" for version in named]

@@ -23,7 +23,7 @@ from tests.support import sample
 
 
 def test_a_call_keeps_what_it_was_given() -> None:
-    """The callable, its arguments and the options are apart, and a Call does not change."""
+    """A call keeps the callable, the arguments and the options separate, and is immutable."""
     made = call(sample.note, 1, two=2, _queue="quick", _name="n1")
 
     assert (made.func, made.args, made.kwargs) == (sample.note, (1,), {"two": 2})
@@ -33,7 +33,7 @@ def test_a_call_keeps_what_it_was_given() -> None:
 
 
 def test_arguments_may_be_called_as_ours_are() -> None:
-    """A function's own arguments named func, obj, membername, self or call collide with nothing."""
+    """A function's own arguments can be named func, obj, membername, self or call."""
     made = call(sample.note, func=1, obj=2, membername=3, self=4, call=5, args=6, kwargs=7)
 
     made.run()
@@ -51,7 +51,7 @@ def test_arguments_may_be_called_as_ours_are() -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_an_error(args: tuple[Any, ...], kwargs: dict[str, Any], words: str) -> None:
-    """The error names the callable with its signature, and what does not fit."""
+    """If the arguments don't fit, the error names the callable with its signature and the mismatch."""
     with pytest.raises(ArgumentsError) as caught:
         call(sample.pair, *args, **kwargs)
 
@@ -64,25 +64,25 @@ def test_arguments_that_do_not_fit_are_an_error(args: tuple[Any, ...], kwargs: d
     "func", [sample.Mailer().send, sample.Noting, sample.Caller("x"), functools.partial(sample.pair, 1, 2)]
 )
 def test_every_kind_of_callable_has_its_signature_checked(func: Any) -> None:
-    """A bound method, a class, an instance and a partial are checked like a function."""
+    """A bound method, a class, an instance and a partial have their signatures checked like a function."""
     with pytest.raises(ArgumentsError):
         call(func, 1, 2, 3)
 
 
 def test_a_wrapper_is_checked_by_its_own_signature() -> None:
-    """A wrapper that passes anything on may add arguments, so that the wrapped signature does not count."""
+    """A wrapper's own signature is checked, not the wrapped one, because the wrapper may add arguments."""
     assert call(sample.decorated, 1, 2, 3).args == (1, 2, 3)
 
 
 def test_a_builtin_without_a_signature_is_not_checked() -> None:
-    """Where Python knows no signature there is nothing to check against."""
+    """A builtin without a known signature is not checked."""
     assert call(dict.fromkeys, "ab").args == ("ab",)
     assert call(max, 1, 2).args == (1, 2)
 
 
 @pytest.mark.parametrize(("option", "meant"), [("_countdwn", "_countdown"), ("_que", "_queue"), ("_etas", "_eta")])
 def test_an_unknown_option_is_an_error_with_the_nearest_name(option: str, meant: str) -> None:
-    """A misspelt option is found when the call is made, not when it runs."""
+    """A misspelt option raises an error when the call is created, not when it runs."""
     with pytest.raises(UnknownOptionError) as caught:
         call(sample.pair, 1, **{option: 5})
 
@@ -94,25 +94,25 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name(option: str, meant:
 
 
 def test_an_option_like_no_other_is_an_error_with_the_list() -> None:
-    """With nothing near, the error lists the options."""
+    """If no option is similar, the error lists all options."""
     with pytest.raises(UnknownOptionError, match="The options are _queue, _countdown, _eta,"):
         call(sample.pair, 1, _zzz=5)
 
 
 def test_a_misspelt_option_is_not_swallowed_by_kwargs() -> None:
-    """A function that takes anything would take the misspelt option too, and the error says how to mean it."""
+    """A misspelt option is refused even if the function accepts any keyword; the error says how to pass it anyway."""
     with pytest.raises(UnknownOptionError, match=r"_countdwn looks like a misspelt.*functools\.partial.*_countdown"):
         call(sample.note, _countdwn=5)
 
 
 def test_an_argument_with_an_underscore_is_the_functions() -> None:
-    """An underscore alone makes no option: the function's own argument, and what is like no option, pass."""
+    """An underscored name is an argument if it is a parameter of the function or resembles no option."""
     assert call(sample.takes_own_option, 1, _flavour="x").kwargs == {"_flavour": "x"}
     assert call(sample.note, _private=1).kwargs == {"_private": 1}
 
 
 def test_an_option_that_is_none_is_not_given() -> None:
-    """None leaves an option to the settings, as the SDK's own callers expect."""
+    """An option that is None counts as not given, as the SDK's callers expect."""
     names = (
         "queue",
         "countdown",
@@ -133,20 +133,20 @@ def test_an_option_that_is_none_is_not_given() -> None:
 
 
 def test_a_coroutine_is_run_to_its_end() -> None:
-    """An async function's body runs, and its value is what the call returns."""
+    """An async function's body runs, and the call returns its value."""
     assert call(sample.coroutine, 5).run() == "slept"
     assert sample.ran == [("awaited", 5)]
 
 
 def test_a_partial_that_returns_a_coroutine_is_run_to_its_end() -> None:
-    """It is what came back that counts, not how the callable looks."""
+    """If the returned value is a coroutine, it is run, even if the callable doesn't look asynchronous."""
     call(functools.partial(sample.coroutine, 6)).run()
 
     assert sample.ran == [("awaited", 6)]
 
 
 def test_a_coroutine_is_run_where_an_event_loop_runs_already() -> None:
-    """Under a server that calls the app from its own loop a task has a loop of its own, and the caller's context."""
+    """If the app's thread already runs an event loop, a task gets its own loop with the caller's context."""
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
     outer: asyncio.AbstractEventLoop | None = None
 
@@ -165,7 +165,7 @@ def test_a_coroutine_is_run_where_an_event_loop_runs_already() -> None:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("x"), SystemExit(3), asyncio.CancelledError()])
 def test_what_a_coroutine_raises_in_its_own_thread_is_the_calls(error: BaseException) -> None:
-    """Also where it runs beside the server's loop, whatever it raises is raised by the call."""
+    """If a coroutine runs beside the server's loop, the call raises whatever the coroutine raises."""
 
     async def fail() -> None:
         raise error
@@ -178,7 +178,7 @@ def test_what_a_coroutine_raises_in_its_own_thread_is_the_calls(error: BaseExcep
 
 
 def test_a_future_of_the_loop_that_waits_is_refused() -> None:
-    """Nobody could ever set it: an error, not a task that hangs."""
+    """A future of the blocked loop could never complete, so it raises an error and doesn't hang."""
 
     async def server() -> None:
         future = asyncio.get_running_loop().create_future()
@@ -189,7 +189,7 @@ def test_a_future_of_the_loop_that_waits_is_refused() -> None:
 
 
 def test_a_future_of_an_executor_is_waited_for() -> None:
-    """What a call gave to a pool of threads is over, and its failure known, before the call is."""
+    """The call waits for an executor's future, and raises the future's exception."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         begun = threading.Event()
 
@@ -208,7 +208,7 @@ def test_a_future_of_an_executor_is_waited_for() -> None:
 
 
 def test_a_tasklet_is_run_to_its_end(engine: testbed.Testbed) -> None:
-    """An ndb Future is waited for before the call is over."""
+    """The call waits for an ndb Future."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
 
@@ -223,7 +223,7 @@ def test_a_tasklet_is_run_to_its_end(engine: testbed.Testbed) -> None:
 
 
 def test_a_failure_inside_a_tasklet_is_the_calls(engine: testbed.Testbed) -> None:
-    """What a tasklet raises later is raised by the call."""
+    """The call raises what a tasklet raises after its first yield."""
 
     @ndb.tasklet  # type: ignore[untyped-decorator]
     def tasklet() -> Any:
@@ -236,13 +236,13 @@ def test_a_failure_inside_a_tasklet_is_the_calls(engine: testbed.Testbed) -> Non
 
 @pytest.mark.parametrize("func", [sample.generator, sample.async_generator, sample.GeneratorCaller()])
 def test_generator_functions_are_refused(func: Any) -> None:
-    """A call that would run nothing is refused when it is made."""
+    """A generator function, which would run nothing, is refused when the call is created."""
     with pytest.raises(NotCallableError):
         call(func)
 
 
 def test_a_generator_that_comes_back_unstarted_is_a_failure() -> None:
-    """A wrapped generator function can't be told before; its generator, never started, is no success."""
+    """A wrapped generator function can't be detected early; if its generator never started, the call fails."""
     with pytest.raises(
         NeverRanError, match=r"tests\.support\.sample/hidden_generator returned a generator, and none of its body ran"
     ):
@@ -250,14 +250,14 @@ def test_a_generator_that_comes_back_unstarted_is_a_failure() -> None:
 
 
 def test_some_other_generator_may_come_back() -> None:
-    """A function that did its work and returns a generator of something else is a success."""
+    """A function that returns a generator from elsewhere succeeds."""
     made = Call(func=lambda: (letter for letter in "ab"))
 
     assert made.run() is not None
 
 
 def test_the_description_is_short_and_never_fails() -> None:
-    """A log line shows the arguments shortened, whatever their repr does."""
+    """A log line shows shortened arguments, even if a repr fails."""
     described = call(sample.note, "x" * 1000, sample.BadRepr(), key=[1, 2]).describe()
 
     assert described.startswith("tests.support.sample/note('xxx")
@@ -271,15 +271,15 @@ def plain(first: object, second: object, third: object = 3, *, fourth: object, f
 
 
 def few(first: object = 1) -> None:
-    """Take one."""
+    """Take one argument."""
 
 
 def by_place(first: object, /, second: object = 2) -> None:
-    """Take one by its place alone."""
+    """Take one positional-only argument."""
 
 
 def anything(first: object, *others: object, **more: object) -> None:
-    """Take anything."""
+    """Take any arguments."""
 
 
 _NAMES = st.sampled_from(["first", "second", "third", "fourth", "fifth", "sixth"])
@@ -293,7 +293,7 @@ _NAMES = st.sampled_from(["first", "second", "third", "fourth", "fifth", "sixth"
 def test_arguments_are_taken_if_and_only_if_they_can_be_bound(
     func: Callable[..., object], args: list[int], kwargs: dict[str, int]
 ) -> None:
-    """However the check is made, it comes to what binding them comes to."""
+    """The fast argument check accepts exactly the arguments that ``bind`` accepts."""
     try:
         inspect.signature(func).bind(*args, **kwargs)
     except TypeError:

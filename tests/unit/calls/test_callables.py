@@ -1,4 +1,4 @@
-"""Tests of callables: which can be deferred, their labels, and what explains one that cannot."""
+"""Tests of callables: which ones can be deferred, their labels, and the error for the others."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ KINDS: list[tuple[Callable[..., Any], str]] = [
 
 @pytest.mark.parametrize(("func", "label"), KINDS)
 def test_every_kind_of_callable_has_a_label(func: Callable[..., Any], label: str) -> None:
-    """The label names a module and what a person would look for there."""
+    """The label names the module and the qualified name of the callable."""
     assert str(label_of(func)) == label
 
 
 @pytest.mark.parametrize(("func", "label"), KINDS)
 def test_a_reference_survives_the_pickle(func: Callable[..., Any], label: str) -> None:
-    """What is loaded is the same kind of callable, with the same label, by the names the URL gives."""
+    """A loaded callable has the same type and label as the original, and agrees with the URL's names."""
     loaded = pickle.loads(pickle.dumps(reference_to(func)))
 
     assert str(label_of(loaded)) == label
@@ -61,7 +61,7 @@ def test_a_reference_survives_the_pickle(func: Callable[..., Any], label: str) -
 
 
 def test_a_method_behind_a_renaming_wrapper_is_found_by_its_attribute() -> None:
-    """A method whose function is called otherwise is referred to by the attribute that holds it."""
+    """A method whose function has another name is referred to by the attribute that holds it."""
     loaded = pickle.loads(pickle.dumps(reference_to(sample.Mailer("ann").renamed)))
 
     loaded("bob")
@@ -80,7 +80,7 @@ def test_a_method_behind_a_renaming_wrapper_is_found_by_its_attribute() -> None:
     ],
 )
 def test_what_import_cannot_find_is_explained(func: Callable[..., Any], words: str) -> None:
-    """The error names the callable, what is wrong with it, and the way out."""
+    """The error names the callable, the problem and the solution."""
     with pytest.raises(NotImportableError) as caught:
         explain_unimportable(func)
 
@@ -90,7 +90,7 @@ def test_what_import_cannot_find_is_explained(func: Callable[..., Any], words: s
 
 
 def test_a_class_that_is_gone_is_explained() -> None:
-    """A class that its module does not hold is named with what import says."""
+    """If a class is missing from its module, the error names the class and includes the import error."""
     missing = type("Missing", (), {"__module__": sample.__name__, "__call__": lambda self: None})
 
     with pytest.raises(NotImportableError, match=r"tests\.support\.sample/Missing can't be found by import"):
@@ -99,12 +99,12 @@ def test_a_class_that_is_gone_is_explained() -> None:
 
 @pytest.mark.parametrize("func", [func for func, _ in KINDS])
 def test_what_import_finds_is_not_blamed(func: Callable[..., Any]) -> None:
-    """A callable that can be found is not the reason why a call does not pickle."""
+    """A callable that import can find raises no error."""
     explain_unimportable(func)
 
 
 def test_a_method_bound_by_hand_is_refused() -> None:
-    """A bound method that its object's class does not hold could not be found by the task."""
+    """A bound method that its object's class doesn't have is refused, because the task couldn't find it."""
     import types
 
     stray = types.MethodType(sample.note, sample.Mailer())
@@ -125,7 +125,7 @@ def test_a_method_bound_by_hand_is_refused() -> None:
     ],
 )
 def test_generator_functions_are_refused(func: Callable[..., Any]) -> None:
-    """A generator function would run nothing, so that it is refused with the way out."""
+    """A generator function, which would run nothing, is refused, and the error says what to do."""
     with pytest.raises(
         NotCallableError, match=r"is a generator function.*Defer a function that iterates over the generator"
     ):
@@ -134,7 +134,7 @@ def test_generator_functions_are_refused(func: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("thing", [5, None, "text"])
 def test_what_cannot_be_called_is_refused(thing: Any) -> None:
-    """Something that is no callable, such as a call's result, is a TypeError and the older library's ValueError."""
+    """Anything not callable, such as a call's result, raises an error that is both a TypeError and a ValueError."""
     with pytest.raises(NotCallableError, match=r"defer\(f, x\), not defer\(f\(x\)\)") as caught:
         check_kind(thing)
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_called_is_refused(thing: Any) -> None:
 
 
 def test_an_alias_left_behind_still_agrees() -> None:
-    """A URL with a function's old name agrees as long as the module holds the function under it."""
+    """A URL with a function's old name is accepted if the module still has the function under that name."""
     assert agrees(sample.__name__, "old_name", sample.note)
 
 
@@ -158,17 +158,17 @@ def test_an_alias_left_behind_still_agrees() -> None:
     ],
 )
 def test_another_name_does_not_agree(module: str, qualname: str) -> None:
-    """A URL that names something else, or nothing that is loaded, does not agree."""
+    """A URL that names another callable, or an unloaded module, is not accepted."""
     assert not agrees(module, qualname, sample.note)
 
 
 def test_a_label_is_percent_encoded_in_the_path() -> None:
-    """Each part of the label is one segment of the path, whatever it holds."""
+    """Each part of the label is percent-encoded as one segment of the path."""
     assert Label("café", "a/b?c").path == "caf%C3%A9/a%2Fb%3Fc"
 
 
 def run_main(tmp_path: Path, *arguments: str, body: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that looks at callables of its own ``__main__``."""
+    """Run a program that creates callables in its own ``__main__``."""
     program = f"""
 import functools
 from deferred_middleware.calls.callables import outside_main, label_of
@@ -190,7 +190,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("body", ["work", "Thing", "functools.partial(work)"])
 def test_a_function_of_a_module_run_with_m_is_the_modules(tmp_path: Path, body: str) -> None:
-    """With ``python -m`` a function of ``__main__`` is deferred under its importable name."""
+    """With ``python -m``, a function of ``__main__`` is deferred under its importable name."""
     result = run_main(tmp_path, "-m", "program", body=body)
 
     assert result.stdout.startswith("program/")
@@ -198,7 +198,7 @@ def test_a_function_of_a_module_run_with_m_is_the_modules(tmp_path: Path, body: 
 
 @pytest.mark.parametrize("body", ["work", "Thing", "Thing()", "Thing().method", "functools.partial(work)"])
 def test_a_function_of_a_script_is_refused(tmp_path: Path, body: str) -> None:
-    """A script's own function would be looked for in another script, so that it is refused."""
+    """A function in a script's ``__main__`` is refused, because the task's ``__main__`` is another script."""
     result = run_main(tmp_path, "program.py", body=body)
 
     assert "NotImportableError __main__/" in result.stdout
@@ -206,7 +206,7 @@ def test_a_function_of_a_script_is_refused(tmp_path: Path, body: str) -> None:
 
 
 def test_a_lambda_of_a_script_is_called_a_lambda(tmp_path: Path) -> None:
-    """Where two things are wrong, the one that moving would not cure is named."""
+    """If a callable has two problems, the error names the one that moving it to a module doesn't solve."""
     result = run_main(tmp_path, "program.py", body="lambda: None")
 
     assert "is a lambda" in result.stdout

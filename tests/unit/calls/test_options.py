@@ -83,7 +83,7 @@ def with_options(**options: Any) -> Call:
     ],
 )
 def test_a_wrong_option_is_an_error_of_both_kinds(options: dict[str, Any], kind: type[Exception], words: str) -> None:
-    """The error is ours and the type that callers of the SDK catch; it names the option, its value and the way out."""
+    """The error is both the library's type and the SDK's, and names the option, its value and the solution."""
     with pytest.raises(kind) as caught:
         with_options(**options)
 
@@ -94,7 +94,7 @@ def test_a_wrong_option_is_an_error_of_both_kinds(options: dict[str, Any], kind:
 
 
 def test_a_list_of_queues_is_kept_as_one() -> None:
-    """Any iterable of names is a list of queues; a name alone is one queue."""
+    """Any iterable of names is a list of queues; a string is one queue."""
     assert with_options(_queue=["a", "b"]).options.queues == ("a", "b")
     assert with_options(_queue=(name for name in "ab")).options.queues == ("a", "b")
     assert with_options(_queue="ab").options.queues == ("ab",)
@@ -102,7 +102,7 @@ def test_a_list_of_queues_is_kept_as_one() -> None:
 
 @pytest.mark.parametrize("countdown", [60, 60.0, datetime.timedelta(minutes=1)])
 def test_a_countdown_is_seconds_or_a_timedelta(countdown: object) -> None:
-    """A countdown becomes an ETA from now."""
+    """A countdown in seconds or as a timedelta becomes an ETA relative to now."""
     before = time.time()
 
     eta = with_options(_countdown=countdown).options.eta_posix
@@ -112,7 +112,7 @@ def test_a_countdown_is_seconds_or_a_timedelta(countdown: object) -> None:
 
 
 def test_a_negative_countdown_is_now_with_a_warning() -> None:
-    """A negative countdown runs at once, and says so where the caller stands."""
+    """A negative countdown counts as now, and warns at the caller's line."""
     with pytest.warns(DeferredWarning, match=r"_countdown=-5 is negative, so the task runs now") as caught:
         call(sample.note, _countdown=-5)
 
@@ -120,7 +120,7 @@ def test_a_negative_countdown_is_now_with_a_warning() -> None:
 
 
 def test_an_aware_eta_is_taken_as_it_is() -> None:
-    """An ETA in any time zone is the same moment."""
+    """An ETA keeps its moment in any time zone."""
     zone = datetime.timezone(datetime.timedelta(hours=-7))
     eta = (datetime.datetime.now(UTC) + datetime.timedelta(days=1)).astimezone(zone)
 
@@ -128,7 +128,7 @@ def test_an_aware_eta_is_taken_as_it_is() -> None:
 
 
 def test_a_naive_eta_is_local_time_with_a_warning() -> None:
-    """An ETA without a time zone is taken as the SDK takes it, and reported."""
+    """An ETA without a time zone is local time, as in the SDK, and causes a warning."""
     eta = (datetime.datetime.now() + datetime.timedelta(days=1)).replace(microsecond=0)
 
     with pytest.warns(DeferredWarning, match="no time zone"):
@@ -138,7 +138,7 @@ def test_a_naive_eta_is_local_time_with_a_warning() -> None:
 
 
 def test_a_past_eta_is_now_with_a_warning() -> None:
-    """An ETA in the past runs at once, and is reported."""
+    """An ETA in the past counts as now, and causes a warning."""
     with pytest.warns(DeferredWarning, match="in the past"):
         made = with_options(_eta=datetime.datetime(2001, 1, 1, tzinfo=UTC))
 
@@ -146,12 +146,12 @@ def test_a_past_eta_is_now_with_a_warning() -> None:
 
 
 def test_thirty_days_are_allowed() -> None:
-    """The platform's limit itself is legal."""
+    """An ETA of exactly 30 days, the platform's limit, is allowed."""
     assert with_options(_countdown=30 * 86400).options.eta_posix is not None
 
 
 def test_retry_options_may_be_a_dict() -> None:
-    """A dict of its arguments makes a TaskRetryOptions; one that is made already is kept."""
+    """A dict of arguments becomes a TaskRetryOptions; an existing TaskRetryOptions is kept."""
     made = taskqueue.TaskRetryOptions(task_retry_limit=3)
 
     assert with_options(_retry_options={"task_retry_limit": 2}).options.retry_options.task_retry_limit == 2  # type: ignore[union-attr]
@@ -160,18 +160,18 @@ def test_retry_options_may_be_a_dict() -> None:
 
 @pytest.mark.parametrize("deadline", [15, 86400, datetime.timedelta(seconds=15)])
 def test_the_ends_of_the_dispatch_deadline_are_allowed(deadline: object) -> None:
-    """15 seconds and 24 hours are legal dispatch deadlines."""
+    """15 seconds and 24 hours are allowed dispatch deadlines."""
     assert with_options(_deadline=deadline).options.deadline_seconds in (15.0, 86400.0)
 
 
 @pytest.mark.parametrize("target", ["background", "v1.background", "0.v1.background", "V1.background"])
 def test_a_target_has_one_to_three_labels(target: str) -> None:
-    """A service, with a version and an instance if wanted."""
+    """A target is a service, optionally with a version and an instance."""
     assert with_options(_target=target).options.target == target
 
 
 def test_legal_headers_are_kept() -> None:
-    """Headers of any other name and printable content are the caller's own affair."""
+    """A header with any other name and printable content is kept."""
     headers = {"X-Trace": "a b", "X-Empty": ""}
 
     assert with_options(_headers=headers).options.headers == headers

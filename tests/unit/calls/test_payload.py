@@ -1,4 +1,4 @@
-"""Tests of payloads: a call is pickled and read back, and errors say what is wrong."""
+"""Tests of payloads: encoding, decoding, and error messages."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ plain = st.recursive(
     protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
 )
 def test_a_call_survives_the_payload(args: list[Any], kwargs: dict[str, Any], protocol: int) -> None:
-    """What is loaded is the same callable with the same arguments, in every protocol."""
+    """In every protocol, the loaded call has the same callable and arguments."""
     loaded = loads(dumps(call(sample.note, *args, **kwargs), protocol))
 
     assert (loaded.func, loaded.args, loaded.kwargs) == (sample.note, tuple(args), kwargs)
 
 
 def test_the_older_library_runs_what_we_write() -> None:
-    """google.appengine.ext.deferred.run reads our payload: a roll-back loses nothing."""
+    """google.appengine.ext.deferred.run accepts the library's payloads, so that a roll-back loses no tasks."""
     deferred.run(dumps(call(sample.pair, 1, second=2), 5))
     deferred.run(dumps(call(sample.Mailer("ann").send, "bob"), 5))
     deferred.run(dumps(call(sample.Mailer("ann").secrets()[0], "bob"), 2))
@@ -47,7 +47,7 @@ def test_the_older_library_runs_what_we_write() -> None:
 
 
 def test_we_run_what_the_older_library_wrote() -> None:
-    """A payload of google.appengine.ext.deferred, a bound method's too, runs here."""
+    """A payload of google.appengine.ext.deferred runs, also for a bound method."""
     loads(deferred.serialize(sample.pair, 1, second=2)).run()
     loads(deferred.serialize(sample.Mailer("ann").send, "bob")).run()
 
@@ -56,7 +56,7 @@ def test_we_run_what_the_older_library_wrote() -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_private_methods_run(index: int) -> None:
-    """A private method, static and class methods included, is found under its mangled name."""
+    """Private methods, including static and class methods, are found under their mangled names."""
     loads(dumps(call(sample.Mailer("ann").secrets()[index], "bob"), 5)).run()
 
     assert sample.ran[0][0].startswith("secret")
@@ -64,7 +64,7 @@ def test_private_methods_run(index: int) -> None:
 
 
 def test_methods_behind_wrappers_run() -> None:
-    """A wrapped method runs through its wrapper, also when the wrapper has another name."""
+    """A wrapped method runs through its wrapper, even if the wrapper has another name."""
     loads(dumps(call(sample.Mailer("ann").wrapped, "bob"), 5)).run()
     loads(dumps(call(sample.Mailer("ann").renamed, "bob"), 5)).run()
 
@@ -72,14 +72,14 @@ def test_methods_behind_wrappers_run() -> None:
 
 
 def test_a_methods_arguments_do_not_collide() -> None:
-    """Arguments named as the older library's invoke_member names its own reach the method."""
+    """Arguments with the parameter names of the older library's invoke_member reach the method."""
     loads(dumps(call(sample.Mailer("ann").collides, obj="o", membername="m"), 5)).run()
 
     assert sample.ran == [("ann", "o", "m")]
 
 
 def test_arguments_are_those_at_the_time() -> None:
-    """What is changed after the call was written does not change the task."""
+    """A change to an argument after the call was encoded doesn't affect the task."""
     items = [1]
     data = dumps(call(sample.note, items), 5)
     items.append(2)
@@ -89,7 +89,7 @@ def test_arguments_are_those_at_the_time() -> None:
 
 @pytest.mark.parametrize("func", [sample.anonymous, sample.nested(), sample.badly_decorated])
 def test_an_unfindable_callable_is_named(func: Any) -> None:
-    """It is the callable that is blamed, not an argument."""
+    """If the callable can't be found, the error names the callable, not an argument."""
     with pytest.raises(NotImportableError, match="The task could not find it either"):
         dumps(call(func), 5)
 
@@ -102,7 +102,7 @@ def test_an_unfindable_callable_is_named(func: Any) -> None:
     ],
 )
 def test_an_unpicklable_argument_is_named(args: tuple[Any, ...], kwargs: dict[str, Any], path: str) -> None:
-    """The error names the callable and the argument's path, and is pickle's own type too."""
+    """The error names the callable and the argument's path, and is also a PicklingError."""
     with pytest.raises(UnpicklableArgumentError) as caught:
         dumps(call(sample.note, *args, **kwargs), 5)
 
@@ -113,7 +113,7 @@ def test_an_unpicklable_argument_is_named(args: tuple[Any, ...], kwargs: dict[st
 
 
 def test_a_callable_that_does_not_pickle_itself_is_told() -> None:
-    """Where it is no argument's fault, it is the call that can't be pickled, and pickle's own reason is given."""
+    """If no argument is the cause, the error says that the call can't be pickled, with pickle's reason."""
     with pytest.raises(
         UnpicklableArgumentError,
         match=r"tests\.support\.zoo/Slotted can't be deferred: the call can't be pickled .*__s",
@@ -122,7 +122,7 @@ def test_a_callable_that_does_not_pickle_itself_is_told() -> None:
 
 
 def test_an_argument_of_the_main_script_is_refused() -> None:
-    """An object whose class lives in __main__ would not load where the task runs."""
+    """An object whose class is in __main__ is refused, because it can't be loaded where the task runs."""
     import __main__
 
     __main__.Stray = type("Stray", (), {"__module__": "__main__"})
@@ -134,12 +134,12 @@ def test_an_argument_of_the_main_script_is_refused() -> None:
 
 
 def test_a_string_that_says_main_is_no_problem() -> None:
-    """The name of the module in a string is only a string."""
+    """A string that contains __main__ is allowed."""
     assert loads(dumps(call(sample.note, "__main__"), 5)).args == ("__main__",)
 
 
 def test_a_callable_that_is_gone_is_an_error_of_its_own() -> None:
-    """An older version of the app lacks a function or a module, which a newer one may have."""
+    """A missing function or module has its own error type, because a newer version of the app may have it."""
     data = dumps(call(sample.note), 0)
 
     with pytest.raises(CallableNotFoundError, match="nope"):
@@ -163,7 +163,7 @@ def test_a_callable_that_is_gone_is_an_error_of_its_own() -> None:
     ],
 )
 def test_an_unreadable_payload_is_an_error_of_its_own(data: bytes, words: str) -> None:
-    """Truncated, empty, foreign, or failing in an argument's own code: never a success, always our error."""
+    """A truncated, empty or foreign payload, or one whose argument fails to load, raises the library's own error."""
     with pytest.raises(PayloadError, match=words):
         loads(data)
 
@@ -171,7 +171,7 @@ def test_an_unreadable_payload_is_an_error_of_its_own(data: bytes, words: str) -
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("garbage", [b".", b"\x00", b"N.", b"garbage"])
 def test_what_follows_the_pickle_is_an_error(protocol: int, garbage: bytes) -> None:
-    """A payload is one pickle and nothing else, whatever follows it."""
+    """A payload with bytes after the pickle is refused."""
     data = dumps(call(sample.note, 1, two=2), protocol)
 
     assert loads(data).args == (1,)
@@ -182,7 +182,7 @@ def test_what_follows_the_pickle_is_an_error(protocol: int, garbage: bytes) -> N
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_large_payload_is_read_whole(protocol: int) -> None:
-    """Several frames, or none, are read to their end."""
+    """A payload with several frames, or with none, is read to its end."""
     value = [b"x" * 70_000, "y" * 70_000, list(range(30_000))]
     data = dumps(call(sample.note, value), protocol)
 
@@ -192,7 +192,7 @@ def test_a_large_payload_is_read_whole(protocol: int) -> None:
 
 
 def test_the_given_settings_bound_decompression() -> None:
-    """A bomb is not inflated beyond what the settings allow, those of the handler before the process's."""
+    """Decompression stops at the limit in the handler's settings, or else the process's."""
     bomb = zlib.compress(dumps(call(sample.note, b"\0" * 20_000_000), 5), 9)
     assert len(bomb) < 20_100
 
@@ -207,7 +207,7 @@ def test_the_given_settings_bound_decompression() -> None:
 
 
 def test_what_follows_compressed_data_is_an_error() -> None:
-    """Bytes after the compressed stream, and after the pickle in it, are refused; so is a stream that is cut off."""
+    """Bytes after the compressed stream or its pickle are refused, and so is a truncated stream."""
     data = dumps(call(sample.note), 5)
     packed = zlib.compress(data)
 

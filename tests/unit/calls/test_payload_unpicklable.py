@@ -1,4 +1,4 @@
-"""Tests of finding the part of an argument that can't be pickled."""
+"""Tests of the search for the part of an argument that can't be pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import sample
 
 
 def found(value: object) -> tuple[str, str]:
-    """Return what is wrong with ``value``."""
+    """Return the description of what can't be pickled in ``value``."""
     result = find_unpicklable({"args[0]": value}, main_is_wrong=False)
     assert result is not None
     return result
@@ -44,7 +44,7 @@ class Slotted:
     ],
 )
 def test_the_smallest_part_is_named(value: object, path: str, kind: str) -> None:
-    """The path leads to the part itself, through containers, attributes and slots, and its type is named."""
+    """The path leads through containers, attributes and slots to the smallest unpicklable part, with its type."""
     where, problem = found(value)
 
     assert where == path
@@ -53,7 +53,7 @@ def test_the_smallest_part_is_named(value: object, path: str, kind: str) -> None
 
 
 def test_a_socket_deep_inside_is_named() -> None:
-    """The example of the manual: a socket in an object's attribute."""
+    """The manual's example works: a socket in an object's attribute is named."""
     with socket.socket() as connection:
         assert found(sample.Holder(session=connection))[0] == "args[0].session"
 
@@ -69,7 +69,7 @@ def test_a_file_is_named(tmp_path: Any) -> None:
 
 
 def test_nesting_too_deep_is_said() -> None:
-    """20,000 levels are too deep for pickle, and the error says so instead of failing itself."""
+    """A nesting of 20,000 levels, which is too deep for pickle, is reported and doesn't crash the search."""
     nested: list[Any] = []
     for _ in range(20_000):
         nested = [nested]
@@ -78,18 +78,18 @@ def test_nesting_too_deep_is_said() -> None:
 
     assert where == "args[0]"
     assert "nested too deep" in problem
-    while nested:  # taken apart by hand: freeing it recursively is deep, too
+    while nested:  # dismantle it iteratively, because deallocation recurses too
         nested = nested.pop()
 
 
 def test_all_well_is_none() -> None:
-    """Where everything pickles there is no find_unpicklable."""
+    """If everything can be pickled, find_unpicklable returns None."""
     assert find_unpicklable({"args[0]": {"a": [1, 2]}}, main_is_wrong=False) is None
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_reference_to_main_is_found_in_every_protocol(protocol: int) -> None:
-    """A class of the __main__ module is seen by its opcodes, whether named outright or from the memo."""
+    """A class of __main__ is found by its opcodes, whether it is named directly or from the memo."""
     import __main__
 
     first = type("First", (), {"__module__": "__main__"})
@@ -104,7 +104,7 @@ def test_a_reference_to_main_is_found_in_every_protocol(protocol: int) -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @given(text=st.lists(st.sampled_from(["__main__", "__main__ x", "note", sample.__name__]), max_size=6))
 def test_the_name_alone_is_no_reference(protocol: int, text: list[str]) -> None:
-    """Strings that say __main__ refer to nothing, wherever they stand among real references."""
+    """Strings that contain __main__ don't count as references, even between real references."""
     value = (sample.note, *text, sample.pair, text, sample.Mailer("__main__"))
 
     assert not mentions_main(pickle.dumps(value, protocol))

@@ -1,4 +1,4 @@
-"""The command line: arguments, and how errors are told. What ``serve`` does is in the acceptance tests."""
+"""Tests of the command line: arguments and error messages. The acceptance tests cover ``serve`` itself."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_version(tmp_path: Path) -> None:
-    """``--version`` says which version this is, also as ``python -m deferred_middleware``."""
+    """``--version`` prints the version, also as ``python -m deferred_middleware``."""
     done = run("--version", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"deferred-middleware {deferred_middleware.__version__}\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["replay", "--help"]])
 def test_help_does_not_load_the_server(arguments: list[str], tmp_path: Path) -> None:
-    """Help comes at once: neither the SDK nor the server is imported for it."""
+    """Help is fast: it imports neither the SDK nor the server."""
     code = (
         "import sys\n"
         "from deferred_middleware.cli.main import main\n"
@@ -51,7 +51,7 @@ def test_help_does_not_load_the_server(arguments: list[str], tmp_path: Path) -> 
 
 
 def test_an_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    """Errors go to standard error, with the program's name, and nothing else."""
+    """An error is one line on standard error, with the program's name."""
     assert main(["serve", "main:app", "--service", "background"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -60,7 +60,7 @@ def test_an_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    """``--traceback`` puts where it came from before the sentence."""
+    """``--traceback`` prints the traceback before the message."""
     assert main(["serve", "main:app", "--service", "background", "--traceback"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("Traceback (most recent call last)")
@@ -79,7 +79,7 @@ def test_a_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_arguments_are_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What argparse can refuse it refuses, with its own status."""
+    """Wrong arguments exit with argparse's status, 2."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -87,7 +87,7 @@ def test_wrong_arguments_are_status_2(arguments: list[str], capsys: pytest.Captu
 
 
 def test_the_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without waitress the way out is named."""
+    """If waitress is not installed, the error says how to install it."""
     hidden: dict[str, Any] = {"waitress": None}
     for name in [name for name in sys.modules if name.startswith("deferred_middleware.server")]:
         monkeypatch.delitem(sys.modules, name)
@@ -100,7 +100,7 @@ def test_the_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_the_missing_extra_of_reload_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without watchfiles --reload names the way out, before anything is started."""
+    """If watchfiles is not installed, --reload fails before anything starts and says how to install it."""
     missing: Any = None
     monkeypatch.setitem(sys.modules, "watchfiles", missing)
     assert main(["serve", "main:app", "--reload"]) == 1
@@ -108,6 +108,6 @@ def test_the_missing_extra_of_reload_is_told(
 
 
 def test_reload_without_an_app_of_ours_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """What runs elsewhere can't be started again from here."""
+    """--reload is refused if all services run outside the local server, which can't restart them."""
     assert main(["serve", "--service", "default=http://127.0.0.1:9", "--reload"]) == 1
     assert "--reload is for apps that the server runs itself" in capsys.readouterr().err

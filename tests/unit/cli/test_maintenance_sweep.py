@@ -24,7 +24,7 @@ def bed() -> Iterator[testbed.Testbed]:
 
 
 def put(name: str, *, days: int) -> None:
-    """Put an entity as a payload leaves them, that expires in so many days."""
+    """Put an entity like the ones that payloads leave, which expires in ``days`` days."""
     entity = datastore.Entity(overflow.KIND, name=name, namespace="")
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
     entity[overflow.EXPIRES] = now + datetime.timedelta(days=days)
@@ -32,7 +32,7 @@ def put(name: str, *, days: int) -> None:
 
 
 def test_what_has_expired_is_removed(bed: testbed.Testbed, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command removes what is over, keeps the rest, and says how many."""
+    """The command removes expired payloads, keeps the others, and prints the number."""
     put("old", days=-1)
     put("older", days=-40)
     put("new", days=1)
@@ -46,7 +46,7 @@ def test_what_has_expired_is_removed(bed: testbed.Testbed, capsys: pytest.Captur
 def test_without_a_datastore_it_says_what_to_set(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outside of an app the error is one sentence that names the variables."""
+    """Outside an app, the error is one sentence that names the variables to set."""
     monkeypatch.delenv("API_HOST", raising=False)
 
     assert main(["sweep"]) == 1

@@ -1,4 +1,4 @@
-"""Tests of the check of a code base: what it finds, what it leaves alone, and how the command tells it."""
+"""Tests of the source check: what it finds, what it ignores, and how the command reports findings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SDK = "from google.appengine.ext import deferred\n"
 
 
 def found(source: str) -> list[tuple[int, str, str]]:
-    """Return line, severity and message of what is found."""
+    """Return line, severity and message of each finding."""
     return [(f.line, f.severity, f.message) for f in check_source(textwrap.dedent(source))]
 
 
@@ -56,7 +56,7 @@ def found(source: str) -> list[tuple[int, str, str]]:
     ],
 )
 def test_what_will_fail_is_found(source: str, message: str) -> None:
-    """Each mistake that can be seen in the source is an error, once."""
+    """Each mistake that is visible in the source is reported as one error."""
     (finding,) = found(OURS + source)
 
     assert finding[1] == "error"
@@ -84,12 +84,12 @@ def test_what_will_fail_is_found(source: str, message: str) -> None:
     ],
 )
 def test_what_may_be_right_is_left_alone(source: str) -> None:
-    """What works, and what the source alone can't tell, is not reported."""
+    """Correct code, and code that can't be judged from the source alone, is not reported."""
     assert found(OURS + source) == []
 
 
 def test_only_defer_is_looked_at() -> None:
-    """Another library's function of the same name isn't ours to judge."""
+    """Another library's function with the same name is ignored."""
     assert found("from twisted import defer\ndefer(lambda: 1)") == []
     assert found("d.defer(lambda: 1)") == []
 
@@ -108,12 +108,12 @@ def test_only_defer_is_looked_at() -> None:
     ],
 )
 def test_the_call_is_known_by_its_import(call: str) -> None:
-    """Ours, the SDK's and freshplanet's functions are known under whatever name they were imported."""
+    """The library's, the SDK's and freshplanet's functions are recognised under any imported name."""
     assert [severity for _, severity, _ in found(call)] == ["error"]
 
 
 def test_what_the_older_library_refuses_is_a_note() -> None:
-    """None for an option fails in the SDK's module and counts as not given in ours."""
+    """An option that is None is a note, because the SDK's module fails on it and the library ignores it."""
     ((line, severity, message),) = found(SDK + "deferred.defer(f, _url=None)")
 
     assert (line, severity) == (2, "note")
@@ -121,7 +121,7 @@ def test_what_the_older_library_refuses_is_a_note() -> None:
 
 
 def test_a_literal_that_does_not_fit_in_a_task_is_a_note() -> None:
-    """What has to travel through the datastore is told, with its size."""
+    """A literal that needs the datastore is a note with its size."""
     ((_, severity, message),) = found(f"{OURS}defer(f, ['{'x' * 60_000}', b'{'y' * 60_000}'])")
 
     assert severity == "note"
@@ -129,7 +129,7 @@ def test_a_literal_that_does_not_fit_in_a_task_is_a_note() -> None:
 
 
 def test_a_file_that_does_not_parse_is_a_finding() -> None:
-    """A syntax error is told with its line."""
+    """A syntax error is reported with its line."""
     ((line, severity, message),) = found("x = 1\ndef (:\n")
 
     assert (line, severity) == (2, "error")
@@ -137,7 +137,7 @@ def test_a_file_that_does_not_parse_is_a_finding() -> None:
 
 
 def test_the_command_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command goes through folders, tells file and line, and ends with 1 if there is an error."""
+    """The command searches folders, reports file and line, and exits with 1 if there is an error."""
     package = tmp_path / "app"
     package.mkdir()
     (package / "views.py").write_text(OURS + "defer(lambda: 1)\n")
@@ -153,7 +153,7 @@ def test_the_command_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_command_tells_machines_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --json the findings are a list, and a clean code base ends with 0."""
+    """With --json the findings are a list, and the command exits with 0 if there is no error."""
     good = tmp_path / "good.py"
     good.write_text(SDK + "deferred.defer(f, _queue=None)\n")
 
@@ -164,7 +164,7 @@ def test_the_command_tells_machines_in_json(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_path_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong path is an error on standard error, not a traceback."""
+    """A wrong path is reported on standard error, without a traceback."""
     assert main(["check", str(tmp_path / "nowhere")]) == 1
 
     assert "neither a file nor a folder" in capsys.readouterr().err

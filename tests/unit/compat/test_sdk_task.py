@@ -21,7 +21,7 @@ ETA = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.timezone.ut
 
 @dataclasses.dataclass(kw_only=True)
 class Added:
-    """A task as an engine returns it, with the attribute names of the SDK's."""
+    """A task as an engine returns it, with the SDK's attribute names."""
 
     name: str | None = "one"
     queue_name: str = "mail"
@@ -38,17 +38,17 @@ class Added:
 
 
 def convert(**values: Any) -> SdkTask:
-    """Return the SDK's task for one with these values."""
+    """Return the SDK's task for an added task with these values."""
     added: Any = Added(**values)
     return SdkTask(added)
 
 
 @pytest.mark.usefixtures("engine")
 class TestConversion:
-    """What the SDK's task says of a task that was added."""
+    """The attributes of the SDK's task for an added task."""
 
     def test_it_has_the_attributes_of_the_task(self) -> None:
-        """The result is the SDK's own type, and each property has the value of the task that was added."""
+        """The result has the SDK's own type, and its properties have the values of the added task."""
         options = taskqueue.TaskRetryOptions(task_retry_limit=3)
 
         task = convert(retry_options=options, dispatch_deadline_usec=60_000_000)
@@ -75,7 +75,7 @@ class TestConversion:
         assert (task.target, task.headers["host"]) == ("v1.background", "v1.background.app.example.com")
 
     def test_a_target_without_a_hostname(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where the app's hostname is not known, the task has its target and no host."""
+        """If the app's hostname is unknown, the task has its target and no host."""
         monkeypatch.delenv("DEFAULT_VERSION_HOSTNAME")
 
         task = convert(target="v1.background")
@@ -84,13 +84,13 @@ class TestConversion:
         assert "Host" not in task.headers
 
     def test_it_may_be_larger_than_the_sdk_allows(self) -> None:
-        """The engine has accepted the task, so that its size is not an error any more."""
+        """The task may exceed the SDK's size limit, because the engine has already accepted it."""
         task = convert(payload=b"x" * 200_000, size=200_300)
 
         assert (len(task.payload or b""), task.size) == (200_000, 200_300)
 
     def test_it_follows_the_task(self) -> None:
-        """Name and state are those of the moment: a batch adds its tasks later."""
+        """Name and state follow the original task, because a batch adds its tasks later."""
         added: Any = Added(name=None, was_enqueued=False)
         task = SdkTask(added)
         assert (task.name, task.was_enqueued) == (None, False)
@@ -100,13 +100,13 @@ class TestConversion:
         assert (task.name, task.was_enqueued) == ("two", True)
 
     def test_it_is_not_added_again(self) -> None:
-        """The SDK refuses to add the task once more."""
+        """The SDK refuses to add the task again."""
         with pytest.raises(taskqueue.BadTaskStateError):
             convert().add("mail")
 
 
 def test_defer_returns_the_sdks_task(queued: Queued) -> None:
-    """What the module's ``defer`` returns is a task of the SDK's, which the SDK can delete."""
+    """The module's ``defer`` returns an SDK task, which the SDK can delete."""
     task = deferred.defer(sample.note, 1, _queue="quick")
 
     assert isinstance(task, taskqueue.Task)

@@ -1,4 +1,4 @@
-"""Tests of hooks: who is told what, and what becomes of what they raise."""
+"""Tests of hooks: which ones are called, and how their exceptions are handled."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from deferred_middleware.config.hooks import Hooks
 
 
 class Listening:
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[object, ...]] = []
 
     def on_refused(self, *facts: object) -> None:
-        """Hear of a refusal."""
+        """Record a refusal."""
         self.heard.append(facts)
 
 
 class Failing:
-    """Can't bear to hear of a refusal."""
+    """Fails on each refusal."""
 
     def on_refused(self, *facts: object) -> None:
         """Fail."""
@@ -29,7 +29,7 @@ class Failing:
 
 
 def test_every_hook_that_has_the_method_is_told() -> None:
-    """Hooks are told the facts, and one without the event's method is passed over."""
+    """Each hook gets the event's arguments, and a hook without the event's method is skipped."""
     first, second = Listening(), Listening()
 
     Hooks([first, second]).fire("on_refused", "who", "why")
@@ -39,7 +39,7 @@ def test_every_hook_that_has_the_method_is_told() -> None:
 
 
 def test_a_hook_that_raises_is_logged_and_the_next_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """What a hook raises reaches the log, and nobody else."""
+    """If a hook raises, the exception is logged, and the next hook is still called."""
     second = Listening()
 
     with caplog.at_level(logging.ERROR):
@@ -50,6 +50,6 @@ def test_a_hook_that_raises_is_logged_and_the_next_is_told(caplog: pytest.LogCap
 
 
 def test_what_has_none_of_the_methods_is_no_hook() -> None:
-    """A thing that would never be told anything is refused at once."""
+    """An object with none of the hook methods is refused immediately."""
     with pytest.raises(TypeError, match="is not a hook"):
         Hooks([object()])

@@ -1,4 +1,4 @@
-"""Tests of the settings: where they come from, what they are checked for, and how they are installed."""
+"""Tests of the settings: their sources, their checks, and their installation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_nothing_set_gives_the_defaults() -> None:
     ],
 )
 def test_a_variable_sets_its_field(variable: str, text: str, field: str, value: object) -> None:
-    """Each variable, and the original module's names without the prefix, fill their field."""
+    """Each variable sets its field, also under the original module's name without the prefix."""
     assert getattr(Settings.from_environ({variable: text}), field) == value
 
 
@@ -84,7 +84,7 @@ def test_a_variable_sets_its_field(variable: str, text: str, field: str, value: 
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_it(variable: str, text: str) -> None:
-    """The error names the variable as it was set, its value, and what is accepted."""
+    """The error names the variable as it was set, its value, and the accepted values."""
     with pytest.raises(SettingsError) as caught:
         Settings.from_environ({variable: text})
 
@@ -95,14 +95,14 @@ def test_a_wrong_value_is_an_error_that_names_it(variable: str, text: str) -> No
 
 
 def test_the_canonical_name_wins() -> None:
-    """With both names set, the one with the prefix counts."""
+    """If both names are set, the one with the prefix takes precedence."""
     environ = {"DEFERRED_DEFAULT_QUEUES": "ours", "DEFAULT_QUEUES": "theirs"}
 
     assert Settings.from_environ(environ).default_queues == ("ours",)
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    """A variable that is empty counts as absent, and leaves its older name in force."""
+    """An empty variable counts as absent, so that its older name applies."""
     environ = {"DEFERRED_BACKGROUND_MODULE": " ", "BACKGROUND_MODULE": "old", "DEFERRED_LOG_LEVEL": ""}
 
     settings = Settings.from_environ(environ)
@@ -112,7 +112,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 
 def test_values_given_in_code_are_checked_alike() -> None:
-    """A queue's name that is no list is one queue, and a wrong value an error, not the default."""
+    """Settings given in code are checked, too: a string is one queue, and a wrong value raises an error."""
     assert Settings(default_queues="only").default_queues == ("only",)  # type: ignore[arg-type]
     assert Settings(default_queues=["a", "b"]).default_queues == ("a", "b")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="DEFERRED_DEFAULT_QUEUES"):
@@ -124,25 +124,25 @@ def test_values_given_in_code_are_checked_alike() -> None:
 
 
 def test_a_misspelt_variable_is_a_warning() -> None:
-    """A variable that is nearly one of ours is reported with the name that was meant."""
+    """A variable that resembles one of the library's causes a warning with the intended name."""
     with pytest.warns(DeferredWarning, match="DEFERRED_BACKGROUND_MODUL .*DEFERRED_BACKGROUND_MODULE"):
         Settings.from_environ({"DEFERRED_BACKGROUND_MODUL": "background"})
 
 
 def test_other_variables_are_left_alone() -> None:
-    """A variable of the older library or of somebody else is no warning."""
+    """A variable of the older library or of another program causes no warning."""
     environ = {"DEFERRED_USE_CROSS_COMPATIBLE_PICKLE_PROTOCOL": "1", "PATH": "/bin"}
 
     assert Settings.from_environ(environ) == Settings()
 
 
 def test_every_field_has_a_row() -> None:
-    """The table and the dataclass name the same settings."""
+    """The table and the dataclass have the same settings."""
     assert {row.field for row in TABLE} == set(Settings.__dataclass_fields__)
 
 
 def test_deployment_is_read_from_the_platforms_variables() -> None:
-    """Service and version are the platform's; empty ones are unknown."""
+    """Service and version come from the platform's variables; an empty variable means unknown."""
     environ = {"GAE_SERVICE": "worker", "GAE_VERSION": "v7"}
 
     assert Deployment.from_environ(environ) == Deployment(service="worker", version="v7")
@@ -150,7 +150,7 @@ def test_deployment_is_read_from_the_platforms_variables() -> None:
 
 
 def test_installed_settings_are_the_current_ones() -> None:
-    """What is installed is what the enqueue side reads."""
+    """Installed settings become the current ones."""
     settings = Settings(url_prefix="/elsewhere")
 
     install_settings(settings)
@@ -172,7 +172,7 @@ def import_with(**environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_wrong_value_stops_the_process_at_import() -> None:
-    """A wrong environment is an error when the app starts, not when the first call is deferred."""
+    """A wrong variable raises an error when the app starts, not at the first ``defer``."""
     result = import_with(DEFERRED_LOG_LEVEL="LOUD")
 
     assert result.returncode != 0
@@ -199,12 +199,12 @@ def test_settings_and_deployment_are_read_at_import() -> None:
     ],
 )
 def test_our_own_command_is_known(arguments: list[str], ours: bool) -> None:
-    """Only in the command's own processes does an error of the settings wait for the app that it concerns."""
+    """The library recognises its own command's processes; only there is a settings error delayed."""
     assert _is_our_command(arguments) is ours
 
 
 def test_in_our_command_the_error_waits_for_who_needs_the_settings() -> None:
-    """The command's process starts in spite of a wrong variable, and what needs the settings raises the error."""
+    """In the command's own process, a wrong variable doesn't prevent the start."""
     result = subprocess.run(
         [sys.executable, "-m", "deferred_middleware", "--version"],
         env={**os.environ, "DEFERRED_LOG_LEVEL": "LOUD"},
@@ -218,7 +218,7 @@ def test_in_our_command_the_error_waits_for_who_needs_the_settings() -> None:
 
 
 def test_an_error_that_waited_is_raised() -> None:
-    """Settings that could not be read are an error for whoever asks."""
+    """A delayed settings error is raised when the settings are read."""
     process._settings = SettingsError("DEFERRED_LOG_LEVEL", "LOUD", "a level")
 
     with pytest.raises(SettingsError, match="LOUD"):

@@ -1,4 +1,4 @@
-"""The hint in an error about an unknown name."""
+"""Tests of the suggestion in errors about unknown names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of what a running task knows about itself."""
+"""Tests of the context of a running task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.delivering import task_environ
 
 @contextlib.contextmanager
 def running(context: TaskContext) -> Iterator[None]:
-    """Make ``context`` that of the running task."""
+    """Make ``context`` the running task's context."""
     token = CURRENT_TASK.set(context)
     try:
         yield
@@ -37,7 +37,7 @@ def test_a_first_attempt_knows_its_headers() -> None:
 
 
 def test_a_retry_knows_what_went_before() -> None:
-    """A retry has the counts, the previous status and the reason."""
+    """A retry has the counts, the previous status and the retry reason."""
     environ = task_environ(
         b"",
         HTTP_X_APPENGINE_TASKRETRYCOUNT="3",
@@ -53,7 +53,7 @@ def test_a_retry_knows_what_went_before() -> None:
 
 @pytest.mark.parametrize(("retries", "last"), [("0", False), ("1", False), ("2", True), ("5", True)])
 def test_the_last_attempt_is_known_from_the_retry_limit(retries: str, last: bool) -> None:
-    """With a limit of two retries the third attempt is the last."""
+    """With a limit of two retries, the third attempt is the last."""
     environ = task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=retries, HTTP_X_DEFERRED_RETRY_LIMIT="2")
 
     assert TaskContext(environ).is_last_attempt is last
@@ -61,26 +61,26 @@ def test_the_last_attempt_is_known_from_the_retry_limit(retries: str, last: bool
 
 @pytest.mark.parametrize("text", ["", "soon", "1e999", "nan"])
 def test_nonsense_in_a_header_is_as_if_absent(text: str) -> None:
-    """A header that is no number is no error for the task."""
+    """A header that is not a number counts as absent."""
     environ = task_environ(b"", HTTP_X_APPENGINE_TASKETA=text, HTTP_X_APPENGINE_TASKRETRYCOUNT=text)
 
     assert (TaskContext(environ).eta, TaskContext(environ).retry_count) == (None, 0)
 
 
 def test_absent_headers_are_empty() -> None:
-    """Without any header a context is empty, not an error."""
+    """Without headers, a context is empty; it raises no error."""
     context = TaskContext({})
 
     assert (context.name, context.queue, context.retry_count, context.eta) == ("", "", 0, None)
 
 
 def test_there_is_no_task_outside_of_one() -> None:
-    """Outside of tasks there is no current one."""
+    """Outside a task there is no current task."""
     assert current_task() is None
 
 
 def test_a_nested_context_gives_way_to_the_outer_one() -> None:
-    """A task that runs another one inline has its own context back afterwards, also after an error."""
+    """After a task runs another task inline, it has its own context back, also after an error."""
     outer, inner = TaskContext({}, "outer"), TaskContext({}, "inner")
 
     with running(outer):
@@ -93,7 +93,7 @@ def test_a_nested_context_gives_way_to_the_outer_one() -> None:
 
 
 def test_a_thread_with_a_copied_context_sees_the_task() -> None:
-    """A thread sees the task if it is given the context, and none otherwise."""
+    """A thread with a copy of the context sees the task; any other thread doesn't."""
     seen: list[TaskContext | None] = []
     task = TaskContext({}, "task")
 
@@ -108,7 +108,7 @@ def test_a_thread_with_a_copied_context_sees_the_task() -> None:
 
 
 def test_the_request_is_a_webob_request() -> None:
-    """The request is made when it is asked for, once."""
+    """The request object is created once, on first access."""
     context = TaskContext(task_environ(b"", HTTP_X_CUSTOM="mine"))
 
     assert context.request.headers["X-Custom"] == "mine"

@@ -1,4 +1,4 @@
-"""Tests of logging the louder the more often a task was tried."""
+"""Tests of the log level that rises with the number of retries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.delivering import task_environ
     [(0, logging.INFO), (1, logging.WARNING), (2, logging.ERROR), (3, logging.CRITICAL), (40, logging.CRITICAL)],
 )
 def test_the_level_grows_with_the_retries(caplog: pytest.LogCaptureFixture, retries: int, level: int) -> None:
-    """First INFO, then WARNING, then ERROR, then CRITICAL."""
+    """The level rises with the retries: INFO, WARNING, ERROR, CRITICAL."""
     caplog.set_level(logging.DEBUG)
     token = CURRENT_TASK.set(TaskContext(task_environ(b"", HTTP_X_APPENGINE_TASKRETRYCOUNT=str(retries))))
     try:
@@ -29,7 +29,7 @@ def test_the_level_grows_with_the_retries(caplog: pytest.LogCaptureFixture, retr
 
 
 def test_outside_of_a_task_it_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Where nothing tries again, the failure is one at once."""
+    """Outside a task there are no retries, so a failure is logged as an ERROR."""
     log_as_retried(logging.getLogger("shop"), "no answer from %s", "host", exc_info=ValueError("x"))
 
     (record,) = caplog.records
@@ -38,7 +38,7 @@ def test_outside_of_a_task_it_is_an_error(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_the_record_names_the_callers_line(caplog: pytest.LogCaptureFixture) -> None:
-    """The record points at who called, not at us."""
+    """The record names the caller's line, not the library's."""
     log_as_retried("here")
 
     assert caplog.records[0].funcName == "test_the_record_names_the_callers_line"

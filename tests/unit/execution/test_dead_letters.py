@@ -1,4 +1,4 @@
-"""Tests of dead letters: the log's line, and running one again from it."""
+"""Tests of dead letters: the log line, and the replay from it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.support.delivering import request, task_environ
 
 
 def app(environ: Any, start_response: Any) -> list[bytes]:
-    """Answer whatever is no task."""
+    """Answer requests that are not tasks."""
     start_response("404 Not Found", [])
     return []
 
 
 def fails_unless_mended(value: object) -> None:
-    """Fail for good, until the test has mended what was wrong."""
+    """Fail permanently until the test notes "mended"."""
     sample.ran.append(value)
     if "mended" not in sample.ran:
         raise PermanentTaskFailure("broken")
@@ -40,26 +40,26 @@ def fails_unless_mended(value: object) -> None:
 
 @task(redact=("password",))
 def login(password: str) -> None:
-    """Fail with something that no log may show."""
+    """Fail with an argument that must not be logged."""
     raise PermanentTaskFailure("broken")
 
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of an app that signs them."""
-    install_settings(Settings(secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # a text will do
+    """The tasks of an app that signs its tasks."""
+    install_settings(Settings(secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # strings are accepted
     with capture_tasks(DeferredMiddleware(app)) as captured:
         yield captured
 
 
 def line_in(caplog: pytest.LogCaptureFixture) -> str:
-    """Return the log's line of a dead letter."""
+    """Return a dead letter's log line."""
     (line,) = (record.getMessage() for record in caplog.records if MARK in record.getMessage())
     return line
 
 
 def dead_letter(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, value: object = "x") -> str:
-    """Let a task fail for good, and return the log's line."""
+    """Make a task fail permanently, and return its log line."""
     caplog.clear()
     defer(fails_unless_mended, value, _queue="mail", _headers={"X-Tenant": "a"})
     tasks.run(raise_errors=False)
@@ -67,13 +67,13 @@ def dead_letter(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, value: o
 
 
 def changed(line: str, **parts: Any) -> str:
-    """Return a line with other parts."""
+    """Return the JSON of a log line with some parts replaced."""
     return json.dumps({**json.loads(line[line.index(MARK) + len(MARK) :]), **parts})
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_it_is_run_again_from_the_line(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, as_json: bool) -> None:
-    """The line, or the JSON in it, is all that is needed for a new task, which is signed anew and runs."""
+    """The log line, or its JSON alone, is enough to enqueue a new, newly signed task that runs."""
     line = dead_letter(tasks, caplog)
     sample.ran.append("mended")
 
@@ -92,7 +92,7 @@ def test_it_is_run_again_from_the_line(tasks: DeferredTasks, caplog: pytest.LogC
 def test_it_is_run_again_after_its_signature_has_expired(
     tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has the keys may run what has expired."""
+    """A dead letter with an expired signature can be replayed by an app that has the key."""
     import time
 
     line = dead_letter(tasks, caplog)
@@ -115,7 +115,7 @@ def test_it_is_run_again_after_its_signature_has_expired(
 def test_what_was_changed_is_not_run(
     tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, parts: dict[str, Any]
 ) -> None:
-    """A line of somebody else's making is refused, and nothing is enqueued."""
+    """A changed log line is rejected, and nothing is enqueued."""
     line = dead_letter(tasks, caplog)
 
     with pytest.raises(ReplayError, match="can't be verified"):
@@ -124,7 +124,7 @@ def test_what_was_changed_is_not_run(
 
 
 def test_who_reads_the_log_cannot_post_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """The line has neither the task's signature nor one that the handler takes, whatever else of it is sent."""
+    """The log line contains neither the task's signature nor another one that the handler accepts."""
     line = dead_letter(tasks, caplog)
     (enqueued,) = tasks.enqueued
     kept = json.loads(line[line.index(MARK) + len(MARK) :])
@@ -149,7 +149,7 @@ def test_who_reads_the_log_cannot_post_it(tasks: DeferredTasks, caplog: pytest.L
 
 
 def test_another_apps_keys_do_not_run_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the key that signed it nothing is run again; without any, the error says what to set."""
+    """Without the key that signed the line, replay fails; without any key, the error says what to set."""
     line = dead_letter(tasks, caplog)
     install_settings(dataclasses.replace(current_settings(), secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type]
     with pytest.raises(ReplayError, match="an unknown key"):
@@ -162,14 +162,14 @@ def test_another_apps_keys_do_not_run_it(tasks: DeferredTasks, caplog: pytest.Lo
 
 @pytest.mark.parametrize("line", ["", "no JSON", "{}", '{"path": 1}', f"{MARK}[]", '{"body": "!"}'])
 def test_what_is_no_dead_letter_is_told(line: str) -> None:
-    """Any other text is an error with a sentence."""
+    """Text that is not a dead letter raises an error with a one-sentence message."""
     with pytest.raises(ReplayError, match="is not a dead letter"):
         replay(line)
 
 
 @pytest.mark.parametrize("how", ["setting", "redact"])
 def test_what_must_not_be_logged_is_not(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    """Where arguments are kept out of the log, so is the payload that holds them; the log says so."""
+    """If a function's arguments are redacted, the payload is not logged either, and the log says so."""
     if how == "setting":
         install_settings(dataclasses.replace(current_settings(), log_arguments="names"))
         tasks.app = DeferredMiddleware(app)
@@ -188,7 +188,7 @@ def test_what_must_not_be_logged_is_not(tasks: DeferredTasks, caplog: pytest.Log
 def test_the_payload_of_a_call_that_is_not_here_is_logged_unless_it_is_redacted(
     tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, redacted: bool
 ) -> None:
-    """A version that lacks the function knows from the task that its arguments are no log's."""
+    """A version without the function learns from the task's headers that the arguments must not be logged."""
     if redacted:
         login.options(retry_options={"task_retry_limit": 0}).defer("secret-word")
     else:
@@ -203,7 +203,7 @@ def test_the_payload_of_a_call_that_is_not_here_is_logged_unless_it_is_redacted(
 
 
 def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """Retry options, dispatch deadline and headers are the old task's; its credentials are in no log."""
+    """The new task has the old task's retry options, dispatch deadline and headers; credentials are never logged."""
     defer(
         fails_unless_mended,
         "x",
@@ -228,7 +228,7 @@ def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, capl
 def test_a_header_that_the_task_did_not_have_is_left_out(
     tasks: DeferredTasks, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who can write the log can't add a header that, like Host, leads the task elsewhere."""
+    """A header added to the log line, such as Host, is not sent, so it can't redirect the task."""
     line = dead_letter(tasks, caplog)
     headers = json.loads(line[line.index(MARK) + len(MARK) :])["headers"]
 
@@ -250,7 +250,7 @@ def test_it_runs_again_in_its_service(
     service: str,
     target: str,
 ) -> None:
-    """It goes to the version that replays it; where there is none, to the service's default version."""
+    """The new task targets the version that replays it; if that is unknown, the service's default version."""
     line = changed(dead_letter(tasks, caplog), service=service)
     deployment = dataclasses.replace(current_deployment(), version=version)
     monkeypatch.setattr(process, "_deployment", deployment)
@@ -260,7 +260,7 @@ def test_it_runs_again_in_its_service(
 
 
 def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no key the line promises no replay; once there is one, an unsigned task's line is signed."""
+    """Without a key, the line says that it can't be replayed; with a key, also an unsigned task's line is signed."""
     deployment = dataclasses.replace(current_deployment(), environment="standard")
     monkeypatch.setattr(process, "_deployment", deployment)
     with capture_tasks() as tasks:
@@ -289,7 +289,7 @@ def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatc
 def test_how_much_of_the_arguments_is_logged(
     tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, shown: Any, told: str
 ) -> None:
-    """DEFERRED_LOG_ARGUMENTS says what a failure's record shows."""
+    """DEFERRED_LOG_ARGUMENTS controls how much a failure's log record shows of the arguments."""
     install_settings(dataclasses.replace(current_settings(), log_arguments=shown))
     tasks.app = DeferredMiddleware(app)
     defer(fails_unless_mended, "word")
@@ -300,7 +300,7 @@ def test_how_much_of_the_arguments_is_logged(
 
 
 def test_headers_are_at_debug_and_secrets_nowhere(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """The headers of a task are logged at DEBUG, without the signature."""
+    """A task's headers are logged at DEBUG, without the signature."""
     caplog.set_level(logging.DEBUG)
     defer(sample.note, _headers={"X-Tenant": "a", "Cookie": "secret-cookie"})
     tasks.run()
@@ -319,7 +319,7 @@ def test_the_command_runs_lines(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command takes a file of log lines, tells what became of each, and ends with 1 if one failed."""
+    """The command replays the lines of a log file, reports each result, and exits with 1 if one failed."""
     monkeypatch.delitem(os.environ, "API_HOST", raising=False)
     good = dead_letter(tasks, caplog)
     path = tmp_path / "log"
@@ -334,7 +334,7 @@ def test_the_command_runs_lines(
 
 
 def test_the_command_says_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing file, or one without dead letters, is one sentence."""
+    """A missing file, or a file without dead letters, is reported in one sentence."""
     (tmp_path / "empty").write_text("nothing\n")
 
     assert main(["replay", str(tmp_path / "nowhere")]) == 1

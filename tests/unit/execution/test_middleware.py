@@ -1,4 +1,4 @@
-"""Tests of the middleware: the pass-through path, and the table of statuses."""
+"""Tests of the middleware: requests that pass through, and the statuses of tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def deliver(func: Any, *args: Any, settings: Settings | None = None, **environ: 
 
 
 class Recorder:
-    """A WSGI app that remembers what it was called with."""
+    """A WSGI app that records its arguments."""
 
     def __init__(self) -> None:
         self.called_with: tuple[Any, Any] | None = None
@@ -57,7 +57,7 @@ class Recorder:
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 def test_other_requests_pass_untouched(path: str | None, method: str) -> None:
-    """The wrapped app gets the same environ and start_response, and its iterable comes back as it is."""
+    """The wrapped app gets the same environ and start_response, and the server gets the app's own iterable."""
     recorder = Recorder()
     environ = task_environ(b"", PATH_INFO=path, REQUEST_METHOD=method)
     before = dict(environ)
@@ -75,7 +75,7 @@ def test_other_requests_pass_untouched(path: str | None, method: str) -> None:
 
 
 def test_an_error_of_the_app_passes_through() -> None:
-    """An exception of the wrapped app is not ours to catch."""
+    """The middleware doesn't catch exceptions of the wrapped app."""
 
     def broken(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         raise ZeroDivisionError
@@ -85,13 +85,13 @@ def test_an_error_of_the_app_passes_through() -> None:
 
 
 def test_what_is_no_app_is_refused() -> None:
-    """Something that can't be called is an error when it is wrapped, not on the first request."""
+    """A wrapped object that is not callable raises an error at construction, not at the first request."""
     with pytest.raises(TypeError, match="wraps a WSGI app, not 'main:app'"):
         DeferredMiddleware("main:app")  # type: ignore[arg-type]
 
 
 def test_a_task_that_returns_is_done() -> None:
-    """200 for a call that ran."""
+    """The status is 200 if the call returns."""
     response = deliver(sample.pair, 1, 2)
 
     assert (response.status, response.body) == (200, b"done\n")
@@ -100,7 +100,7 @@ def test_a_task_that_returns_is_done() -> None:
 
 
 def test_what_the_task_returns_stays_inside() -> None:
-    """A call's value is not sent to whoever asks."""
+    """The call's return value is not in the response."""
     assert deliver(sample.coroutine, 1).body == b"done\n"
 
 
@@ -121,7 +121,7 @@ def test_what_the_task_returns_stays_inside() -> None:
 def test_the_status_says_how_a_task_failed(
     error: type[BaseException], args: tuple[Any, ...], status: int, outcome: str | None
 ) -> None:
-    """The table of statuses: only what must not be tried again is a 2xx, and it says so."""
+    """Each kind of failure has its status; only failures that are not retried get a 2xx and an outcome header."""
     response = deliver(sample.raises_new, error, *args)
 
     assert response.status == status
@@ -129,13 +129,13 @@ def test_the_status_says_how_a_task_failed(
 
 
 def test_an_interrupt_is_the_developers() -> None:
-    """Ctrl-C at the terminal is no failure of the task."""
+    """KeyboardInterrupt propagates; it is not a failure of the task."""
     with pytest.raises(KeyboardInterrupt):
         deliver(sample.raises_new, KeyboardInterrupt)
 
 
 def test_a_failure_tells_the_client_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The traceback is for the log, not for the response."""
+    """The traceback is logged, and is not in the response."""
     response = deliver(sample.raises_new, ValueError, "secret")
 
     assert response.body == b"failed\n"
@@ -155,7 +155,7 @@ def test_a_failure_tells_the_client_nothing(caplog: pytest.LogCaptureFixture) ->
     ],
 )
 def test_what_cannot_be_read_is_retried(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """A payload that this version can't turn into a call is never a success: a newer version may know it."""
+    """A payload that this version can't decode is never acknowledged, because a newer version may decode it."""
     response = request(DeferredMiddleware(app), task_environ(body))
 
     assert response.status == 500
@@ -172,14 +172,14 @@ def test_a_hidden_generator_is_no_success() -> None:
 
 
 def test_async_functions_run() -> None:
-    """An async function is run to its end before the task is acknowledged."""
+    """An async function runs to its end before the task is acknowledged."""
     assert deliver(sample.coroutine, 7).status == 200
     assert sample.ran == [("awaited", 7)]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_tasks_are_posted(method: str) -> None:
-    """Any other method is 405 and says what is allowed, and start_response is called."""
+    """A method other than POST gets status 405 with an Allow header."""
     response = request(DeferredMiddleware(app), task_environ(b"", REQUEST_METHOD=method))
 
     assert (response.status, response.headers["allow"]) == (405, "POST")
@@ -188,7 +188,7 @@ def test_tasks_are_posted(method: str) -> None:
 
 @pytest.mark.parametrize("missing", ["HTTP_X_APPENGINE_TASKNAME", "HTTP_X_APPENGINE_QUEUENAME"])
 def test_strangers_are_refused(missing: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A request that is not the queue's is 403 without details, a warning, and nothing is unpickled."""
+    """A request that is not from the queue gets 403 without details, logs a warning, and nothing is unpickled."""
     body = pickle.dumps((sample.note, ("evil",), {}))
 
     response = request(DeferredMiddleware(app), task_environ(body, **{missing: None}))
@@ -201,14 +201,14 @@ def test_strangers_are_refused(missing: str, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_payload_is_not_loaded_for_a_stranger() -> None:
-    """Unpickling is what must not happen: it would run code of the stranger's before any call."""
+    """An untrusted payload is not unpickled, because unpickling alone can run a stranger's code."""
     body = pickle.dumps((sample.note, (sample.BadLoader(AssertionError("unpickled")),), {}))
 
     assert request(DeferredMiddleware(app), task_environ(body, HTTP_X_APPENGINE_TASKNAME=None)).status == 403
 
 
 def test_too_large_a_body_is_refused_unread() -> None:
-    """A body over the limit is 413, and not a byte of it is read."""
+    """A body over the limit gets 413, and none of it is read."""
 
     class Unreadable(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -220,7 +220,7 @@ def test_too_large_a_body_is_refused_unread() -> None:
 
 
 def test_a_chunked_body_is_read_to_its_end() -> None:
-    """Without a length a body is read as far as the server says it goes, within the limit."""
+    """A body without a length is read to the end that the server signals, within the limit."""
     body = payload.dumps(call(sample.note, "chunked"), 5)
     ended: dict[str, Any] = {"CONTENT_LENGTH": None, "wsgi.input_terminated": True}
     small = DeferredMiddleware(app, settings=Settings(max_payload_bytes=len(body)))
@@ -232,14 +232,14 @@ def test_a_chunked_body_is_read_to_its_end() -> None:
 
 @pytest.mark.parametrize("length", ["", None])
 def test_a_missing_length_loses_nothing(length: str | None) -> None:
-    """A body whose length nobody knows can't be read, and is no success."""
+    """A body of unknown length can't be read, and the task is not acknowledged."""
     body = payload.dumps(call(sample.note), 5)
 
     assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=length)).status == 411
 
 
 def test_a_body_that_is_cut_off_is_retried() -> None:
-    """Fewer bytes than announced are no payload."""
+    """A body that is shorter than announced is retried."""
     body = payload.dumps(call(sample.note), 5)
 
     assert request(DeferredMiddleware(app), task_environ(body, CONTENT_LENGTH=str(len(body) + 1))).status == 400
@@ -250,18 +250,18 @@ def test_a_body_that_is_cut_off_is_retried() -> None:
     ("length", "status"), [("-1", "400"), ("abc", "400"), ("1.5", "400"), ("٣", "400"), ("9" * 5000, "413")]
 )
 def test_a_length_that_is_no_number_is_refused(length: str, status: str) -> None:
-    """A malformed Content-Length is the client's error, and nothing is read without a bound."""
+    """A malformed Content-Length is a client error, and nothing is read."""
     environ = task_environ(b"x" * 10, CONTENT_LENGTH=length)
     responses: list[str] = []
 
-    # Without wsgiref's validator, which does not survive such lengths itself.
+    # Without wsgiref's validator, which fails on such lengths.
     b"".join(DeferredMiddleware(app)(environ, lambda status, headers, exc=None: responses.append(status)))  # type: ignore[arg-type]
 
     assert responses[0][:3] == status
 
 
 def test_a_connection_that_breaks_off_is_retried() -> None:
-    """An error of the connection in the middle of the body is no success, and no exception for the server."""
+    """A connection error during the body makes the task retry, and raises no exception to the server."""
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -273,7 +273,7 @@ def test_a_connection_that_breaks_off_is_retried() -> None:
 
 
 def test_a_body_that_comes_in_pieces_is_put_together() -> None:
-    """A server's input may give less than asked for at a time."""
+    """A server's input may return fewer bytes than requested."""
 
     class Dripping(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -286,7 +286,7 @@ def test_a_body_that_comes_in_pieces_is_put_together() -> None:
 
 
 def test_the_url_must_name_the_call(caplog: pytest.LogCaptureFixture) -> None:
-    """A payload under another call's URL is not run, so that logs and dashboards can be believed."""
+    """A payload is not run under another call's URL, so that URLs in logs and dashboards are reliable."""
     body = payload.dumps(call(sample.note), 5)
 
     for path in (
@@ -302,7 +302,7 @@ def test_the_url_must_name_the_call(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_renamed_function_still_runs_under_its_old_url() -> None:
-    """A task in flight across a rename that left an alias behind is not lost."""
+    """After a rename that keeps an alias, a task in flight under the old name still runs."""
     body = payload.dumps(call(sample.note), 5)
 
     assert (
@@ -312,7 +312,7 @@ def test_a_renamed_function_still_runs_under_its_old_url() -> None:
 
 
 def test_nothing_is_imported_because_a_url_says_so() -> None:
-    """The URL's module is never imported, whatever it is."""
+    """A module is never imported because a URL names it."""
     assert "this" not in sys.modules
     body = payload.dumps(call(sample.note), 5)
 
@@ -322,7 +322,7 @@ def test_nothing_is_imported_because_a_url_says_so() -> None:
 
 
 def test_names_beyond_ascii_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A callable with a name in any script has a URL, and runs from it."""
+    """A callable with a non-ASCII name has a URL, and runs from it."""
 
     def größe() -> None:
         sample.ran.append("größe")
@@ -335,7 +335,7 @@ def test_names_beyond_ascii_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_task_knows_itself() -> None:
-    """While a call runs, the current task has its context; afterwards there is none."""
+    """During a call, the current task has the call's context; afterwards there is no current task."""
     seen: list[Any] = []
 
     def look() -> None:
@@ -355,7 +355,7 @@ def test_the_task_knows_itself() -> None:
 
 @pytest.mark.parametrize("loop_runs", [False, True])
 def test_an_asynchronous_task_knows_itself(loop_runs: bool) -> None:
-    """In its coroutine, in what that starts, and in the pool's threads, the current task is the one that runs."""
+    """The current task is the same in a task's coroutine, in asyncio tasks that it starts, and in pool threads."""
 
     async def server() -> None:
         assert deliver(sample.notes_its_task, "first", HTTP_X_APPENGINE_TASKNAME="one").status == 200
@@ -370,7 +370,7 @@ def test_an_asynchronous_task_knows_itself(loop_runs: bool) -> None:
 
 
 def test_a_task_that_runs_another_inline_has_its_own_context_again() -> None:
-    """Within the inner task the context is the inner one's; after it the outer one's."""
+    """An inner task sees its own context; after it, the outer task sees its own again."""
     seen: list[str] = []
 
     def outer() -> None:
@@ -397,7 +397,7 @@ def test_a_task_that_runs_another_inline_has_its_own_context_again() -> None:
 
 
 def test_given_settings_hold_for_both_sides(queued: Queued) -> None:
-    """Settings given to the middleware are the process's: what is deferred goes where it waits."""
+    """Settings given to the middleware also apply to ``defer``, so that tasks go where the middleware expects them."""
     settings = Settings(url_prefix="/tasks")
     middleware = DeferredMiddleware(app, settings=settings)
 
@@ -409,7 +409,7 @@ def test_given_settings_hold_for_both_sides(queued: Queued) -> None:
 
 
 def test_a_warm_up_module_that_is_not_there_stops_the_start() -> None:
-    """A misspelt warm-up module is an error at startup, not a dropped task."""
+    """A misspelt warm-up module raises an error at startup, before any task is lost."""
     with pytest.raises(SettingsError, match="DEFERRED_WARMUP_MODULE='no_such_module'"):
         DeferredMiddleware(app, settings=Settings(warmup_module="no_such_module"))
     with pytest.raises(SettingsError, match=r"DEFERRED_WARMUP_MODULE='no_such_package\.module'"):
@@ -417,7 +417,7 @@ def test_a_warm_up_module_that_is_not_there_stops_the_start() -> None:
 
 
 def test_passing_on_needs_no_sdk() -> None:
-    """Importing the package and passing requests on imports neither the SDK nor asyncio."""
+    """Importing the package and passing requests through imports neither the SDK nor asyncio."""
     program = (
         "import sys, webob; from deferred_middleware import DeferredMiddleware; "
         "DeferredMiddleware(lambda e, s: [])({'PATH_INFO': '/'}, None); "

@@ -1,4 +1,4 @@
-"""Tests of App Engine's warm-up request, which the middleware answers if the app doesn't."""
+"""Tests of App Engine's warm-up request. The middleware answers it if the app doesn't."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.delivering import request, task_environ
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Return a function that makes a module to warm up with, and returns its name."""
+    """Return a function that creates a warm-up module, and returns its name."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(source: str) -> str:
@@ -27,7 +27,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
 
 
 def app_answering(status: str) -> Callable[..., Iterable[bytes]]:
-    """Return an app that answers everything alike."""
+    """Return an app that gives the same answer to every request."""
 
     def app(environ: Any, start_response: Any) -> Iterable[bytes]:
         body = b"from the app"
@@ -50,7 +50,7 @@ def warm_up(middleware: DeferredMiddleware) -> tuple[int, bytes]:
 def test_the_module_is_imported_and_the_app_asked(
     module: Callable[[str], str], status: str, expected: tuple[int, bytes]
 ) -> None:
-    """The warm-up module is imported; the app's answer stands, unless it knows nothing of warm-ups."""
+    """The warm-up module is imported. The app's answer is used, unless the app has no warm-up page."""
     name = module("x = 1")
 
     answer = warm_up(DeferredMiddleware(app_answering(status), settings=Settings(warmup_module=name)))
@@ -60,12 +60,12 @@ def test_the_module_is_imported_and_the_app_asked(
 
 
 def test_without_a_module_it_is_the_apps_request() -> None:
-    """Where nothing is to be warmed up, the request is like any other."""
+    """Without a warm-up module, the request goes to the app like any other."""
     assert warm_up(DeferredMiddleware(app_answering("404 Not Found"))) == (404, b"from the app")
 
 
 def test_a_failed_import_is_logged(module: Callable[[str], str], caplog: pytest.LogCaptureFixture) -> None:
-    """A module that fails is an ERROR in the log, with its traceback; the first task tries again."""
+    """If the module's import fails, an ERROR with the traceback is logged, and the first task tries again."""
     name = module("raise RuntimeError('not now')")
 
     assert warm_up(DeferredMiddleware(app_answering("404 Not Found"), settings=Settings(warmup_module=name)))[0] == 200

@@ -1,4 +1,4 @@
-"""Tests of outcomes: what becomes of a task, and what hooks are told, for each way in which an attempt can end."""
+"""Tests of outcomes: for each way that an attempt can end, what happens to the task and which hooks are called."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Writes down what hooks are told."""
+    """Records the hook calls."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, Any]] = []
         self.current: list[TaskContext | None] = []
 
     def before_task(self, context: TaskContext) -> None:
-        """Hear that a call is about to run."""
+        """Record that a call is about to run."""
         assert context.call is not None
         self._hear("before_task", context)
 
     def after_task(self, context: TaskContext, outcome: Outcome) -> None:
-        """Hear how it ended."""
+        """Record the outcome."""
         self._hear("after_task", (context, outcome))
 
     def on_failure(self, failure: Failure) -> None:
-        """Hear of a failure."""
+        """Record a failure."""
         self._hear("on_failure", failure)
 
     def on_dead_letter(self, letter: DeadLetter) -> None:
-        """Hear of a dead letter."""
+        """Record a dead letter."""
         self._hear("on_dead_letter", letter)
 
     def on_refused(self, refused: RefusedRequest) -> None:
-        """Hear of a refusal."""
+        """Record a refusal."""
         self._hear("on_refused", refused)
 
     def on_enqueue(self, enqueued: Enqueued) -> None:
-        """Hear of an enqueued call."""
+        """Record an enqueued call."""
         self._hear("on_enqueue", enqueued)
 
     def _hear(self, event: str, facts: Any) -> None:
@@ -66,11 +66,11 @@ class Listener:
         self.current.append(current_task())
 
     def events(self) -> list[str]:
-        """Return what happened, in order."""
+        """Return the names of the called hooks, in order."""
         return [event for event, _ in self.heard]
 
     def told(self, event: str) -> Any:
-        """Return what the hook was told of the only such event."""
+        """Return the argument of the only call of the hook ``event``."""
         (facts,) = (facts for name, facts in self.heard if name == event)
         return facts
 
@@ -129,7 +129,7 @@ def test_what_a_call_raises_decides(
     outcome: Outcome | None,
     events: list[str],
 ) -> None:
-    """Status, outcome header and hooks follow from what was raised and from which attempt it is."""
+    """The exception and the attempt's number determine the status, the outcome header and the hook calls."""
     response = deliver(listener, sample.raises_new, error, **environ)
 
     assert (response.status, response.headers.get("x-deferred-outcome")) == (status, header)
@@ -141,7 +141,7 @@ def test_what_a_call_raises_decides(
 
 
 def test_a_call_that_returns_is_done(listener: Listener) -> None:
-    """A success is told twice: before and after."""
+    """A successful call triggers two hooks: before_task and after_task."""
     assert deliver(listener, sample.note, 1).status == 200
 
     assert listener.events() == ["before_task", "after_task"]
@@ -153,7 +153,7 @@ def test_a_call_that_returns_is_done(listener: Listener) -> None:
 
 
 def test_a_failure_has_its_facts(listener: Listener) -> None:
-    """What on_failure is told: context, call, error and outcome."""
+    """on_failure gets the context, the call, the exception and the outcome."""
     deliver(listener, sample.raises_new, ValueError, "broken")
 
     failure = listener.told("on_failure")
@@ -164,7 +164,7 @@ def test_a_failure_has_its_facts(listener: Listener) -> None:
 
 
 def test_a_dead_letter_has_its_facts(listener: Listener) -> None:
-    """What on_dead_letter is told: call, context, exception, and the body to run it again."""
+    """on_dead_letter gets the call, the context, the exception, and the body to run it again."""
     deliver(listener, sample.raises_new, PermanentTaskFailure, "gone")
 
     letter = listener.told("on_dead_letter")
@@ -175,7 +175,7 @@ def test_a_dead_letter_has_its_facts(listener: Listener) -> None:
 
 
 def test_an_unreadable_task_is_retried_whatever_the_cap(listener: Listener) -> None:
-    """A callable that isn't there is never given up by us, because a newer version may have it."""
+    """A task whose callable is missing is always retried, because a newer version may have the callable."""
     body = payload.dumps(call(sample.note), 5).replace(b"note", b"nope")
 
     response = deliver(listener, sample.note, body=body, **CAPPED)
@@ -188,14 +188,14 @@ def test_an_unreadable_task_is_retried_whatever_the_cap(listener: Listener) -> N
 
 
 def test_an_unreadable_task_whose_retries_end_is_a_dead_letter(listener: Listener) -> None:
-    """If its own retry options end its attempts, somebody is told, with the body."""
+    """If an unreadable task's own retry options end its attempts, on_dead_letter is called with the body."""
     deliver(listener, sample.note, body=b"nonsense", **LAST)
 
     assert listener.told("on_dead_letter").body == b"nonsense"
 
 
 def test_a_refusal_is_told(listener: Listener) -> None:
-    """A request that is not the queue's is told with its reason, and runs nothing."""
+    """If a request is not from the queue, on_refused is called with the reason, and nothing runs."""
     assert deliver(listener, sample.note, HTTP_X_APPENGINE_TASKNAME=None).status == 403
 
     refusal = listener.told("on_refused")
@@ -204,7 +204,7 @@ def test_a_refusal_is_told(listener: Listener) -> None:
 
 
 def test_refusals_are_counted(listener: Listener) -> None:
-    """The hooks hear how many requests were refused by the middleware so far."""
+    """Each refusal has the number of requests that the middleware has refused so far."""
     app = DeferredMiddleware(nowhere, hooks=[listener])
     for _ in range(3):
         assert request(app, task_environ(b"", HTTP_X_APPENGINE_QUEUENAME="")).status == 403
@@ -213,7 +213,7 @@ def test_refusals_are_counted(listener: Listener) -> None:
 
 
 def test_an_enqueue_is_told(listener: Listener, queued: Queued) -> None:
-    """What is enqueued anywhere in the process is told to the middleware's hooks."""
+    """The middleware's hooks are called for every enqueue in the process."""
     DeferredMiddleware(nowhere, hooks=[listener])
 
     task = defer(sample.note, 1, _queue="quick")
@@ -224,7 +224,7 @@ def test_an_enqueue_is_told(listener: Listener, queued: Queued) -> None:
 
 
 def test_a_hook_changes_no_outcome(caplog: pytest.LogCaptureFixture, queued: Queued) -> None:
-    """Hooks that raise, whatever it is, are logged, and the task ends as it would without."""
+    """If a hook raises, the exception is logged, and the task's outcome stays the same."""
 
     class Failing:
         def __getattr__(self, name: str) -> Any:
@@ -250,7 +250,7 @@ def test_a_hook_changes_no_outcome(caplog: pytest.LogCaptureFixture, queued: Que
 
 
 def test_retry_later_enqueues_the_same_call_again(listener: Listener, queued: Queued) -> None:
-    """RetryLater is acknowledged, and the call is in the queue with its arguments as they came and its attempts."""
+    """RetryLater is acknowledged, and the call is enqueued again with its original arguments and its attempt count."""
     response = deliver(
         listener,
         sample.changes_then_postpones,
@@ -269,7 +269,7 @@ def test_retry_later_enqueues_the_same_call_again(listener: Listener, queued: Qu
 
 
 def test_retry_later_is_named_by_the_task(queued: Queued) -> None:
-    """A task that is delivered twice is enqueued again once, and both deliveries are acknowledged."""
+    """A postponed task that is delivered twice is enqueued again once, and both deliveries are acknowledged."""
     for _ in range(2):
         assert deliver(Listener(), sample.raises, RetryLater(60)).status == 200
     assert len(queued.tasks()) == 1
@@ -279,7 +279,7 @@ def test_retry_later_is_named_by_the_task(queued: Queued) -> None:
 
 
 def test_a_name_that_comes_again_is_another_task(queued: Queued) -> None:
-    """Two tasks of the same name at different times are told apart."""
+    """Two tasks with the same name and different enqueue times are different tasks."""
     for when in ("1.5", "2.5"):
         deliver(Listener(), sample.raises, RetryLater(60), HTTP_X_DEFERRED_ENQUEUED=when)
 
@@ -287,7 +287,7 @@ def test_a_name_that_comes_again_is_another_task(queued: Queued) -> None:
 
 
 def test_without_the_enqueue_the_attempt_has_failed(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the call can't be enqueued again the queue keeps the task: 500, and the reason is logged."""
+    """If the call can't be enqueued again, the status is 500, so that the queue retries, and the reason is logged."""
     assert deliver(listener, sample.raises, RetryLater(60)).status == 500
 
     assert listener.told("after_task")[1] is Outcome.FAILED
@@ -310,7 +310,7 @@ def test_without_the_enqueue_the_attempt_has_failed(listener: Listener, caplog: 
 def test_retry_later_has_a_cap(
     listener: Listener, queued: Queued, cap: int | None, of_function: str | None, attempts: str, status: str
 ) -> None:
-    """The cap is RetryLater's or the function's, whichever is less, or 100; then the task is a dead letter."""
+    """The cap is the lower of RetryLater's and the function's, or 100; beyond it the task is a dead letter."""
     response = deliver(
         listener,
         sample.raises,

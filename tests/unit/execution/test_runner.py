@@ -1,4 +1,4 @@
-"""Tests of running a task: the warm-up, and what is logged."""
+"""Tests of running a task: the warm-up and the log records."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def run(
     ],
 )
 def test_an_exception_is_an_outcome(kind: type[BaseException], outcome: Outcome) -> None:
-    """What the call raises says how the attempt ended."""
+    """The exception that the call raises determines the outcome."""
     assert run(sample.raises_new, kind) is outcome
 
 
 def test_subclasses_of_the_sdks_exceptions_count_as_them() -> None:
-    """Code that raises its own kind of permanent failure is understood."""
+    """A subclass of an SDK exception counts as that exception."""
 
     class Gone(deferred.PermanentTaskFailure):  # type: ignore[misc]
         pass
@@ -62,7 +62,7 @@ def test_subclasses_of_the_sdks_exceptions_count_as_them() -> None:
 
 
 def test_success_is_one_quiet_line(caplog: pytest.LogCaptureFixture) -> None:
-    """One line at DEBUG, with function, queue, task, attempt and milliseconds, and no header."""
+    """A success logs one line at DEBUG with function, queue, task, attempt and milliseconds, and no header."""
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.note, HTTP_X_APPENGINE_TASKRETRYCOUNT="1", HTTP_X_APPENGINE_API_TICKET="ticket")
 
@@ -75,7 +75,7 @@ def test_success_is_one_quiet_line(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_level_of_success_is_a_setting(caplog: pytest.LogCaptureFixture) -> None:
-    """DEFERRED_LOG_LEVEL decides."""
+    """DEFERRED_LOG_LEVEL sets the level of the success line."""
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.note, settings=Settings(log_level=logging.INFO))
 
@@ -90,7 +90,7 @@ def failure(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
 
 
 def test_a_failure_is_one_loud_record(caplog: pytest.LogCaptureFixture) -> None:
-    """An error has one record at ERROR, with the traceback and the call."""
+    """A failure logs one record at ERROR with the traceback and the call."""
     run(sample.raises_new, ValueError, "broken")
 
     record = failure(caplog)
@@ -110,7 +110,7 @@ def test_a_failure_is_one_loud_record(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_failure_that_is_retried_may_be_quieter(
     caplog: pytest.LogCaptureFixture, retries: str, limit: str | None, level: int
 ) -> None:
-    """DEFERRED_RETRY_LOG_LEVEL holds while the task is tried again; the last attempt is an ERROR."""
+    """DEFERRED_RETRY_LOG_LEVEL applies while the task is retried; the last attempt logs an ERROR."""
     run(
         sample.raises_new,
         ValueError,
@@ -123,7 +123,7 @@ def test_a_failure_that_is_retried_may_be_quieter(
 
 
 def test_a_permanent_failure_is_always_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """A task that is dropped is loud, whatever the level for retries."""
+    """A permanent failure logs an ERROR, whatever the level for retries."""
     run(sample.raises_new, deferred.PermanentTaskFailure, settings=Settings(retry_log_level=logging.DEBUG))
 
     record = failure(caplog)
@@ -132,7 +132,7 @@ def test_a_permanent_failure_is_always_an_error(caplog: pytest.LogCaptureFixture
 
 
 def test_a_quiet_retry_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """SingularTaskFailure asks for another attempt and is not reported as an error."""
+    """SingularTaskFailure makes the task retry and is not logged as an error."""
     with caplog.at_level(logging.DEBUG, "deferred_middleware"):
         run(sample.raises_new, deferred.SingularTaskFailure, "not yet")
 
@@ -142,7 +142,7 @@ def test_a_quiet_retry_is_quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_type_error_in_the_function_is_told_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """A TypeError raised inside the function is its failure, with its own traceback."""
+    """A TypeError raised inside the function is logged unchanged, with its own traceback."""
     assert run(sample.raises_new, TypeError, "inside") is Outcome.FAILED
 
     record = failure(caplog)
@@ -151,7 +151,7 @@ def test_a_type_error_in_the_function_is_told_as_it_is(caplog: pytest.LogCapture
 
 
 def test_a_repr_that_fails_does_not_hide_the_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """An argument whose repr raises is shown as such, and the task's own failure is still logged."""
+    """If an argument's repr raises, the log shows a placeholder, and the task's own failure is still logged."""
     run(sample.raises_new, ValueError, sample.BadRepr())
 
     assert "BadRepr" in failure(caplog).getMessage()
@@ -159,7 +159,7 @@ def test_a_repr_that_fails_does_not_hide_the_failure(caplog: pytest.LogCaptureFi
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module that can be imported: it notes that it was, and first waits or raises as a test writes it."""
+    """A module that records its import, after it waits or raises as the test specifies."""
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "warm_module.py"
     path.write_text("from tests.support import sample\nsample.ran.append('warm')\n")
@@ -168,7 +168,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_warm_up_is_imported_before_the_payload_is_decoded(module: Path) -> None:
-    """The module is imported when the first task comes, before its arguments are loaded; then never again."""
+    """The warm-up module is imported once, at the first task, before the task's arguments are loaded."""
     warmup = Warmup("warm_module")
     assert sample.ran == []
 
@@ -179,7 +179,7 @@ def test_the_warm_up_is_imported_before_the_payload_is_decoded(module: Path) -> 
 
 
 def test_a_failed_warm_up_is_a_retry_and_tried_again(module: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A warm-up that fails leaves the task to be retried; the next task tries the import again."""
+    """If the warm-up fails, the task is retried, and the next task tries the import again."""
     module.write_text("raise RuntimeError('database is down')\n")
     warmup = Warmup("warm_module")
 
@@ -194,7 +194,7 @@ def test_a_failed_warm_up_is_a_retry_and_tried_again(module: Path, caplog: pytes
 
 
 def test_several_first_tasks_warm_up_once(module: Path) -> None:
-    """When several first tasks arrive at once, all wait for the one import."""
+    """If several first tasks arrive at the same time, all wait for a single import."""
     module.write_text(
         "import threading\nfrom tests.support import sample\nsample.gate.wait(10)\nsample.ran.append('warm')\n"
     )
@@ -214,7 +214,7 @@ def test_several_first_tasks_warm_up_once(module: Path) -> None:
 
 @pytest.mark.parametrize("own", ["tenant", "(default)", "no namespace"])
 def test_the_requests_namespace_is_left_as_it_was(own: str) -> None:
-    """Whatever namespace a task has, and whichever its call chooses, the request goes on in its own."""
+    """The request keeps its own namespace, whatever namespace the task has or sets."""
     namespace_manager.set_namespace("of-the-request")
     try:
         outcome = run(namespace_manager.set_namespace, "of-the-call", HTTP_X_DEFERRED_NAMESPACE=own)
@@ -235,5 +235,5 @@ def test_the_requests_namespace_is_left_as_it_was(own: str) -> None:
     ],
 )
 def test_a_label_is_read_as_utf8(path: str, label: str) -> None:
-    """A path's bytes, which WSGI hands over as Latin-1, are UTF-8; what is not is no error."""
+    """The path, which WSGI passes as Latin-1, is decoded as UTF-8; invalid bytes are replaced."""
     assert label_from_path(path, "/p/") == label

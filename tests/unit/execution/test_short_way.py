@@ -1,4 +1,4 @@
-"""Tests of the way of a delivered request through the package: few modules, each entered once."""
+"""Tests of the path of a delivered request through the package: few modules, each entered once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 MAX_MODULES = 9
-"""How many modules of the package a delivered request may pass."""
+"""The maximum number of package modules that a delivered request may enter."""
 
 
 def nowhere(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -28,7 +28,7 @@ def nowhere(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable
 
 
 def delivery(settings: Settings) -> tuple[DeferredMiddleware, WSGIEnvironment]:
-    """Return a middleware, and the request that delivers a task to it."""
+    """Return a middleware, and a request that delivers a task to it."""
     with capture_tasks() as tasks:
         middleware = DeferredMiddleware(nowhere, settings=settings)
         defer(sample.note, 42, "hello")
@@ -40,9 +40,9 @@ def delivery(settings: Settings) -> tuple[DeferredMiddleware, WSGIEnvironment]:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_delivered_request_enters_few_modules_and_each_once(signed: bool) -> None:
-    """In a warm process, the request of a task passes each module on its way once, and never turns back."""
+    """In a warm process, a task's request enters each module once, and no calls form a cycle."""
     keys = (secrets.token_hex(32),) if signed else ()
-    middleware, environ = delivery(Settings(secret_keys=keys))  # type: ignore[arg-type] # texts will do
+    middleware, environ = delivery(Settings(secret_keys=keys))  # type: ignore[arg-type] # strings are accepted
     statuses: list[str] = []
 
     def deliver() -> None:
@@ -62,7 +62,7 @@ def test_a_delivered_request_enters_few_modules_and_each_once(signed: bool) -> N
 
 
 def test_a_way_that_turns_back_is_found() -> None:
-    """The trace reports a module that is entered again, and a call against the direction of the others."""
+    """The trace reports a module that is entered again, and calls that form a cycle."""
     code = {
         "deferred_middleware.upper": "def start():\n    lower()\n    lower()\ndef callback(): pass",
         "deferred_middleware.lower": "def lower():\n    callback()",

@@ -1,7 +1,7 @@
-"""Tests of tasks in flight: what an older version of the package enqueued runs on this one.
+"""Tests of tasks in flight: tasks that an older version of the package enqueued run on this one.
 
 ``data/tasks-0.1.0-dev.json`` has requests that commit 11c1529 made (``python -m tests.support.stored_tasks``). Don't
-write that file anew: it stands for the tasks that wait in queues while the package is updated.
+regenerate that file: it stands for the tasks that wait in queues while the package is updated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OLDER: dict[str, Request] = json.loads((Path(__file__).parent / "data" / "tasks-
 
 
 def deliver(task: Request, **changes: str) -> Response:
-    """Deliver a task, whose signature is checked, with other headers in the place of its own."""
+    """Deliver a task with some headers replaced; its signature is checked."""
     process._deployment = DEPLOYMENT
     delivered = webob.Request.blank(task["path"], method=task["method"], body=base64.b64decode(task["body"]))
     for name, value in {**task["headers"], **changes}.items():
@@ -35,20 +35,20 @@ def deliver(task: Request, **changes: str) -> Response:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_older_version_enqueued_runs(kind: str) -> None:
-    """The function runs once, with its arguments, in its namespace, and knows the task's queue and limits."""
+    """The function runs once with its arguments, in its namespace, and sees the task's queue and limits."""
     assert deliver(OLDER[kind]).status == 200
     assert sample.ran == [KINDS[kind][1]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_older_version_signed_is_checked(kind: str) -> None:
-    """The same request to another queue is refused: its signature is checked and does not fit."""
+    """A stored request with another queue is refused, because its signature doesn't match."""
     assert deliver(OLDER[kind], **{protocol.QUEUE_NAME_HEADER: "another"}).status == 403
     assert sample.ran == []
 
 
 def test_what_is_enqueued_now_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tasks that are compared with the older ones are what this version enqueues, and run the same way."""
+    """Tasks that this version enqueues are of the same kinds as the stored ones, and run the same way."""
     tasks = enqueued(tmp_path / "tasks.sqlite", monkeypatch)
 
     assert tasks.keys() == OLDER.keys()

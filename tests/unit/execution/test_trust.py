@@ -1,4 +1,4 @@
-"""Tests of which requests are trusted to be the task queue's."""
+"""Tests of which requests are trusted as the task queue's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNED = Settings(secret_keys=(KEY,))  # type: ignore[arg-type]
 
 
 def check_of(authenticator: Authenticator, **changes: Any) -> str | None:
-    """Return the check that refuses a task's request, or None if it is let in."""
+    """Return the check that refuses a task's request, or None if the request is accepted."""
     try:
         authenticator.body_of(task_environ(b"", **changes))
     except UntrustedRequestError as error:
@@ -31,7 +31,7 @@ def check_of(authenticator: Authenticator, **changes: Any) -> str | None:
 
 
 def signature(**changes: Any) -> str:
-    """Return a signature that fits the request of ``task_environ``."""
+    """Return a valid signature for the request of ``task_environ``."""
     facts: dict[str, Any] = {
         "path": b"/_cb/deferred/tests.support.sample/note",
         "queue": "default",
@@ -46,17 +46,17 @@ def signature(**changes: Any) -> str:
 
 
 def authenticator(deployment: Deployment, settings: Settings = SIGNED) -> Authenticator:
-    """Return an authenticator whose clock stands still."""
+    """Return an authenticator with a fixed clock."""
     return Authenticator(settings, deployment, clock=lambda: 1000.0)
 
 
 def test_the_task_queues_request_is_believed() -> None:
-    """On App Engine standard a request with the platform's headers is a task."""
+    """On App Engine standard, a request with the platform's headers is accepted as a task."""
     assert authenticator(STANDARD, Settings()).body_of(task_environ(b"body")) == b"body"
 
 
 def test_the_user_ip_may_be_absent() -> None:
-    """The user's IP is looked at when it is there; not every engine sends it."""
+    """The user's IP is checked only if it is present, because not every engine sends it."""
     assert check_of(authenticator(STANDARD, Settings()), HTTP_X_APPENGINE_USER_IP=None) is None
 
 
@@ -74,7 +74,7 @@ def test_the_user_ip_may_be_absent() -> None:
     ],
 )
 def test_anything_else_is_refused(name: str | None, queue: str | None, ip: str | None, deployment: Deployment) -> None:
-    """An absent, empty or doubled name or queue, or another user's IP, is refused, signed or not."""
+    """An absent, empty or repeated name or queue, or another user IP, is refused, even with a signature."""
     facts = {"HTTP_X_APPENGINE_TASKNAME": name, "HTTP_X_APPENGINE_QUEUENAME": queue, "HTTP_X_APPENGINE_USER_IP": ip}
 
     assert check_of(authenticator(STANDARD, Settings()), **facts) is not None
@@ -84,7 +84,7 @@ def test_anything_else_is_refused(name: str | None, queue: str | None, ip: str |
 
 @pytest.mark.parametrize("software", ["Development/2.0", "gunicorn/23", None])
 def test_address_and_software_are_no_evidence(software: str | None) -> None:
-    """REMOTE_ADDR and SERVER_SOFTWARE neither make a request a task nor stop it from being one."""
+    """REMOTE_ADDR and SERVER_SOFTWARE don't affect whether a request is accepted."""
     standard = authenticator(STANDARD, Settings())
 
     forged = {"HTTP_X_APPENGINE_TASKNAME": None, "REMOTE_ADDR": "0.1.0.2", "SERVER_SOFTWARE": software}
@@ -93,7 +93,7 @@ def test_address_and_software_are_no_evidence(software: str | None) -> None:
 
 
 def test_a_missing_signature_is_accepted_on_app_engine_only() -> None:
-    """Without a signature a task is let in on App Engine standard, while none is required."""
+    """A task without a signature is accepted only on App Engine standard, and only if signatures are not required."""
     required = Settings(secret_keys=(KEY,), require_signature=True)  # type: ignore[arg-type]
 
     assert check_of(authenticator(STANDARD)) is None
@@ -105,7 +105,7 @@ def test_a_missing_signature_is_accepted_on_app_engine_only() -> None:
 
 @pytest.mark.parametrize("deployment", [STANDARD, ELSEWHERE, Deployment(environment="localdev", application="app")])
 def test_a_signature_is_checked_everywhere(deployment: Deployment) -> None:
-    """What has a good signature is let in; a bad one is refused, on App Engine too."""
+    """A valid signature is accepted and an invalid one refused in every environment, including App Engine."""
     good = signature(body=b"body")
 
     environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=good)
@@ -116,7 +116,7 @@ def test_a_signature_is_checked_everywhere(deployment: Deployment) -> None:
 
 
 def test_the_path_is_signed_with_its_mount() -> None:
-    """An app that is mounted under a prefix sees the path divided, and it is the whole that is signed."""
+    """If an app is mounted under a prefix, the signature covers the whole path, prefix included."""
     signed = signature(path=b"/mount/_cb/deferred/tests.support.sample/note")
 
     assert check_of(authenticator(ELSEWHERE), SCRIPT_NAME="/mount", HTTP_X_DEFERRED_SIGNATURE=signed) is None
@@ -125,7 +125,7 @@ def test_the_path_is_signed_with_its_mount() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("PATH_INFO", "/_cb/deferred/Ł"), ("QUERY_STRING", "Ł")])
 def test_what_wsgi_does_not_allow_is_refused(key: str, value: str) -> None:
-    """A path or query beyond Latin-1, which no server may hand on, is refused and no error."""
+    """A path or query with characters outside Latin-1, which WSGI forbids, is refused without an exception."""
     assert check_of(authenticator(ELSEWHERE), **{key: value, "HTTP_X_DEFERRED_SIGNATURE": signature()}) in (
         "path",
         "signature",
@@ -133,7 +133,7 @@ def test_what_wsgi_does_not_allow_is_refused(key: str, value: str) -> None:
 
 
 def test_a_name_beyond_ascii_is_refused() -> None:
-    """A name that no task can have is refused and no error, also where the signature says that it was chosen."""
+    """A task or queue name with non-ASCII characters is refused without an exception, even if the name is signed."""
     signed = signature(name="task1")
 
     for name in ("tas\xe9", "\u0141"):
@@ -144,13 +144,13 @@ def test_a_name_beyond_ascii_is_refused() -> None:
 
 
 def test_without_keys_signatures_of_others_are_not_looked_at() -> None:
-    """Before this version of the app has a key, tasks of one that has run here too, on App Engine standard."""
+    """On App Engine standard, a version without a key accepts tasks that a version with a key signed."""
     assert check_of(authenticator(STANDARD, Settings()), HTTP_X_DEFERRED_SIGNATURE=signature()) is None
 
 
 @pytest.mark.parametrize("environment", [None, "flex", "localdev", "Standard"])
 def test_elsewhere_a_key_is_needed(environment: str | None) -> None:
-    """Off App Engine standard there is no gate without a key, and the error says what to set."""
+    """Outside App Engine standard, a key is required, and the error says what to set."""
     with pytest.raises(SecretKeyMissingError, match=r"DEFERRED_SECRET_KEYS is not set.*at least 32 bytes") as caught:
         authenticator(Deployment(environment=environment), Settings())
 
@@ -159,13 +159,13 @@ def test_elsewhere_a_key_is_needed(environment: str | None) -> None:
 
 
 def test_requiring_signatures_needs_a_key() -> None:
-    """On App Engine standard too, where signatures are required."""
+    """A key is required on App Engine standard if signatures are required."""
     with pytest.raises(SecretKeyMissingError, match="DEFERRED_REQUIRE_SIGNATURE"):
         authenticator(STANDARD, Settings(require_signature=True))
 
 
 def test_another_body_is_refused() -> None:
-    """The body must be the one that was signed, to the last byte."""
+    """A body that differs from the signed one in any byte is refused."""
     signed = signature(body=b"body")
     for other in (b"", b"bodY", b"body "):
         with pytest.raises(UntrustedRequestError) as caught:
@@ -174,7 +174,7 @@ def test_another_body_is_refused() -> None:
 
 
 def test_the_body_of_an_untrusted_request_is_not_read() -> None:
-    """Whoever can't sign can't make the app read what they send either."""
+    """The body of an untrusted request is not read."""
     stream = io.BytesIO(b"body")
     environ = task_environ(b"body", HTTP_X_DEFERRED_SIGNATURE=signature(queue="x"), **{"wsgi.input": stream})
 

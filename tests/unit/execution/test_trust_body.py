@@ -13,12 +13,12 @@ from tests.support.delivering import task_environ
 
 
 class Counting(io.BytesIO):
-    """A stream that adds up how much was asked of it."""
+    """A stream that sums the requested sizes."""
 
     asked = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read, and note how much was asked for."""
+        """Read, and record the requested size."""
         assert size is not None
         assert size >= 0
         self.asked += size
@@ -26,7 +26,7 @@ class Counting(io.BytesIO):
 
 
 def status_of(body: Any, limit: int = 10, **environ: Any) -> int:
-    """Return the status that reading a body fails with."""
+    """Return the status of the error that reading a body raises."""
     given = task_environ(b"", **{"wsgi.input": body, **environ})
     with pytest.raises(BodyError) as caught:
         read_body(given, limit)
@@ -34,7 +34,7 @@ def status_of(body: Any, limit: int = 10, **environ: Any) -> int:
 
 
 def test_as_much_is_read_as_was_announced() -> None:
-    """What follows the announced length, such as the next request, is left where it is."""
+    """Bytes after the announced length, such as the next request, are not read."""
     stream = Counting(b"0123456789")
 
     assert read_body(task_environ(b"", CONTENT_LENGTH="4", **{"wsgi.input": stream}), 10) == b"0123"
@@ -42,13 +42,13 @@ def test_as_much_is_read_as_was_announced() -> None:
 
 
 def test_an_empty_body_is_empty() -> None:
-    """A length of 0 is a length."""
+    """A length of 0 is valid."""
     assert read_body(task_environ(b"", CONTENT_LENGTH="0"), 10) == b""
 
 
 @pytest.mark.parametrize("length", ["11", "9" * 30, "9" * 5000])
 def test_nothing_of_a_body_that_is_too_large_is_read(length: str) -> None:
-    """What is announced as too large is refused before a byte of it is read."""
+    """A body with an announced length over the limit is refused before any byte is read."""
     stream = Counting(b"x" * 20)
 
     assert status_of(stream, CONTENT_LENGTH=length) == 413
@@ -56,7 +56,7 @@ def test_nothing_of_a_body_that_is_too_large_is_read(length: str) -> None:
 
 
 def test_a_body_without_an_end_is_read_to_the_limit() -> None:
-    """Where the server knows the end and we don't, one byte more than allowed is the most that is read."""
+    """If only the server knows the body's end, at most one byte more than the limit is read."""
     ended: dict[str, Any] = {"CONTENT_LENGTH": None, "wsgi.input_terminated": True}
     stream = Counting(b"x" * 1000)
 
@@ -67,7 +67,7 @@ def test_a_body_without_an_end_is_read_to_the_limit() -> None:
 
 @pytest.mark.parametrize("length", [None, ""])
 def test_a_body_without_a_length_is_not_read(length: str | None) -> None:
-    """Reading without a bound could wait for ever, so that nothing is read."""
+    """A body without a length is not read, because an unbounded read could block forever."""
     stream = Counting(b"x")
 
     assert status_of(stream, CONTENT_LENGTH=length) == 411
@@ -76,13 +76,13 @@ def test_a_body_without_a_length_is_not_read(length: str | None) -> None:
 
 @pytest.mark.parametrize("length", ["-1", "+1", "1_0", " 1", "0x1", "1,1", "1, 1", "abc", "٣", "1.0"])
 def test_what_is_no_length_is_refused(length: str) -> None:
-    """Only digits are a length; two headers, joined by the server, are none."""
+    """Only digits are a valid length; two lengths that the server joined are not."""
     assert status_of(Counting(b"x"), CONTENT_LENGTH=length) == 400
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError, TimeoutError, ValueError, RuntimeError])
 def test_whatever_the_server_raises_is_a_body_that_cannot_be_read(error: type[Exception]) -> None:
-    """Servers have exceptions of their own for broken connections and malformed chunks."""
+    """Any exception that the server raises for a broken connection or malformed chunk counts as an unreadable body."""
 
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -92,6 +92,6 @@ def test_whatever_the_server_raises_is_a_body_that_cannot_be_read(error: type[Ex
 
 
 def test_a_body_that_ends_early_is_refused() -> None:
-    """Fewer bytes than announced are no body."""
+    """A body shorter than announced is refused."""
     assert status_of(io.BytesIO(b"012"), CONTENT_LENGTH="4") == 400
     assert status_of(io.BytesIO(b""), CONTENT_LENGTH="4") == 400

@@ -1,4 +1,4 @@
-"""Tests of what a user's test suite uses: capturing, asserting, and running through the app."""
+"""Tests of the tools for users' test suites: capture, assertions, and runs through the app."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from tests.support.repository import QUEUE_YAML_FOLDER
 
 
 def not_found(environ: Any, start_response: Any) -> list[bytes]:
-    """Answer whatever is no task."""
+    """Answer requests that are not tasks."""
     start_response("404 Not Found", [("Content-Type", "text/plain")])
     return [b"nothing here\n"]
 
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of a test, and an app that runs them."""
+    """The tasks of a test, with an app that runs them."""
     with capture_tasks(DeferredMiddleware(not_found)) as captured:
         yield captured
 
 
 def again(times: int) -> None:
-    """Defer itself."""
+    """Defer itself ``times`` more times."""
     sample.ran.append(times)
     if times:
         defer(again, times - 1)
 
 
 def for_ever() -> None:
-    """Defer itself, always."""
+    """Defer itself without end."""
     defer(for_ever)
 
 
 def third_time_lucky() -> None:
-    """Fail twice."""
+    """Fail twice, then succeed."""
     task = current_task()
     assert task is not None
     sample.ran.append((task.attempt, task.execution_count, task.previous_response, task.retry_reason))
@@ -51,7 +51,7 @@ def third_time_lucky() -> None:
 
 
 def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
-    """A captured task tells its call, where it goes and when."""
+    """A captured task has its call, its destination and its ETA."""
     defer(sample.pair, 1, second=[2], _queue="mail", _name="one", _target="v2.background", _countdown=60)
 
     (task,) = tasks.enqueued
@@ -67,7 +67,7 @@ def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
 
 
 def test_nothing_is_sent_anywhere_and_nothing_stays(tasks: DeferredTasks) -> None:
-    """Outside the block the engine is the one that was there before: here, none."""
+    """A block captures only the tasks that are enqueued inside it."""
     with capture_tasks() as inner:
         defer(sample.note)
     defer(sample.pair, 1)
@@ -77,7 +77,7 @@ def test_nothing_is_sent_anywhere_and_nothing_stays(tasks: DeferredTasks) -> Non
 
 
 def test_what_answered_before_answers_again() -> None:
-    """The SDK's map of stubs is as it was after the block, also when the block raises."""
+    """After the block, the SDK's stub map is restored, also if the block raises."""
     before = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
 
     with pytest.raises(ZeroDivisionError), capture_tasks():
@@ -87,7 +87,7 @@ def test_what_answered_before_answers_again() -> None:
 
 
 def test_asserting_what_was_enqueued(tasks: DeferredTasks) -> None:
-    """An assertion holds however the arguments were passed, and returns the task."""
+    """An assertion matches positional and keyword arguments alike, and returns the task."""
     defer(sample.pair, 1, 2, _queue="mail", _countdown=3600)
 
     assert tasks.assert_enqueued(sample.pair, 1, second=2) is tasks.enqueued[0]
@@ -108,7 +108,7 @@ def test_asserting_what_was_enqueued(tasks: DeferredTasks) -> None:
     ],
 )
 def test_what_differs_is_told(tasks: DeferredTasks, args: Any, kwargs: Any, told: list[str]) -> None:
-    """A failed assertion names the argument or option, what was expected and what was enqueued."""
+    """A failed assertion names the argument or option, the expected value and the enqueued value."""
     defer(sample.pair, 1, 2)
     defer(sample.note)
 
@@ -121,7 +121,7 @@ def test_what_differs_is_told(tasks: DeferredTasks, args: Any, kwargs: Any, told
 
 
 def test_nothing_enqueued_is_told_as_such(tasks: DeferredTasks) -> None:
-    """Where nothing was enqueued the message says so, and assert_nothing_enqueued holds."""
+    """If nothing was enqueued, the message says so, and assert_nothing_enqueued passes."""
     tasks.assert_nothing_enqueued()
     with pytest.raises(AssertionError, match="Nothing was enqueued"):
         tasks.assert_enqueued(sample.note)
@@ -135,7 +135,7 @@ def test_nothing_enqueued_is_told_as_such(tasks: DeferredTasks) -> None:
 
 
 def test_a_method_of_an_object_is_found_by_the_objects_state(tasks: DeferredTasks) -> None:
-    """What travelled by pickle is another object; it is compared by what it holds."""
+    """A bound method's object is compared by state, because pickling makes a copy."""
     defer(sample.Mailer("ann").send, "hello")
 
     tasks.assert_enqueued(sample.Mailer("ann").send, "hello")
@@ -143,7 +143,7 @@ def test_a_method_of_an_object_is_found_by_the_objects_state(tasks: DeferredTask
 
 
 def test_a_task_runs_through_the_app(tasks: DeferredTasks) -> None:
-    """Running a task sends its request to the app, and then it isn't pending any more."""
+    """To run a task is to send its request to the app; afterwards the task is not pending."""
     defer(sample.note, 7)
 
     run = tasks.run()
@@ -155,7 +155,7 @@ def test_a_task_runs_through_the_app(tasks: DeferredTasks) -> None:
 
 
 def test_what_is_later_waits_for_the_clock(tasks: DeferredTasks) -> None:
-    """A task with an ETA runs when the clock has reached it, or when it is asked for."""
+    """A task with an ETA runs only when the clock has reached the ETA."""
     defer(sample.note, "later", _countdown=3600)
     defer(sample.note, "now")
 
@@ -170,7 +170,7 @@ def test_what_is_later_waits_for_the_clock(tasks: DeferredTasks) -> None:
 
 
 def test_scheduled_tasks_can_be_run_at_once_in_their_order(tasks: DeferredTasks) -> None:
-    """With include_scheduled all tasks run, those that are due first before the others."""
+    """With include_scheduled all tasks run, in the order of their ETAs."""
     defer(sample.note, 2, _countdown=200)
     defer(sample.note, 1, _countdown=100)
 
@@ -180,7 +180,7 @@ def test_scheduled_tasks_can_be_run_at_once_in_their_order(tasks: DeferredTasks)
 
 
 def test_a_clock_of_ones_own() -> None:
-    """A test may bring its clock."""
+    """A test can pass its own clock."""
     now = [1000.0]
     with capture_tasks(DeferredMiddleware(not_found), clock=Clock(lambda: now[0])) as tasks:
         defer(sample.note, _countdown=50)
@@ -190,7 +190,7 @@ def test_a_clock_of_ones_own() -> None:
 
 
 def test_tasks_that_enqueue_tasks_are_followed(tasks: DeferredTasks) -> None:
-    """run_all goes on until nothing is due."""
+    """All due tasks run, including the ones that tasks enqueue."""
     defer(again, 3)
 
     assert len(tasks.run_all()) == 4
@@ -198,7 +198,7 @@ def test_tasks_that_enqueue_tasks_are_followed(tasks: DeferredTasks) -> None:
 
 
 def test_tasks_that_never_end_are_stopped(tasks: DeferredTasks) -> None:
-    """A bound ends tasks that enqueue tasks for ever, with an error that names them."""
+    """If tasks enqueue tasks without end, the limit stops run_all with an error that names them."""
     defer(for_ever)
 
     with pytest.raises(TaskRunError, match=r"limit of 25 tasks, and more are due:\n.*for_ever"):
@@ -206,7 +206,7 @@ def test_tasks_that_never_end_are_stopped(tasks: DeferredTasks) -> None:
 
 
 def test_retries_have_the_counts_that_the_queue_sends(tasks: DeferredTasks) -> None:
-    """Attempts are made until one succeeds, with the headers of a retry."""
+    """With ``attempts``, a task is retried until it succeeds, with the headers of a retry."""
     defer(third_time_lucky)
 
     run = tasks.run(attempts=5)
@@ -217,7 +217,7 @@ def test_retries_have_the_counts_that_the_queue_sends(tasks: DeferredTasks) -> N
 
 
 def test_what_a_task_raises_is_raised(tasks: DeferredTasks) -> None:
-    """A test sees the task's own exception, and the task is still pending."""
+    """The task's own exception is raised in the test, and the task stays pending."""
     defer(sample.raises, KeyError("no such user"))
 
     with pytest.raises(KeyError, match="no such user"):
@@ -230,7 +230,7 @@ def test_what_a_task_raises_is_raised(tasks: DeferredTasks) -> None:
 
 
 def test_a_permanent_failure_is_dropped_and_raised(tasks: DeferredTasks) -> None:
-    """The queue is done with a permanent failure; the test hears of it."""
+    """A permanent failure removes the task from the queue, and run raises it."""
     defer(sample.raises_new, PermanentTaskFailure, "never")
 
     with pytest.raises(PermanentTaskFailure, match="never"):
@@ -241,7 +241,7 @@ def test_a_permanent_failure_is_dropped_and_raised(tasks: DeferredTasks) -> None
 
 
 def test_a_quiet_retry(tasks: DeferredTasks) -> None:
-    """A SingularTaskFailure is another attempt, as on the queue."""
+    """After a SingularTaskFailure the task is retried, as on the queue."""
     defer(sample.raises_new, SingularTaskFailure, "later")
 
     run = tasks.run(raise_errors=False)
@@ -251,7 +251,7 @@ def test_a_quiet_retry(tasks: DeferredTasks) -> None:
 
 
 def test_a_task_can_be_delivered_twice(tasks: DeferredTasks) -> None:
-    """A queue delivers at least once; a test can see what the second time does."""
+    """A test can deliver a task twice, because a queue delivers at least once."""
     defer(sample.note)
 
     tasks.run(deliveries=2)
@@ -260,7 +260,7 @@ def test_a_task_can_be_delivered_twice(tasks: DeferredTasks) -> None:
 
 
 def test_a_request_that_never_reaches_the_handler_is_an_error() -> None:
-    """A layer that answers in the middleware's place is told of."""
+    """If another layer answers instead of the middleware, run raises an error with the answer."""
     with capture_tasks(not_found) as tasks:
         defer(sample.note)
 
@@ -269,7 +269,7 @@ def test_a_request_that_never_reaches_the_handler_is_an_error() -> None:
 
 
 def test_without_an_app_nothing_can_run() -> None:
-    """The error says what to set."""
+    """Without an app, run raises an error that says what to set."""
     with capture_tasks() as tasks:
         defer(sample.note)
 
@@ -278,7 +278,7 @@ def test_without_an_app_nothing_can_run() -> None:
 
 
 def test_run_wants_to_know_which_task(tasks: DeferredTasks) -> None:
-    """With several that are pending, run() lists them."""
+    """If several tasks are pending, run() without a task raises an error that lists them."""
     defer(sample.note, 1)
     defer(sample.note, 2)
 
@@ -290,7 +290,7 @@ def test_run_wants_to_know_which_task(tasks: DeferredTasks) -> None:
 
 
 def test_immediate_mode_runs_at_once() -> None:
-    """In immediate mode a task has run when defer returns."""
+    """In immediate mode, a task has run when defer returns."""
     with capture_tasks(DeferredMiddleware(not_found), immediate=True) as tasks:
         defer(again, 2)
         assert sorted(sample.ran) == [0, 1, 2]
@@ -298,9 +298,9 @@ def test_immediate_mode_runs_at_once() -> None:
 
 
 def test_what_fails_in_immediate_mode_is_raised_at_the_end() -> None:
-    """defer() itself doesn't raise what the task raises, as it wouldn't on a queue; the block does at its end."""
+    """In immediate mode, the block raises a task's exception at its end; defer() itself doesn't, as on a queue."""
     went_on = False
-    with pytest.raises(ValueError, match="bad"):  # noqa: PT012, SIM117 - where it is raised is the point
+    with pytest.raises(ValueError, match="bad"):  # noqa: PT012, SIM117 - the test is about where it is raised
         with capture_tasks(DeferredMiddleware(not_found), immediate=True):
             defer(sample.raises, ValueError("bad"))
             went_on = True
@@ -308,7 +308,7 @@ def test_what_fails_in_immediate_mode_is_raised_at_the_end() -> None:
 
 
 def test_names_are_as_on_the_queue(tasks: DeferredTasks) -> None:
-    """A name can't be used twice, not even after its task has run."""
+    """A name can't be used twice, even after its task has run."""
     defer(sample.note, _name="once")
     with pytest.raises(taskqueue.TaskAlreadyExistsError):
         defer(sample.note, _name="once")
@@ -318,7 +318,7 @@ def test_names_are_as_on_the_queue(tasks: DeferredTasks) -> None:
 
 
 def test_a_queue_yaml_says_which_queues_there_are() -> None:
-    """With a queue.yaml another queue's name is the error that it is on App Engine."""
+    """With a queue.yaml, an unknown queue name raises the same error as on App Engine."""
     with capture_tasks(queue_yaml=QUEUE_YAML_FOLDER / "queue.yaml") as tasks:
         defer(sample.note, _queue="quick")
         with pytest.raises(taskqueue.UnknownQueueError):
@@ -327,7 +327,7 @@ def test_a_queue_yaml_says_which_queues_there_are() -> None:
 
 
 def test_a_task_that_is_no_call_of_ours_is_captured_too(tasks: DeferredTasks) -> None:
-    """What the SDK's own taskqueue.add enqueues is there, without a call."""
+    """A task that the SDK's own taskqueue.add enqueues is captured, without a call."""
     taskqueue.add(url="/work", payload=b"not a pickle")
 
     (task,) = tasks.enqueued
@@ -336,7 +336,7 @@ def test_a_task_that_is_no_call_of_ours_is_captured_too(tasks: DeferredTasks) ->
 
 
 def test_clear_forgets(tasks: DeferredTasks) -> None:
-    """After clear() nothing is enqueued or pending."""
+    """After clear(), no task is enqueued or pending."""
     defer(sample.note)
     tasks.clear()
 
@@ -345,7 +345,7 @@ def test_clear_forgets(tasks: DeferredTasks) -> None:
 
 
 def test_cloud_tasks_mode_is_captured_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the variable that sends tasks to Google set, a test still sends nothing."""
+    """If the variable for Cloud Tasks is set, a test still sends nothing."""
     monkeypatch.setenv("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE", "true")
 
     with capture_tasks() as tasks:
@@ -355,7 +355,7 @@ def test_cloud_tasks_mode_is_captured_as_well(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_app_deletes_does_not_run(tasks: DeferredTasks) -> None:
-    """A task that the app deletes from its queue, or a queue that it purges, is not pending any more."""
+    """A task that the app deletes, or whose queue it purges, is not pending any more."""
     defer(sample.note, 1, _name="gone")
     defer(sample.note, 2, _queue="other")
     defer(sample.note, 3)

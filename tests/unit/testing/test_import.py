@@ -1,4 +1,4 @@
-"""Tests of what importing ``deferred_middleware.testing`` costs, and of the names that it has."""
+"""Tests of the import of ``deferred_middleware.testing``: its cost and its names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deferred_middleware import testing
 
 @pytest.mark.parametrize("module", ["deferred_middleware.testing", "deferred_middleware.testing.pytest_plugin"])
 def test_importing_it_does_not_import_the_sdk(module: str, tmp_path: Path) -> None:
-    """Pytest imports the plugin in every run, so that neither the SDK nor the capture is imported before its use."""
+    """The SDK and the capture are imported only on use, because pytest imports the plugin in every run."""
     code = (
         f"import sys, {module}\n"
         "slow = ('google.appengine', 'google.cloud', 'deferred_middleware.testing.capture')\n"
@@ -29,7 +29,7 @@ def test_importing_it_does_not_import_the_sdk(module: str, tmp_path: Path) -> No
 
 
 def test_each_public_name_is_there() -> None:
-    """A name that is imported on first access is found, listed, and the same each time."""
+    """A name that is imported on first access exists, is listed, and is the same object each time."""
     for name in testing.__all__:
         assert name in dir(testing)
         assert getattr(testing, name) is getattr(testing, name)

@@ -1,4 +1,4 @@
-"""Compressed payloads are decompressed up to a limit."""
+"""Tests that compressed payloads are decompressed up to a limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTENT = b"x" * 1000
     ],
 )
 def test_decompression_reports_what_is_left(data: bytes, limit: int, expected: tuple[bytes, bool, bool, int]) -> None:
-    """Content over the limit, a missing end and trailing bytes are told apart."""
+    """The result says whether content exceeds the limit, the end is missing, or bytes follow the stream."""
     content, exceeds_limit, is_cut_off, trailing_bytes = expected
 
     assert looks_compressed(data)
@@ -32,6 +32,6 @@ def test_decompression_reports_what_is_left(data: bytes, limit: int, expected: t
 
 
 def test_damaged_data_is_an_error() -> None:
-    """Data that only begins like compressed data raises the library's error."""
+    """Data that only starts like compressed data raises zlib's error."""
     with pytest.raises(zlib.error):
         decompress(b"\x78 is a letter", 1000)

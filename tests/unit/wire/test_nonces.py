@@ -1,4 +1,4 @@
-"""Tests of the nonces in signatures: no nonce is used twice, in whichever thread or process it is made."""
+"""Tests of the nonces in signatures: no nonce is used twice across threads and processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nonce() -> str:
 
 
 def test_nonces_are_hexadecimal_and_differ() -> None:
-    """Each signature has 24 digits of its own."""
+    """Each signature has a nonce of 24 hexadecimal digits, and no two are equal."""
     nonces = [nonce() for _ in range(COUNT)]
 
     assert len(set(nonces)) == COUNT
@@ -32,22 +32,22 @@ def test_nonces_are_hexadecimal_and_differ() -> None:
 
 
 def test_threads_share_no_nonce() -> None:
-    """Threads that sign at the same time use different nonces."""
+    """Threads that sign concurrently use different nonces."""
     with ThreadPoolExecutor(8) as threads:
         nonces = list(threads.map(lambda _: nonce(), range(COUNT)))
 
     assert len(set(nonces)) == COUNT
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # there are pytest's own threads
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # pytest has its own threads
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["by Python", "behind Python's back"])
 def test_a_forked_process_has_its_own_nonces(fork: Callable[[], int]) -> None:
-    """A child uses none of its parent's nonces, even if a server forks without Python's knowledge."""
+    """A child process uses none of its parent's nonces, even if a server forks without Python's knowledge."""
     nonce()
     reader, writer = os.pipe()
 
     child = fork()
-    if child == 0:  # pragma: no cover - in the child
+    if child == 0:  # pragma: no cover - runs in the child
         os.write(writer, nonce().encode())
         os._exit(0)
     os.waitpid(child, 0)

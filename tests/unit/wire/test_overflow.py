@@ -1,4 +1,4 @@
-"""Tests of payloads larger than a task and of sweeping them, on the SDK's own stubs."""
+"""Tests of payloads larger than a task and of the sweep that removes them, on the SDK's own stubs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ DAY = 24 * 3600
 
 @pytest.fixture
 def stored(engine: testbed.Testbed) -> testbed.Testbed:
-    """Have a datastore."""
+    """Provide a datastore."""
     engine.init_datastore_v3_stub()
     engine.init_memcache_stub()
     return engine
 
 
 def entities() -> list[Any]:
-    """Return what there is of payloads in the datastore, in any namespace that the tests use."""
+    """Return all payload entities in the datastore, from every namespace that the tests use."""
     found: list[Any] = []
     for namespace in ("", "tenant"):
         found += datastore.Query(overflow.KIND, namespace=namespace).Run()
@@ -54,12 +54,12 @@ def entities() -> list[Any]:
 
 
 def chunks() -> list[Any]:
-    """Return the chunks in the datastore."""
+    """Return the payload chunks in the datastore."""
     return [entity for entity in entities() if "data" in entity]
 
 
 def deliver(task: taskqueue.Task) -> Response:
-    """Deliver a task that is in the queue to an app with the middleware."""
+    """Deliver a queued task to an app with the middleware."""
     headers = {protocol.environ_key(name): str(value) for name, value in task.headers.items()}
     headers.pop("HTTP_CONTENT_TYPE")
     headers.pop("HTTP_CONTENT_LENGTH", None)
@@ -67,12 +67,12 @@ def deliver(task: taskqueue.Task) -> Response:
 
 
 def never_reached(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Stand for the wrapped app, which tasks don't get to."""
+    """Stand for the wrapped app, which tasks must not reach."""
     raise AssertionError(environ["PATH_INFO"])
 
 
 def test_what_can_be_compressed_needs_no_datastore(queued: Queued) -> None:
-    """A payload that fits when it is compressed travels so, and runs."""
+    """A payload that fits after compression travels compressed in the task, and runs."""
     defer(sample.note, "x" * 1_000_000)
 
     task = queued.one()
@@ -83,7 +83,7 @@ def test_what_can_be_compressed_needs_no_datastore(queued: Queued) -> None:
 
 
 def test_a_payload_that_fits_is_not_compressed(queued: Queued) -> None:
-    """Older versions and the older library can read every payload that fits as it is."""
+    """A payload that fits is not compressed, so that older versions and the older library can read it."""
     defer(sample.note, "x" * 90_000)
 
     assert queued.one().payload.startswith(b"\x80")
@@ -91,7 +91,7 @@ def test_a_payload_that_fits_is_not_compressed(queued: Queued) -> None:
 
 @pytest.mark.parametrize("size", [110_000, 999_900, 2_500_000])
 def test_what_does_not_fit_is_kept_in_the_datastore(stored: testbed.Testbed, queued: Queued, size: int) -> None:
-    """The chunks stay below 1 MiB, the task carries a reference, and when it is done a receipt alone is left."""
+    """The task carries a reference to chunks below 1 MiB; when the task is done, only a receipt is left."""
     content = os.urandom(size)
 
     defer(sample.note, content)
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_kept_in_the_datastore(stored: testbed.Testbed, que
 def test_a_task_that_is_done_is_not_run_again(
     stored: testbed.Testbed, queued: Queued, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A queue delivers at least once: without its payload the task is known to be done, and answered with 200."""
+    """If a finished task is delivered again, the receipt shows that it is done, and the status is 200."""
     defer(sample.note, os.urandom(200_000))
     deliver(queued.one())
 
@@ -121,7 +121,7 @@ def test_a_task_that_is_done_is_not_run_again(
 
 
 def test_a_task_that_fails_keeps_its_payload(stored: testbed.Testbed, queued: Queued) -> None:
-    """A retry finds the payload, and so does whoever runs a task again that failed for good."""
+    """A failed task keeps its payload, both for a retry and, after a permanent failure, for a replay."""
     for error, status in ((ValueError, 500), (PermanentTaskFailure, 200)):
         defer(sample.raises_new, error, os.urandom(200_000))
         task = queued.tasks()[-1]
@@ -131,14 +131,14 @@ def test_a_task_that_fails_keeps_its_payload(stored: testbed.Testbed, queued: Qu
 
 
 def reference_of(task: taskqueue.Task) -> overflow.Reference:
-    """Return the reference that a task carries."""
+    """Return the reference in a task's payload."""
     found = overflow.Reference.parse(task.payload, 2**31)
     assert found is not None
     return found
 
 
 def test_missing_chunks_are_a_retry(stored: testbed.Testbed, queued: Queued, caplog: pytest.LogCaptureFixture) -> None:
-    """A task whose payload can't be found is answered with 500, and an ERROR says what is missing."""
+    """If chunks are missing, the status is 500, and an ERROR names the missing payload."""
     defer(sample.note, os.urandom(2_200_000))
     datastore.Delete(chunks()[1].key())
 
@@ -155,7 +155,7 @@ def test_missing_chunks_are_a_retry(stored: testbed.Testbed, queued: Queued, cap
 def test_a_datastore_that_does_not_answer_is_a_retry(
     stored: testbed.Testbed, queued: Queued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The task is answered with 500 when its payload can't be asked for."""
+    """If the datastore doesn't answer, the status is 500."""
     defer(sample.note, os.urandom(200_000))
     stub = stored.get_stub(testbed.DATASTORE_SERVICE_NAME)
 
@@ -169,7 +169,7 @@ def test_a_datastore_that_does_not_answer_is_a_retry(
 
 @pytest.mark.parametrize("what", ["changed", "longer", "shorter"])
 def test_a_changed_payload_is_not_loaded(stored: testbed.Testbed, queued: Queued, what: str) -> None:
-    """What is in the datastore is checked against the reference, which is signed with the task, before it is loaded."""
+    """A stored payload is checked against the task's signed reference before it is loaded."""
     defer(sample.note, os.urandom(200_000))
     (chunk,) = chunks()
     data = bytes(chunk["data"])
@@ -184,7 +184,7 @@ def test_a_changed_payload_is_not_loaded(stored: testbed.Testbed, queued: Queued
 
 
 def test_the_namespace_does_not_matter(stored: testbed.Testbed, queued: Queued) -> None:
-    """A tenant's payload is kept in the default namespace, where it is found whatever the current one is."""
+    """A tenant's payload is stored in the default namespace, so that it is found from every namespace."""
     namespace_manager.set_namespace("tenant")
     try:
         defer(sample.note, os.urandom(200_000))
@@ -197,13 +197,13 @@ def test_the_namespace_does_not_matter(stored: testbed.Testbed, queued: Queued) 
 
 
 def test_without_a_datastore_the_error_says_so(queued: Queued) -> None:
-    """Where there is nowhere to keep a payload, it is too large."""
+    """Without a datastore, an oversized payload raises TaskTooLargeError, which says so."""
     with pytest.raises(TaskTooLargeError, match="no datastore here"):
         defer(sample.note, os.urandom(200_000))
 
 
 def test_the_setting_limits_what_is_kept(stored: testbed.Testbed, queued: Queued) -> None:
-    """Above DEFERRED_MAX_PAYLOAD_BYTES a call is refused, also one that could be compressed."""
+    """A payload above DEFERRED_MAX_PAYLOAD_BYTES is refused, even if it would fit after compression."""
     install_settings(Settings(max_payload_bytes=300_000))
 
     for content in (os.urandom(300_000), b"x" * 300_000):
@@ -215,7 +215,7 @@ def test_the_setting_limits_what_is_kept(stored: testbed.Testbed, queued: Queued
 
 
 def test_headers_alone_can_be_too_large(stored: testbed.Testbed, queued: Queued) -> None:
-    """What is too large without the payload is not written to the datastore."""
+    """If the task is too large without its payload, nothing is written to the datastore."""
     with pytest.raises(TaskTooLargeError):
         defer(sample.note, _headers={"X-Large": "x" * 103_000})
 
@@ -235,7 +235,7 @@ def test_headers_alone_can_be_too_large(stored: testbed.Testbed, queued: Queued)
 def test_a_failed_enqueue_leaves_nothing_unless_the_task_may_be_there(
     stored: testbed.Testbed, queued: Queued, monkeypatch: pytest.MonkeyPatch, problem: Exception, left: int
 ) -> None:
-    """The chunks of a task that the queue refused are removed; those of a task that it may have taken are not."""
+    """If the queue refuses a task, its chunks are removed; if the task may be enqueued, they are kept."""
 
     def fails(*args: Any) -> Any:
         raise problem
@@ -253,7 +253,7 @@ def test_a_failed_enqueue_leaves_nothing_unless_the_task_may_be_there(
 def test_removal_that_fails_is_logged_and_changes_nothing(
     stored: testbed.Testbed, queued: Queued, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task whose payload could not be removed is done, and a refused one still raises the queue's error."""
+    """If a payload can't be removed, a finished task stays done, and a refused one still raises the queue's error."""
     defer(sample.note, os.urandom(200_000))
 
     def fails(request: Any, response: Any, request_id: Any = None) -> None:
@@ -270,7 +270,7 @@ def test_removal_that_fails_is_logged_and_changes_nothing(
 
 
 def test_the_sweep_removes_what_expired_and_nothing_else(stored: testbed.Testbed, queued: Queued) -> None:
-    """Chunks and receipts go when their time is over, which is later than any task can run."""
+    """The sweep removes expired chunks and receipts, and nothing else."""
     defer(sample.note, os.urandom(1_200_000))
     defer(sample.note, os.urandom(200_000))
     deliver(queued.tasks()[1])
@@ -284,7 +284,7 @@ def test_the_sweep_removes_what_expired_and_nothing_else(stored: testbed.Testbed
 
 
 def test_the_sweep_goes_on_until_its_time_is_over(stored: testbed.Testbed) -> None:
-    """It removes more than one batch, and stops when it was told to."""
+    """The sweep removes more than one batch, and stops when its time limit is reached."""
     with_one = [overflow.Overflowed(b"x", None, transactional=False) for _ in range(501)]
     for overflowed in with_one:
         overflowed.store()
@@ -296,7 +296,7 @@ def test_the_sweep_goes_on_until_its_time_is_over(stored: testbed.Testbed) -> No
 
 
 def expire(these: list[Any]) -> None:
-    """Make the time of entities be over."""
+    """Make entities expire."""
     for entity in these:
         entity["expires"] -= datetime.timedelta(days=33)
     datastore.Put(these)
@@ -306,7 +306,7 @@ def expire(these: list[Any]) -> None:
 def test_a_payload_is_kept_for_as_long_as_its_task(
     stored: testbed.Testbed, queued: Queued, countdown: float | None
 ) -> None:
-    """It expires no earlier than 31 days after the task is due, which is as long as a queue keeps it."""
+    """A payload expires no earlier than 31 days after its task is due, because a queue keeps a task that long."""
     due = time.time() + (countdown or 0)
 
     defer(sample.note, os.urandom(200_000), _countdown=countdown)
@@ -318,7 +318,7 @@ def test_a_payload_is_kept_for_as_long_as_its_task(
 
 
 def test_only_a_reference_is_taken_for_one() -> None:
-    """The payload of a call, compressed or not, is itself."""
+    """A call's payload, compressed or not, is not parsed as a reference."""
     for body in overflow.forms(payload.dumps(call(sample.note, "x" * 1000), 5)):
         assert overflow.Reference.parse(body, 1) is None
 
@@ -345,7 +345,7 @@ GOOD = dataclasses.asdict(overflow.Reference.to(b"content", None))
     ],
 )
 def test_a_damaged_reference_is_an_error(changed: dict[str, Any]) -> None:
-    """A reference that makes no sense is no reason to ask the datastore."""
+    """A malformed reference raises an error before the datastore is read."""
     body = protocol.OVERFLOW_MAGIC + json.dumps({**GOOD, **changed}).encode()
 
     with pytest.raises(PayloadError):
@@ -354,14 +354,14 @@ def test_a_damaged_reference_is_an_error(changed: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_are_more_than_an_error(content: bytes) -> None:
-    """Whatever follows the mark is read as a reference or refused with our own error."""
+    """For any bytes after the magic prefix, parsing raises nothing but PayloadError."""
     with pytest.raises(PayloadError):
         overflow.Reference.parse(protocol.OVERFLOW_MAGIC + content, 10_000_000)
 
 
 @given(st.binary(min_size=1, max_size=2000), st.one_of(st.none(), st.floats(0, 4e9)))
 def test_a_reference_is_read_as_it_was_written(body: bytes, eta: float | None) -> None:
-    """Reading gives back what was written, and the hash is that of the payload."""
+    """A parsed reference equals the written one, and has the hash of the payload."""
     reference = overflow.Reference.to(body, eta)
 
     assert overflow.Reference.parse(bytes(reference), len(body)) == reference
@@ -371,6 +371,6 @@ def test_a_reference_is_read_as_it_was_written(body: bytes, eta: float | None) -
 
 
 def test_the_stub_map_is_asked_for_a_datastore(stored: testbed.Testbed) -> None:
-    """There is a datastore where the SDK has something that answers for it."""
+    """A datastore is available if the SDK has a stub for it."""
     assert stored_entities.is_available()
     assert apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is not None

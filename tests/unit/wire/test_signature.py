@@ -34,7 +34,7 @@ def sign(keyring: Keyring, **changes: Any) -> str:
 
 
 def verify(keyring: Keyring, signature: str, **changes: Any) -> str:
-    """Return what a signature says about the body of the task's request."""
+    """Return the body hash that a signature covers, for the task's request."""
     facts = TASK | {"method": "POST", "query": "", "name": "123", "now": NOW, "environ": {}} | changes
     request = {"REQUEST_METHOD": facts["method"], "PATH_INFO": facts["path"].decode(), "QUERY_STRING": facts["query"]}
     environ = {"HTTP_X_DEFERRED_SIGNATURE": signature, **request, **facts["environ"]}
@@ -52,12 +52,12 @@ RING = Keyring([NEW, OLD], "app")
 
 
 def test_what_was_signed_verifies() -> None:
-    """A signature gives back the body's hash."""
+    """A valid signature yields the body's hash."""
     assert verify(RING, sign(RING)) == digest_of(BODY) == hashlib.sha256(BODY).hexdigest()
 
 
 def test_the_newest_key_signs_and_all_verify() -> None:
-    """The first key signs; a signature of any key that is known holds, and of another doesn't."""
+    """The first key signs; a signature of any known key is valid, and of an unknown key invalid."""
     assert f";k={Keyring([NEW], 'app').key_ids[0]};" in sign(RING)
     assert verify(RING, sign(Keyring([OLD], "app")))
     assert refused(Keyring([OLD], "app"), sign(RING)) == "signature-key"
@@ -76,7 +76,7 @@ def test_the_newest_key_signs_and_all_verify() -> None:
     ],
 )
 def test_a_task_cannot_be_moved(change: dict[str, Any]) -> None:
-    """Another path, query, queue or method, or a header of ours that is added, is refused."""
+    """A signature is refused with another path, query, queue or method, or with an added X-Deferred header."""
     assert refused(RING, sign(RING), **change) == "signature"
 
 
@@ -86,7 +86,7 @@ def test_another_application_is_refused() -> None:
 
 
 def test_a_chosen_name_is_signed() -> None:
-    """A name that the caller chose must be the task's; one that the queue made up isn't known when it is signed."""
+    """A chosen name must match the task's name; a generated name is unknown when the task is signed, so any matches."""
     signature = sign(RING, name="chosen")
 
     assert verify(RING, signature, name="chosen")
@@ -96,7 +96,7 @@ def test_a_chosen_name_is_signed() -> None:
 
 
 def test_our_headers_are_signed() -> None:
-    """Each of our headers must be there as it was; other headers, and the server's own, may change."""
+    """Each X-Deferred header must be unchanged; other headers, and the ones that the server adds, can vary."""
     signature = sign(RING, headers={"X-Deferred-Retry-Limit": "3", "x-deferred-b": " é ", "Content-Type": "x/y"})
     sent = {"HTTP_X_DEFERRED_RETRY_LIMIT": "3", "HTTP_X_DEFERRED_B": "é".encode().decode("latin-1")}
 
@@ -107,7 +107,7 @@ def test_our_headers_are_signed() -> None:
 
 
 def test_a_signature_expires() -> None:
-    """It holds for its lifetime from the ETA on, or from now, and not a second longer."""
+    """A signature is valid for its lifetime after the ETA, or after now if there is no ETA, and no longer."""
     assert verify(RING, sign(RING), now=NOW + 100)
     assert refused(RING, sign(RING), now=NOW + 101) == "signature-expired"
     assert verify(RING, sign(RING, not_before=NOW + 1000), now=NOW + 1100)
@@ -124,7 +124,7 @@ def test_a_signature_expires() -> None:
 def test_no_task_outlives_its_signature(
     now: float, ahead: float | None, limit: int | None, local: bool, share: float
 ) -> None:
-    """Whatever its ETA and age limit, it holds for as long as the queue may run the task, on a fast clock too."""
+    """For any ETA and age limit, a signature is valid as long as the queue may run the task, even on a fast clock."""
     deployment = Deployment(environment="localdev" if local else "standard", application="app")
     settings = Settings(secret_keys=(NEW,))
     eta = None if ahead is None else now + ahead
@@ -134,7 +134,7 @@ def test_no_task_outlives_its_signature(
     assert signer is not None
     signature = signer.sign(None, BODY, eta or 0.0, now)
 
-    # 31 days, and one for clocks; on the local server, which keeps a task for as long as it waits, for years.
+    # 31 days, and one for clock skew. The local server keeps a waiting task without limit, so there it is years.
     longest = 3000 * DAY if local else max(32 * DAY - 1, (limit or 1) - 1)
     at = max(now, eta or 0.0) + share * longest
     assert verify(keyring_for((NEW,), "app"), signature, path=b"/_cb", now=at)
@@ -145,7 +145,7 @@ few = st.text("a/1;", max_size=3)
 
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw a task of which any two are likely to have the same texts one after the other, divided otherwise."""
+    """Draw a task. Any two are likely to have the same concatenated fields, with different field borders."""
     names = draw(st.lists(st.sampled_from(["X-Deferred-A", "X-Deferred-A1", "X-Other"]), unique=True, max_size=3))
     return {
         "path": draw(few).encode(),
@@ -161,7 +161,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     {"path": b"a", "queue": "", "name": "1", "headers": {"X-Deferred-A": ""}},
 )
 def test_a_signature_fits_one_request_only(one: dict[str, Any], other: dict[str, Any] | None) -> None:
-    """Of two tasks that differ in anything that is signed, neither has a signature that fits the other."""
+    """If two tasks differ in any signed part, neither task's signature is valid for the other."""
     other = other or one
     signature = sign(RING, **one)
     environ = {environ_key(name): value for name, value in other["headers"].items()}
@@ -169,7 +169,7 @@ def test_a_signature_fits_one_request_only(one: dict[str, Any], other: dict[str,
     signed = [
         {**task, "headers": {k: v for k, v in task["headers"].items() if k != "X-Other"}} for task in (one, other)
     ]
-    # The name that the queue chose is not known when it is signed.
+    # A name that the queue generates is unknown when the task is signed.
     alike = {**signed[1], "name": one["name"]} if one["name"] is None else {**signed[1], "name": other["name"] or ""}
 
     if signed[0] == alike:
@@ -179,12 +179,12 @@ def test_a_signature_fits_one_request_only(one: dict[str, Any], other: dict[str,
 
 
 def test_a_clock_that_is_slow_refuses_nothing() -> None:
-    """A signature from what is the future here holds."""
+    """A signature from the future is valid, because the clock may be slow."""
     assert verify(RING, sign(RING), now=NOW - 3600)
 
 
 def test_the_mac_is_the_documented_one() -> None:
-    """Computed here from the module's description alone, it is the same: versions have to agree on it."""
+    """The MAC equals one computed from the module's documentation, because versions must agree on it."""
 
     def block(*fields: bytes) -> bytes:
         return b"".join(number.to_bytes(8, "big") for number in (len(fields), *map(len, fields))) + b"".join(fields)
@@ -204,13 +204,13 @@ several = st.lists(st.binary(max_size=10), max_size=4)
 
 @given(several, st.binary(max_size=40), several, st.binary(max_size=40))
 def test_what_follows_an_encoding_is_told_apart(one: list[bytes], two: bytes, three: list[bytes], four: bytes) -> None:
-    """What follows the part that many tasks have in common can't be taken for a part of it."""
+    """The bytes after an encoded prefix can't be mistaken for a part of the prefix."""
     assert (encode(one) + two == encode(three) + four) == ((one, two) == (three, four))
 
 
 @pytest.mark.parametrize("moved", range(1, 7))
 def test_the_border_of_the_name_is_fixed(moved: int) -> None:
-    """What is signed of the name can't be moved into the signature, nor what is signed of that into the name."""
+    """Bytes can't move between the signed name and the signature's own fields."""
     signature = sign(RING, name="chosen")
     claims, mac = signature.split(";s=")
 
@@ -220,7 +220,7 @@ def test_the_border_of_the_name_is_fixed(moved: int) -> None:
 
 @pytest.mark.parametrize("moment", [0.0, 1_000_000_000.0, NOW, 6_000_000_000.0])
 def test_times_have_ten_digits(moment: float) -> None:
-    """Whenever it is made and however long it holds, a signature is as long as any, and verifies."""
+    """A signature has the same length for any time and lifetime, and verifies."""
     signature = sign(RING, now=moment, lifetime_seconds=10**15)
 
     assert len(signature) == len(sign(RING))
@@ -228,7 +228,7 @@ def test_times_have_ten_digits(moment: float) -> None:
 
 
 def test_what_is_usual_is_no_less_signed() -> None:
-    """Names of headers that came with a trusted request are remembered, and one of ours is refused as before."""
+    """After a trusted request's headers are cached, a changed, added or missing X-Deferred header is refused."""
     keyring = Keyring([NEW], "app")
     signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
     usual = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_OTHER": "1", "HTTP_HOST": "here"}
@@ -245,7 +245,7 @@ def test_what_is_usual_is_no_less_signed() -> None:
 
 
 def test_a_header_of_another_task_is_not_usual() -> None:
-    """What one task's signature covers is refused with another task that was signed without it."""
+    """A header that one task's signature covers is refused with a task that was signed without it."""
     keyring = Keyring([NEW], "app")
     namespace = {"X-Deferred-Namespace": "tenant"}
     environ = {"HTTP_X_DEFERRED_NAMESPACE": "tenant", "HTTP_X_DEFERRED_RETRY_LIMIT": "3"}
@@ -256,7 +256,7 @@ def test_a_header_of_another_task_is_not_usual() -> None:
 
 
 def test_what_is_refused_is_not_remembered() -> None:
-    """Who can't sign can't fill what a keyring remembers, and who can only up to a bound."""
+    """A refused request adds nothing to the keyring's cache of header names, and accepted ones only up to a limit."""
     keyring = Keyring([NEW], "app")
     signature = sign(keyring, headers={"X-Deferred-Namespace": "tenant"})
     many = {f"HTTP_X_{number}": "" for number in range(400)}
@@ -286,12 +286,12 @@ def test_what_is_refused_is_not_remembered() -> None:
     ],
 )
 def test_what_is_no_signature_is_refused(signature: str, check: str) -> None:
-    """A malformed signature, or one of a version to come, is refused by the check that says so."""
+    """A malformed signature, or one of an unknown version, is refused by the corresponding check."""
     assert refused(RING, signature) == check
 
 
 def test_a_signature_has_one_spelling() -> None:
-    """Capitals, blanks and an appended character are refused."""
+    """A signature with capitals, blanks or an appended character is refused."""
     signature = sign(RING)
 
     for other in (signature.upper(), signature + " ", f" {signature}", signature + "0", f"{signature},{signature}"):
@@ -300,7 +300,7 @@ def test_a_signature_has_one_spelling() -> None:
 
 @given(st.data())
 def test_one_changed_character_is_refused(data: st.DataObject) -> None:
-    """Whichever character of a signature changes, it doesn't hold any more."""
+    """A signature with any one character changed is refused."""
     signature = sign(RING)
     at = data.draw(st.integers(0, len(signature) - 1))
     other = data.draw(st.characters(max_codepoint=255).filter(lambda c: c != signature[at]))
@@ -309,7 +309,7 @@ def test_one_changed_character_is_refused(data: st.DataObject) -> None:
 
 
 def test_each_signature_is_another() -> None:
-    """Two tasks that are the same have different signatures."""
+    """Two signatures of the same task differ."""
     assert sign(RING) != sign(RING)
 
 
@@ -318,13 +318,13 @@ fields = st.lists(st.binary(max_size=12), max_size=6)
 
 @given(fields, fields)
 def test_no_two_lists_share_an_encoding(one: list[bytes], other: list[bytes]) -> None:
-    """Two lists of fields are encoded alike only if they are equal."""
+    """Two lists of fields have the same encoding only if they are equal."""
     assert (encode(one) == encode(other)) == (one == other)
 
 
 @given(fields.filter(bool), st.data())
 def test_moving_a_border_changes_the_encoding(one: list[bytes], data: st.DataObject) -> None:
-    """The same bytes divided otherwise are encoded otherwise, also with fields that look like lengths."""
+    """The same bytes with different field borders have different encodings, even if fields look like lengths."""
     joined = encode(one) + b"".join(one)
     cut = data.draw(st.integers(0, len(joined)))
 
@@ -334,7 +334,7 @@ def test_moving_a_border_changes_the_encoding(one: list[bytes], data: st.DataObj
 
 
 def test_subkeys_are_derived_as_in_rfc_5869() -> None:
-    """The derivation gives what the RFC's first test vector says for its key and salt."""
+    """The derivation matches the RFC's first test vector for its key and salt."""
     key = b"\x0b" * 22
     prk = hmac.digest(bytes(range(13)), key, "sha256")
     assert prk.hex() == "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5"
@@ -346,7 +346,7 @@ def test_subkeys_are_derived_as_in_rfc_5869() -> None:
 
 
 def test_each_use_has_its_own_subkey() -> None:
-    """What identifies a key is neither the key nor what signs, and differs between keys."""
+    """A key ID is neither the key nor the signing subkey, and differs between keys."""
     assert derive(NEW, b"a") != derive(NEW, b"b")
     assert derive(NEW, b"a") != derive(OLD, b"a")
     assert len(set(RING.key_ids)) == 2
@@ -354,7 +354,7 @@ def test_each_use_has_its_own_subkey() -> None:
 
 
 def test_a_keyring_is_made_once() -> None:
-    """The keys of a process are derived once, and no keys make an empty ring."""
+    """A process's keys are derived once, and an empty list of keys makes an empty keyring."""
     assert keyring_for((NEW,), "app") is keyring_for((NEW,), "app")
     assert not keyring_for((), "app")
 
@@ -369,6 +369,6 @@ def test_a_keyring_is_made_once() -> None:
     ],
 )
 def test_the_decoded_path_is_signed(url: str, path: bytes) -> None:
-    """What is signed of a URL is what a WSGI server hands on."""
+    """The signature covers the decoded path, as WSGI servers pass it on."""
     assert path_of(url) == path
     assert environ_key("X-Deferred-Signature") == "HTTP_X_DEFERRED_SIGNATURE"
