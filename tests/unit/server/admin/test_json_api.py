@@ -40,7 +40,7 @@ class Api:
     def ask(
         self, method: str, path: str, body: bytes = b"", *, token: str | None = TOKEN
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Return the status, the content and the headers of an answer."""
+        """Return the status, content and headers of a response."""
         path, _, query = path.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,

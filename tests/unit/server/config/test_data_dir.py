@@ -63,7 +63,7 @@ def test_another_users_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_second_one_is_told_who_has_it(tmp_path: Path) -> None:
-    """The error names the other server's process, start time and directory; the directory is free after that server ends."""
+    """The error names the other server's process, start time and directory; closing that server frees the directory."""
     with DataDirectory(tmp_path / "data"), pytest.raises(ServerError) as caught:
         DataDirectory(tmp_path / "data")
     assert re.fullmatch(
