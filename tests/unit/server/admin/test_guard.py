@@ -110,7 +110,7 @@ def test_other_sites_are_refused(method: str, headers: dict[str, str]) -> None:
     ],
 )
 def test_a_person_and_the_servers_own_page_are_not(method: str, headers: dict[str, str], status: str) -> None:
-    """Typed addresses, the server's own pages and command-line clients, which send no origin, are accepted."""
+    """Typed addresses (read only), the server's own pages, and clients that send no origin are accepted."""
     assert answer(method, **headers)[0] == status
 
 
