@@ -1,10 +1,10 @@
-"""Persistent HTTP/1.1 connections to a service. They never block, so one thread can use many of them.
+"""Persistent, non-blocking HTTP/1.1 connections to a service, so that one thread can use many of them.
 
-``http.client`` does much for each request that is not needed here. It took more time than everything else that the
-queue process does for a task. Less than HTTP is enough: one request at a time, whose head is ready, and of the response
-the status, one header and the body. How a response is framed: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
+``http.client`` does much work for each request that is not needed here; it took more time than everything else that
+the queue process does for a task. A subset of HTTP is enough: one request at a time, whose head is given, and of the
+response the status, one header and the body. Framing: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
 
-A method that raises :class:`BlockingIOError` can be called again when there is more data, and continues.
+If a method raises :class:`BlockingIOError`, call it again when the connection is ready, and it continues.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|$)")
 
 
 class ServiceConnection:
-    """A connection to a service, opened when something is sent."""
+    """A connection to a service; sending the first request opens it."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
@@ -36,26 +36,26 @@ class ServiceConnection:
         self._poll = select.poll()
         self._unsent: bytes | memoryview = b""
         self.idle_since = 0.0
-        # An endless response must not keep the thread from its other connections.
+        # How often receive() may still read, so that an endless response doesn't block the thread's other connections.
         self.reads_left = math.inf
 
     def usable(self, idle_seconds: float) -> bool:
-        """Tell whether it is open, idle for no longer than that, and neither closed nor written to by the service."""
+        """Return whether the connection is open, not idle for more than ``idle_seconds``, and has nothing to read."""
         if self._socket is None or time.monotonic() - self.idle_since > idle_seconds:
             return False
         return not self._poll.poll(0)
 
     def fileno(self) -> int:
-        """Return its descriptor, -1 when it is closed."""
+        """Return the file descriptor, or -1 if the connection is closed."""
         return -1 if self._socket is None else self._socket.fileno()
 
     @property
     def awaited(self) -> int:
-        """The events that it waits for, as :mod:`select` defines them."""
+        """The events that the connection waits for, as :mod:`select` defines them."""
         return select.POLLOUT if self._unsent else select.POLLIN
 
     def send(self, data: bytes) -> None:
-        """Send as much of a request as is possible now; :meth:`flush` sends the rest."""
+        """Send as much of a request as the socket takes; :meth:`flush` sends the rest."""
         if self._socket is None:
             self._socket = self._connect()
         self._unsent = data
@@ -65,7 +65,7 @@ class ServiceConnection:
             logger.debug("A service reads a request slowly.")
 
     def flush(self) -> None:
-        """Send the rest of a request. Raises :class:`BlockingIOError` while a part is left."""
+        """Send the rest of a request. Raises :class:`BlockingIOError` while some of it is unsent."""
         while self._unsent:
             if self._socket is None:
                 raise BrokenPipeError("the connection is closed")
@@ -73,9 +73,9 @@ class ServiceConnection:
             self._unsent = memoryview(self._unsent)[sent:] if sent < len(self._unsent) else b""
 
     def receive(self) -> bytes:
-        """Return the next data, ``b""`` at the end.
+        """Return the next data, or ``b""`` at the end of the connection.
 
-        Raises :class:`BlockingIOError` while there is none, and after ``reads_left`` calls.
+        Raises :class:`BlockingIOError` if there is no data yet, and after ``reads_left`` calls.
         """
         if not self.reads_left:
             raise BlockingIOError(errno.EAGAIN, "other connections have their turn")
@@ -83,13 +83,13 @@ class ServiceConnection:
         return b"" if self._socket is None else self._socket.recv(_READ_BYTES)
 
     def wait(self, until: float) -> None:
-        """Wait until there is something to do, at most until ``until`` on the monotonic clock."""
+        """Wait until the connection is ready, at most until ``until`` on the monotonic clock."""
         waiting = select.poll()
         waiting.register(self.fileno(), self.awaited)
         waiting.poll(milliseconds_until(until))
 
     def shut_down(self) -> None:
-        """End the connection while another thread uses it."""
+        """End the connection while another thread may be using it."""
         if self._socket is not None:
             try:
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -103,13 +103,13 @@ class ServiceConnection:
             self._socket = None
 
     def _connect(self) -> socket.socket:
-        # Looking up a name may take a while, but only attempts for the same name wait for it.
+        # Resolving a name may take a while, but only attempts for the same name wait for it.
         family, kind, proto, _name, address = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, proto)
         try:
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             opened.setblocking(False)
-            # Later errors are raised when something is sent.
+            # If connecting fails later, sending raises the error.
             error = opened.connect_ex(address)
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, os.strerror(error))
@@ -122,18 +122,18 @@ class ServiceConnection:
 
 
 def milliseconds_until(until: float) -> int | None:
-    """Return the timeout of :meth:`select.poll.poll` that ends at a time of the monotonic clock."""
+    """Return the timeout for :meth:`select.poll.poll` that ends at ``until`` on the monotonic clock."""
     if until == math.inf:
         return None
-    # Rounded up, so that it isn't called over and over in the last millisecond. The limit is that of a C int.
+    # Round up, so that the caller doesn't poll repeatedly in the last millisecond. The maximum fits into a C int.
     return max(0, min(math.ceil((until - time.monotonic()) * 1000), 1_000_000_000))
 
 
 class Response:
-    """A response that ``receive`` returns in parts, as :meth:`ServiceConnection.receive` does.
+    """Parses the response that ``receive`` returns in parts, as :meth:`ServiceConnection.receive` does.
 
-    Reading raises :class:`http.client.HTTPException` when the service sends anything else or an incomplete response,
-    and whatever ``receive`` raises. ``has_body`` is false for a response to HEAD.
+    Reading raises :class:`http.client.HTTPException` if the response is invalid or incomplete, and whatever ``receive``
+    raises. ``has_body`` is false for a response to HEAD.
     """
 
     def __init__(self, receive: Callable[[], bytes], *, has_body: bool = True) -> None:
@@ -141,7 +141,7 @@ class Response:
         self._has_body = has_body
         self._buffer = bytearray()
         self._headers: dict[bytes, bytes] = {}
-        # How many bytes are left of the body, or of this chunk; None: all until the end of the connection.
+        # How many bytes of the body or chunk are still to be read; None: all until the end of the connection.
         self._left: int | None = 0
         self._chunked = False
         self._chunk_ends = False
@@ -151,16 +151,16 @@ class Response:
 
     @property
     def keeps_connection(self) -> bool:
-        """Whether the connection may be used again: everything was read, and nothing came after the response."""
+        """Whether the connection may be reused: the whole response was read, and no bytes follow it."""
         return self._persistent and self._ended and not self._buffer
 
     def header(self, name: str) -> str | None:
-        """Return the value of a header; each character stands for one byte."""
+        """Return a header's value, in which each character stands for one byte, or None."""
         value = self._headers.get(name.lower().encode())
         return None if value is None else value.decode("latin-1")
 
     def read_head(self) -> None:
-        """Read up to the body."""
+        """Read the head of the response."""
         while not self.status:
             end = self._buffer.find(b"\r\n\r\n")
             if end >= 0:
@@ -175,7 +175,7 @@ class Response:
                 raise http.client.RemoteDisconnected("the service closed the connection without a response")
 
     def read(self) -> bytes:
-        """Return more of the body; ``b""`` at its end."""
+        """Return more of the body, or ``b""`` at its end."""
         while not self._ended:
             if self._left is None:
                 if not self._buffer and not self._receive():
@@ -233,7 +233,7 @@ class Response:
             self._chunked = self._headers[b"transfer-encoding"].lower().endswith(b"chunked")
             self._left = 0 if self._chunked else None
         elif b"content-length" in self._headers:
-            # A repeated length is one length.
+            # If the header is repeated with the same value, use that value.
             lengths = {length.strip() for length in self._headers[b"content-length"].split(b",")}
             length = lengths.pop()
             if lengths or not length.isdigit():
@@ -243,7 +243,7 @@ class Response:
             self._left = None
 
     def _next_chunk(self) -> None:
-        """Read the line with the length of the next chunk, and the trailers after the last chunk."""
+        """Read the line with the next chunk's length, or the trailers after the last chunk."""
         start = 2 if self._chunk_ends else 0
         end = self._buffer.find(b"\r\n", start)
         if end >= 0:
@@ -255,7 +255,7 @@ class Response:
                 del self._buffer[: end + 2]
                 self._chunk_ends = True
                 return
-            # There may be trailers; an empty line ends the body.
+            # Trailers may follow; an empty line ends the body.
             final = self._buffer.find(b"\r\n\r\n", end)
             if final >= 0:
                 del self._buffer[: final + 4]

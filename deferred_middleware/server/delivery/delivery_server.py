@@ -1,11 +1,11 @@
-"""Answers the requests of the queue process in an app process, with a thread for each connection.
+"""Answer the queue process's requests in an app process, with a thread for each connection.
 
-A general server hands each request over to another thread, which takes most of its time. Here the thread that reads a
-connection also calls the app. Waitress accepts all connections. If the first request of a connection carries the
-delivery token, the connection is :meth:`adopted <DeliveryServer.adopt>`, until one side closes it.
+A general server passes each request to another thread, which takes most of the server's time. Here the thread that
+reads a connection also calls the app. Waitress accepts all connections. If the first request of a connection has the
+delivery token, this server :meth:`adopts <DeliveryServer.adopt>` the connection until one side closes it.
 
-The queue process writes its requests in one form only. So only that form is accepted here, and anything else is
-refused; waitress reads the requests of all other clients. The app sees the same environment from both.
+The queue process writes all its requests in one form. This server accepts only that form and refuses anything else;
+waitress reads the requests of all other clients. The app sees the same environment from both.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _FIRST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]+) (/[\x21-\x7e]*) HTTP/1\.1
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=-]*(?:/[A-Za-z0-9._~:@!$&'()*+,;=-]+)*/?")
 _LENGTH = re.compile(r"[0-9]{1,10}")
-# Only a proxy may send these headers, and there is none.
+# Only a proxy may send these headers, and there is no proxy.
 _OF_PROXIES = frozenset({"FORWARDED"} | {f"X_FORWARDED_{what}" for what in ("FOR", "HOST", "PROTO", "PORT", "BY")})
 _UNPREFIXED = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE"})
 _MAX_BODY_BYTES = 1 << 30
 _MAX_KNOWN_NAMES = 1000
 
-# The environment keys of header names, which are the same in each request; "" for headers that the app doesn't see.
+# Maps header names to environment keys, because they repeat in each request; "" for headers that the app must not see.
 _known_names: dict[str, str] = {}
 
 
 class RequestError(ValueError):
-    """A request can't be read. ``status`` is the status of the response."""
+    """A request can't be read. ``status`` is the response's status."""
 
     def __init__(self, status: str) -> None:
         self.status = status
@@ -54,14 +54,14 @@ class RequestError(ValueError):
 
 
 def read_head(head: bytes, environ: dict[str, Any]) -> int:
-    """Read a request's head into ``environ``; return how many bytes its body has.
+    """Read a request's head into ``environ``; return the length of the body in bytes.
 
-    ``head`` is without the empty line at its end. Raises :class:`RequestError` for a head that the queue process would
-    not send.
+    ``head`` excludes the empty line at its end. Raises :class:`RequestError` if the queue process would not send such a
+    head.
     """
     first, *lines = head.decode("latin-1").split("\r\n")
     matched = _FIRST_LINE.fullmatch(first)
-    # Code that reads it later may take a lone CR or LF for the end of a line.
+    # Code that reads the headers later may treat a lone CR or LF as the end of a line.
     if matched is None or head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
         raise RequestError("400 Bad Request")
     environ["REQUEST_METHOD"], target = matched.groups()
@@ -92,7 +92,7 @@ def read_head(head: bytes, environ: dict[str, Any]) -> int:
 
 
 def _key(name: str) -> str:
-    """Return the environment key of a header; an empty one if the app must not see it."""
+    """Return a header's environment key, or "" if the app must not see the header."""
     if not _NAME.fullmatch(name):
         raise RequestError("400 Bad Request")
     folded = name.upper().replace("-", "_")
@@ -110,10 +110,10 @@ _TOKEN_LINE = re.compile(rb"\r\n%b: ([^\r\n]*)\r\n" % SERVER_TOKEN_HEADER.encode
 
 
 class Permits:
-    """Limits how many requests run at a time, those of waitress and those of the queue process together."""
+    """Limits how many requests run at the same time, from waitress and from the queue process together."""
 
     def __init__(self, number: int) -> None:
-        # threading.Semaphore takes several times as long.
+        # threading.Semaphore is several times slower.
         self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(number):
             self._free.put(None)
@@ -126,7 +126,7 @@ class Permits:
 
 
 class DeliveryServer:
-    """Answers the requests of adopted connections with ``app``, as many at a time as ``permits`` allow."""
+    """Answers the requests of adopted connections with ``app``, at most as many at a time as ``permits`` allows."""
 
     def __init__(self, app: WSGIApplication, *, delivery_token: str, permits: Permits, environ: dict[str, Any]) -> None:
         self._app = app
@@ -145,22 +145,22 @@ class DeliveryServer:
             "wsgi.file_wrapper": FileWrapper,
             "wsgi.input_terminated": True,
         }
-        # Guards the open connections.
+        # Guards _open.
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
-        # Written by the thread that stops the server; the connections' threads read it.
+        # The thread that stops the server sets this; the connections' threads read it.
         self._stopping = False
 
     def sent(self, data: bytes) -> bool:
-        """Tell whether ``data``, the first of a connection, begins with the whole head of a request with the token."""
+        """Return whether ``data``, the first data of a connection, has a complete head with the token."""
         end = data.find(b"\r\n\r\n")
         line = _TOKEN_LINE.search(data, 0, end + 2) if end >= 0 else None
         return line is not None and hmac.compare_digest(line[1], self._token)
 
     def adopt(self, connection: socket.socket, peer: tuple[str, int], data: bytes) -> None:
-        """Answer the requests of a connection, the first of which begins with ``data``, until it is closed.
+        """Answer the requests of a connection until it is closed. ``data`` is the beginning of the first request.
 
-        Call it only after the app was imported: ``wrap_wsgi_app`` patches how threads are started.
+        Call this only after the app was imported, because ``wrap_wsgi_app`` patches how threads are started.
         """
         connection.setblocking(True)
         with self._lock:
@@ -175,16 +175,16 @@ class DeliveryServer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there are connections. After :meth:`request_stop` this means that requests are being answered."""
+        """Whether there are connections. After :meth:`request_stop` these are connections with unanswered requests."""
         return bool(self._open)
 
     def request_stop(self) -> None:
-        """Read only what has arrived already; the connections are closed when that is answered."""
+        """Read only what has already arrived, and close each connection when its requests are answered."""
         self._stopping = True
         self._shut(socket.SHUT_RD)
 
     def cut_off(self) -> None:
-        """Close the connections of the requests that still run."""
+        """Close the connections whose requests still run."""
         self._shut(socket.SHUT_RDWR)
 
     def _shut(self, how: int) -> None:
@@ -230,7 +230,7 @@ class DeliveryServer:
                 if len(body) < length:
                     return
             environ["wsgi.input"] = io.BytesIO(body)
-            # The response then says so, and the queue process sends no other request over this connection.
+            # If closes is set, the response says so, and the queue process sends no more requests on this connection.
             response.closes = self._stopping
             with self._permits:
                 response.answer(self._app, environ)
@@ -238,7 +238,10 @@ class DeliveryServer:
 
 
 def _read_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
-    """Return the head of the next request, empty if there is none, and the data after it; ``data`` was read before."""
+    """Return the next request's head and the data after it; the head is empty if there is none.
+
+    ``data`` is what was read before.
+    """
     while True:
         head, found, rest = data.partition(b"\r\n\r\n")
         if found:
@@ -251,7 +254,7 @@ def _read_head(connection: socket.socket, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _read(connection: socket.socket, number: int) -> bytes:
-    """Return the next ``number`` bytes, or fewer if the connection ends before."""
+    """Return the next ``number`` bytes, or fewer if the connection ends."""
     data = bytearray()
     while len(data) < number and (more := connection.recv(min(number - len(data), 16 * _READ_BYTES))):
         data += more

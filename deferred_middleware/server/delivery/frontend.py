@@ -1,13 +1,13 @@
 """A small version of App Engine's front end, between the network and the app in an app process.
 
-On App Engine no outside client can send an ``X-AppEngine-*`` header, and every request that reaches the app carries the
-headers that the platform itself sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an
-app's own checks for the task queue work as they do there:
+On App Engine, outside clients can't send an ``X-AppEngine-*`` header, and every request that reaches the app has the
+headers that the platform sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's own
+checks for the task queue work in the same way:
 
     waitress.create_server(Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080"))
 
-A request is trusted to come from the queue process only if it carries the delivery token, which only that process and
-this one know.
+Only the queue process and this process know the delivery token. A request with the token is trusted to come from the
+queue process; any other request is not.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _HTTPS_KEY = environ_key(HTTPS_HEADER)
 
 
 class Frontend:
-    """A WSGI app that passes requests on to ``app`` with exactly the platform headers that they may have.
+    """A WSGI app that corrects a request's platform headers and passes the request on to ``app``.
 
     The SDK sends ``api_ticket`` with each API call. The app sees ``default_hostname`` as ``DEFAULT_VERSION_HOSTNAME``;
-    without it the SDK silently drops a task's target.
+    without it, the SDK silently drops a task's target.
     """
 
     def __init__(self, app: WSGIApplication, *, delivery_token: str, api_ticket: str, default_hostname: str) -> None:
@@ -55,20 +55,20 @@ class Frontend:
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Clean the request's headers, add the platform's, and let the app answer."""
+        """Remove platform headers that the client may not send, add the server's own, and call the app."""
         token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
         if hmac.compare_digest(token, self._delivery_token):
             environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
             environ[LOCAL_SERVER_ENVIRON_KEY] = True
         else:
-            # Servers differ in which spellings of a header they turn into one key, so the normalized form is compared.
+            # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
             for key in [key for key in environ if _is_platform_key(key)]:
                 del environ[key]
             # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
             environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
         environ[_API_TICKET_KEY] = self._api_ticket
         environ[_HOSTNAME_KEY] = self._default_hostname
-        # It need not be hard to guess.
+        # The ID may be guessable.
         environ[_LOG_ID_KEY] = f"{random.getrandbits(128):032x}"
         environ[_HTTPS_KEY] = "off"
         return self._app(environ, start_response)

@@ -1,8 +1,8 @@
 """One attempt to run a task: an HTTP request to the service, as App Engine's task queue sends it.
 
-Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . Beyond
-them, an attempt has to end in time, and to be counted exactly when it took place. So a connection that the service has
-closed while it was idle is not used again.
+Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . In addition,
+an attempt must end in time and must count exactly if the service got it. So a connection that the service closed while
+it was idle is not used again.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
 
-# Servers close idle connections: waitress after 120 s, gunicorn after 2 s. Ours are closed long before that, so that no
+# Servers close idle connections: waitress after 120 s, gunicorn after 2 s. Close ours long before that, so that no
 # request is sent while the service closes the connection.
 _IDLE_SECONDS = 30.0
 _EXTERNAL_IDLE_SECONDS = 0.5
-# How many times a response is read before the other attempts of the thread have their turn.
+# How many times a response is read before the thread's other attempts continue.
 _READS_IN_A_ROW = 16
 
-# Characters that must not be in a request's first line.
+# Characters that a request's first line must not have.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
 
-# Headers that the app may not set: they are the platform's, or belong to the connection.
+# Headers that the app may not set, because they belong to the platform or to the connection.
 _PLATFORM_PREFIX = "x-appengine-"
 _PASSED_ON = frozenset({"x-appengine-current-namespace", "x-appengine-default-namespace"})
 _REPLACED = frozenset(
@@ -63,12 +63,13 @@ _REPLACED = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptResult:
-    """How one attempt ended.
+    """How an attempt ended.
 
-    ``status`` is None when there was no complete HTTP response: no connection, cut off at the dispatch deadline, or the
-    service ended the connection; ``reason`` then says which, for a person. ``outcome`` is the response's
-    ``X-Deferred-Outcome`` and ``excerpt`` the beginning of its body. ``broken_off`` means that the service ended the
-    connection during the attempt, ``late`` that its handler still runs after the dispatch deadline.
+    ``status`` is None if there was no complete HTTP response: the connection failed, the attempt was cut off at its
+    dispatch deadline, or the service ended the connection. ``reason`` then says why, for people. ``outcome`` is the
+    response's ``X-Deferred-Outcome``, and ``excerpt`` the beginning of its body. If the service ended the connection
+    during the attempt, ``broken_off`` is true. If the handler still runs after the dispatch deadline, ``late`` is that
+    handler.
     """
 
     status: int | None
@@ -85,39 +86,39 @@ class AttemptResult:
         return self.status is not None
 
     def because(self, reason: str) -> AttemptResult:
-        """Return a copy with another reason."""
+        """Return a copy with ``reason`` as its reason."""
         return dataclasses.replace(self, reason=reason)
 
 
 class Deliverer:
-    """Sends tasks to services, over persistent connections.
+    """Sends tasks to services over persistent connections.
 
-    Every request carries ``delivery_token``, by which a service knows that the task queue sent it. Services that run
-    elsewhere don't get the token, because with it they could pose as the queue.
+    Every request has the ``delivery_token``, which proves to a service that the task queue sent the request. External
+    services don't get the token, because with it they could pose as the queue.
     """
 
     def __init__(self, *, delivery_token: str) -> None:
         self._delivery_token = delivery_token
-        # Guards the other three.
+        # Guards _busy, _idle and _closed.
         self._lock = threading.Lock()
         self._busy: set[ServiceConnection] = set()
-        # By the service's address; the connection that was used last is used next.
+        # Keyed by the service's address. The most recently used connection is used next.
         self._idle: dict[str, list[ServiceConnection]] = {}
         self._closed = False
 
     def begin(self, task: ClaimedTask, service: Service, *, host: str) -> HttpAttempt:
-        """Return a new attempt, with ``host`` as its ``Host`` header; nothing has been sent yet."""
+        """Return a new attempt with ``host`` as its ``Host`` header, without sending anything yet."""
         return HttpAttempt(self, task, service, host)
 
     def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
-        """Make one attempt, with ``host`` as its ``Host`` header; wait for its end and return its result."""
+        """Make an attempt with ``host`` as its ``Host`` header, wait for its end, and return its result."""
         delivery = self.begin(task, service, host=host)
         while (result := delivery.proceed()) is None:
             delivery.wait()
         return result
 
     def close(self) -> None:
-        """Close all connections; attempts in flight end without a response."""
+        """Close all connections. Running attempts end without a response."""
         with self._lock:
             self._closed = True
             for connection in self._busy:
@@ -128,7 +129,7 @@ class Deliverer:
             self._idle.clear()
 
     def request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
-        """Return the request that delivers a task. Raises :class:`ValueError` if the task makes no valid request."""
+        """Return the request that delivers a task. Raises :class:`ValueError` if the task gives no valid request."""
         if _ILLEGAL_IN_URL.search(task.url):
             raise ValueError(f"the URL has a character that is not allowed in URLs: {task.url!r}")
         headers = request_headers(task, host)
@@ -136,13 +137,13 @@ class Deliverer:
             headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
         lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
         head = "\r\n".join(lines)
-        # Each line has one line break, and the empty one at the end another.
+        # Each line ends with one line break, and the last one adds the empty line.
         if head.count("\r") != len(lines) or head.count("\n") != len(lines) or "\0" in head:
             raise ValueError("a header has a line break in it")
         return head.encode("latin-1") + task.body
 
     def take(self, service: Service) -> ServiceConnection:
-        """Return a usable connection to a service, kept or new. It has to be put back."""
+        """Return a usable connection to a service, idle or new. The caller must put it back."""
         idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
         with self._lock:
             if self._closed:
@@ -159,7 +160,7 @@ class Deliverer:
         return connection
 
     def put_back(self, connection: ServiceConnection, service: Service, *, keep: bool) -> None:
-        """Take back the connection of an attempt, and keep it for the next one or close it."""
+        """Take back an attempt's connection; keep it for the next attempt, or close it."""
         with self._lock:
             self._busy.discard(connection)
             if not keep or self._closed:
@@ -170,9 +171,9 @@ class Deliverer:
 
 
 class HttpAttempt:
-    """One attempt. It never blocks: each call of :meth:`proceed` does what can be done without waiting.
+    """An attempt that never blocks: each call of :meth:`proceed` does what is possible without waiting.
 
-    ``deadline`` is its dispatch deadline by the monotonic clock. Only one thread at a time uses it.
+    ``deadline`` is the dispatch deadline on the monotonic clock. Only one thread at a time may use an attempt.
     """
 
     def __init__(self, deliverer: Deliverer, task: ClaimedTask, service: Service, host: str) -> None:
@@ -188,7 +189,7 @@ class HttpAttempt:
         self.deadline = self._began + self._deadline_usec / 1e6
 
     def fileno(self) -> int:
-        """Return the descriptor of the connection that it waits for, -1 if there is none."""
+        """Return the descriptor of the attempt's connection, or -1 if there is none."""
         return -1 if self._connection is None else self._connection.fileno()
 
     @property
@@ -197,14 +198,14 @@ class HttpAttempt:
         return 0 if self._connection is None else self._connection.awaited
 
     def wait(self) -> None:
-        """Wait until there is something to do."""
+        """Wait until the attempt can proceed."""
         if self._connection is not None:
             self._connection.wait(self.deadline)
 
     def proceed(self) -> AttemptResult | None:
-        """Do what can be done now, at first send the request; return the result when the attempt has ended, else None.
+        """Send the request on the first call, then read the response; return the result at the end, and None before.
 
-        Call it when the events that the connection waits for have occurred, or the deadline has come.
+        Call this again when the events in ``awaited`` have occurred or the deadline has passed.
         """
         response = self._response
         reason: str | None = None
@@ -243,7 +244,7 @@ class HttpAttempt:
         self._connection.flush()
         self._connection.reads_left = _READS_IN_A_ROW
         response.read_head()
-        # Up to its end: an app may work while its response is read, and the connection is used again.
+        # Read to the end, because an app may still work while its response is read, and the connection is reused.
         while part := response.read():
             if len(self._excerpt) < EXCERPT_BYTES:
                 self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
@@ -273,7 +274,7 @@ class HttpAttempt:
 
 
 def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
-    """Return the headers of a task's next attempt; each character stands for one byte."""
+    """Return the headers of a task's next attempt, in which each character stands for one byte."""
     headers = [
         ("Host", host),
         ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
@@ -303,8 +304,8 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=1024)
 def _folded(name: str) -> str | None:
-    """Return a header's name as servers normalize it, or None when the app may not send it."""
-    # Some servers treat an underscore as a hyphen, and so X_AppEngine_TaskName as the platform's header.
+    """Return a header's name as servers normalize it, or None if the app may not send it."""
+    # Some servers treat an underscore as a hyphen, and so accept X_AppEngine_TaskName as the platform's header.
     folded = name.lower().replace("_", "-")
     if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
         return None
@@ -314,7 +315,7 @@ def _folded(name: str) -> str | None:
 class LateHandler:
     """A handler that still runs after its attempt was cut off.
 
-    Only the end of its process could end it. As long as it runs, another attempt would overlap with it.
+    The handler can't be stopped without ending its process. While it runs, another attempt would overlap with it.
     """
 
     def __init__(
@@ -326,7 +327,7 @@ class LateHandler:
         self._service = service
 
     def wait(self) -> int | None:
-        """Wait until the handler or its process has ended, or the deliverer is closed; return the status, if any."""
+        """Wait until the handler or its process ends, or the deliverer is closed; return the status, if any."""
         status: int | None = None
         try:
             self._connection.reads_left = math.inf

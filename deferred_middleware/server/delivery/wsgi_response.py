@@ -1,6 +1,6 @@
-"""Turns what a WSGI app returns for one request into the bytes of an HTTP/1.1 response.
+"""Turn the result of a WSGI app into the bytes of an HTTP/1.1 response.
 
-The head is sent together with the first part of the body, so that the client is not woken twice.
+The head is sent together with the first part of the body, so that the client wakes only once.
 
 Rules: https://peps.python.org/pep-3333/ and https://www.rfc-editor.org/rfc/rfc9112#section-6
 """
@@ -27,7 +27,7 @@ class ClientGoneError(Exception):
 
 
 class WSGIResponse:
-    """The response to one request. ``send`` sends its bytes, and raises :class:`OSError` if the client is gone."""
+    """The response to one request. ``send`` sends its bytes and raises :class:`OSError` if the client is gone."""
 
     def __init__(self, send: Callable[[bytes], object]) -> None:
         self._send = send
@@ -35,13 +35,13 @@ class WSGIResponse:
         self._head: tuple[str, list[tuple[str, str]]] | None = None
         self._sent = False
         self._chunked = False
-        # How many bytes of the body are left by its Content-Length, if it has one.
+        # How many bytes of the body are still missing according to its Content-Length, if it has one.
         self._left: int | None = None
         self._iterable_length: int | None = None
         self.closes = False
 
     def answer(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
-        """Call ``app``. If it raises, respond with 500, or close the connection if a part was sent already."""
+        """Call ``app``. If it raises, respond with 500, or close the connection if part of the response was sent."""
         path = environ["PATH_INFO"]
         self._has_body = environ["REQUEST_METHOD"] != "HEAD"
         try:
@@ -49,7 +49,7 @@ class WSGIResponse:
         except ClientGoneError:
             logger.info("Client disconnected while serving %s", path)
             self.closes = True
-        # SystemExit too: it would end this thread, and the client would wait for ever.
+        # Catch SystemExit too, because it would end this thread and the client would wait forever.
         except BaseException:
             logger.exception("Exception while serving %s", path)
             if self._sent:
@@ -128,7 +128,7 @@ class WSGIResponse:
             self.closes = True
 
     def _start_of(self, head: tuple[str, list[tuple[str, str]]], length: int, *, whole: bool = False) -> bytes:
-        """Return the head. ``length`` is that of the first part, ``whole`` whether that is the whole body."""
+        """Return the head. ``length`` is the length of the first part; if ``whole``, that part is the whole body."""
         status, headers = head
         self._has_body = self._has_body and not (status.startswith(("1", "204", "304")))
         lines = [f"HTTP/1.1 {status}", *[f"{name}: {value}" for name, value in headers]]

@@ -1,4 +1,4 @@
-"""What is said about services that don't fit together."""
+"""Warnings about services that don't fit together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ from deferred_middleware.server.assembly import warn_of_different_keys
     ],
 )
 def test_keys_that_differ_are_told(keys: list[str], warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Services that sign with different keys are warned of, because they refuse each other's tasks."""
+    """A warning is logged if services sign with different keys, because they refuse each other's tasks."""
     warn_of_different_keys([{"DEFERRED_SECRET_KEYS": text} for text in keys])
     assert ("Not all services have the same DEFERRED_SECRET_KEYS" in caplog.text) is warned

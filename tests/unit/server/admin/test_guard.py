@@ -1,4 +1,4 @@
-"""Which requests the queue process listens to."""
+"""Which requests the queue process accepts, by Host header and origin."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answer(method: str = "GET", host: str | None = "127.0.0.1:8000", **headers: 
     ["127.0.0.1:8000", "localhost:8000", "LOCALHOST", "[::1]:8000", "127.0.0.1:9999", "queue.test", "Queue.Test:80"],
 )
 def test_its_own_names_are_answered(host: str) -> None:
-    """The server answers to loopback's names and those that were allowed, on whatever port it is reached."""
+    """The server accepts loopback's names and the allowed names, on any port."""
     assert answer(host=host)[0] == "200 OK"
 
 
@@ -72,7 +72,7 @@ def test_its_own_names_are_answered(host: str) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_other_names_are_refused(host: str | None, method: str) -> None:
-    """A name that was made to lead here (DNS rebinding), or that is none, is refused."""
+    """A missing or unknown host name, such as one used for DNS rebinding, is refused."""
     assert answer(method, host=host)[0] == "403 Forbidden"
 
 
@@ -94,7 +94,7 @@ def test_other_names_are_refused(host: str | None, method: str) -> None:
     ],
 )
 def test_other_sites_are_refused(method: str, headers: dict[str, str]) -> None:
-    """A page of another site, or from another port of this machine, neither looks nor changes anything."""
+    """A page of another site, or of another port on this machine, can neither read nor change anything."""
     assert answer(method, **headers)[0] == "403 Forbidden"
 
 
@@ -110,12 +110,12 @@ def test_other_sites_are_refused(method: str, headers: dict[str, str]) -> None:
     ],
 )
 def test_a_person_and_the_servers_own_page_are_not(method: str, headers: dict[str, str], status: str) -> None:
-    """An address that is typed is answered, a page of the server's own may change things, and a command sends none."""
+    """Typed addresses (read only), the server's own pages, and clients that send no origin are accepted."""
     assert answer(method, **headers)[0] == status
 
 
 def test_answers_may_not_be_framed_or_guessed_at() -> None:
-    """Each answer says so in its headers, refusals too; what the app has set itself stays."""
+    """Each response, also a refusal, forbids framing and content sniffing, but keeps the headers that the app set."""
     _status, headers = answer()
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
@@ -125,12 +125,12 @@ def test_answers_may_not_be_framed_or_guessed_at() -> None:
 
 @pytest.mark.parametrize(("shown", "expected"), [("right", True), ("wrong", False), ("", False), ("r\xe9ght", False)])
 def test_the_token_is_compared(shown: str, expected: bool) -> None:
-    """Only the token itself is one, and nothing is no token."""
+    """Only the exact token is accepted."""
     assert shows_token({"HTTP_X_DEFERRED_ADMIN_TOKEN": shown}, "right") is expected
     assert not shows_token({}, "right")
 
 
 def test_any_address_is_no_name() -> None:
-    """A server on all addresses doesn't answer to 0.0.0.0, which browsers take for loopback."""
+    """A server that listens on all addresses rejects the host 0.0.0.0, which browsers treat as loopback."""
     assert "0.0.0.0" not in admin_names("0.0.0.0", [])
     assert "192.0.2.7" in admin_names("192.0.2.7", [])

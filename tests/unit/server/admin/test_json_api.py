@@ -1,4 +1,4 @@
-"""The JSON API: each endpoint's answer and its errors, on a real store."""
+"""The JSON API: each endpoint's responses and errors, on a real store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW_USEC = int(time.time() * 1e6)
 
 
 class Api:
-    """The API on a store of its own; ``woken`` counts how often the scheduler was woken."""
+    """The API on its own store; ``woken`` counts how often the scheduler was woken."""
 
     def __init__(self, store: TaskStore) -> None:
         self.store = store
@@ -40,7 +40,7 @@ class Api:
     def ask(
         self, method: str, path: str, body: bytes = b"", *, token: str | None = TOKEN
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
-        """Return the status, the content and the headers of an answer."""
+        """Return the status, content and headers of a response."""
         path, _, query = path.partition("?")
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
@@ -73,13 +73,13 @@ class Api:
         return int(started[0].split()[0]), json.loads(data) if data else {}, dict(started[1])
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return what is answered with status 200."""
+        """Send a GET request and return its content; the status must be 200."""
         status, content, _headers = self.ask("GET", path)
         assert status == 200, content
         return content
 
     def post(self, path: str, body: bytes = b"") -> dict[str, Any]:
-        """Return what is answered with status 200."""
+        """Send a POST request and return its content; the status must be 200."""
         status, content, _headers = self.ask("POST", path, body)
         assert status == 200, content
         return content
@@ -93,7 +93,7 @@ class Api:
         return task.id
 
     def finish(self, task_id: int, state: str) -> None:
-        """Have a task end."""
+        """Record an attempt that leaves the task in ``state``."""
         task = self.store.queries.get_by_id(task_id)
         assert task is not None
         (claimed,) = [
@@ -143,13 +143,13 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 def test_it_tells_about_the_server(api: Api) -> None:
-    """The root of the API tells who answers."""
+    """The root of the API returns the server's process ID."""
     assert api.get("/") == {"server": {"pid": 42}}
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1]])
 def test_without_the_token_nothing_is_told_or_done(api: Api, token: str | None) -> None:
-    """Whoever can't show the token of the run gets 401, whatever they ask for."""
+    """Without the run's token, every request gets 401 and changes nothing."""
     api.add()
     for method, path in [("GET", "/"), ("GET", "/queues"), ("GET", "/tasks"), ("POST", PURGE), ("POST", "/nonsense")]:
         status, content, headers = api.ask(method, path, token=token)
@@ -175,7 +175,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_changes_take_post(api: Api, method: str) -> None:
-    """No other method changes anything."""
+    """An endpoint that changes something accepts only POST."""
     api.add(eta_usec=2**60, name="mine")
     for path in CHANGES:
         status, _content, headers = api.ask(method, path)
@@ -186,14 +186,14 @@ def test_changes_take_post(api: Api, method: str) -> None:
 
 
 def test_looking_takes_get(api: Api) -> None:
-    """What only looks is not posted to."""
+    """An endpoint that only reads accepts only GET and HEAD."""
     for path in ("/", "/queues", "/tasks", "/tasks/1", "/tasks/default/x"):
         status, _content, headers = api.ask("POST", path)
         assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_queues_are_counted(api: Api) -> None:
-    """Each queue, configured or only used, has its numbers."""
+    """Each queue that is configured or has tasks is listed with its counts."""
     api.add()
     api.add(eta_usec=2**60)
     api.finish(api.add(queue="old"), "failed")
@@ -208,7 +208,7 @@ def test_queues_are_counted(api: Api) -> None:
 
 
 def test_what_waits_for_another_attempt_is_counted_apart(api: Api) -> None:
-    """A task in its back-off is neither due nor scheduled."""
+    """A task in its back-off counts as retrying, neither as due nor as scheduled."""
     api.finish(api.add(target="x"), "ready")
     waiting = api.store.queries.backlog("default")
     assert (waiting.due, waiting.scheduled, waiting.retrying) == (1, 0, 0)
@@ -218,7 +218,7 @@ def test_what_waits_for_another_attempt_is_counted_apart(api: Api) -> None:
 
 
 def test_tasks_are_listed_newest_first_and_in_pages(api: Api) -> None:
-    """A page has at most as many as asked for, and says where the next one begins."""
+    """A page has at most ``limit`` tasks and says where the next page begins."""
     ids = [api.add() for _ in range(5)]
     first = api.get("/tasks?limit=2")
     assert [task["id"] for task in first["tasks"]] == [ids[4], ids[3]]
@@ -228,7 +228,7 @@ def test_tasks_are_listed_newest_first_and_in_pages(api: Api) -> None:
 
 
 def test_tasks_are_found_by_queue_state_and_function(api: Api) -> None:
-    """Each filter, and all of them together."""
+    """Tasks can be filtered by queue, state and function, alone or combined."""
     api.finish(api.add(), "failed")
     other = api.add(queue="other", url="/_cb/deferred/shop.orders/Order.ship")
     plain = api.add(queue="other", url="/work?id=1")
@@ -249,7 +249,7 @@ def test_tasks_are_found_by_queue_state_and_function(api: Api) -> None:
 
 
 def test_a_task_is_shown_whole(api: Api) -> None:
-    """By its ID or by queue and name: headers, call and attempts, with bytes that are no text replaced."""
+    """A task is found by its ID or by queue and name, with headers, call and attempts; invalid UTF-8 is replaced."""
     body = pickle.dumps((print, (1, "two"), {"end": ""}))
     task_id = api.add(body=body, headers=(("X-Mine", "yes"),), name="mine")
     api.finish(task_id, "failed")
@@ -263,7 +263,7 @@ def test_a_task_is_shown_whole(api: Api) -> None:
 
 
 def test_a_task_is_run(api: Api) -> None:
-    """A task with a later ETA is due now, and the scheduler is told."""
+    """Running a task with a later ETA makes it due now and wakes the scheduler."""
     task_id = api.add(eta_usec=2**60)
     assert api.post(f"/tasks/{task_id}/run") == {"task": task_id, "done": "run"}
     assert [task.id for task in api.store.claim_forced(10)] == [task_id]
@@ -271,7 +271,7 @@ def test_a_task_is_run(api: Api) -> None:
 
 
 def test_a_failed_task_is_retried(api: Api) -> None:
-    """A dead letter waits again, and what hasn't failed is not retried."""
+    """Retrying makes a dead letter ready again; a task that has not failed can't be retried."""
     task_id = api.add()
     assert api.ask("POST", f"/tasks/{task_id}/retry")[0] == 409
     api.finish(task_id, "failed")
@@ -282,7 +282,7 @@ def test_a_failed_task_is_retried(api: Api) -> None:
 
 
 def test_all_failed_tasks_are_retried(api: Api) -> None:
-    """Those of one queue, or of all."""
+    """The dead letters of one queue, or of all queues, can be retried."""
     for queue in ("default", "default", "other"):
         api.finish(api.add(queue=queue), "failed")
     assert api.post("/queues/other/retry") == {"queue": "other", "retried": 1}
@@ -291,7 +291,7 @@ def test_all_failed_tasks_are_retried(api: Api) -> None:
 
 
 def test_a_task_whose_name_is_taken_is_not_retried(api: Api) -> None:
-    """A dead letter doesn't come back beside a later task of its name, and the answer says why."""
+    """If a later task has taken its name, a dead letter is not retried and the error says why."""
     first = api.add(name="mine")
     api.finish(first, "failed")
     api.post("/queues/default/forget", b'{"name": "mine"}')
@@ -301,7 +301,7 @@ def test_a_task_whose_name_is_taken_is_not_retried(api: Api) -> None:
 
 
 def test_tasks_are_deleted(api: Api) -> None:
-    """One by one, all that wait, or all that failed."""
+    """Tasks can be deleted one by one, all waiting tasks of a queue, or all its failed ones."""
     task_id = api.add()
     assert api.post(f"/tasks/{task_id}/delete") == {"task": task_id, "done": "delete"}
     assert api.ask("POST", f"/tasks/{task_id}/delete")[0] == 404
@@ -313,7 +313,7 @@ def test_tasks_are_deleted(api: Api) -> None:
 
 
 def test_a_queue_is_paused_and_resumed(api: Api) -> None:
-    """Pausing says whether it changed anything; the scheduler is told of both."""
+    """The response says whether a pause changed anything; pause and resume both wake the scheduler."""
     assert api.post("/queues/default/pause") == {"queue": "default", "changed": True}
     assert api.post("/queues/default/pause") == {"queue": "default", "changed": False}
     assert api.store.operations.paused() == {"default"}
@@ -322,7 +322,7 @@ def test_a_queue_is_paused_and_resumed(api: Api) -> None:
 
 
 def test_scheduled_tasks_are_made_due(api: Api) -> None:
-    """Those with a later ETA, but not those in their back-off."""
+    """Tasks with a later ETA become due, but tasks in their back-off don't."""
     api.finish(api.add(), "ready")
     ids = [api.add(eta_usec=2**60, target=target) for target in ("", "local.background")]
     api.store._database._clock = lambda: NOW_USEC / 1e6 - 60
@@ -333,7 +333,7 @@ def test_scheduled_tasks_are_made_due(api: Api) -> None:
 
 
 def test_names_are_forgotten(api: Api) -> None:
-    """One name, or all of the queue; afterwards the name can be used again."""
+    """One name or all names of a queue can be forgotten; a forgotten name can be used again."""
     for name in ("a", "b", "c"):
         api.finish(api.add(name=name), "succeeded")
     assert api.post("/queues/default/forget", b'{"name": "a"}') == {"queue": "default", "forgotten": 1}
@@ -372,7 +372,7 @@ ERRORS = [
 
 
 def test_errors_are_told(api: Api) -> None:
-    """Each error has its status, a code for machines, and a sentence with the value that was wrong."""
+    """Each error has a status, a machine-readable code, and a sentence with the wrong value."""
     for method, path, body, status, code, message in ERRORS:
         got, content, _headers = api.ask(method, path, body)
         assert (got, content["error"]["code"]) == (status, code)
@@ -381,7 +381,7 @@ def test_errors_are_told(api: Api) -> None:
 
 
 def test_a_store_that_fails_is_told(api: Api) -> None:
-    """A failing disk is an answer with status 500, not a traceback."""
+    """If the store fails, the response is a JSON error with status 500."""
     api.store.close()
     status, content, _headers = api.ask("POST", "/queues/default/purge")
     assert (status, content["error"]["code"]) == (500, "store-failed")

@@ -1,4 +1,4 @@
-"""What a person sees of a payload: without unpickling, whatever is in it."""
+"""How a payload is displayed without unpickling it, whatever it contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UTC = datetime.timezone.utc
 
 
 class Mailer:
-    """Something to defer a method of."""
+    """A class whose method the tests defer."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -37,7 +37,7 @@ class Mailer:
 
 
 class Explosive:
-    """Whoever unpickles one ends the process."""
+    """An object that ends the process if it is unpickled."""
 
     def __reduce__(self) -> Any:
         return sys.exit, ("unpickled!",)
@@ -50,11 +50,11 @@ def view(func: object, *args: object, protocol: int = 5, **kwargs: object) -> Pa
 
 @pytest.mark.parametrize("number", PROTOCOLS)
 def test_a_call_is_shown_as_python_writes_it(number: int) -> None:
-    """Callable and arguments of a call are shown, whatever protocol it was written with."""
+    """A call's callable and arguments are shown as Python source, for every pickle protocol."""
     shown = view(collections.deque, 42, "it's", None, [1.5, {"a": b"b"}], protocol=number, maxlen=True)
     assert shown.kind == "call"
     assert shown.callable == "collections.deque"
-    # Protocols before 3 have no bytes, and write the call that would make them.
+    # Protocols before 3 have no opcode for bytes; they pickle a call that builds them.
     as_bytes = "b'b'" if number > 2 else "_codecs.encode('b', 'latin1')"
     assert shown.args == ["42", '"it\'s"', "None", f"[1.5, {{'a': {as_bytes}}}]"]
     assert shown.kwargs == {"maxlen": "True"}
@@ -84,7 +84,7 @@ LITERALS = st.recursive(
 @given(LITERALS, st.sampled_from([4, 5]))
 @example([(1,), (), {2}], 4)
 def test_what_is_shown_of_literals_is_what_they_are(value: object, number: int) -> None:
-    """Python reads the text of any nesting of literals as an equal value."""
+    """The displayed text of nested literals evaluates to an equal value."""
     node = sketch(pickle.dumps(value, number)).node
     assert node is not None
     text = render(node, max_characters=10**9)
@@ -109,37 +109,37 @@ def test_what_is_shown_of_literals_is_what_they_are(value: object, number: int) 
     ],
 )
 def test_what_is_not_literal_is_shown_as_it_is_made(value: object, expected: str, number: int) -> None:
-    """Dates, partials and objects are shown by what makes them, and what is set on them afterwards."""
+    """Dates, partials and objects are shown as the call that builds them, with the state that is set afterwards."""
     shown = view(print, value, protocol=number)
     if number < 4 and isinstance(value, (set, frozenset, datetime.datetime, datetime.date)):
-        # They are written as calls of their types then, with whatever those take.
+        # These protocols pickle such values as calls of their types, with various arguments.
         assert type(value).__name__ in shown.args[0]
     else:
         assert shown.args == [expected.format(module=__name__)]
 
 
 def test_a_method_is_shown_with_its_object() -> None:
-    """A bound method, ours or of the older library, is shown as an attribute of what makes its object."""
+    """A bound method, pickled by this library or the older one, is shown as an attribute of its object."""
     mailer = f"{__name__}.Mailer() with {{'host': 'x'}}"
     assert view(Mailer("x").send, "you").text == f"{mailer}.send('you')"
     assert view_of(deferred.serialize(Mailer("x").send, "you")).text == f"{mailer}.send('you')"
 
 
 def test_nothing_is_unpickled() -> None:
-    """A payload that would end the process is shown, and the process goes on."""
+    """Viewing a payload doesn't unpickle it, so a payload that would end the process is harmless."""
     shown = view(Explosive(), Explosive())
     assert shown.text == "sys.exit('unpickled!')(sys.exit('unpickled!'))"
 
 
 def test_what_holds_itself_ends() -> None:
-    """A list in itself is shown with an ellipsis, as Python shows it."""
+    """A list that contains itself is shown with an ellipsis, as Python shows it."""
     loop: list[object] = [1]
     loop.append(loop)
     assert view(print, loop).args == ["[1, …]"]
 
 
 def test_a_deep_one_ends() -> None:
-    """A nesting that no one could follow is cut off, without an error."""
+    """A very deep nesting is cut off without an error."""
     deep: object = "bottom"
     for _ in range(100):
         deep = [deep]
@@ -147,7 +147,7 @@ def test_a_deep_one_ends() -> None:
 
 
 def test_a_small_pickle_of_a_large_thing_is_cut_off() -> None:
-    """Lists of lists of lists, each remembered, would be more text than there is memory."""
+    """A small pickle that would expand to a huge text is cut off."""
     laughs: object = ["ha"] * 10
     for _ in range(20):
         laughs = [laughs] * 10
@@ -157,27 +157,27 @@ def test_a_small_pickle_of_a_large_thing_is_cut_off() -> None:
 
 
 def test_many_arguments_are_cut_off_together() -> None:
-    """The bound holds for all arguments together, and it is said that some are left out."""
+    """The length limit applies to all arguments together, and the view says that some are left out."""
     shown = view(print, *range(20_000), last=1)
     assert len(shown.text) < MAX_CHARACTERS * 2
     assert shown.problem == "it is too long to be shown as a whole"
 
 
 def test_long_literals_are_cut_off() -> None:
-    """Of a long text its beginning and its length are shown; an immense number is not turned into digits."""
+    """A long string is shown as its beginning and its length; a huge number is not converted to digits."""
     shown = view(print, "x" * 5000, 1 << 100_000)
     assert shown.args[0].endswith("… (5,000 characters)")
     assert shown.args[1] == "<a whole number of 100,001 bits>"
 
 
 def test_a_compressed_call_is_shown() -> None:
-    """A compressed payload is unpacked to be shown."""
+    """A compressed payload is decompressed for display."""
     shown = view_of(zlib.compress(pickle.dumps((print, (1,), {}))))
     assert (shown.text, shown.compressed, shown.problem) == ("print(1)", True, None)
 
 
 def test_a_compressed_one_is_unpacked_as_far_as_may_be() -> None:
-    """A few bytes that would unpack to gigabytes are not."""
+    """Decompression for display stops at a limit, so a few bytes can't expand to gigabytes."""
     shown = view_of(zlib.compress(b"x" * (MAX_BODY_BYTES + 1)))
     assert shown.problem is not None
     assert "the decompressed payload has more than" in shown.problem
@@ -188,14 +188,14 @@ def test_a_compressed_one_is_unpacked_as_far_as_may_be() -> None:
     [(-4, b"", "the compressed payload is cut off"), (None, b"abc", "3 bytes follow the compressed payload")],
 )
 def test_a_damaged_compressed_one_says_so(cut: int | None, more: bytes, expected: str) -> None:
-    """What is there is shown, and what is wrong with it."""
+    """If compressed data is damaged, the view shows the readable part and the error."""
     shown = view_of(zlib.compress(pickle.dumps((print, (1,), {})))[:cut] + more)
     assert shown.problem == expected
     assert shown.text == "print(1)"
 
 
 def test_an_overflowed_one_is_named() -> None:
-    """A reference to a payload in the datastore says where that is."""
+    """A reference to an overflow payload shows where the payload is stored."""
     shown = view_of(protocol.OVERFLOW_MAGIC + b'{"key":"abc","size":123}')
     assert (shown.kind, shown.text) == ("overflow", "kept in the datastore: key 'abc', size 123")
     damaged = view_of(protocol.OVERFLOW_MAGIC + b"{")
@@ -216,13 +216,13 @@ def test_an_overflowed_one_is_named() -> None:
     ],
 )
 def test_other_bodies_are_shown_too(body: bytes, kind: str, text: str) -> None:
-    """Text is shown as it is, unless it would steer the terminal; anything else in hexadecimal."""
+    """Text is shown as it is, with terminal control characters escaped; other bytes are shown in hexadecimal."""
     shown = view_of(body)
     assert (shown.kind, shown.text) == (kind, text)
 
 
 def test_of_a_damaged_pickle_the_callable_is_shown() -> None:
-    """A truncated pickle, or one with something after it, says so."""
+    """A pickle that is truncated or has trailing bytes still shows its callable, and the view says what is wrong."""
     data = pickle.dumps((collections.deque, (1, 2), {}))
     cut = view_of(data[:-3])
     assert cut.kind == "pickle"
@@ -233,13 +233,13 @@ def test_of_a_damaged_pickle_the_callable_is_shown() -> None:
 
 
 def test_names_can_not_steer_the_terminal() -> None:
-    """A pickle may name anything; what is no name is shown escaped."""
+    """If a name in a pickle is not a valid identifier, it is shown escaped."""
     data = b"\x80\x04\x8c\x04\x1b[2J\x8c\x02\x07\n\x93."
     assert view_of(data).text == "<name '\\x07\\n' of '\\x1b[2J'>"
 
 
 def test_a_long_pickle_is_not_walked_to_its_end() -> None:
-    """Only so many opcodes are looked at."""
+    """The view examines a limited number of opcodes."""
     drawn = sketch(b"\x80\x02" + b"N0" * MAX_OPCODES + b"N.")
     assert drawn.problem == f"it has more than {MAX_OPCODES:,} opcodes"
 
@@ -258,7 +258,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @given(mutated() | st.binary(max_size=200).map(lambda data: b"\x80\x04" + data) | st.binary(max_size=100))
 def test_whatever_it_is_there_is_a_view(body: bytes) -> None:
-    """No bytes make it fail, or say more than it may, and what is printed stays on its line."""
+    """Any bytes give a view within the length limit, printable on one line, without an error."""
     shown = view_of(body)
     assert len(shown.text) < 8 * MAX_CHARACTERS + 1000
     if shown.kind != "text":

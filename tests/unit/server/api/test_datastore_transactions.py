@@ -1,4 +1,4 @@
-"""Tasks of datastore transactions: with their entities or not at all, wherever a server ends."""
+"""Tasks of datastore transactions: stored together with the entities or not at all, even if the server crashes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Letter(ndb.Model):  # type: ignore[misc] # the SDK has no types
 
 
 class Dead(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 class Machine:
-    """A server's store and datastore in one directory, which can be started anew."""
+    """A server's store and datastore in one directory, which can be restarted."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path = path
@@ -49,7 +49,7 @@ class Machine:
         self.wakes += 1
 
     def start(self) -> None:
-        """Start what serves the datastore and the task queue."""
+        """Start the stubs for the datastore and the task queue."""
         stub_map = apiproxy_stub_map.APIProxyStubMap()
         self._monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
         self.store = TaskStore(self._path / "tasks.sqlite")
@@ -61,16 +61,16 @@ class Machine:
         stub_map.RegisterStub("datastore_v3", self.datastore)
 
     def restart(self) -> None:
-        """End without an orderly end of the datastore, and start again."""
+        """Restart without closing the datastore, as after a crash."""
         self.store.close()
         self.start()
 
     def tasks(self) -> list[str]:
-        """Return the names of the tasks that anybody can see."""
+        """Return the names of the visible tasks."""
         return [task.name for task in stored_tasks(self.store)]
 
     def held(self) -> int:
-        """Return how many tasks are held."""
+        """Return the number of tasks that are held for a transaction."""
         connection = sqlite3.connect(self._path / "tasks.sqlite")
         try:
             return int(connection.execute("SELECT count(*) FROM tasks WHERE state = 'held'").fetchone()[0])
@@ -80,7 +80,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A server on an empty directory, and this process as its client."""
+    """A server on an empty directory, with this process as its client."""
     full_app_id.put("dev~app")
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine = Machine(tmp_path, monkeypatch)
@@ -99,12 +99,12 @@ def put_with_task(text: str = "note", *, retries: int = 0) -> str:
 
 
 def letter_exists(text: str = "note") -> bool:
-    """Tell whether the entity is there."""
+    """Return whether the entity exists."""
     return Letter.get_by_id(text) is not None
 
 
 def test_a_committed_task_is_there_and_not_before(machine: Machine) -> None:
-    """Nobody sees the task until the transaction commits; then it has the name that the client was told."""
+    """A task becomes visible when its transaction commits, under the name that the client received."""
 
     def work() -> str:
         task = taskqueue.add(url="/work", transactional=True)
@@ -138,7 +138,7 @@ def test_a_rolled_back_task_never_was(machine: Machine) -> None:
 
 
 def test_a_retried_transaction_enqueues_once(machine: Machine) -> None:
-    """What a transaction added in the tries that met with a conflict is dropped."""
+    """If a transaction is retried after a conflict, only the last try's tasks are enqueued."""
     key = Letter(id="shared", text="0").put()
     tries = []
 
@@ -146,7 +146,7 @@ def test_a_retried_transaction_enqueues_once(machine: Machine) -> None:
         note = key.get()
         tries.append(taskqueue.add(url="/work", transactional=True).name)
         if len(tries) < 3:
-            # Somebody else changes it between the reading and the commit.
+            # A conflicting write between this transaction's read and its commit.
             ndb.non_transactional(Letter(id="shared", text=str(len(tries))).put)()
         note.text += "!"
         note.put()
@@ -158,7 +158,7 @@ def test_a_retried_transaction_enqueues_once(machine: Machine) -> None:
 
 
 def test_five_unnamed_tasks_go_with_a_transaction(machine: Machine) -> None:
-    """A sixth task is refused, as on the platform, and a name too; what was refused is not there afterwards."""
+    """A transaction takes up to 5 tasks, all without names; a transaction with a refused task enqueues nothing."""
 
     def work(number: int) -> None:
         for _ in range(number):
@@ -174,14 +174,14 @@ def test_five_unnamed_tasks_go_with_a_transaction(machine: Machine) -> None:
 
 
 def test_a_transaction_of_tasks_alone_commits(machine: Machine) -> None:
-    """Tasks need no entity to go with, and are there after a restart."""
+    """A transaction that adds tasks and writes no entity commits, and its tasks survive a restart."""
     ndb.transaction(lambda: taskqueue.add(url="/work", transactional=True))
     machine.restart()
     assert len(machine.tasks()) == 1
 
 
 def test_an_error_of_the_store_fails_the_commit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the tasks can't be stored the transaction is not committed, and the client hears of it."""
+    """If the store can't hold the tasks, the transaction doesn't commit and the client gets the error."""
 
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -195,7 +195,7 @@ def test_an_error_of_the_store_fails_the_commit(machine: Machine, monkeypatch: p
 
 
 def test_a_queue_that_went_away_fails_the_commit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task whose queue was removed since it was added keeps its transaction from being committed."""
+    """If a task's queue is removed before the commit, the transaction fails."""
 
     def work() -> None:
         Letter(id="note", text="note").put()
@@ -208,8 +208,8 @@ def test_a_queue_that_went_away_fails_the_commit(machine: Machine, monkeypatch: 
     assert machine.tasks() == []
 
 
-# Where the server ends: the object, its method, whether that is done before the end, and whether entity and task are
-# there afterwards.
+# Where the server dies: the object, its method, whether the method runs before that, and whether the entity and the
+# task exist after the restart.
 ENDS = [
     ("transactions", "stage", False, False),
     ("transactions", "stage", True, False),
@@ -225,7 +225,7 @@ ENDS = [
 def test_entity_and_task_share_their_fate(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, part: str, method: str, done: bool, there: bool
 ) -> None:
-    """Whichever step of a commit a server doesn't live to see, the next one has the entity and the task, or neither."""
+    """If the server dies during a commit, both the entity and the task exist after the restart, or neither does."""
     put_with_task("before")
     target = getattr(machine, part)
     original = getattr(target, method)
@@ -233,7 +233,7 @@ def test_entity_and_task_share_their_fate(
     def end(*args: Any) -> None:
         if done:
             original(*args)
-        # The process is gone: nothing is tidied up either.
+        # A dead process doesn't clean up.
         monkeypatch.setattr(machine.transactions, "discard", lambda transaction: None)
         raise Dead
 
@@ -250,7 +250,7 @@ def test_entity_and_task_share_their_fate(
 
 
 def test_a_write_that_failed_is_made_up_for(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit whose file can't be written is an error; entity and task come with the next write, together."""
+    """If writing a commit's file fails, the client gets an error; the next write saves both the entity and the task."""
 
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
@@ -270,7 +270,7 @@ def test_a_write_that_failed_is_made_up_for(machine: Machine, monkeypatch: pytes
 
 
 def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A committed transaction whose tasks can't be let go at once has them a little later, without an error."""
+    """If a committed transaction's tasks can't be released, the release is retried and the client gets no error."""
     monkeypatch.setitem(DatastoreStub.MakeSyncCall.__globals__, "_COMMIT_RETRY_SECONDS", 0.01)
     commit = machine.transactions.commit
     calls = []
@@ -290,7 +290,7 @@ def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_of_the_first_version_is_read(machine: Machine, tmp_path: Path) -> None:
-    """A datastore's file that knows of no transactions has its entities all the same."""
+    """A datastore file of version 1, which has no list of transactions, is read."""
     Letter(id="old", text="old").put()
     file = tmp_path / DATASTORE_FILE
     data = file.read_bytes()
@@ -302,7 +302,7 @@ def test_a_file_of_the_first_version_is_read(machine: Machine, tmp_path: Path) -
 
 
 def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task whose transaction is being committed is not found, deleted or purged, and its name is taken."""
+    """A held task can't be found, deleted or purged, and its name is taken."""
     seen: dict[str, Any] = {}
     names: list[str] = []
     stage, write = machine.transactions.stage, machine.datastore._write_file

@@ -1,4 +1,4 @@
-"""The wire between the SDK and the queue process."""
+"""The RPC protocol between the SDK and the queue process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TICKET = "ticket"
 
 
 class Stub(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
-    """A taskqueue service with one method, whose behaviour a test chooses."""
+    """A taskqueue service with one method; a test chooses the error that it raises."""
 
     def __init__(self) -> None:
         super().__init__("taskqueue")
@@ -80,7 +80,7 @@ def _call(
 
 
 def test_a_call_is_answered_by_its_stub(stub: Stub) -> None:
-    """The stub gets the request, and its response comes back."""
+    """The stub gets the request, and the client gets the stub's response."""
     answer = taskqueue_pb.TaskQueueAddResponse.FromString(_call(stub).response)
     assert stub.got == ["/work"]
     assert answer.chosen_task_name == b"chosen"
@@ -88,7 +88,7 @@ def test_a_call_is_answered_by_its_stub(stub: Stub) -> None:
 
 @pytest.mark.parametrize("ticket", ["", "wrong", "tickét"])
 def test_a_call_without_the_ticket_is_refused(stub: Stub, ticket: str) -> None:
-    """Who doesn't have the ticket reaches no stub."""
+    """A call without the right ticket is refused before it reaches a stub."""
     response = _call(stub, ticket=ticket)
     assert response.rpc_error.code == remote_api_pb.RpcError.SECURITY_VIOLATION
     assert stub.got == []
@@ -99,13 +99,13 @@ def test_a_call_without_the_ticket_is_refused(stub: Stub, ticket: str) -> None:
     [("nothing", "Add"), ("taskqueue", "Nothing"), ("taskqueue", "BulkAdd"), ("memcache", "Get")],
 )
 def test_an_unknown_call_is_not_found(stub: Stub, service: str, method: str) -> None:
-    """An unknown service or method, and one that has no stub, are told apart from failures."""
+    """An unknown service or method, and a service without a stub, give CALL_NOT_FOUND."""
     response = _call(stub, service=service, method=method, body=b"")
     assert response.rpc_error.code == remote_api_pb.RpcError.CALL_NOT_FOUND
 
 
 def test_an_application_error_keeps_code_and_detail(stub: Stub) -> None:
-    """What the API answers as its own error arrives as such."""
+    """An application error reaches the client with its code and detail."""
     stub.error = apiproxy_errors.ApplicationError(10, "exists")
     response = _call(stub)
     assert (response.application_error.code, response.application_error.detail) == (10, "exists")
@@ -121,14 +121,14 @@ def test_an_application_error_keeps_code_and_detail(stub: Stub) -> None:
     ],
 )
 def test_a_transport_error_keeps_its_kind(stub: Stub, error: Exception, code: int) -> None:
-    """The client can raise the exception that the stub raised, with its message."""
+    """The client gets the code and message of the exception that the stub raised."""
     stub.error = error
     response = _call(stub)
     assert (response.rpc_error.code, response.rpc_error.detail) == (code, str(error))
 
 
 def test_a_defect_is_logged_with_its_traceback(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
-    """A stub that raises something else fails the call, and the server's log says where."""
+    """If a stub raises an unexpected exception, the call fails and the server logs the traceback."""
     stub.error = ZeroDivisionError("by zero")
     response = _call(stub)
     assert response.rpc_error.code == remote_api_pb.RpcError.UNKNOWN
@@ -138,21 +138,21 @@ def test_a_defect_is_logged_with_its_traceback(stub: Stub, caplog: pytest.LogCap
 
 
 def test_bytes_that_are_no_call_are_refused(stub: Stub) -> None:
-    """Garbage instead of a call, or inside of one, is an error of the request's."""
+    """An unreadable call, and a call with an unreadable request, each get their own error."""
     _status, _headers, answer = _request(stub, b"\xff\xff garbage")
     assert remote_api_pb.Response.FromString(answer).rpc_error.code == remote_api_pb.RpcError.BAD_REQUEST
     assert _call(stub, body=b"\xff\xff garbage").rpc_error.code == remote_api_pb.RpcError.PARSE_ERROR
 
 
 def test_calls_are_posted(stub: Stub) -> None:
-    """Another method gets 405 and is told which one is right."""
+    """A method other than POST gets 405 with an Allow header."""
     status, headers, _answer = _request(stub, b"", method="GET")
     assert status == "405 Method Not Allowed"
     assert headers["Allow"] == "POST"
 
 
 def test_other_paths_go_to_the_pages(stub: Stub) -> None:
-    """Without pages another path is not found; with them they answer."""
+    """Other paths go to the pages; without pages, they give 404."""
 
     def pages(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])

@@ -35,7 +35,7 @@ def put(stub: SnapshotDatastoreStub, name: str) -> None:
 
 
 def exists(stub: SnapshotDatastoreStub, name: str) -> bool:
-    """Tell whether the stub has an entity."""
+    """Return whether the stub has the entity."""
     request, response = datastore_pb.GetRequest(), datastore_pb.GetResponse()
     key = request.key.add(app="dev~app")
     key.path.element.add(type="Note", name=name)
@@ -44,7 +44,7 @@ def exists(stub: SnapshotDatastoreStub, name: str) -> bool:
 
 
 def test_the_overridden_methods_are_the_sdks() -> None:
-    """The SDK's stub has both methods, with the parameters that the overrides have."""
+    """The SDK's stub has both overridden methods, with the same parameters."""
     stub = datastore_file_stub.DatastoreFileStub
     write, read = stub._DatastoreFileStub__WritePickled, stub._DatastoreFileStub__ReadPickled
 
@@ -53,7 +53,7 @@ def test_the_overridden_methods_are_the_sdks() -> None:
 
 
 def test_a_snapshot_has_the_entities_and_the_commit_time(tmp_path: Path) -> None:
-    """A snapshot is a list of encoded entities and, at its end, a whole number; the SDK writes no file."""
+    """A snapshot has the encoded entities and then the commit time; the SDK writes no file."""
     stub = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
     put(stub, "one")
     put(stub, "two")
@@ -67,7 +67,7 @@ def test_a_snapshot_has_the_entities_and_the_commit_time(tmp_path: Path) -> None
 
 
 def test_a_stub_starts_from_a_snapshot(tmp_path: Path) -> None:
-    """A stub that loads another stub's snapshot has its entities, and goes on with its commit time."""
+    """A stub that loads a snapshot has its entities and continues from its commit time."""
     first = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
     put(first, "kept")
     snapshot = list(first.take_snapshot())

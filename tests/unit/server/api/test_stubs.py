@@ -1,4 +1,4 @@
-"""The SDK's services other than the task queue, as the queue process answers them."""
+"""The stubs for the SDK's services other than the task queue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ APP_ID = "dev~local-app"
 
 
 class FakeTaskQueue(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
-    """Keeps what a committed transaction adds."""
+    """Records the tasks that committed transactions add."""
 
     def __init__(self) -> None:
         super().__init__("taskqueue")
@@ -38,20 +38,20 @@ class FakeTaskQueue(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK
         self.transactions = self
 
     def stage(self, adds: Sequence[Any], transaction: str) -> None:
-        """Keep tasks apart."""
+        """Hold the tasks of a transaction."""
         self.held[transaction] = list(adds)
 
     def discard(self, transaction: str) -> None:
-        """Forget them."""
+        """Drop the tasks of a transaction."""
         del self.held[transaction]
 
     def commit(self, transactions: Collection[str]) -> None:
-        """Add them."""
+        """Add the tasks of these transactions."""
         for transaction in transactions:
             self.added += self.held.pop(transaction)
 
     def recover(self, committed: Collection[str]) -> None:
-        """There is nothing to recover: what was held is gone with the process."""
+        """Do nothing: held tasks don't outlive the process."""
 
 
 class Note(ndb.Model):  # type: ignore[misc] # the SDK has no types
@@ -69,7 +69,7 @@ Make = Callable[[], Any]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Return a function that makes the stubs on one data directory, as starting the server does."""
+    """Return a function that makes the stubs on the same data directory each time, as a server start does."""
     monkeypatch.setattr(apiproxy_stub_map, "apiproxy", None)
     for variable in ("APPLICATION_ID", "GAE_APPLICATION", "AUTH_DOMAIN"):
         monkeypatch.setenv(variable, "")
@@ -95,7 +95,7 @@ def stubs(make: Make) -> Any:
 
 
 def in_context(function: Callable[[], Any]) -> Any:
-    """Call ``function`` with ndb's caches off, so that it asks the datastore."""
+    """Call ``function`` without ndb's caches, so that it reads the datastore."""
     context = ndb.get_context()
     context.set_cache_policy(False)
     context.set_memcache_policy(False)
@@ -103,7 +103,7 @@ def in_context(function: Callable[[], Any]) -> Any:
 
 
 def test_every_method_of_every_stub_has_its_messages(stubs: Any) -> None:
-    """What a stub can do can be asked for over HTTP; methods that only steer a stub in tests are left out."""
+    """Every method of every stub can be called over HTTP, except those that only configure a stub in tests."""
     steering = {"SetClock", "AdvanceClock", "SetMaxSize", "GetLruChainLength", "SetHttpProxy", "SetOAuthUser"}
     steering |= {"SetDefaultGcsBucketName", "SetCapabilityStatus"}
     steering |= {f"{verb}{what}" for verb in ("Get", "Set") for what in ("LogMailBody", "LogMailLevel")}
@@ -117,19 +117,19 @@ def test_every_method_of_every_stub_has_its_messages(stubs: Any) -> None:
 
 
 def test_an_unknown_method_is_a_key_error() -> None:
-    """Whoever asks decides what to make of a method that nobody knows."""
+    """An unknown method raises KeyError, which the caller handles."""
     with pytest.raises(KeyError):
         message_types("taskqueue", "NoSuchMethod")
 
 
 def test_a_transactional_add_has_the_task_queues_messages() -> None:
-    """AddActions carries a bulk add, not the message that its name suggests."""
+    """AddActions uses the bulk add's messages, despite its name."""
     request, response = message_types("datastore_v3", "AddActions")
     assert (request.__name__, response.__name__) == ("TaskQueueBulkAddRequest", "TaskQueueBulkAddResponse")
 
 
 def test_entities_survive_a_restart(make: Make) -> None:
-    """What was put is there again in a server that starts on the same data directory, without an orderly end."""
+    """Entities survive a restart on the same data directory, even if the server was not closed."""
     make()
     key = in_context(lambda: Note(text="kept", data=bytes(range(256))).put())
     make()
@@ -138,7 +138,7 @@ def test_entities_survive_a_restart(make: Make) -> None:
 
 
 def test_deleted_entities_stay_deleted(make: Make) -> None:
-    """A delete is on disk, too."""
+    """A deleted entity is still deleted after a restart."""
     make()
     key = in_context(lambda: Note(text="gone").put())
     in_context(key.delete)
@@ -154,13 +154,13 @@ def test_queries_see_what_was_committed(stubs: Any) -> None:
 
 
 def test_a_transaction_that_commits_adds_its_tasks(stubs: Any) -> None:
-    """The task queue is given what belongs to a transaction when it commits."""
+    """When a transaction commits, its tasks are added to the task queue."""
     _run_transaction_with_task(fail=False)
     assert [request.url for request in stubs.GetStub("taskqueue").added] == [b"/work"]
 
 
 def test_a_transaction_that_is_rolled_back_adds_nothing(stubs: Any) -> None:
-    """Nothing is added when the transaction fails."""
+    """When a transaction fails, none of its tasks is added."""
     with pytest.raises(ZeroDivisionError):
         _run_transaction_with_task(fail=True)
     assert stubs.GetStub("taskqueue").added == []
@@ -187,7 +187,7 @@ def _current_transaction() -> Any:
 
 
 def test_threads_can_put_at_once(stubs: Any, make: Make) -> None:
-    """Nothing is lost when many threads put at the same time."""
+    """When many threads put at the same time, every entity is saved."""
 
     def put(number: int) -> None:
         in_context(Note(id=number + 1, text=str(number)).put)
@@ -199,7 +199,7 @@ def test_threads_can_put_at_once(stubs: Any, make: Make) -> None:
 
 
 def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the file is being written, further commits gather, and one more write serves them all."""
+    """Commits that arrive while the file is being written share one further write."""
     datastore = stubs.GetStub("datastore_v3")
     write_file = datastore._write_file
     writes: list[int] = []
@@ -225,7 +225,7 @@ def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A put that can't be written fails, instead of being acknowledged."""
+    """If the file can't be written, the put fails."""
     datastore = stubs.GetStub("datastore_v3")
 
     def fail(*_: object) -> None:
@@ -239,7 +239,7 @@ def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch:
 
 
 def test_close_writes_what_is_left(make: Make, tmp_path: Path) -> None:
-    """An orderly end leaves the file complete."""
+    """Closing the datastore writes all entities to the file."""
     stub_map = make()
     key = in_context(lambda: Note(text="kept").put())
     (tmp_path / DATASTORE_FILE).unlink()
@@ -259,21 +259,21 @@ def test_close_writes_what_is_left(make: Make, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_datastore_file_is_told(make: Make, tmp_path: Path, content: bytes) -> None:
-    """A file that can't be read stops the start with its name; an empty one is damaged as well."""
+    """If the datastore file is damaged or empty, starting fails with an error that names the file."""
     (tmp_path / DATASTORE_FILE).write_bytes(content)
     with pytest.raises(ServerError, match=DATASTORE_FILE):
         make()
 
 
 def test_memcache_is_shared(stubs: Any) -> None:
-    """What one sets the next one gets."""
+    """The memcache API returns the values that were set."""
     memcache.set("color", "blue")
     assert memcache.get("color") == "blue"
     assert memcache.incr("count", initial_value=4) == 5
 
 
 def test_modules_are_the_services(stubs: Any) -> None:
-    """The modules API names what is served, and where it can be reached."""
+    """The modules API returns the served services and their addresses."""
     assert list(modules.get_modules()) == ["background", "default"]
     assert list(modules.get_versions("background")) == ["local"]
     assert modules.get_default_version("default") == "local"
@@ -282,38 +282,38 @@ def test_modules_are_the_services(stubs: Any) -> None:
 
 
 def test_an_unknown_module_is_the_sdks_error(stubs: Any) -> None:
-    """Asking for a service that isn't served fails as on App Engine."""
+    """Asking for an unknown service raises the same error as on App Engine."""
     with pytest.raises(modules.InvalidModuleError):
         modules.get_hostname("nowhere")
 
 
 def test_a_caller_is_told_by_its_ticket(stubs: Any) -> None:
-    """Without a module named, the answer is about the service that asks."""
+    """If the request names no module, the response is about the caller's service, known by its ticket."""
     request, response = modules_service_pb2.GetHostnameRequest(), modules_service_pb2.GetHostnameResponse()
     stubs.GetStub("modules").MakeSyncCall("modules", "GetHostname", request, response, "background's ticket")
     assert response.hostname == "127.0.0.1:8081"
 
 
 def test_app_identity_knows_the_app(stubs: Any) -> None:
-    """The service account and the app's own ID can be asked for."""
+    """The app identity API returns a service account name and the app's ID."""
     assert app_identity.get_service_account_name()
     assert app_identity.get_application_id() == "local-app"
 
 
 def test_mail_goes_to_the_log(stubs: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Mail is not sent; it is said that it would have been."""
+    """Mail is logged instead of sent."""
     with caplog.at_level(logging.INFO):
         mail.send_mail("from@example.com", "to@example.com", "Hello", "Body")
     assert "to@example.com" in caplog.text
 
 
 def test_login_urls_can_be_made(stubs: Any) -> None:
-    """The users API works for the URLs that a page shows."""
+    """The users API returns login URLs."""
     assert users.create_login_url("/here")
 
 
 def test_urlfetch_refuses_what_is_no_url(stubs: Any) -> None:
-    """URL fetch answers, without going anywhere."""
+    """URL fetch rejects an invalid URL."""
     with pytest.raises(urlfetch.InvalidURLError):
         urlfetch.fetch("nowhere://at-all")
 
@@ -321,19 +321,19 @@ def test_urlfetch_refuses_what_is_no_url(stubs: Any) -> None:
 def test_starting_says_nothing(
     make: Make, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A first start warns of no file that isn't there yet."""
+    """The first start logs and prints nothing about files that don't exist yet."""
     make()
     assert caplog.text == ""
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_file_is_private(stubs: Any, tmp_path: Path) -> None:
-    """Only the person who runs the server can read what is kept."""
+    """Only the user who runs the server can read the datastore file."""
     in_context(Note(text="secret").put)
     assert (tmp_path / DATASTORE_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_the_queries_messages_are_the_datastores() -> None:
-    """A query's answer is a batch, and so is the next one's."""
+    """RunQuery and Next both return a QueryResult."""
     assert message_types("datastore_v3", "RunQuery") == (datastore_pb.Query, datastore_pb.QueryResult)
     assert message_types("datastore_v3", "Next")[1] is datastore_pb.QueryResult

@@ -1,4 +1,4 @@
-"""The taskqueue API's methods beyond adding, each with its answers and its codes."""
+"""The taskqueue API's methods other than adding, with their results and error codes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MINUTE_USEC = 60_000_000
 
 @pytest.fixture
 def api(tmp_path: Path, clock: Clock) -> Iterator[Api]:
-    """The API on an empty store, at a time that stands still."""
+    """The API on an empty store, with a clock that the tests set."""
     api = Api(tmp_path / "tasks.sqlite", clock=clock)
     yield api
     api.store.close()
 
 
 def refused(api: Api, method: str, **fields: Any) -> str:
-    """Call a method that answers with an application error; return its code."""
+    """Call a method that raises an application error; return its code."""
     with pytest.raises(apiproxy_errors.ApplicationError) as raised:
         api.call(method, **fields)
     return str(Code.ErrorCode.Name(raised.value.application_error))
@@ -62,7 +62,7 @@ def pull_add(name: str = "", **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_an_unknown_queue_is_told(api: Api, method: str, fields: dict[str, Any]) -> None:
-    """Every method that names a queue says when there is none of that name."""
+    """Every method that names a queue raises UNKNOWN_QUEUE if it doesn't exist."""
     assert refused(api, method, **fields) == "UNKNOWN_QUEUE"
 
 
@@ -77,12 +77,12 @@ def test_an_unknown_queue_is_told(api: Api, method: str, fields: dict[str, Any])
     ],
 )
 def test_a_queue_of_the_other_mode_is_told(api: Api, method: str, fields: dict[str, Any]) -> None:
-    """A push queue can't be leased from, a pull queue runs nothing, and each takes its own kind of task."""
+    """Leasing from a push queue, running in a pull queue and adding the other kind of task raise INVALID_QUEUE_MODE."""
     assert refused(api, method, **fields) == "INVALID_QUEUE_MODE"
 
 
 def test_statistics_are_real(api: Api, clock: Clock) -> None:
-    """The figures are those of the queue: unfinished tasks, the oldest that is due, what runs and what ran."""
+    """Statistics give the unfinished tasks, the oldest due one, and the numbers running and executed."""
     api.add(*({"task_name": b"t%d" % n, "eta_usec": NOW - n} for n in range(4)), {"eta_usec": NOW + MINUTE_USEC})
     done, _running = api.store.claim({LANE: 2}, NOW)
     api.store.complete([completion(done)])
@@ -94,7 +94,7 @@ def test_statistics_are_real(api: Api, clock: Clock) -> None:
 
 
 def test_statistics_of_several_queues_come_in_the_order_asked_for(api: Api) -> None:
-    """A queue without tasks that are due has no oldest one; a queue with a rate tells it."""
+    """Statistics come in the order of the request; a queue without due tasks has no oldest ETA."""
     api.add({"queue_name": b"other", "eta_usec": NOW + 1})
     first, second = api.call("FetchQueueStats", queue_name=[b"other", b"default"], max_num_tasks=0).queuestats
     assert (first.num_tasks, first.oldest_eta_usec, first.scanner_info.enforced_rate) == (1, -1, 20.0)
@@ -102,7 +102,7 @@ def test_statistics_of_several_queues_come_in_the_order_asked_for(api: Api) -> N
 
 
 def test_statistics_of_a_pull_queue_count_leases(api: Api) -> None:
-    """What was leased in the last minute counts as executed; rate and flight mean nothing there."""
+    """A pull queue counts the leases of the last minute as executed, and has neither a rate nor running requests."""
     api.add(pull_add("a"), pull_add("b"))
     api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60, max_tasks=1)
     (stats,) = api.call("FetchQueueStats", queue_name=[b"pull"], max_num_tasks=0).queuestats
@@ -112,7 +112,7 @@ def test_statistics_of_a_pull_queue_count_leases(api: Api) -> None:
 
 
 def test_queues_are_listed_as_they_are_configured(api: Api) -> None:
-    """FetchQueues tells rate, bucket, concurrency, mode, retry options and pause of as many queues as asked for."""
+    """FetchQueues returns rate, bucket, concurrency, mode, retry options and pause of up to ``max_rows`` queues."""
     api.store.operations.pause("other")
     default, other, pull = api.call("FetchQueues", max_rows=10, app_id=b"a").queue
     assert [queue.queue_name for queue in (default, other, pull)] == [b"default", b"other", b"pull"]
@@ -124,7 +124,7 @@ def test_queues_are_listed_as_they_are_configured(api: Api) -> None:
 
 
 def test_a_queue_is_paused_and_resumed(api: Api) -> None:
-    """A pause is the store's, and a resumed queue is looked at at once."""
+    """PauseQueue sets the store's pause, and resuming wakes the scheduler."""
     api.call("PauseQueue", queue_name=b"other", pause=True, app_id=b"a")
     assert api.store.operations.paused() == {"other"}
     assert api.wakes == 0
@@ -135,7 +135,7 @@ def test_a_queue_is_paused_and_resumed(api: Api) -> None:
 
 @pytest.mark.parametrize("method", ["UpdateQueue", "DeleteQueue"])
 def test_queues_are_configured_in_queue_yaml(api: Api, method: str) -> None:
-    """What would change the configuration is refused, with the place to change it."""
+    """A call that would change the configuration is refused with a hint to queue.yaml."""
     fields = {"bucket_refill_per_second": 1, "bucket_capacity": 1} if method == "UpdateQueue" else {"app_id": b"a"}
     with pytest.raises(apiproxy_errors.ApplicationError, match=r"queue\.yaml") as raised:
         api.call(method, queue_name=b"other", **fields)
@@ -143,7 +143,7 @@ def test_queues_are_configured_in_queue_yaml(api: Api, method: str) -> None:
 
 
 def test_unfinished_tasks_are_queried_page_by_page(api: Api) -> None:
-    """Tasks come by name, or by ETA and then name, from where the request says; finished ones don't."""
+    """Unfinished tasks are listed by name, or by ETA and then name, from the requested start."""
     api.add({"task_name": b"done", "eta_usec": NOW - 9})
     run_all(api.store)
     api.add(*({"task_name": name, "eta_usec": NOW + eta} for name, eta in ((b"c", 1), (b"a", 3), (b"b", 1), (b"d", 2))))
@@ -160,7 +160,7 @@ def test_unfinished_tasks_are_queried_page_by_page(api: Api) -> None:
 
 
 def test_a_task_is_told_whole(api: Api, clock: Clock) -> None:
-    """What was added is in the answer, and how its last attempt went."""
+    """FetchTask returns everything that was added and the result of the last attempt."""
     api.add(
         {
             "task_name": b"one",
@@ -186,7 +186,7 @@ def test_a_task_is_told_whole(api: Api, clock: Clock) -> None:
 
 
 def test_a_task_that_is_not_there_is_told(api: Api) -> None:
-    """A task that is over is told from one that never was."""
+    """A finished task and one that never existed have different error codes."""
     api.add({"task_name": b"done", "eta_usec": NOW})
     run_all(api.store)
     assert refused(api, "FetchTask", queue_name=b"default", task_name=b"done") == "TOMBSTONED_TASK"
@@ -194,7 +194,7 @@ def test_a_task_that_is_not_there_is_told(api: Api) -> None:
 
 
 def test_a_task_is_forced_to_run(api: Api) -> None:
-    """ForceRun makes a waiting task the next to run, and says what else it found."""
+    """ForceRun makes a waiting task the next to run, and otherwise returns the task's state."""
 
     def force(name: bytes) -> int:
         return int(api.call("ForceRun", queue_name=b"default", task_name=name, app_id=b"a").result)
@@ -213,7 +213,7 @@ def test_a_task_is_forced_to_run(api: Api) -> None:
 
 
 def test_pull_tasks_are_leased_with_tag_and_body(api: Api) -> None:
-    """A lease tells each task's name, body, tag, leases, and when the lease ends."""
+    """A lease returns each task's name, body, tag, number of leases, and the end of the lease."""
     api.add(pull_add("a", tag="é".encode(), body=b"\x00\xff"), pull_add("b"))
     a, b = api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60.5, max_tasks=5).task
     assert (a.task_name, a.body, a.tag, a.retry_count) == (b"a", b"\x00\xff", "é".encode(), 1)
@@ -223,7 +223,7 @@ def test_pull_tasks_are_leased_with_tag_and_body(api: Api) -> None:
 
 
 def test_pull_tasks_are_leased_by_tag(api: Api) -> None:
-    """The wanted tag's tasks come, or without one those of the oldest task's tag."""
+    """Leasing by tag returns tasks of the requested tag, or of the oldest task's tag if none is requested."""
     api.add(pull_add("a", tag=b"x", eta_usec=NOW - 1), pull_add("b", tag=b"y"), pull_add("c", tag=b"x"))
     lease = {"queue_name": b"pull", "lease_seconds": 60, "max_tasks": 5, "group_by_tag": True}
     assert [task.task_name for task in api.call("QueryAndOwnTasks", **lease, tag=b"y").task] == [b"b"]
@@ -242,12 +242,12 @@ def test_pull_tasks_are_leased_by_tag(api: Api) -> None:
     ],
 )
 def test_a_lease_that_makes_no_sense_is_refused(api: Api, fields: dict[str, Any]) -> None:
-    """Times and numbers out of their bounds, and a tag without grouping, are invalid requests."""
+    """A lease time or number of tasks out of bounds, and a tag without grouping, are invalid requests."""
     assert refused(api, "QueryAndOwnTasks", queue_name=b"pull", **fields) == "INVALID_REQUEST"
 
 
 def test_a_lease_is_changed_by_its_end(api: Api, clock: Clock) -> None:
-    """The end of the lease that the caller knows is the key; what is wrong with it has its code."""
+    """A lease is changed only by a caller that gives its current end; each other case has its own code."""
     api.add(pull_add("a"), pull_add("gone"))
     ends = {
         t.task_name: t.eta_usec
@@ -269,7 +269,7 @@ def test_a_lease_is_changed_by_its_end(api: Api, clock: Clock) -> None:
 
 
 def test_a_paused_pull_queue_leases_nothing(api: Api) -> None:
-    """While it is paused nothing is leased from it, and no lease can be changed."""
+    """While a pull queue is paused, no task is leased and no lease is changed."""
     api.add(pull_add("a"))
     api.store.operations.pause("pull")
     assert not api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60, max_tasks=5).task
@@ -290,29 +290,29 @@ def test_a_paused_pull_queue_leases_nothing(api: Api) -> None:
     ],
 )
 def test_a_pull_task_that_cannot_be_taken_is_told(api: Api, fields: dict[str, Any], code: str) -> None:
-    """Each fault of a pull task has its code, and keeps out the others of the request."""
+    """Each mistake in a pull task has its own code, and the request's other tasks are skipped."""
     assert api.codes(pull_add(), {**pull_add(), **fields}) == ["SKIPPED", code]
 
 
 def test_the_largest_pull_task_is_taken(api: Api) -> None:
-    """A pull task of 1 MiB, and a tag of 500 bytes, are stored."""
+    """A pull task of 1 MiB and a tag of 500 bytes are accepted."""
     assert api.codes(pull_add(body=b"x" * (1 << 20)), pull_add(tag=b"t" * 500)) == ["OK", "OK"]
 
 
 def test_a_push_task_has_no_tag(api: Api) -> None:
-    """Tags are for pull queues."""
+    """A tag on a push task is refused."""
     assert api.codes({"tag": b"x", "eta_usec": NOW}) == ["INVALID_TAG"]
 
 
 def test_a_large_add_in_a_transaction_is_refused(api: Api) -> None:
-    """One request of a transaction takes 1 MiB."""
+    """A request of more than 1 MiB is refused in a transaction."""
     add = taskqueue_pb.TaskQueueAddRequest(**pull_add(body=b"x" * (1 << 20)))
     add.transaction.handle, add.transaction.app = 1, "dev~app"
     assert refused(api, "BulkAdd", add_request=[add]) == "TRANSACTIONAL_REQUEST_TOO_LARGE"
 
 
 def test_purging_a_pull_queue_takes_its_leased_tasks_too(api: Api) -> None:
-    """A purge leaves no task of the queue, leased or not."""
+    """A purge removes all tasks of a pull queue, leased or not."""
     api.add(pull_add("a"), pull_add("b"))
     api.call("QueryAndOwnTasks", queue_name=b"pull", lease_seconds=60, max_tasks=1)
     api.call("PurgeQueue", queue_name=b"pull")

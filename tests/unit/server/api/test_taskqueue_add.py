@@ -29,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 @pytest.fixture
 def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The SDK's own client and datastore stub, on the service under test."""
+    """The SDK's own client and datastore stub, connected to the service under test."""
     full_app_id.put("dev~app")
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
@@ -42,7 +42,7 @@ def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_an_added_task_is_stored_as_it_was_sent(api: Api) -> None:
-    """URL, method, headers, body and target of an add are in the store, and the scheduler is woken after that."""
+    """URL, method, headers, body and target of a task are stored, and the scheduler is woken."""
     add = {
         "task_name": b"one",
         "eta_usec": 1_700_000_000_000_000,
@@ -65,7 +65,7 @@ def test_an_added_task_is_stored_as_it_was_sent(api: Api) -> None:
     [(b"127.0.0.1:8081", "local.background"), (b"127.0.0.1:8080", ""), (b"www.example.com", "")],
 )
 def test_a_host_without_a_target_means_the_service_it_belongs_to(api: Api, host: bytes, target: str) -> None:
-    """The SDK sends the enqueuing request's own Host when there is no target, and the task stays in that service."""
+    """Without a target, the SDK sends the enqueuing request's Host header, and the task stays in that service."""
     api.add({"task_name": b"one", "headers": {b"Host": host}})
     task = api.store.queries.get("default", "one")
     assert task is not None
@@ -73,7 +73,7 @@ def test_a_host_without_a_target_means_the_service_it_belongs_to(api: Api, host:
 
 
 def test_unnamed_tasks_get_names(api: Api) -> None:
-    """The chosen names are told, and are those of the stored tasks."""
+    """Tasks without a name are stored under the generated names that the response returns."""
     results = api.add({}, {"task_name": b"mine"}, {})
     assert [code for code, _name in results] == ["OK", "OK", "OK"]
     assert results[1][1] == ""
@@ -103,19 +103,19 @@ def test_unnamed_tasks_get_names(api: Api) -> None:
     ],
 )
 def test_a_task_that_cannot_be_taken_keeps_out_the_others(api: Api, fields: dict[str, Any], code: str) -> None:
-    """The bad task gets its own code, the others are skipped, and nothing is stored."""
+    """If one task is invalid, it gets its own code, the others are skipped, and nothing is stored."""
     assert api.codes({}, fields, {"task_name": b"good"}) == ["SKIPPED", code, "SKIPPED"]
     assert api.store.queries.counts() == {}
     assert api.wakes == 0
 
 
 def test_the_largest_legal_task_is_taken(api: Api) -> None:
-    """A task of exactly the platform's limit, counting method, URL, headers and body, is stored."""
+    """A task of exactly the maximum size, which includes method, URL, headers and body, is stored."""
     assert api.codes({"body": b"x" * (102_400 - len("POST/work"))}) == ["OK"]
 
 
 def test_taken_names_do_not_keep_out_the_others(api: Api) -> None:
-    """Existing, tombstoned and repeated names get their own codes, and the others are stored."""
+    """Existing, tombstoned and repeated names get their own codes, and the other tasks are stored."""
     api.add({"task_name": b"exists"}, {"task_name": b"gone"})
     api.store.operations.delete_by_name("default", ["gone"])
     adds = [{"task_name": name} for name in (b"exists", b"gone", b"new", b"new")]
@@ -135,7 +135,7 @@ def test_taken_names_do_not_keep_out_the_others(api: Api) -> None:
 def test_a_request_that_makes_no_sense_fails_whole(
     api: Api, adds: list[dict[str, Any]], code: int, message: str
 ) -> None:
-    """What is wrong with the request as a whole is one application error, with a message that says it."""
+    """If the whole request is invalid, the call raises one application error whose message says why."""
     with pytest.raises(apiproxy_errors.ApplicationError) as raised:
         api.add(*adds)
     assert raised.value.application_error == code
@@ -144,7 +144,7 @@ def test_a_request_that_makes_no_sense_fails_whole(
 
 
 def test_a_tasks_own_retry_options_replace_the_queues_wholesale(api: Api) -> None:
-    """What a task's retry options leave out is the platform's default; a task without any has none of its own."""
+    """A task's retry options take missing fields from the platform's defaults, not from the queue."""
     api.add({"task_name": b"own", "retry": {"retry_limit": 0}}, {"task_name": b"none"})
     own, none = api.store.queries.get("default", "own"), api.store.queries.get("default", "none")
     assert own is not None
@@ -154,7 +154,7 @@ def test_a_tasks_own_retry_options_replace_the_queues_wholesale(api: Api) -> Non
 
 
 def test_a_store_that_fails_is_a_transient_error(api: Api) -> None:
-    """The client is told that it may try again, and never that the task was added."""
+    """If the store fails, the client gets a transient error and the scheduler is not woken."""
     api.store.close()
     with pytest.raises(apiproxy_errors.ApplicationError, match="store failed") as raised:
         api.add({})
@@ -163,7 +163,7 @@ def test_a_store_that_fails_is_a_transient_error(api: Api) -> None:
 
 
 def test_delete_tells_what_it_found(api: Api) -> None:
-    """Each name gets OK, tombstoned or unknown; in an unknown queue each gets that."""
+    """Delete returns a code for each name, also if the queue is unknown."""
     api.add({"task_name": b"a"})
     request = taskqueue_pb.TaskQueueDeleteRequest(queue_name=b"default", task_name=[b"a", b"b"])
     for expected in ([Code.OK, Code.UNKNOWN_TASK], [Code.TOMBSTONED_TASK, Code.UNKNOWN_TASK]):
@@ -177,7 +177,7 @@ def test_delete_tells_what_it_found(api: Api) -> None:
 
 
 def test_purge_empties_one_queue(api: Api) -> None:
-    """PurgeQueue removes a queue's tasks and no other's."""
+    """PurgeQueue removes only its queue's tasks."""
     api.add({}, {})
     api.add({"queue_name": b"other"})
     api.service.MakeSyncCall(
@@ -190,7 +190,7 @@ def test_purge_empties_one_queue(api: Api) -> None:
 
 
 def test_add_is_a_bulk_add_of_one(api: Api) -> None:
-    """Add tells the name that it chose, and a taken name is an error that says which."""
+    """Add returns the generated name, and a taken name raises an error that names the task."""
     response = taskqueue_pb.TaskQueueAddResponse()
     api.service.MakeSyncCall("taskqueue", "Add", add_request(), response)
     assert [task.name for task in stored_tasks(api.store)] == [response.chosen_task_name.decode()]
@@ -201,7 +201,7 @@ def test_add_is_a_bulk_add_of_one(api: Api) -> None:
 
 
 def test_the_sdks_client_adds_and_deletes(api: Api, stubs: Any) -> None:
-    """The unmodified client adds, gets its names, and is told of a taken one by its own exception."""
+    """The unmodified client adds and deletes tasks and raises its own exceptions."""
     named = taskqueue.add(url="/work", name="one", payload=b"x", target="local.background", method="POST")
     unnamed = taskqueue.add(url="/work", countdown=60)
     assert {task.name for task in stored_tasks(api.store)} == {named.name, unnamed.name}

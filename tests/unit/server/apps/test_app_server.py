@@ -1,4 +1,4 @@
-"""What runs inside an app process. That it starts, stops and is restarted is in test_process."""
+"""The server inside an app process; test_process covers starting, stopping and restarting the process."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Serving:
         self._thread.start()
 
     def connection(self) -> http.client.HTTPConnection:
-        """Return a connection to it."""
+        """Return a connection to the server."""
         host, port = self.listener.getsockname()
         return http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS)
 
     def stop(self) -> None:
-        """Stop it, and wait until it has."""
+        """Stop the server and wait until it has stopped."""
         if self._thread.is_alive():
             self.server.request_stop()
             self._thread.join(WAIT_SECONDS)
@@ -61,7 +61,7 @@ class Serving:
 
 @pytest.fixture
 def serving() -> Iterator[Callable[..., Serving]]:
-    """Return a function that serves an app; it is stopped after the test."""
+    """Return a function that serves an app until the end of the test."""
     made: list[Serving] = []
 
     def serve(app: WSGIApplication, *, grace_seconds: float = WAIT_SECONDS) -> Serving:
@@ -74,7 +74,7 @@ def serving() -> Iterator[Callable[..., Serving]]:
 
 
 def test_the_config_is_one_line() -> None:
-    """What the supervisor writes is what the app process reads, in one line."""
+    """The app process reads the same config that the supervisor writes, in one line."""
     line = CONFIG.to_line()
     assert line.count(b"\n") == 1
     assert AppServerConfig.from_line(line) == CONFIG
@@ -82,13 +82,13 @@ def test_the_config_is_one_line() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{", b"{}", b'{"app": "main:app", "colour": "blue"}'])
 def test_another_line_is_refused(line: bytes) -> None:
-    """A line that is no config is an error, not a half-made config."""
+    """A line that isn't a complete config raises an error."""
     with pytest.raises(ValueError, match=r".+"):
         AppServerConfig.from_line(line)
 
 
 def test_a_response_that_is_under_way_is_finished(serving: Callable[..., Serving]) -> None:
-    """A stop waits for what runs, and for the last byte of a large response."""
+    """A stop waits for running requests, up to the last byte of a large response."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -125,7 +125,7 @@ def test_a_response_begins_with_its_head_and_its_first_part(
     headers: list[tuple[str, str]],
     sends: int,
 ) -> None:
-    """Head and first part leave together, so that whoever reads is woken once; all of it arrives as the app gave it."""
+    """The head and the first part are sent together, so that the reader wakes once."""
     sent: list[bytes] = []
     send = app_server._Channel.send
 
@@ -143,13 +143,13 @@ def test_a_response_begins_with_its_head_and_its_first_part(
     connection.request("GET", "/")
     assert connection.getresponse().read() == b"".join(parts)
     connection.close()
-    # A body of unknown length is ended by a part of its own.
+    # A body of unknown length ends with a chunk of its own.
     assert len([data for data in sent if data != b"0\r\n\r\n"]) == sends
     assert sent[0].startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_who_connects_after_the_stop_waits_in_the_backlog(serving: Callable[..., Serving]) -> None:
-    """A connection made while the process ends is not accepted by it, so that the next process can."""
+    """A connection that is made during a stop isn't accepted, so that the next process can accept it."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -172,7 +172,7 @@ def test_who_connects_after_the_stop_waits_in_the_backlog(serving: Callable[...,
     may_end.set()
     assert first.getresponse().status == 200
     server._thread.join(WAIT_SECONDS)
-    # The listener is still open here, and the connection still waits in it.
+    # The listener is still open, and the connection still waits in its backlog.
     accepted, _address = server.listener.accept()
     assert accepted.recv(100).startswith(b"GET / ")
     accepted.close()
@@ -181,7 +181,7 @@ def test_who_connects_after_the_stop_waits_in_the_backlog(serving: Callable[...,
 
 
 def test_what_does_not_end_is_given_up(serving: Callable[..., Serving]) -> None:
-    """A request that runs on after the grace period is not waited for, and that is told."""
+    """A request that outlasts the grace period is abandoned, and serve() returns False."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -208,11 +208,11 @@ def test_what_does_not_end_is_given_up(serving: Callable[..., Serving]) -> None:
 
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[logging.Handler], int]]:
-    """Return a function that arranges the logging of a process with the given handlers, and tells what came of it."""
+    """Return a function that configures logging with the given handlers, and returns the root's handlers and level."""
 
     def arrange(*handlers: logging.Handler) -> tuple[list[logging.Handler], int]:
         root = logging.getLogger()
-        # Only now, because pytest adds its own handlers when the test begins.
+        # Patch only here, because pytest adds its own handlers when the test begins.
         with monkeypatch.context() as patch:
             patch.setattr(root, "handlers", list(handlers))
             patch.setattr(root, "level", logging.WARNING)
@@ -225,7 +225,7 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[loggi
 def test_logging_is_arranged_where_the_app_does_not(
     configure: Callable[..., tuple[list[logging.Handler], int]],
 ) -> None:
-    """Records from INFO on are shown with the service's name."""
+    """If the app has no log handlers, records from INFO on are shown with the service's name."""
     (handler,), level = configure()
     record = logging.LogRecord("mine", logging.INFO, "main.py", 1, "hello", None, None)
     assert handler.format(record) == "[background] INFO mine: hello"
@@ -233,6 +233,6 @@ def test_logging_is_arranged_where_the_app_does_not(
 
 
 def test_an_apps_own_logging_is_left_alone(configure: Callable[..., tuple[list[logging.Handler], int]]) -> None:
-    """An app that has arranged its logging keeps it as it is."""
+    """If the app has configured logging, its configuration stays."""
     own = logging.NullHandler()
     assert configure(own) == ([own], logging.WARNING)

@@ -1,4 +1,4 @@
-"""Which changes in an app's folder are told, on the real file system."""
+"""Which changes in an app's directory the watcher reports, on the real file system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Watch = Callable[..., "Told"]
 
 @pytest.fixture
 def watch() -> Iterator[Watch]:
-    """Return a function that watches directories, by service, and returns what is told."""
+    """Return a function that watches directories, by service, and returns a queue of the reported changes."""
     watchers: list[CodeWatcher] = []
 
     def start(**directories: Path) -> Told:
@@ -36,7 +36,7 @@ def watch() -> Iterator[Watch]:
 
 @pytest.mark.parametrize("name", ["main.py", "package/deep/module.py"])
 def test_a_changed_file_is_told(tmp_path: Path, watch: Watch, name: str) -> None:
-    """A Python file that is written, wherever in the folder, is told with the service whose folder it is."""
+    """A written Python file, at any depth, is reported with its service."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("1")
     told = watch(default=tmp_path)
@@ -45,7 +45,7 @@ def test_a_changed_file_is_told(tmp_path: Path, watch: Watch, name: str) -> None
 
 
 def test_files_that_come_and_go_are_told(tmp_path: Path, watch: Watch) -> None:
-    """A new module, one in a new folder, one that takes another's place and one that is removed are changes, too."""
+    """New, replaced and removed modules are reported."""
     told = watch(default=tmp_path)
     (tmp_path / "new.py").write_text("1")
     assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / "new.py"])
@@ -57,7 +57,7 @@ def test_files_that_come_and_go_are_told(tmp_path: Path, watch: Watch) -> None:
 
 
 def test_a_folder_is_told_with_what_is_in_it(tmp_path: Path, watch: Watch) -> None:
-    """Modules of a folder that is moved here, which nothing tells of one by one, are changes; an empty folder isn't."""
+    """If a directory is moved in, its modules are reported; an empty directory is not."""
     made = tmp_path / "made"
     (made / "deep").mkdir(parents=True)
     (made / "deep" / "module.py").write_text("1")
@@ -70,7 +70,7 @@ def test_a_folder_is_told_with_what_is_in_it(tmp_path: Path, watch: Watch) -> No
 
 
 def test_what_is_not_the_apps_code_is_not_told(tmp_path: Path, watch: Watch) -> None:
-    """Other files, compiled ones, and those of installed packages are left aside."""
+    """Data files, compiled files, editors' temporary files and installed packages are not reported."""
     ignored = ["data.txt", ".#main.py", "flycheck_main.py", "__pycache__/main.pyc"]
     ignored += ["env/site-packages/other.py", ".venv/lib/other.py", ".git/hook.py"]
     for name in ignored:
@@ -85,7 +85,7 @@ def test_what_is_not_the_apps_code_is_not_told(tmp_path: Path, watch: Watch) -> 
 
 
 def test_where_the_folder_is_does_not_matter(tmp_path: Path, watch: Watch) -> None:
-    """An app in a folder whose own name would be left aside is watched all the same."""
+    """An app whose own directory has a name that is ignored elsewhere is still watched."""
     directory = tmp_path / "site-packages" / "app"
     directory.mkdir(parents=True)
     told = watch(default=directory)
@@ -94,7 +94,7 @@ def test_where_the_folder_is_does_not_matter(tmp_path: Path, watch: Watch) -> No
 
 
 def test_each_service_has_its_folder(tmp_path: Path, watch: Watch) -> None:
-    """A change is told for each service in whose folder it is, and for no other."""
+    """A change is reported for each service whose directory contains the file."""
     for name in ("web", "worker"):
         (tmp_path / name).mkdir()
     told = watch(web=tmp_path / "web", worker=tmp_path / "worker", again=tmp_path / "worker")
@@ -106,7 +106,7 @@ def test_each_service_has_its_folder(tmp_path: Path, watch: Watch) -> None:
 
 
 def test_a_folder_that_can_not_be_watched_is_told(tmp_path: Path) -> None:
-    """A watch that doesn't begin is an error that names the folder, and leaves no thread behind."""
+    """If a directory can't be watched, the error names it and no thread is left."""
     before = threading.active_count()
     with pytest.raises(ServerError) as caught:
         CodeWatcher({"default": tmp_path / "missing"}, lambda service, files: None).__enter__()

@@ -1,4 +1,4 @@
-"""What is in the environment of the app, in a process of the server's and elsewhere."""
+"""The environment variables of apps in the server's processes and of external apps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVICE = Service(name="background", version="local", host="127.0.0.1", port=808
 
 
 def test_the_environment_is_app_engines() -> None:
-    """The process's environment says where it is, as on App Engine, and where the APIs answer."""
+    """The environment has App Engine's variables and the address of the APIs."""
     environ = app_environ(PLATFORM, SERVICE, api_ticket="ticket")
     assert environ["HOME"] == "/home/me"
     assert (environ["GAE_SERVICE"], environ["GAE_VERSION"]) == ("background", "local")
@@ -31,7 +31,7 @@ def test_the_environment_is_app_engines() -> None:
 
 
 def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptureFixture) -> None:
-    """Of app.yaml's variables those hold that the server doesn't set itself; it says which of them don't."""
+    """Variables of app.yaml are set, except those that the server sets itself; a warning names these."""
     own = {
         "COLOR": "blue",
         "API_HOST": "elsewhere",
@@ -50,7 +50,7 @@ def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptu
 
 
 def test_an_app_elsewhere_gets_what_it_needs_and_no_more() -> None:
-    """An app elsewhere gets the address of the APIs, a ticket, the keys and its own names, and nothing else."""
+    """An external app gets only the address of the APIs, a ticket, the keys and its own names."""
     assert external_environ(PLATFORM, SERVICE, api_ticket="ticket") == {
         "API_HOST": "127.0.0.1",
         "API_PORT": "8000",

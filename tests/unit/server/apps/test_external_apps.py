@@ -1,4 +1,4 @@
-"""Services whose app runs elsewhere: their URLs, and the file that has their environment."""
+"""Services with an external app: their URLs, and the file with their environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deferred_middleware.server.config.served import parse_external_app
     ],
 )
 def test_where_it_answers(url: str, host: str, port: int, remote: bool) -> None:
-    """Host and port are the URL's, and only what is loopback is sure to be this machine."""
+    """Host and port come from the URL, and any host that isn't loopback counts as remote."""
     app = parse_external_app(f"background={url}")
     assert (app.service, app.host, app.port, app.is_remote) == ("background", host, port, remote)
 
@@ -45,7 +45,7 @@ def test_where_it_answers(url: str, host: str, port: int, remote: bool) -> None:
     ],
 )
 def test_a_url_that_tasks_can_not_go_to(url: str, expected: str) -> None:
-    """A URL with anything but scheme, host and port is refused, with one that would do."""
+    """A URL with more than scheme, host and port is refused, and the error suggests a valid one."""
     with pytest.raises(ServerError) as caught:
         parse_external_app(f"background={url}")
     assert str(caught.value).startswith(f"--service background={url}")
@@ -53,7 +53,7 @@ def test_a_url_that_tasks_can_not_go_to(url: str, expected: str) -> None:
 
 
 def test_a_shell_reads_the_file(tmp_path: Path) -> None:
-    """The file sets the variables exactly, whatever is in them, and is for nobody else."""
+    """A shell that sources the file gets the exact values, and only the owner can read the file."""
     environ = {"A": "plain", "B": "two words", "C": "quote ' dollar $HOME\nnew line"}
     path = environ_file(tmp_path, "background")
     path.write_text("what was there before")

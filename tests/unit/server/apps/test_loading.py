@@ -1,4 +1,4 @@
-"""Finding the WSGI application that ``module:callable`` names."""
+"""Loading the WSGI application that ``module:callable`` names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WSGI_APP = "def app(environ, start_response):\n    return []\n"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """Return a function that writes a module with the given source into the current directory, and gives its name."""
+    """Return a function that writes a module with a source into the current directory and returns its name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -31,19 +31,19 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
 
 
 def test_returns_the_callable(module: Callable[[str], str]) -> None:
-    """The application that the module defines is what is returned."""
+    """The module's application is returned."""
     name = module(WSGI_APP)
     assert load_application(f"{name}:app") is sys.modules[name].app
 
 
 def test_follows_dots_in_the_callable(module: Callable[[str], str]) -> None:
-    """``site.wsgi`` is the attribute of an attribute, as for ``app.wsgi_app``."""
+    """``site.wsgi`` is an attribute of an attribute, as in ``app.wsgi_app``."""
     name = module(WSGI_APP + "class site:\n    wsgi = staticmethod(app)\n")
     assert load_application(f"{name}:site.wsgi") is sys.modules[name].app
 
 
 def test_takes_an_instance_with_a_call_method(module: Callable[[str], str]) -> None:
-    """Frameworks' applications are instances."""
+    """An instance with ``__call__``, as most frameworks use, is accepted."""
     name = module("class App:\n    def __call__(self, environ, start_response):\n        return []\napp = App()\n")
     assert callable(load_application(f"{name}:app"))
 
@@ -67,7 +67,7 @@ def test_takes_an_instance_with_a_call_method(module: Callable[[str], str]) -> N
     ],
 )
 def test_says_what_is_wrong(module: Callable[[str], str], source: str, attribute: str, expected: str) -> None:
-    """Each mistake is told in a sentence of its own that names the module."""
+    """Each error is a sentence that names the module and the mistake."""
     name = module(source)
     with pytest.raises(AppLoadError) as caught:
         load_application(f"{name}:{attribute}")
@@ -78,14 +78,14 @@ def test_says_what_is_wrong(module: Callable[[str], str], source: str, attribute
 
 @pytest.mark.parametrize("source", ["\n\n1 / 0", "import json\n\njson.loads('{')", "x = 1\n\ndef broken(:"])
 def test_names_the_line_of_the_app_that_failed(module: Callable[[str], str], source: str) -> None:
-    """An error inside the module is placed at the app's own line, however deep in a library it was raised."""
+    """An error inside the module is reported with the app's own line, even if a library raised it."""
     name = module(source)
     with pytest.raises(AppLoadError, match=rf"\({name}\.py:3\)"):
         load_application(f"{name}:app")
 
 
 def test_a_missing_module_is_told_from_an_error_inside_one(module: Callable[[str], str], tmp_path: Path) -> None:
-    """A module that isn't there is most often a matter of the current directory, so that is named."""
+    """If the module is missing, the error names the current directory, which is the usual cause."""
     module("")
     with pytest.raises(AppLoadError) as caught:
         load_application("not_there:app")
@@ -94,7 +94,7 @@ def test_a_missing_module_is_told_from_an_error_inside_one(module: Callable[[str
 
 
 def test_a_missing_submodule_names_its_package(module: Callable[[str], str], tmp_path: Path) -> None:
-    """Where a package is found but not its module, the package is named."""
+    """If a package exists but not its module, the error names the package."""
     module("")
     (tmp_path / "some_package").mkdir()
     (tmp_path / "some_package" / "__init__.py").touch()
@@ -104,12 +104,12 @@ def test_a_missing_submodule_names_its_package(module: Callable[[str], str], tmp
 
 @pytest.mark.parametrize("spec", ["main", "main:", ":app", "main.py", "main:create_app()", "a b:app"])
 def test_refuses_another_form(spec: str) -> None:
-    """What is not MODULE:CALLABLE is refused before anything is imported."""
+    """A spec that is not MODULE:CALLABLE is refused before anything is imported."""
     with pytest.raises(AppLoadError, match="MODULE:CALLABLE"):
         load_application(spec)
 
 
 def test_a_file_name_gets_the_module_name_suggested() -> None:
-    """``web/main.py`` is a common slip, so the right form is spelled out."""
+    """For ``web/main.py``, a common mistake, the error suggests ``web.main:app``."""
     with pytest.raises(AppLoadError, match=r"such as web\.main:app"):
         load_application("web/main.py")

@@ -1,4 +1,4 @@
-"""App processes: real ones, started, watched, restarted and stopped."""
+"""Real app processes: starting, watching, restarting and stopping them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def app(environ, start_response):
 
 
 class Running:
-    """One service under test: its process, its port, and what was told about it."""
+    """A service under test: its process, its port, and the reported events."""
 
     def __init__(self, tmp_path: Path, source: str, *, ends: ProcessEnds | None = None, **changes: Any) -> None:
         (tmp_path / "served.py").write_text(source)
@@ -75,21 +75,21 @@ class Running:
         )
 
     def start(self) -> ProcessEvent:
-        """Start the process and return what is told of it."""
+        """Start the process and return the first event."""
         self.process.start()
         return self.events.get(timeout=WAIT_SECONDS)
 
     def connection(self) -> http.client.HTTPConnection:
-        """Return a connection of its own to the service."""
+        """Return a new connection to the service."""
         host, port = self.listener.getsockname()
         return http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS)
 
     def get(self, path: str = "/") -> str:
-        """Return what the app answers."""
+        """Return the body of the app's response."""
         return self.ask(path)[1]
 
     def ask(self, path: str) -> tuple[int, str]:
-        """Return the status and the body of what the app answers."""
+        """Return the status and the body of the app's response."""
         connection = self.connection()
         try:
             connection.request("GET", path)
@@ -104,7 +104,7 @@ Start = Callable[..., Running]
 
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Return a function that makes a service of the given source; it is stopped after the test."""
+    """Return a function that makes a service from a source; the service is stopped after the test."""
     monkeypatch.chdir(tmp_path)
     made: list[Running] = []
 
@@ -119,7 +119,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds, which nothing announces; fail when it takes too long."""
+    """Poll until ``condition`` holds; fail if it takes too long."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -127,22 +127,22 @@ def await_true(condition: Callable[[], bool]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether the process runs; a zombie doesn't."""
+    """Return whether the process runs; a zombie doesn't count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # the latter when it ends between the opening and the reading
+    except (FileNotFoundError, ProcessLookupError):  # ProcessLookupError: the process ended after the file was opened
         return False
 
 
 def test_serves_in_a_process_of_its_own(running: Start) -> None:
-    """The app answers from another process than the one that started it."""
+    """The app runs in a process of its own."""
     service = running()
     assert service.start() == ProcessReady(service="default")
     assert int(service.get()) == service.process.pid != os.getpid()
 
 
 def test_stop_leaves_no_process(running: Start) -> None:
-    """After stop() the process is gone, and so is what it started."""
+    """After stop(), the process and its children are gone."""
     service = running()
     service.start()
     pid, grandchild = service.process.pid, int(service.get("/child"))
@@ -167,7 +167,7 @@ def test_stop_lets_a_running_request_finish(running: Start, tmp_path: Path) -> N
 
 
 def test_a_killed_process_is_started_again(running: Start) -> None:
-    """The service answers again, from a new process, after its process was killed."""
+    """After its process is killed, the service answers again from a new process."""
     service = running()
     service.start()
     first = service.process.pid
@@ -179,7 +179,7 @@ def test_a_killed_process_is_started_again(running: Start) -> None:
 
 
 def test_it_works_without_waitid(running: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system can't wait without reaping, a killed process is started again and stopped just the same."""
+    """Without os.waitid, a killed process is still restarted, and stopping works."""
     monkeypatch.delattr(os, "waitid")
     service = running()
     service.start()
@@ -194,7 +194,7 @@ def test_it_works_without_waitid(running: Start, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_a_dead_process_started_is_ended(running: Start) -> None:
-    """Children of a process that was killed don't stay behind."""
+    """If a process is killed, its children are ended too."""
     service = running()
     service.start()
     grandchild = int(service.get("/child"))
@@ -204,12 +204,12 @@ def test_what_a_dead_process_started_is_ended(running: Start) -> None:
 
 
 def test_the_pause_before_a_restart_doubles() -> None:
-    """A service that keeps dying is started less and less often, up to a bound."""
+    """If a service keeps dying, the pause before each restart doubles up to a limit."""
     assert [pause_seconds(deaths) for deaths in (1, 2, 3, 4, 5, 6, 1000)] == [0.5, 1, 2, 4, 8, 10, 10]
 
 
 def test_a_death_is_said_with_its_status(running: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says how the process ended, and when it is started again."""
+    """The log says how the process ended and when it is started again."""
     service = running("import os\ndef app(environ, start_response):\n    os._exit(3)\n")
     service.start()
     with pytest.raises((http.client.HTTPException, OSError)):
@@ -226,7 +226,7 @@ def test_a_death_is_said_with_its_status(running: Start, caplog: pytest.LogCaptu
     ],
 )
 def test_a_failed_start_is_told_once(running: Start, source: str, expected: str) -> None:
-    """An app that can't start is told with its reason, and not started again."""
+    """If an app can't start, the reason is reported once and the app is not started again."""
     service = running(source)
     told = service.start()
     assert isinstance(told, StartFailed)
@@ -237,21 +237,21 @@ def test_a_failed_start_is_told_once(running: Start, source: str, expected: str)
 
 
 def test_a_failed_import_brings_its_traceback(running: Start) -> None:
-    """The traceback of the app's own error is kept for whoever wants it."""
+    """A failed import is reported with the app's traceback."""
     told = running("raise ValueError('no such luck')").start()
     assert isinstance(told, StartFailed)
     assert 'served.py", line 1' in told.traceback
 
 
 def test_an_app_that_hangs_at_start_is_given_up(running: Start) -> None:
-    """An import that never ends is a failed start, and its process is ended."""
+    """An import that doesn't end in time is a failed start."""
     told = running("import threading\nthreading.Event().wait()", start_timeout_seconds=1.0).start()
     assert isinstance(told, StartFailed)
     assert "was not imported within 1 s" in told.message
 
 
 def test_stopping_while_it_starts_tells_nothing(running: Start) -> None:
-    """A stop in the middle of the import is no failure."""
+    """Stopping a process during the import is not reported as a failure."""
     service = running("import threading\nopen('importing', 'w').close()\nthreading.Event().wait()")
     service.process.start()
     await_true(Path("importing").exists)
@@ -260,7 +260,7 @@ def test_stopping_while_it_starts_tells_nothing(running: Start) -> None:
 
 
 def test_the_app_does_not_get_the_lifeline(running: Start) -> None:
-    """Standard input is empty for the app, and reading it doesn't end the process."""
+    """The app's standard input is empty, and reading it doesn't end the process."""
     service = running()
     service.start()
     assert service.get("/stdin") == "''"
@@ -276,20 +276,20 @@ def app(environ, start_response):
 
 
 def change(service: Running, tmp_path: Path, source: str) -> None:
-    """Change the code of a service and have it started again."""
+    """Change the code of a service and restart it."""
     (tmp_path / "served.py").write_text(source)
     service.process.restart()
 
 
 def test_it_is_started_again_with_changed_code(running: Start, tmp_path: Path) -> None:
-    """After a restart the app answers with its new code, and that the old process ended was intended."""
+    """After a restart the app runs its new code, and the old process's end counts as intended."""
     ends = ProcessEnds(["default"])
     service = running(VERSIONED.format(version="old"), ends=ends)
     service.start()
     assert service.get() == "old"
     assert service.process.is_serving
     change(service, tmp_path, VERSIONED.format(version="newer"))
-    # The process that is to end may still answer until then.
+    # The old process may answer until it ends.
     assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
     assert service.get() == "newer"
     end = ends.wait_for("default", since=0)
@@ -300,7 +300,7 @@ def test_it_is_started_again_with_changed_code(running: Start, tmp_path: Path) -
 def test_broken_code_is_told_and_waits_for_better(
     running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Code that can't be imported is told with its traceback, and not tried again before it has changed."""
+    """Code that can't be imported is logged with its traceback, and is tried again only after it changes."""
     service = running(VERSIONED.format(version="old"))
     service.start()
     change(service, tmp_path, "def broken(:\n")
@@ -316,7 +316,7 @@ def test_broken_code_is_told_and_waits_for_better(
 
 
 def test_where_it_fails_is_told_once(running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A service that died and can't be started is tried again, with one traceback for one cause."""
+    """If a service died and can't start, it is tried again, and the same traceback is logged only once."""
     service = running(VERSIONED.format(version="old"))
     service.start()
     (tmp_path / "served.py").write_text("1 / 0\n")
@@ -329,7 +329,7 @@ def test_where_it_fails_is_told_once(running: Start, tmp_path: Path, caplog: pyt
 def test_a_process_that_does_not_end_is_killed_for_the_next(
     running: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread of the app's that goes on for ever doesn't keep the new code from being served."""
+    """A thread of the app that never ends doesn't delay the new code, because the old process is killed."""
     monkeypatch.setattr(process, "_KILL_AFTER_SECONDS", 0.5)
     stubborn = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
     service = running(stubborn + VERSIONED.format(version="old"))
@@ -340,7 +340,7 @@ def test_a_process_that_does_not_end_is_killed_for_the_next(
 
 
 def test_a_change_during_the_import_counts(running: Start, tmp_path: Path) -> None:
-    """A process that is still importing the old code is given up, also at the very start, and nothing has failed."""
+    """If the code changes during the import, even the first one, the import is abandoned without a failure."""
     importing = tmp_path / "importing"
     service = running(f"import pathlib, threading\npathlib.Path({str(importing)!r}).touch()\nthreading.Event().wait()")
     service.process.start()
@@ -351,7 +351,7 @@ def test_a_change_during_the_import_counts(running: Start, tmp_path: Path) -> No
 
 
 def test_a_stop_ends_the_wait_for_a_change(running: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A service whose code is broken stops at once all the same."""
+    """A service that waits for changed code stops at once."""
     service = running(VERSIONED.format(version="old"))
     service.start()
     change(service, tmp_path, "1 / 0")

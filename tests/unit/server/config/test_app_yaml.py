@@ -1,4 +1,4 @@
-"""What app.yaml says about a service, and what is said about one that is wrong."""
+"""What the server reads from an app.yaml, and the errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Read = Callable[[str], AppYaml]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Return a function that reads a text as an app.yaml."""
+    """Return a function that parses a text as an app.yaml."""
 
     def parsed(text: str) -> AppYaml:
         path = tmp_path / "app.yaml"
@@ -28,7 +28,7 @@ def read(tmp_path: Path) -> Read:
 
 
 def test_what_is_used_is_understood(read: Read, tmp_path: Path) -> None:
-    """Service, app, folder and environment are those of the file."""
+    """The service, app, directory and environment come from the file."""
     found = read(
         RUNTIME + "service: background\n"
         "app_engine_apis: true\n"
@@ -53,18 +53,18 @@ def test_what_is_used_is_understood(read: Read, tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_the_platforms_default(read: Read) -> None:
-    """Without service and entrypoint it is ``main:app`` of the default service."""
+    """Without service and entrypoint, the file means ``main:app`` in the default service."""
     found = read(RUNTIME)
     assert (found.service, found.app, found.env_variables) == ("default", "main:app", {})
 
 
 def test_the_older_name_of_a_service_is_understood(read: Read) -> None:
-    """``module`` means ``service``."""
+    """``module`` is accepted as the older name of ``service``."""
     assert read(RUNTIME + "module: background\n").service == "background"
 
 
 def test_gunicorn_may_change_the_folder(read: Read, tmp_path: Path) -> None:
-    """The folder that the entrypoint changes to is relative to the file's."""
+    """A relative ``--chdir`` in the entrypoint is relative to the file's directory."""
     (tmp_path / "src").mkdir()
     assert read(RUNTIME + "entrypoint: gunicorn --chdir src main:app\n").directory == tmp_path / "src"
 
@@ -72,7 +72,7 @@ def test_gunicorn_may_change_the_folder(read: Read, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "name"),
     [
-        # Newer than the SDK's parser.
+        # The SDK's parser doesn't know this field.
         ("vpc_access:\n  network_interface:\n    network: default\n", "vpc_access"),
         ("automatic_scaling:\n  min_instances: many\n  max_instances: 2\n", "automatic_scaling"),
         ("instance_class: F2\n", "instance_class"),
@@ -80,19 +80,19 @@ def test_gunicorn_may_change_the_folder(read: Read, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_used_is_noted(read: Read, field: str, name: str) -> None:
-    """A field that isn't used may hold anything, is noted by name, and hides nothing of the others."""
+    """An unused field may hold any value, is noted by name, and doesn't affect the other fields."""
     found = read(f"{RUNTIME}{field}service: background\n")
     assert found.service == "background"
     assert f"not used by the local server: {name}." in found.notes
 
 
 def test_the_bundled_services_need_no_note(read: Read) -> None:
-    """What the local server has anyway isn't told, though the SDK doesn't know the field."""
+    """Bundled services, which the local server provides, cause no note."""
     assert read(RUNTIME + "app_engine_bundled_services:\n- memcache\n- datastore\n").notes == ()
 
 
 def test_static_files_and_logins_are_noted(read: Read) -> None:
-    """What App Engine does before the app is asked, and this server doesn't, is told with the URLs."""
+    """A note lists the URLs of static files and logins, which App Engine handles and this server doesn't."""
     notes = read(
         RUNTIME + "handlers:\n- url: /static\n  static_dir: static\n"
         "- url: /favicon\\.ico\n  static_files: favicon.ico\n  upload: favicon\\.ico\n"
@@ -103,13 +103,13 @@ def test_static_files_and_logins_are_noted(read: Read) -> None:
 
 
 def test_another_python_is_noted(read: Read) -> None:
-    """A runtime that isn't the Python that runs the server is told."""
+    """A note says if the runtime differs from the Python that runs the server."""
     (note,) = read("runtime: python37\n").notes
     assert note.startswith("runtime is python37; the local server runs it with its own Python, python3")
 
 
 def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
-    """Variables of included files, also of those that they include, are added; the included file's win, as deployed."""
+    """Variables of included files, also nested ones, are added and override the including file's, as when deployed."""
     (tmp_path / "env.yaml").write_text("env_variables:\n  A: env\n  B: env\nincludes:\n- more\n- env.yaml\n")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "include.yaml").write_text("env_variables:\n  C: more\n")
@@ -151,7 +151,7 @@ def test_includes_bring_their_variables(read: Read, tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_with_its_line(
     read: Read, tmp_path: Path, text: str, line: int | None, expected: str
 ) -> None:
-    """An error names the file, the line, and what belongs there."""
+    """An error names the file, the line, and the value that belongs there."""
     with pytest.raises(AppYamlError) as caught:
         read(text)
     assert expected in str(caught.value)
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_told_with_its_line(
 
 
 def test_an_error_in_an_included_file_names_it(read: Read, tmp_path: Path) -> None:
-    """What is wrong in an included file is told with that file's name."""
+    """An error in an included file names that file."""
     (tmp_path / "env.yaml").write_text("\nenv_variables: none\n")
     with pytest.raises(AppYamlError) as caught:
         read(RUNTIME + "includes: [env.yaml]\n")
@@ -169,7 +169,7 @@ def test_an_error_in_an_included_file_names_it(read: Read, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("path", ["examples/flask", "examples/gallery", "examples/webapp2", "examples/django"])
 def test_the_examples_files_are_understood(path: str) -> None:
-    """The files that the examples are deployed by can be served."""
+    """The examples' app.yaml files can be served."""
     found = [read_app_yaml(file) for file in sorted((ROOT / path).glob("*.yaml")) if "queue" not in file.name]
     assert found
     assert {one.service for one in found} <= {"default", "background"}

@@ -1,4 +1,4 @@
-"""Which app the command in an app.yaml serves."""
+"""Which app an entrypoint in an app.yaml serves."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from deferred_middleware.server.config.app_yaml import EntrypointApp, parse_entr
     ],
 )
 def test_the_app_is_found(command: str, app: str) -> None:
-    """Of the usual servers' commands the app is found, whatever else they say."""
+    """The app is found in the commands of the usual servers, whatever their other options."""
     assert parse_entrypoint(command) == EntrypointApp(app=app)
 
 
 @pytest.mark.parametrize("option", ["--chdir src", "--chdir=src"])
 def test_the_folder_is_found(option: str) -> None:
-    """The folder that gunicorn is to change to is told."""
+    """The directory of gunicorn's ``--chdir`` is returned."""
     assert parse_entrypoint(f"gunicorn {option} main:app") == EntrypointApp(app="main:app", directory="src")
 
 
@@ -44,6 +44,6 @@ def test_the_folder_is_found(option: str) -> None:
     ],
 )
 def test_what_names_no_app_is_told(command: str, reason: str) -> None:
-    """A command from which the app can't be told is refused, with the reason."""
+    """A command that doesn't name an app is refused with the reason."""
     with pytest.raises(ValueError, match=reason):
         parse_entrypoint(command)

@@ -1,4 +1,4 @@
-"""The data directory: who has it, and that others can't read it."""
+"""The data directory: one server at a time, and private to its user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_new_one_is_the_users_alone(tmp_path: Path) -> None:
-    """A directory that is made, with its parents, is closed to everybody else, and no source control takes it."""
+    """A new directory is accessible to its user only and ignored by Git."""
     path = tmp_path / "new" / "data"
     with DataDirectory(path) as opened:
         assert opened.notes == []
@@ -32,7 +32,7 @@ def test_a_new_one_is_the_users_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["tasks.sqlite", "secret.key", None])
 @pytest.mark.parametrize("open_mode", [0o755, 0o750, 0o701, 0o777])
 def test_an_open_one_of_ours_is_closed(tmp_path: Path, content: str | None, open_mode: int) -> None:
-    """A directory that a server used before, or that is empty, is closed to other users, and that is said."""
+    """If an empty or previously used directory is open to other users, the server closes it and adds a note."""
     tmp_path.chmod(open_mode)
     if content:
         (tmp_path / content).touch()
@@ -43,7 +43,7 @@ def test_an_open_one_of_ours_is_closed(tmp_path: Path, content: str | None, open
 
 
 def test_an_open_one_with_other_files_is_refused(tmp_path: Path) -> None:
-    """The mode of a directory that holds other things is not changed: the person is told what to do instead."""
+    """If an open directory holds other files, the server refuses it, keeps its mode, and says what to do."""
     tmp_path.chmod(0o755)
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(ServerError, match=r"open to other users \(mode 0755\) and holds other files; choose"):
@@ -54,7 +54,7 @@ def test_an_open_one_with_other_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_another_users_is_refused(tmp_path: Path) -> None:
-    """A directory of another user's is refused, also for root."""
+    """Another user's directory is refused, also for root."""
     path = tmp_path / "theirs"
     path.mkdir(mode=0o700)
     os.chown(path, 12345, -1)
@@ -63,7 +63,7 @@ def test_another_users_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_second_one_is_told_who_has_it(tmp_path: Path) -> None:
-    """The error names the process, since when, and the directory; afterwards the directory is free."""
+    """The error names the other server's process, start time and directory; closing that server frees the directory."""
     with DataDirectory(tmp_path / "data"), pytest.raises(ServerError) as caught:
         DataDirectory(tmp_path / "data")
     assert re.fullmatch(
@@ -75,7 +75,7 @@ def test_the_second_one_is_told_who_has_it(tmp_path: Path) -> None:
 
 
 def test_one_that_has_not_said_yet_who_it_is(tmp_path: Path) -> None:
-    """Between locking the file and writing into it nobody knows who it is, which is no reason for a traceback."""
+    """If the lock file is locked but still empty, the error says that the process is unknown."""
     with DataDirectory(tmp_path / "data"):
         (tmp_path / "data" / LOCK_FILE).write_text("")
         with pytest.raises(ServerError, match="process unknown, started just now"):
@@ -83,7 +83,7 @@ def test_one_that_has_not_said_yet_who_it_is(tmp_path: Path) -> None:
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
-    """Nobody's file is written to through a link."""
+    """A symbolic link in place of the lock file is refused, and its target is not written to."""
     target = tmp_path / "precious"
     target.write_text("kept")
     data = tmp_path / "data"
@@ -95,7 +95,7 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_it_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
-    """``kill -9`` leaves the lock's file, and not the lock."""
+    """After ``kill -9`` the lock file remains, but the lock is free."""
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
         "from deferred_middleware.server.config.data_dir import DataDirectory\n"

@@ -1,4 +1,4 @@
-"""The key that tasks are signed with: made once, private, and never used when it is none."""
+"""The key that tasks are signed with: generated once, private, and refused if invalid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deferred_middleware.server.config.data_dir import SigningKeyFile
 
 
 def test_it_is_made_once(tmp_path: Path) -> None:
-    """The first start makes a key that only the user can read; the next ones use it."""
+    """The first start generates a key that only the user can read; later starts use it."""
     first = SigningKeyFile(tmp_path)
     assert len(first.text) == 64
     assert os.listdir(tmp_path) == ["secret.key"]
@@ -22,13 +22,13 @@ def test_it_is_made_once(tmp_path: Path) -> None:
 
 
 def test_each_directory_has_its_own(tmp_path: Path) -> None:
-    """Two directories don't have the same key."""
+    """Two directories have different keys."""
     (tmp_path / "other").mkdir()
     assert SigningKeyFile(tmp_path).text != SigningKeyFile(tmp_path / "other").text
 
 
 def test_a_half_made_one_is_made_anew(tmp_path: Path) -> None:
-    """A server that died while it made the key leaves nothing that is taken for one."""
+    """A key file that a crashed server left incomplete is never used."""
     (tmp_path / "secret.key.new").write_text("ha")
     assert len(SigningKeyFile(tmp_path).text) == 64
     assert os.listdir(tmp_path) == ["secret.key"]
@@ -36,7 +36,7 @@ def test_a_half_made_one_is_made_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604, 0o700])
 def test_a_wrong_mode_is_repaired_and_said(tmp_path: Path, mode: int) -> None:
-    """A key that others could read is closed to them, and the person is told that one may have read it."""
+    """If other users could read the key, the server makes it private and notes that they may have read it."""
     text = SigningKeyFile(tmp_path).text
     (tmp_path / "secret.key").chmod(mode)
     again = SigningKeyFile(tmp_path)
@@ -48,7 +48,7 @@ def test_a_wrong_mode_is_repaired_and_said(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("content", ["", "short\n", "x" * 31, "a" * 20 + " " + "b" * 20, "a" * 40 + ",b", "é" * 40])
 def test_what_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
-    """An empty, short or odd file is an error that says what to do, and it is left as it is."""
+    """An empty, short or malformed key file is kept and causes an error that says what to do."""
     (tmp_path / "secret.key").write_text(content)
     (tmp_path / "secret.key").chmod(0o600)
     with pytest.raises(ServerError, match=r"holds no key .* Put a copy of the key back, or remove the file"):
@@ -57,7 +57,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
-    """Neither a link nor a pipe in its place is read."""
+    """A symbolic link or a pipe in place of the key file is refused."""
     (tmp_path / "elsewhere").write_text("k" * 40)
     (tmp_path / "secret.key").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ServerError, match="can't be used"):
@@ -69,7 +69,7 @@ def test_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_derived_depends_on_the_purpose(tmp_path: Path) -> None:
-    """Two purposes have two secrets, the same after a restart."""
+    """Each purpose has its own derived secret, which stays the same after a restart."""
     key = SigningKeyFile(tmp_path)
     assert key.derive("a") != key.derive("b")
     assert SigningKeyFile(tmp_path).derive("a") == key.derive("a")

@@ -1,4 +1,4 @@
-"""What queue.yaml says, and what is said about one that is wrong."""
+"""What the server reads from a queue.yaml, and the errors for a wrong one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deferred_middleware.server.store.records import RetryPolicy
 
 
 def test_every_field_is_understood() -> None:
-    """Each field of the platform's reference ends up in the configuration."""
+    """Each field of the platform's reference appears in the configuration."""
     text = """
 application: my-app
 total_storage_limit: 120M
@@ -62,28 +62,28 @@ queue:
 
 
 def test_what_is_left_out_is_the_platforms_default() -> None:
-    """A push queue with nothing but a name runs 5 tasks a second, 5 at once, with the default back-off."""
+    """A push queue with only a name runs 5 tasks a second, with a bucket of 5 and the default back-off."""
     (queue,) = parse_queue_yaml("queue:\n- name: plain\n", path="queue.yaml")
     assert (queue.rate_per_second, queue.bucket_size, queue.max_concurrent_requests) == (5, 5, None)
     assert queue.retry == RetryPolicy()
 
 
 def test_a_rate_of_zero_pauses() -> None:
-    """A queue whose rate is 0 is paused, and one with any other is not."""
+    """A queue with rate 0 is paused; a queue with any other rate is not."""
     zero, slow = parse_queue_yaml("queue:\n- {name: a, rate: 0}\n- {name: b, rate: 1/d}\n", path="queue.yaml")
     assert zero.paused
     assert not slow.paused
 
 
 def test_a_maximum_below_the_default_minimum_lowers_it() -> None:
-    """With max_backoff_seconds alone the minimum is no larger, as the SDK has it."""
+    """If only max_backoff_seconds is set, the minimum back-off is at most that, as in the SDK."""
     text = "queue:\n- name: a\n  retry_parameters: {max_backoff_seconds: 0.01}\n"
     (queue,) = parse_queue_yaml(text, path="queue.yaml")
     assert (queue.retry.min_backoff_seconds, queue.retry.max_backoff_seconds) == (0.01, 0.01)
 
 
 def test_no_queues_are_fine() -> None:
-    """A file that lists nothing is no mistake."""
+    """A file that lists no queues is valid."""
     assert parse_queue_yaml("queue:\n", path="queue.yaml") == []
 
 
@@ -123,7 +123,7 @@ def test_no_queues_are_fine() -> None:
     ],
 )
 def test_a_mistake_is_told_with_its_line(text: str, line: int | None, said: str) -> None:
-    """The error is one sentence with the file, the line and what is wrong there."""
+    """The error is one sentence with the file, the line and the mistake."""
     with pytest.raises(QueueYamlError) as caught:
         parse_queue_yaml(text, path="some/queue.yaml")
     assert caught.value.line == line
@@ -135,7 +135,7 @@ def test_a_mistake_is_told_with_its_line(text: str, line: int | None, said: str)
 
 
 def test_a_rate_of_a_pull_queue_is_told_to_mean_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What only push queues have is no error for a pull queue, but it is told."""
+    """A push-only field in a pull queue is logged as having no effect."""
     (queue,) = parse_queue_yaml("queue:\n- name: a\n  mode: pull\n  rate: 5/s\n", path="queue.yaml")
     assert queue.rate_per_second is None
     assert "queue.yaml, line 4: rate has no effect on a pull queue" in caplog.text
@@ -143,14 +143,14 @@ def test_a_rate_of_a_pull_queue_is_told_to_mean_nothing(caplog: pytest.LogCaptur
 
 @given(number=st.integers(1, 10_000), tenths=st.none() | st.integers(0, 9), unit=st.sampled_from("smhd"))
 def test_rates_are_the_sdks(number: int, tenths: int | None, unit: str) -> None:
-    """A rate means what the SDK takes it to mean."""
+    """A rate is parsed as the SDK parses it."""
     rate = f"{number}{'' if tenths is None else f'.{tenths}'}/{unit}"
     (queue,) = parse_queue_yaml(f"queue:\n- name: a\n  rate: {rate}\n", path="queue.yaml")
     assert queue.rate_per_second == queueinfo.ParseRate(rate)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """A missing file, and one in another encoding, are errors of the same kind."""
+    """A missing file and a file in another encoding both raise QueueYamlError."""
     with pytest.raises(QueueYamlError, match="it can't be read: No such file"):
         read_queue_yaml(tmp_path / "missing.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"# caf\xe9\nqueue:\n")
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_the_file_is_looked_for_in_order(tmp_path: Path) -> None:
-    """The first directory that has one wins, under either name; without any it is expected in the first."""
+    """The first directory with a queue.yaml or queue.yml wins; without any, the path is in the first directory."""
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()

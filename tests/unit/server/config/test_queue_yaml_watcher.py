@@ -1,4 +1,4 @@
-"""Queues that follow a file."""
+"""Queues that are reloaded when queue.yaml changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATIENCE_SECONDS = 30.0
 
 
 class Followed:
-    """A queue.yaml, and the queues that follow it."""
+    """A queue.yaml, and the registry that its watcher updates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,11 +24,11 @@ class Followed:
         self.queues.on_change(self._changed.release)
 
     def watcher(self, *, required: bool = False) -> QueueYamlWatcher:
-        """Return a watcher that looks often."""
+        """Return a watcher that checks the file every 10 ms."""
         return QueueYamlWatcher(self.path, self.queues, required=required, look_seconds=0.01)
 
     def wait_for_change(self) -> None:
-        """Wait until the queues have changed once more."""
+        """Wait until the queues change once more."""
         assert self._changed.acquire(timeout=_PATIENCE_SECONDS)
 
 
@@ -41,13 +41,13 @@ def followed(tmp_path: Path) -> Followed:
 
 
 def test_the_file_holds_from_the_start(followed: Followed) -> None:
-    """The queues are there before anything is watched."""
+    """Creating the watcher loads the file, before watching starts."""
     followed.watcher()
     assert sorted(followed.queues) == ["a", "default"]
 
 
 def test_changes_are_followed(followed: Followed) -> None:
-    """Written in place or replaced by another file, what the file says now holds."""
+    """The queues follow the file, whether it is rewritten in place or replaced by another file."""
     with followed.watcher():
         followed.wait_for_change()
         followed.path.write_text("queue:\n- name: a\n  rate: 2/s\n")
@@ -61,7 +61,7 @@ def test_changes_are_followed(followed: Followed) -> None:
 
 
 def test_a_file_that_comes_later_is_followed(followed: Followed) -> None:
-    """Without a file there is ``default``; as soon as there is one, it holds."""
+    """Without a file there is only ``default``; a file that is created later is loaded."""
     followed.path.unlink()
     with followed.watcher():
         assert sorted(followed.queues) == ["default"]
@@ -71,7 +71,7 @@ def test_a_file_that_comes_later_is_followed(followed: Followed) -> None:
 
 
 class Heard:
-    """Hears the log: waits until something is in it."""
+    """Waits until the log contains a text."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
@@ -86,13 +86,13 @@ class Heard:
         caplog.handler.emit = emitting  # type: ignore[method-assign]
 
     def wait_for(self, text: str) -> None:
-        """Wait until the log has ``text``."""
+        """Wait until the log contains ``text``."""
         with self._condition:
             assert self._condition.wait_for(lambda: text in self._caplog.text, _PATIENCE_SECONDS)
 
 
 def test_a_mistake_leaves_the_last_good_configuration(followed: Followed, caplog: pytest.LogCaptureFixture) -> None:
-    """A changed file that is wrong is told with its line and changes nothing; mended, it holds."""
+    """If the changed file is invalid, the error is logged and the queues stay; the corrected file is loaded."""
     heard = Heard(caplog)
     with followed.watcher():
         followed.wait_for_change()
@@ -108,7 +108,7 @@ def test_a_mistake_leaves_the_last_good_configuration(followed: Followed, caplog
 def test_a_file_that_vanishes_leaves_the_last_good_configuration(
     followed: Followed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A removed file is told, and its queues stay."""
+    """If the file is removed, that is logged and the queues stay."""
     heard = Heard(caplog)
     with followed.watcher():
         followed.path.unlink()
@@ -117,7 +117,7 @@ def test_a_file_that_vanishes_leaves_the_last_good_configuration(
 
 
 def test_a_mistake_at_the_start_is_an_error(followed: Followed) -> None:
-    """Nothing is served with a file that is wrong, or with one that was asked for and is missing."""
+    """At the start, an invalid file is an error, and so is a missing file that is required."""
     followed.path.write_text("queue:\n- name: a\n  rate: fast\n")
     with pytest.raises(QueueYamlError, match="line 3"):
         followed.watcher()

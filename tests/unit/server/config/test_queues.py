@@ -1,4 +1,4 @@
-"""Which queues there are, and what becomes of one that goes."""
+"""Which queues exist, and what happens to a removed one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAIL = QueueConfig(name="mail", rate_per_second=1)
 
 
 def test_default_is_always_there_and_unlimited() -> None:
-    """Without being listed, ``default`` takes tasks and runs them without a limit."""
+    """``default`` exists even if it is not listed, and has no limits then."""
     registry = QueueRegistry([MAIL])
     assert sorted(registry) == ["default", "mail"]
     assert registry["default"] == IMPLICIT_DEFAULT
@@ -18,13 +18,13 @@ def test_default_is_always_there_and_unlimited() -> None:
 
 
 def test_a_listed_default_is_as_it_is_listed() -> None:
-    """A configuration for ``default`` takes the place of the implicit one."""
+    """A listed ``default`` replaces the implicit one."""
     listed = QueueConfig(name="default", rate_per_second=5)
     assert QueueRegistry([listed])["default"] is listed
 
 
 def test_a_removed_queue_takes_nothing_but_keeps_its_configuration(caplog: pytest.LogCaptureFixture) -> None:
-    """A queue that goes isn't in the mapping, is run as before, and the log says so."""
+    """A removed queue accepts no tasks, but its remaining tasks run with its last configuration, and that is logged."""
     registry = QueueRegistry([MAIL])
     registry.replace([])
     assert "mail" not in registry
@@ -35,7 +35,7 @@ def test_a_removed_queue_takes_nothing_but_keeps_its_configuration(caplog: pytes
 
 
 def test_a_queue_may_come_back() -> None:
-    """A queue that was removed and is listed again is as it is listed now."""
+    """If a removed queue is listed again, its new configuration applies."""
     registry = QueueRegistry([MAIL])
     registry.replace([])
     again = QueueConfig(name="mail", rate_per_second=2)
@@ -45,13 +45,13 @@ def test_a_queue_may_come_back() -> None:
 
 
 def test_a_queue_that_never_was_is_run_without_limits() -> None:
-    """Tasks that an earlier server left in a queue unknown today are run all the same."""
+    """If an earlier server left tasks in a queue that is unknown now, they run without limits."""
     config = QueueRegistry().config_of("old")
     assert (config.name, config.rate_per_second) == ("old", None)
 
 
 def test_listeners_hear_of_changes_only() -> None:
-    """A listener is called when something changed, and finds the new queues then."""
+    """Listeners are called only after a change, when the registry already holds the new queues."""
     registry = QueueRegistry([MAIL])
     heard: list[list[str]] = []
     registry.on_change(lambda: heard.append(sorted(registry)))

@@ -1,4 +1,4 @@
-"""Which service runs which app, by the command line."""
+"""Which service runs which app, according to the command line."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deferred_middleware.server.config.served import parse_served
 
 
 def pairs(apps: list[str], services: list[str]) -> list[tuple[str, str]]:
-    """Return services and apps, in their order."""
+    """Return pairs of service and app, in their order."""
     return [(one.service, one.app) for one in parse_served(apps, services).apps]
 
 
 def test_one_app_serves_every_service() -> None:
-    """A single app is what each service runs."""
+    """If only one app is given, every service runs it."""
     assert pairs(["main:app"], ["default", "background"]) == [
         ("default", "main:app"),
         ("background", "main:app"),
@@ -24,12 +24,12 @@ def test_one_app_serves_every_service() -> None:
 
 
 def test_without_a_service_it_is_the_default_one() -> None:
-    """Nobody has to name the only service."""
+    """An app without a --service option is the default service."""
     assert pairs(["main:app"], []) == [("default", "main:app")]
 
 
 def test_several_apps_are_paired_in_order() -> None:
-    """Several apps go with as many services, in the order in which they are given."""
+    """Several apps are paired with as many services, in order."""
     assert pairs(["web:app", "work:app"], ["default", "background"]) == [
         ("default", "web:app"),
         ("background", "work:app"),
@@ -55,7 +55,7 @@ def test_several_apps_are_paired_in_order() -> None:
     ],
 )
 def test_what_does_not_pair_is_told(apps: list[str], services: list[str], expected: str) -> None:
-    """Each mistake is named with its value."""
+    """Each error names the wrong value."""
     with pytest.raises(ServerError) as caught:
         parse_served(apps, services)
     assert expected in str(caught.value)
@@ -63,14 +63,14 @@ def test_what_does_not_pair_is_told(apps: list[str], services: list[str], expect
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, str]:
-    """Two app.yaml files, of the services ``default`` and ``background``."""
+    """Two app.yaml files, for the services ``default`` and ``background``."""
     (tmp_path / "app.yaml").write_text("runtime: python312\n")
     (tmp_path / "background.yml").write_text("runtime: python312\nservice: background\nentrypoint: gunicorn work:app\n")
     return str(tmp_path / "app.yaml"), str(tmp_path / "background.yml")
 
 
 def test_files_name_their_services(files: tuple[str, str]) -> None:
-    """An app.yaml says which service it is, and which app it runs in which folder."""
+    """An app.yaml gives the service's name, its app and its directory."""
     default, background = parse_served(files, []).apps
     assert (default.service, default.app) == ("default", "main:app")
     assert (background.service, background.app) == ("background", "work:app")
@@ -79,7 +79,7 @@ def test_files_name_their_services(files: tuple[str, str]) -> None:
 
 
 def test_files_stand_beside_apps(files: tuple[str, str]) -> None:
-    """An app.yaml may be given beside apps, which the --service options are for; the order is the command line's."""
+    """Files and apps can be mixed; --service options name the apps, and services follow the command line's order."""
     assert pairs(["web:app", files[1]], []) == [("default", "web:app"), ("background", "work:app")]
     assert pairs([files[0], "web:app", "admin:app"], ["web", "admin"]) == [
         ("default", "main:app"),
@@ -101,7 +101,7 @@ def test_files_stand_beside_apps(files: tuple[str, str]) -> None:
 def test_what_does_not_go_with_files_is_told(
     apps: list[str], services: list[str], expected: str, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service that is there twice or not at all, and an option that a file leaves no room for, are errors."""
+    """A duplicate or missing service, an unreadable file, and a --service option without an app are errors."""
     monkeypatch.chdir(Path(files[0]).parent)
     with pytest.raises(ServerError) as caught:
         parse_served(apps, services)
@@ -109,20 +109,20 @@ def test_what_does_not_go_with_files_is_told(
 
 
 def test_an_app_elsewhere_is_a_service() -> None:
-    """A service that is NAME=URL has no app here, and takes none away from the others."""
+    """A service given as NAME=URL uses none of the apps on the command line."""
     served = parse_served(["main:app"], ["default", "pdf=http://127.0.0.1:9000", "background"])
     assert [(one.service, one.app) for one in served.apps] == [("default", "main:app"), ("background", "main:app")]
     assert [(one.service, one.host, one.port) for one in served.external] == [("pdf", "127.0.0.1", 9000)]
 
 
 def test_all_apps_may_be_elsewhere() -> None:
-    """With the default service elsewhere there need be no app here at all."""
+    """If the default service is external, no app is required."""
     served = parse_served([], ["default=http://localhost:9000"])
     assert (len(served.apps), served.external[0].url) == (0, "http://localhost:9000")
 
 
 def test_another_machine_has_to_be_meant() -> None:
-    """Tasks go to another machine only if that was asked for."""
+    """An external service on another machine is refused unless --remote-services is given."""
     services = ["default=http://192.0.2.1:9000"]
     with pytest.raises(
         ServerError,
@@ -142,14 +142,14 @@ def test_another_machine_has_to_be_meant() -> None:
     ],
 )
 def test_what_does_not_go_with_an_app_elsewhere_is_told(apps: list[str], services: list[str], expected: str) -> None:
-    """A service is there once, whether its app runs here or elsewhere, and has a name that it can have."""
+    """Duplicate, missing and invalid names are also errors for external services."""
     with pytest.raises(ServerError) as caught:
         parse_served(apps, services)
     assert expected in str(caught.value)
 
 
 def test_a_service_may_have_versions() -> None:
-    """A version stands before the name, and "local" is the one that a service has without; default may have several."""
+    """A service's name may have a version prefix; ``local`` is the version of a service without one."""
     served = parse_served(["main:app"], ["v1.default", "v2.default", "local.worker", "v2.worker=http://127.0.0.1:9000"])
 
     assert [one.service for one in served.apps] == ["v1.default", "v2.default", "worker"]

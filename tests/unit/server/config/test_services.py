@@ -42,13 +42,13 @@ def service_of(host: str | None) -> Service:
     ],
 )
 def test_a_host_header_means_a_service(host: str | None, expected: Service) -> None:
-    """Every form of Host header that the SDK sends finds its service."""
+    """Every form of Host header that the SDK sends leads to its service."""
     assert service_of(host) is expected
 
 
 @pytest.mark.parametrize("prefix", ["nowhere", "v2.background", "local.nowhere", "a.b.local.background"])
 def test_an_unknown_service_or_version_is_an_error(prefix: str) -> None:
-    """What isn't served is never silently the default service, and the error names it and what is served."""
+    """An unknown service or version is an error that names it and the served ones."""
     with pytest.raises(UnknownServiceError, match=r"local\.default, local\.background") as raised:
         service_of(f"{prefix}.127.0.0.1:8080")
     assert raised.value.target == prefix
@@ -57,13 +57,13 @@ def test_an_unknown_service_or_version_is_an_error(prefix: str) -> None:
 
 
 def test_a_target_and_its_host_header_mean_the_same_service() -> None:
-    """A service is found again by the header of the tasks that have it as their target."""
+    """The Host header that is made from a target leads back to the same service."""
     for service in DIRECTORY:
         assert service_of(DIRECTORY.host(f"{service.version}.{service.name}")) is service
 
 
 def test_a_target_outlives_the_ports() -> None:
-    """A target taken from one server's Host header means the same service on another server's ports."""
+    """A target taken from one server's Host header means the same service on a server with other ports."""
     target = DIRECTORY.target("local.background.127.0.0.1:8080")
     assert target == "local.background"
     moved = ServiceDirectory([_service("default", 9000), _service("background", 9001)])
@@ -72,21 +72,21 @@ def test_a_target_outlives_the_ports() -> None:
 
 
 def test_a_services_own_address_becomes_its_target() -> None:
-    """The port in a service's own address is not kept, because it changes; a foreign host says nothing."""
+    """A service's own address becomes a target without the port; a foreign host gives no target."""
     assert DIRECTORY.target("127.0.0.1:8081") == "local.background"
     assert DIRECTORY.target("127.0.0.1:8080") == ""
     assert DIRECTORY.target("www.example.com") is None
 
 
 def test_services_are_found_by_id() -> None:
-    """A service is found by its id, and an unknown one is an error."""
+    """A service is found by its ID, and an unknown ID is an error."""
     assert DIRECTORY.by_id("background") is BACKGROUND
     with pytest.raises(UnknownServiceError):
         DIRECTORY.by_id("nowhere")
 
 
 def test_versions_of_a_service_are_told_apart() -> None:
-    """Each has an id and a target of its own; what names the service alone is the first one's."""
+    """Each version has its own ID and target; the bare service name means the first version."""
     local, second = _service("worker", 8001), dataclasses.replace(_service("worker", 8002), version="v2")
     directory = ServiceDirectory([_service("default", 8000), local, second])
 
@@ -98,13 +98,13 @@ def test_versions_of_a_service_are_told_apart() -> None:
 
 
 def test_a_service_takes_at_least_one_task() -> None:
-    """A concurrency below one is refused."""
+    """A concurrency below 1 is refused."""
     with pytest.raises(ValueError, match="at least one"):
         _service("default", 8080, concurrency=0)
 
 
 def test_a_directory_has_distinct_services_and_at_least_one() -> None:
-    """An empty directory, and one with a service twice, are refused."""
+    """An empty directory and a duplicate service are refused."""
     with pytest.raises(ValueError, match="at least one"):
         ServiceDirectory([])
     with pytest.raises(ValueError, match="twice"):

@@ -1,4 +1,4 @@
-"""Responses as services frame them, however the network cuts them up, and connections with a deadline."""
+"""Parsing responses from services, however the bytes arrive, and connections with a deadline."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def whole(response: Response) -> bytes:
 @pytest.mark.parametrize("kind", RESPONSES)
 @given(data=st.data())
 def test_a_response_is_the_same_however_it_is_cut(kind: str, data: st.DataObject) -> None:
-    """Status, body and whether the connection stays usable don't depend on how the bytes arrive."""
+    """Status, body and reuse of the connection don't depend on how the bytes are split."""
     sent, status, body, kept = RESPONSES[kind]
     cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1))))
     parts = iter([sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)])
@@ -72,12 +72,12 @@ def test_a_response_is_the_same_however_it_is_cut(kind: str, data: st.DataObject
     assert whole(response) == body
     assert response.status == status
     if kind != "more than was asked for":
-        # What has not arrived yet is seen when the connection is to be used again.
+        # Extra bytes that have not arrived yet are detected before the connection is reused.
         assert response.keeps_connection == kept
 
 
 def test_what_nobody_asked_for_ends_the_connection() -> None:
-    """When more has come than the response, the connection is not used again."""
+    """If more bytes than the response arrive, the connection is not reused."""
     sent, _status, body, kept = RESPONSES["more than was asked for"]
     parts = iter([sent])
     response = Response(lambda: next(parts, b""))
@@ -86,7 +86,7 @@ def test_what_nobody_asked_for_ends_the_connection() -> None:
 
 
 def test_a_response_to_head_has_no_body() -> None:
-    """Whatever length it tells, nothing is waited for."""
+    """A response to HEAD ends after its head, whatever its Content-Length."""
     parts = iter([b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"])
     response = Response(lambda: next(parts), has_body=False)
     assert whole(response) == b""
@@ -94,7 +94,7 @@ def test_a_response_to_head_has_no_body() -> None:
 
 
 def test_headers_are_found_in_any_case() -> None:
-    """A header's name may be written in any case, and several of a name are one."""
+    """Header names are case-insensitive, and repeated headers are joined with commas."""
     parts = iter([b"HTTP/1.1 200 OK\r\nX-One: a\r\nx-one:b \r\nContent-Length: 0\r\n\r\n"])
     response = Response(lambda: next(parts))
     response.read_head()
@@ -121,7 +121,7 @@ def test_headers_are_found_in_any_case() -> None:
     ],
 )
 def test_what_is_no_whole_response_is_an_error(sent: bytes, error: type[Exception]) -> None:
-    """Half a response, two lengths and garbage are never taken for a response."""
+    """Incomplete responses, conflicting lengths and garbage raise an error."""
     parts = iter([sent])
     with pytest.raises(error):
         whole(Response(lambda: next(parts, b"")))
@@ -129,7 +129,7 @@ def test_what_is_no_whole_response_is_an_error(sent: bytes, error: type[Exceptio
 
 @contextlib.contextmanager
 def peer(serve: Callable[[socket.socket], object]) -> Iterator[ServiceConnection]:
-    """A connection to a real socket, the other end of which ``serve`` gets."""
+    """A connection to a real socket whose other end is passed to ``serve``."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -148,7 +148,7 @@ def peer(serve: Callable[[socket.socket], object]) -> Iterator[ServiceConnection
 
 
 def test_reading_goes_on_where_it_was() -> None:
-    """A response of which not all is there yet can be read on later, and nothing of it is lost."""
+    """An incomplete response can be read further when more bytes arrive, without losing any."""
     go_on = threading.Event()
 
     def serve(accepted: socket.socket) -> None:
@@ -172,7 +172,7 @@ def test_reading_goes_on_where_it_was() -> None:
 
 
 def test_a_service_that_does_not_read_holds_nobody_up() -> None:
-    """Of a large request as much is sent as is taken; the rest follows when it is, and arrives whole."""
+    """If a service doesn't read, sending a large request doesn't block; the rest is sent later."""
     go_on = threading.Event()
     size = 50_000_000
     arrived: list[int] = []
@@ -196,7 +196,7 @@ def test_a_service_that_does_not_read_holds_nobody_up() -> None:
 
 
 def test_waiting_ends_at_its_time() -> None:
-    """Where nothing comes, the wait is over when it was to be."""
+    """If nothing arrives, the wait ends at its deadline."""
     over = threading.Event()
     with peer(lambda accepted: over.wait(10)) as connection:
         connection.send(b"request")
@@ -207,14 +207,14 @@ def test_waiting_ends_at_its_time() -> None:
 
 
 def test_a_connection_on_which_something_came_unasked_is_not_usable() -> None:
-    """Bytes that belong to no response would be taken for the next one."""
+    """A connection with unread bytes is not usable, because they would be taken for the next response."""
     sent = threading.Event()
 
     def serve(accepted: socket.socket) -> None:
         accepted.recv(100)
         accepted.sendall(b"x")
         sent.set()
-        # It is closed there with a byte unread, which resets it.
+        # The client closes the connection with a byte unread, which resets it.
         with contextlib.suppress(ConnectionResetError):
             accepted.recv(100)
 

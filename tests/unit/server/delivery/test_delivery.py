@@ -1,4 +1,4 @@
-"""One attempt over HTTP, against real servers on real sockets."""
+"""A delivery attempt over HTTP, against real servers on real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = "local.default.127.0.0.1:8080"
 
 
 class Server:
-    """A real HTTP server whose answer a test chooses; it notes requests and connections."""
+    """A real HTTP server that records requests and connections; a test chooses its response."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class Server:
             do_POST = do_GET = do_PUT = do_DELETE = do_HEAD = handle_request
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Keep quiet."""
+                """Log nothing."""
 
         self._server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -56,7 +56,7 @@ class Server:
         self.service = service_at(self._server.server_address[1])
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the server."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -68,7 +68,7 @@ def service_at(port: int) -> Service:
 
 
 def respond(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
-    """Answer a request."""
+    """Send a response."""
     handler.send_response(status)
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
@@ -94,7 +94,7 @@ def deliverer() -> Iterator[Deliverer]:
 
 @contextlib.contextmanager
 def raw_server(handle: Callable[[socket.socket], None]) -> Iterator[Service]:
-    """Serve each connection with ``handle``, below HTTP."""
+    """Serve each TCP connection with ``handle``."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -115,7 +115,7 @@ def _deliver(deliverer: Deliverer, service: Service, **changes: Any) -> AttemptR
 
 
 def test_a_first_attempt_has_the_platforms_headers(server: Server, deliverer: Deliverer) -> None:
-    """Everything that App Engine sends is there, and nothing about attempts that were not made."""
+    """A first attempt has all of App Engine's headers except those about earlier attempts."""
     result = _deliver(deliverer, server.service)
     assert result.status == 200
     assert result.http_response
@@ -137,7 +137,7 @@ def test_a_first_attempt_has_the_platforms_headers(server: Server, deliverer: De
 
 
 def test_an_app_elsewhere_does_not_get_the_token(deliverer: Deliverer, server: Server) -> None:
-    """A service that isn't the server's own gets the same request without the token, with which it could pose as it."""
+    """An external service gets the same request without the token, which would let it pose as the queue process."""
     external = dataclasses.replace(server.service, external=True)
     result = deliverer.deliver(TASK, external, host=HOST)
     assert result.status == 200
@@ -147,7 +147,7 @@ def test_an_app_elsewhere_does_not_get_the_token(deliverer: Deliverer, server: S
 
 
 def test_a_retry_says_what_happened_before(server: Server, deliverer: Deliverer) -> None:
-    """Counts, previous response and reason are those of the task; a timeout's response is 0."""
+    """The counts, previous response and retry reason come from the task; after a timeout the previous response is 0."""
     _deliver(
         deliverer,
         server.service,
@@ -164,7 +164,7 @@ def test_a_retry_says_what_happened_before(server: Server, deliverer: Deliverer)
 
 
 def test_the_apps_headers_are_kept_but_not_the_platforms() -> None:
-    """An app's own headers and the namespaces arrive; what only the platform may say, in any spelling, doesn't."""
+    """The app's own and namespace headers are delivered; reserved headers, in any spelling, are dropped."""
     kept = (
         ("X-Mine", "1"),
         ("X-Mine", "2"),
@@ -189,13 +189,13 @@ def test_the_apps_headers_are_kept_but_not_the_platforms() -> None:
 
 
 def test_header_bytes_arrive_as_they_were(server: Server, deliverer: Deliverer) -> None:
-    """A header that is no ASCII arrives byte for byte."""
+    """A non-ASCII header is delivered byte for byte."""
     _deliver(deliverer, server.service, headers=(("X-Name", "caf\xc3\xa9"),))
     assert server.requests[0]["headers"]["X-Name"] == "caf\xc3\xa9"
 
 
 def test_a_get_task_has_no_body(server: Server, deliverer: Deliverer) -> None:
-    """A task with method GET is a GET, without a length or type."""
+    """A task with method GET is sent without Content-Length and Content-Type."""
     _deliver(deliverer, server.service, method="GET", body=b"")
     assert server.requests[0]["method"] == "GET"
     assert "Content-Length" not in server.requests[0]["headers"]
@@ -203,7 +203,7 @@ def test_a_get_task_has_no_body(server: Server, deliverer: Deliverer) -> None:
 
 
 def test_connections_are_kept(server: Server, deliverer: Deliverer) -> None:
-    """Attempts after one another share a connection, errors included."""
+    """Successive attempts share a connection, also after error responses."""
     for status in (200, 500, 404, 200):
         server.answer = lambda handler, status=status: respond(handler, status, b"x")  # type: ignore[misc]
         assert _deliver(deliverer, server.service).status == status
@@ -211,21 +211,21 @@ def test_connections_are_kept(server: Server, deliverer: Deliverer) -> None:
 
 
 def test_a_redirect_is_not_followed(server: Server, deliverer: Deliverer) -> None:
-    """A 302 is the attempt's status, and nothing else is asked for."""
+    """A redirect is not followed; its status is the attempt's status."""
     server.answer = lambda handler: respond(handler, 302, Location="/elsewhere")
     assert _deliver(deliverer, server.service).status == 302
     assert [request["path"] for request in server.requests] == ["/work"]
 
 
 def test_outcome_and_excerpt_are_told(server: Server, deliverer: Deliverer) -> None:
-    """The outcome header and the beginning of the body are part of the result."""
+    """The result has the outcome header and the beginning of the body."""
     server.answer = lambda handler: respond(handler, 200, b"why", X_Deferred_Outcome="permanent-failure")
     result = _deliver(deliverer, server.service)
     assert (result.outcome, result.excerpt) == ("permanent-failure", b"why")
 
 
 def test_a_large_response_does_not_break_the_connection(server: Server, deliverer: Deliverer) -> None:
-    """Of 5 MB a little is kept, and the next attempt on the same connection gets its own response."""
+    """Only the beginning of a 5 MB response is kept, and the next attempt on the connection gets its own response."""
     server.answer = lambda handler: respond(handler, 200, b"x" * 5_000_000)
     first = _deliver(deliverer, server.service)
     server.answer = lambda handler: respond(handler, 201, b"second")
@@ -247,7 +247,7 @@ def _exchange_then(connection: socket.socket, response: bytes, after: Callable[[
 
 
 def test_a_connection_that_was_closed_while_idle_is_not_used(deliverer: Deliverer) -> None:
-    """When the service closes after a response, the next attempt takes a new connection and doesn't fail."""
+    """If the service closes an idle connection, the next attempt succeeds on a new one."""
     closed = threading.Semaphore(0)
 
     def handle(connection: socket.socket) -> None:
@@ -262,7 +262,7 @@ def test_a_connection_that_was_closed_while_idle_is_not_used(deliverer: Delivere
 
 
 def test_a_slow_attempt_is_cut_off_at_its_dispatch_deadline(deliverer: Deliverer) -> None:
-    """Without a response in time the attempt ends, counts as no execution, and says why."""
+    """An attempt without a response by its dispatch deadline ends with a reason and without an HTTP response."""
     over = threading.Event()
     with raw_server(lambda connection: _exchange_then(connection, b"", lambda: over.wait(10))) as service:
         result = _deliver(deliverer, service, dispatch_deadline_usec=200_000)
@@ -276,7 +276,7 @@ def test_a_slow_attempt_is_cut_off_at_its_dispatch_deadline(deliverer: Deliverer
 
 
 def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer) -> None:
-    """A service that sends a byte now and then is cut off all the same."""
+    """A service that sends its response byte by byte is cut off at the dispatch deadline."""
     over = threading.Event()
 
     def trickle(connection: socket.socket) -> None:
@@ -297,7 +297,7 @@ def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer
 
 
 def test_a_response_without_an_end_does_not_outlast_the_deadline(deliverer: Deliverer) -> None:
-    """A service that sends faster than it is read is cut off as well, and until then others have their turns."""
+    """An endless, fast response is cut off at the dispatch deadline and doesn't block other attempts until then."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(4096)
@@ -323,7 +323,7 @@ def test_a_response_without_an_end_does_not_outlast_the_deadline(deliverer: Deli
 
 
 def test_one_thread_makes_many_attempts(deliverer: Deliverer) -> None:
-    """An attempt that waits for its response holds up no other."""
+    """An attempt that waits for its response doesn't block others in the same thread."""
     go_on = threading.Event()
 
     def answer(connection: socket.socket) -> None:
@@ -353,7 +353,7 @@ def test_one_thread_makes_many_attempts(deliverer: Deliverer) -> None:
     ],
 )
 def test_a_service_that_breaks_off_has_not_responded(deliverer: Deliverer, response: bytes, reason: str) -> None:
-    """No response, half of one and garbage count as none, however promising they began."""
+    """A missing, incomplete or invalid response counts as no response."""
     with raw_server(lambda connection: _exchange_then(connection, response, lambda: None)) as service:
         result = _deliver(deliverer, service)
     assert result.status is None
@@ -361,7 +361,7 @@ def test_a_service_that_breaks_off_has_not_responded(deliverer: Deliverer, respo
 
 
 def test_a_service_that_is_down_has_not_responded(deliverer: Deliverer) -> None:
-    """A refused connection is an attempt without a response, not an exception."""
+    """A refused connection gives a result without a response, and raises nothing."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -371,7 +371,7 @@ def test_a_service_that_is_down_has_not_responded(deliverer: Deliverer) -> None:
 
 
 def test_closing_cuts_off_attempts_and_refuses_new_ones(deliverer: Deliverer) -> None:
-    """After close() a running attempt ends at once, and another is not begun."""
+    """close() ends a running attempt at once, and later attempts are refused."""
     arrived, over = threading.Event(), threading.Event()
     results: list[AttemptResult] = []
 

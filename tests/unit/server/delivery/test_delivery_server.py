@@ -1,4 +1,4 @@
-"""Deliveries in an app process, over real sockets: which connections are handed over, and what apps may answer."""
+"""Deliveries in an app process over real sockets: which connections it takes over, and which responses it accepts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN = "the-token"
 
 
 class Serving:
-    """An AppServer that serves in a thread, of which the queue process knows the token."""
+    """An AppServer that serves in a thread, with a token for deliveries."""
 
     def __init__(self, app: WSGIApplication, *, threads: int, grace_seconds: float) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -38,24 +38,24 @@ class Serving:
         self._thread.start()
 
     def connect(self) -> http.client.HTTPConnection:
-        """Return a connection to it."""
+        """Return a connection to the server."""
         host, port = self.listener.getsockname()
         return http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS)
 
     def join(self) -> None:
-        """Wait until it has stopped."""
+        """Wait until the server has stopped."""
         self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stop it, and wait until it has."""
+        """Stop the server and wait until it has stopped."""
         self.server.request_stop()
         self.join()
 
 
 @pytest.fixture
 def serving() -> Iterator[Callable[..., Serving]]:
-    """Return a function that serves an app; it is stopped after the test."""
+    """Return a function that serves an app until the end of the test."""
     made: list[Serving] = []
 
     def serve(app: WSGIApplication, *, threads: int = 4, grace_seconds: float = WAIT_SECONDS) -> Serving:
@@ -71,14 +71,14 @@ def serving() -> Iterator[Callable[..., Serving]]:
 def deliver(
     connection: http.client.HTTPConnection, *, method: str = "POST", body: bytes = b"", token: str = TOKEN
 ) -> tuple[int, bytes]:
-    """Send a request as the queue process does; return status and body of the response."""
+    """Send a request as the queue process does; return the response's status and body."""
     connection.request(method, "/work", body, {SERVER_TOKEN_HEADER: token})
     response = connection.getresponse()
     return response.status, response.read()
 
 
 def thread_names(names: list[str]) -> WSGIApplication:
-    """An app that notes by which threads it is run, and answers with what it was sent."""
+    """An app that records the names of its threads and returns the request's body."""
 
     @validator
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -91,7 +91,7 @@ def thread_names(names: list[str]) -> WSGIApplication:
 
 
 def test_only_deliveries_are_handed_over(serving: Callable[..., Serving]) -> None:
-    """A connection is the queue process's if its first request has the token; everybody else's stays with waitress."""
+    """If a connection's first request has the token, it is taken over for deliveries; others stay with waitress."""
     names: list[str] = []
     server = serving(thread_names(names))
     for token in (TOKEN, "the-tokeN", "", f"{TOKEN} {TOKEN}"):
@@ -102,7 +102,7 @@ def test_only_deliveries_are_handed_over(serving: Callable[..., Serving]) -> Non
 
 
 def test_a_token_in_the_body_is_none(serving: Callable[..., Serving]) -> None:
-    """What stands behind the head makes nobody the queue process."""
+    """A token in the body is ignored."""
     names: list[str] = []
     server = serving(thread_names(names))
     with contextlib.closing(server.connect()) as connection:
@@ -113,7 +113,7 @@ def test_a_token_in_the_body_is_none(serving: Callable[..., Serving]) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 10_000, 5_000_000])
 def test_bodies_arrive_whole(serving: Callable[..., Serving], size: int) -> None:
-    """Bodies of any size go to the app and back, one after the other over the same connection."""
+    """Bodies of any size pass both ways, one after the other on the same connection."""
     names: list[str] = []
     server = serving(thread_names(names))
     with contextlib.closing(server.connect()) as connection:
@@ -123,7 +123,7 @@ def test_bodies_arrive_whole(serving: Callable[..., Serving], size: int) -> None
 
 
 def test_a_request_may_come_bit_by_bit(serving: Callable[..., Serving]) -> None:
-    """After the first one a request is put together from whatever pieces it comes in."""
+    """After the first request, a request may arrive in pieces of any size."""
     server = serving(thread_names([]))
     request = f"POST / HTTP/1.1\r\n{SERVER_TOKEN_HEADER}: {TOKEN}\r\nContent-Length: 5\r\n\r\nhello".encode()
     with socket.create_connection(server.listener.getsockname(), timeout=WAIT_SECONDS) as client:
@@ -146,7 +146,7 @@ def test_a_request_may_come_bit_by_bit(serving: Callable[..., Serving]) -> None:
     ],
 )
 def test_an_odd_request_ends_the_connection(serving: Callable[..., Serving], odd: bytes, status: bytes) -> None:
-    """What the queue process would not send never reaches the app, though the connection has the token."""
+    """A request that the queue process wouldn't send gets an error and ends the connection, even with the token."""
     names: list[str] = []
     server = serving(thread_names(names))
     start = f"POST / HTTP/1.1\r\n{SERVER_TOKEN_HEADER}: {TOKEN}\r\n".encode()
@@ -164,7 +164,7 @@ def test_an_odd_request_ends_the_connection(serving: Callable[..., Serving], odd
 
 
 def test_no_more_requests_run_than_threads(serving: Callable[..., Serving]) -> None:
-    """Deliveries and everybody else's requests together are as many as the app was said to take."""
+    """Deliveries and other requests together never exceed the number of threads."""
     entered, may_end = threading.Semaphore(0), threading.Semaphore(0)
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -190,7 +190,7 @@ def test_no_more_requests_run_than_threads(serving: Callable[..., Serving]) -> N
 def test_what_the_app_raises_is_a_500_and_logged(
     serving: Callable[..., Serving], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception, and SystemExit too, is answered and told with its traceback; the connection stays."""
+    """If the app raises, even SystemExit, the response is 500, the traceback is logged, and the connection stays."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         raise SystemExit("the app's own") if environ["REQUEST_METHOD"] == "PUT" else KeyError("the app's own")
@@ -208,7 +208,7 @@ def test_what_the_app_raises_is_a_500_and_logged(
 
 
 def test_an_exception_in_the_middle_ends_the_connection(serving: Callable[..., Serving]) -> None:
-    """A response that can't be finished is not taken for a whole one, and its iterable is closed."""
+    """If the app raises after the head is sent, the client gets an incomplete response and the iterable is closed."""
     closed = threading.Event()
 
     class Parts:
@@ -253,7 +253,7 @@ def test_responses_are_framed(
     body: bytes,
     kind: Callable[[list[bytes]], Iterable[bytes]],
 ) -> None:
-    """Whatever an app gives arrives as it was given, and the connection can be used again."""
+    """Any valid response arrives unchanged, and the connection can be used again."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response(status, headers)
@@ -266,7 +266,7 @@ def test_responses_are_framed(
 
 
 def test_a_response_that_is_too_short_ends_the_connection(serving: Callable[..., Serving]) -> None:
-    """Whoever waits for the rest of a body learns that there is none."""
+    """If a body is shorter than its Content-Length, the connection is closed."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Length", "10")])
@@ -278,7 +278,7 @@ def test_a_response_that_is_too_short_ends_the_connection(serving: Callable[...,
 
 
 def test_an_app_may_write_and_may_change_its_mind(serving: Callable[..., Serving]) -> None:
-    """PEP 3333's write() comes before the iterable, and exc_info replaces a head that was not sent."""
+    """As in PEP 3333, write() precedes the iterable, and exc_info replaces a head that is not sent yet."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("200 OK", [("X-First", "1")])
@@ -310,7 +310,7 @@ def test_an_app_may_write_and_may_change_its_mind(serving: Callable[..., Serving
 def test_a_head_that_is_none_is_a_500(
     serving: Callable[..., Serving], status: str, headers: list[tuple[str, str]]
 ) -> None:
-    """What would break the framing is the app's mistake, and never sent."""
+    """An invalid status or header, which could break the framing, gives a 500 instead."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response(status, headers)
@@ -322,7 +322,7 @@ def test_a_head_that_is_none_is_a_500(
 
 
 def test_a_stop_finishes_what_runs(serving: Callable[..., Serving]) -> None:
-    """A delivery that is under way is answered after the stop; connections that wait for the next one are closed."""
+    """After a stop, a running delivery is finished and idle connections are closed."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -349,7 +349,7 @@ def test_a_stop_finishes_what_runs(serving: Callable[..., Serving]) -> None:
 
 
 def test_what_has_arrived_is_answered_before_the_end(serving: Callable[..., Serving]) -> None:
-    """A request that had been sent when the stop came is not read and then dropped."""
+    """A request that has arrived before the stop is still served."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -375,7 +375,7 @@ def test_what_has_arrived_is_answered_before_the_end(serving: Callable[..., Serv
 
 
 def test_what_does_not_end_is_cut_off(serving: Callable[..., Serving]) -> None:
-    """After the grace the connection is closed under a handler that goes on, and the server says that it did."""
+    """After the grace period, a request that still runs loses its connection, and serve() returns False."""
     began, may_end = threading.Event(), threading.Event()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -394,13 +394,13 @@ def test_what_does_not_end_is_cut_off(serving: Callable[..., Serving]) -> None:
     server.join()
     assert server.answered == [False]
     may_end.set()
-    # Left open for threads of waitress's that may run on.
+    # Stopping leaves this open for waitress's threads that may still run.
     server.server._server.trigger.close()
     connection.close()
 
 
 def test_a_client_that_has_gone_ends_the_response(serving: Callable[..., Serving]) -> None:
-    """An app that streams to nobody is stopped, and its iterable closed."""
+    """If the client is gone, streaming ends and the iterable is closed."""
     closed = threading.Event()
 
     class Endless:

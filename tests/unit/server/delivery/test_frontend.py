@@ -1,4 +1,4 @@
-"""The front end of an app process: whose platform headers are believed."""
+"""The front end of an app process: whose platform headers it accepts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN = "only-the-queue-process-knows"
 
 
 def seen(**headers: str) -> dict[str, Any]:
-    """Send a request with these ``environ`` entries through a front end; return what the app behind it got."""
+    """Send a request with these ``environ`` entries through a front end; return the app's ``environ``."""
     got: dict[str, Any] = {}
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
@@ -28,7 +28,7 @@ def seen(**headers: str) -> dict[str, Any]:
     environ: dict[str, Any] = {"REMOTE_ADDR": "192.0.2.7", **headers}
     setup_testing_defaults(environ)
     frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
-    # QUERY_STRING: PEP 3333 wants a str, and validator warns where there is none.
+    # QUERY_STRING: PEP 3333 requires a str, and validator warns if it is missing.
     environ.setdefault("QUERY_STRING", "")
     result = validator(frontend)(environ, lambda *_args: lambda _data: None)
     list(result)
@@ -46,7 +46,7 @@ def test_outsiders_send_no_platform_headers(token: str | None) -> None:
 
 
 def test_other_spellings_are_removed_too() -> None:
-    """Keys that fold to the same header are removed, whatever made them."""
+    """Every key that means an X-AppEngine header is removed, whatever its spelling."""
     got = seen(**{"HTTP_x_appengine-TaskName": "forged"})
     assert "forged" not in got.values()
 
@@ -60,17 +60,17 @@ def test_the_queue_process_is_believed() -> None:
 
 @pytest.mark.parametrize("token", [TOKEN, "wrong"])
 def test_the_token_never_reaches_the_app(token: str) -> None:
-    """An app that shows its headers gives nothing away."""
+    """The token is removed, so an app that displays its headers doesn't reveal it."""
     assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in seen(HTTP_X_DEFERRED_SERVER_TOKEN=token)
 
 
 def test_an_outsiders_address_is_the_connections() -> None:
-    """The SDK copies the user's IP into REMOTE_ADDR, so it has to be the true one."""
+    """Without the token, the user IP is the connection's address, because the SDK copies it into REMOTE_ADDR."""
     assert seen(HTTP_X_APPENGINE_USER_IP="0.1.0.2")["HTTP_X_APPENGINE_USER_IP"] == "192.0.2.7"
 
 
 def test_every_request_gets_what_the_platform_sets() -> None:
-    """Ticket, hostname and log ID are what the SDK's API calls and targets depend on."""
+    """Every request gets the ticket, hostname and log ID that the SDK depends on."""
     got = seen(HTTP_X_APPENGINE_API_TICKET="stolen", HTTP_X_APPENGINE_REQUEST_LOG_ID="mine")
     assert got["HTTP_X_APPENGINE_API_TICKET"] == "ticket"
     assert got["HTTP_X_APPENGINE_DEFAULT_VERSION_HOSTNAME"] == "127.0.0.1:8080"
@@ -79,10 +79,10 @@ def test_every_request_gets_what_the_platform_sets() -> None:
 
 
 def test_log_ids_differ() -> None:
-    """Each request has a log ID of its own."""
+    """Each request has its own log ID."""
     assert seen()["HTTP_X_APPENGINE_REQUEST_LOG_ID"] != seen()["HTTP_X_APPENGINE_REQUEST_LOG_ID"]
 
 
 def test_other_headers_pass() -> None:
-    """Headers that are not the platform's are left alone."""
+    """Headers that aren't the platform's are unchanged."""
     assert seen(HTTP_X_REQUEST_ID="abc")["HTTP_X_REQUEST_ID"] == "abc"

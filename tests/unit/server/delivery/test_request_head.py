@@ -1,4 +1,4 @@
-"""Heads of requests: what they become in an environment, and what is refused."""
+"""Request heads: the ``environ`` that they give, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SAME = [
 
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_odd_is_refused(kind: str) -> None:
-    """What the queue process would not send is answered by an error, whatever it may mean."""
+    """A head that the queue process wouldn't send is refused with an error status."""
     head, status = ODD[kind]
     with pytest.raises(RequestError) as caught:
         read_head(head, {})
@@ -58,7 +58,7 @@ def test_what_is_odd_is_refused(kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def seen_from_waitress() -> Iterator[dict[bytes, dict[str, Any]]]:
-    """What an app behind waitress sees of each request."""
+    """The ``environ`` of each request as an app behind waitress sees it."""
     seen: list[dict[str, Any]] = []
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -82,7 +82,7 @@ def seen_from_waitress() -> Iterator[dict[bytes, dict[str, Any]]]:
 
 @pytest.mark.parametrize("head", SAME)
 def test_an_app_sees_the_same_as_from_waitress(head: bytes, seen_from_waitress: dict[bytes, dict[str, Any]]) -> None:
-    """The environment of a request is the one that the server for everybody else would have made."""
+    """The ``environ`` is the same as waitress makes of the request."""
     environ: dict[str, Any] = {}
     assert read_head(head, environ) == (3 if b"Content-Length" in head else 0)
     expected = {

@@ -1,4 +1,4 @@
-"""How queues share the slots of a service, decided without a thread."""
+"""How queues share the slots of a service, tested without threads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def tasks(queue: str, *ids: int) -> list[ClaimedTask]:
 
 
 def begun(slots: ServiceSlots) -> list[int] | None:
-    """Return the ids of the tasks that begin now."""
+    """Return the IDs of the tasks that begin now."""
     found = slots.begin()
     return None if found is None else [one.id for one in found]
 
 
 def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
-    """Queues alternate as long as both have tasks, whatever order these were assigned in."""
+    """A free slot goes to the queue with the fewest running tasks, whatever the order of assignment."""
     slots = ServiceSlots(3, Quarantine())
     slots.assign(tasks("long", 1, 2, 3, 4))
     slots.assign(tasks("short", 5))
@@ -39,7 +39,7 @@ def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
 
 
 def test_slots_are_reserved_for_expected_queues() -> None:
-    """Half of the slots at most stay free for queues that occupy none."""
+    """Up to half of the slots stay free for expected queues that occupy none."""
     slots = ServiceSlots(4, Quarantine())
     slots.expect(["busy", "idle", "another", "third"])
     slots.assign(tasks("busy", 1, 2, 3, 4))
@@ -50,7 +50,7 @@ def test_slots_are_reserved_for_expected_queues() -> None:
 
 
 def test_forced_tasks_go_first() -> None:
-    """A task that a person forces waits for nothing but a slot, and isn't withdrawn."""
+    """A forced task begins before the others and isn't withdrawn."""
     slots = ServiceSlots(1, Quarantine())
     slots.assign(tasks("default", 1, 2))
     slots.assign(tasks("default", 3), forced=True)
@@ -60,7 +60,7 @@ def test_forced_tasks_go_first() -> None:
 
 
 def test_suspects_run_one_at_a_time() -> None:
-    """Two tasks that may have ended a process don't run together; other tasks may run beside them."""
+    """Two suspects never run at the same time, but other tasks may run beside a suspect."""
     quarantine = Quarantine()
     end = ProcessEnd(service="default", number=1, how="ended", intended=False, at=0)
     slots = ServiceSlots(3, quarantine)
@@ -76,7 +76,7 @@ def test_suspects_run_one_at_a_time() -> None:
 
 
 def test_closed_slots_end_with_the_attempts_in_flight() -> None:
-    """After the close nothing begins; the end is reached when nothing runs any more."""
+    """After closing, no task begins; begin() returns None when no task runs any more."""
     slots = ServiceSlots(1, Quarantine())
     slots.assign(tasks("default", 1, 2))
     assert begun(slots) == [1]
@@ -89,7 +89,7 @@ def test_closed_slots_end_with_the_attempts_in_flight() -> None:
 
 
 def test_an_attempt_ends_once() -> None:
-    """A second end of the same attempt frees no second slot."""
+    """Ending the same attempt twice frees only one slot."""
     slots = ServiceSlots(1, Quarantine())
     slots.assign(tasks("default", 1, 2, 3))
     slots.more_is_due(True)

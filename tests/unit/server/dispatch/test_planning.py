@@ -1,4 +1,4 @@
-"""Which tasks are claimed next, decided without a store, a thread or a clock."""
+"""Which tasks are claimed next, tested without a store, threads or a real clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT, BACKGROUND = service("default"), service("background")
 
 
 class Planning:
-    """A planner for two services, and the slots of the first of them."""
+    """A planner for two services, and the slots of the first one."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -36,23 +36,23 @@ class Planning:
         self.slots = ServiceSlots(CONCURRENCY, Quarantine())
 
     def survey(self, *lanes: Lane, eta_usec: int = NOW_USEC, paused: frozenset[str] = frozenset()) -> Round:
-        """Survey lanes that all have this earliest ETA."""
+        """Survey lanes whose earliest ETA is ``eta_usec``."""
         return self.planner.survey([(lane, eta_usec) for lane in lanes], NOW_USEC, paused)
 
     def claims(self, *lanes: Lane) -> dict[Lane, int]:
-        """Return what to claim of lanes of the default service that are due."""
+        """Return the claims for due lanes of the default service."""
         found = self.survey(*lanes)
         return self.planner.claims(found.due[DEFAULT], self.slots, found.allowed)
 
 
 @pytest.fixture
 def planning() -> Planning:
-    """Queues without limits, and slots that are free."""
+    """Queues without limits, and free slots."""
     return Planning()
 
 
 def test_a_lane_that_is_due_goes_to_its_service(planning: Planning) -> None:
-    """The target of the queue wins over the target of the tasks."""
+    """A due lane goes to its target's service, and the queue's target takes precedence over the tasks'."""
     planning.queues.replace([QueueConfig(name="mail", target="background")])
     own, queues = Lane("default", "local.background"), Lane("mail", "local.default")
 
@@ -62,14 +62,14 @@ def test_a_lane_that_is_due_goes_to_its_service(planning: Planning) -> None:
 
 
 def test_a_lane_that_is_not_due_is_waited_for(planning: Planning) -> None:
-    """The round waits for the earliest ETA, and claims nothing before it."""
+    """If no lane is due, the round waits for the earliest ETA."""
     found = planning.survey(Lane("default", ""), eta_usec=NOW_USEC + 2_500_000)
 
     assert (found.due, found.wait_seconds) == ({}, 2.5)
 
 
 def test_a_queue_without_tokens_is_waited_for(planning: Planning) -> None:
-    """The round waits for the next token of a queue that has used up its bucket."""
+    """If a queue has no tokens, the round waits for its next token."""
     planning.queues.replace([QueueConfig(name="default", rate_per_second=4.0, bucket_size=1)])
     planning.limits.claimed("default", 1)
 
@@ -80,14 +80,14 @@ def test_a_queue_without_tokens_is_waited_for(planning: Planning) -> None:
 
 
 def test_a_paused_queue_is_left_out(planning: Planning) -> None:
-    """Nothing is claimed of a queue that a person has paused; the others go on."""
+    """Tasks of a paused queue are not claimed; other queues continue."""
     found = planning.survey(Lane("held", ""), Lane("other", ""), paused=frozenset({"held"}))
 
     assert found.due == {DEFAULT: {"other": [Lane("other", "")]}}
 
 
 def test_a_lane_without_a_service_is_undeliverable(planning: Planning) -> None:
-    """A target that isn't served is reported with its error, and is in no service's part of the round."""
+    """A lane whose target is unknown is reported with its error and belongs to no service."""
     found = planning.survey(Lane("default", "local.nowhere"))
 
     ((lane, error),) = found.undeliverable
@@ -95,14 +95,14 @@ def test_a_lane_without_a_service_is_undeliverable(planning: Planning) -> None:
 
 
 def test_lanes_share_what_their_queue_may_claim(planning: Planning) -> None:
-    """The lanes of one queue get equal parts, and the queue no more than there are slots."""
+    """The lanes of a queue share its claims equally, and the queue claims no more tasks than there are slots."""
     lanes = [Lane("default", ""), Lane("default", "default")]
 
     assert planning.claims(*lanes) == dict.fromkeys(lanes, CONCURRENCY // 2)
 
 
 def test_lanes_take_turns(planning: Planning) -> None:
-    """The lane that has waited longest is first when there is too little for all of them."""
+    """If a queue may claim too little for all its lanes, they take turns."""
     planning.queues.replace([QueueConfig(name="default", max_concurrent_requests=1)])
     first, second = Lane("default", ""), Lane("default", "default")
 
@@ -110,28 +110,28 @@ def test_lanes_take_turns(planning: Planning) -> None:
 
 
 def test_a_queue_finds_a_slot_though_another_is_due_too(planning: Planning) -> None:
-    """Of two queues that are due at the same time the first doesn't get all slots for its tasks, which may be slow."""
+    """If two queues are due, each gets at least one slot."""
     first, second = Lane("first", ""), Lane("second", "")
 
     assert planning.claims(first, second) == {first: CONCURRENCY - 1, second: 1}
 
 
 def test_reserved_slots_are_not_claimed_for(planning: Planning) -> None:
-    """A queue that might get tasks at any moment keeps a slot free, which another queue's slow tasks don't get."""
+    """A slot that is reserved for an expected queue is not used for another queue's claims."""
     planning.slots.expect(["default", "other"])
 
     assert planning.claims(Lane("default", "")) == {Lane("default", ""): CONCURRENCY - 1}
 
 
 def test_nothing_is_claimed_for_a_suspended_service(planning: Planning) -> None:
-    """While a service is suspended its tasks stay in the store."""
+    """Tasks of a suspended service are not claimed."""
     planning.slots.suspend(True)
 
     assert planning.claims(Lane("default", "")) == {}
 
 
 def test_expected_queues(planning: Planning) -> None:
-    """A queue with a target is expected there only, a paused queue and a pull queue nowhere."""
+    """A queue with a target is expected only there; paused queues and pull queues are expected nowhere."""
     planning.queues.replace(
         [
             QueueConfig(name="mail", target="background"),

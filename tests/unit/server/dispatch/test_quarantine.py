@@ -1,4 +1,4 @@
-"""Which task is blamed for the death of an app process, and when it is given up."""
+"""Which task is blamed if an app process dies, and when it becomes a dead letter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.storing import TASK
 
 
 class History:
-    """The attempts that are kept of tasks, and a clock."""
+    """Attempts of tasks, and a clock."""
 
     def __init__(self) -> None:
         self.attempts: dict[int, list[AttemptRecord]] = {}
@@ -21,12 +21,12 @@ class History:
         self.quarantine = Quarantine(clock=lambda: self.now)
 
     def task(self, task_id: int) -> ClaimedTask:
-        """Return a task as it is claimed next."""
+        """Return a task as its next claim gives it."""
         tried = len(self.attempts.get(task_id, []))
         return dataclasses.replace(TASK, id=task_id, name=f"task{task_id}", retry_count=tried)
 
     def note(self, task_id: int, reason: str | None) -> None:
-        """Keep an attempt."""
+        """Record an attempt."""
         kept = self.attempts.setdefault(task_id, [])
         kept.append(
             AttemptRecord(
@@ -41,11 +41,11 @@ class History:
         )
 
     def died(self, task: ClaimedTask, end: ProcessEnd | None, *, service: str = "default") -> tuple[str, bool]:
-        """Have a task's process die; return what the quarantine decides."""
+        """Report that a task's process died; return the quarantine's decision."""
         return self.quarantine.process_died(task, service, end, self.attempts.get(task.id, []))
 
     def die(self, task_id: int, end: ProcessEnd | None) -> tuple[bool, bool]:
-        """Run a task whose process dies; return whether it is blamed, and whether it is given up."""
+        """Run a task whose process dies; return whether it is blamed and whether it is given up."""
         task = self.task(task_id)
         self.quarantine.attempt_begins(task, "default")
         reason, given_up = self.died(task, end)
@@ -55,7 +55,7 @@ class History:
 
 @pytest.fixture
 def history() -> History:
-    """No attempts yet."""
+    """A history without attempts."""
     return History()
 
 
@@ -65,7 +65,7 @@ def end(number: int) -> ProcessEnd:
 
 
 def test_a_task_that_kills_three_times_is_given_up(history: History) -> None:
-    """At the third death in a row the task becomes a dead letter, and is no suspect any more."""
+    """A task that is blamed for three deaths in a row becomes a dead letter and is no longer a suspect."""
     assert [history.die(1, end(number)) for number in range(1, DEATHS + 1)] == [
         (True, False),
         (True, False),
@@ -76,7 +76,7 @@ def test_a_task_that_kills_three_times_is_given_up(history: History) -> None:
 
 
 def test_an_attempt_that_survives_clears_a_task(history: History) -> None:
-    """After an ordinary attempt the deaths before it don't count any more."""
+    """An attempt that the process survives clears the task of earlier deaths."""
     history.die(1, end(1))
     history.die(1, end(2))
     task = history.task(1)
@@ -89,7 +89,7 @@ def test_an_attempt_that_survives_clears_a_task(history: History) -> None:
 
 
 def test_all_tasks_of_a_process_that_died_are_suspects(history: History) -> None:
-    """Nobody knows which it was, so each of them is tried alone from there on."""
+    """If a process dies without a known suspect, each of its tasks becomes a suspect and then runs alone."""
     tasks = [history.task(number) for number in (1, 2, 3)]
     for task in tasks:
         history.quarantine.attempt_begins(task, "default")
@@ -99,7 +99,7 @@ def test_all_tasks_of_a_process_that_died_are_suspects(history: History) -> None
 
 
 def test_a_suspect_that_runs_is_blamed_and_not_the_others(history: History) -> None:
-    """When the process dies again while a suspect runs, what was there by chance is not suspected, in any order."""
+    """If the process dies while a suspect runs, the other tasks are not suspected, whichever is reported first."""
     history.die(1, end(1))
     suspect, chance = history.task(1), history.task(2)
     history.quarantine.attempt_begins(suspect, "default")
@@ -113,14 +113,14 @@ def test_a_suspect_that_runs_is_blamed_and_not_the_others(history: History) -> N
 
 
 def test_the_next_death_is_another_matter(history: History) -> None:
-    """That a suspect was blamed for one death excuses nobody at the next."""
+    """A suspect that is blamed for one death doesn't excuse other tasks at the next death."""
     history.die(1, end(1))
     history.die(1, end(2))
     assert history.die(2, end(3)) == (True, False)
 
 
 def test_connections_that_break_off_together_are_one_death(history: History) -> None:
-    """Of a service that runs elsewhere no death is seen; within a second of one that is blamed it is the same."""
+    """Lost connections to an external service count as one death if they follow a blamed one within a second."""
     history.die(1, None)
     history.die(1, None)
     assert history.die(2, None) == (False, False)
@@ -129,7 +129,7 @@ def test_connections_that_break_off_together_are_one_death(history: History) -> 
 
 
 def test_services_are_apart(history: History) -> None:
-    """A suspect that runs in one service excuses no task of another."""
+    """A suspect in one service doesn't excuse the tasks of another."""
     history.die(1, end(1))
     history.quarantine.attempt_begins(history.task(1), "default")
     other = history.task(2)
@@ -138,7 +138,7 @@ def test_services_are_apart(history: History) -> None:
 
 
 def test_a_retried_dead_letter_begins_anew(history: History) -> None:
-    """After a person had it tried again, a task is given up after three deaths more, not at the first."""
+    """A dead letter that is retried is given up only after three more deaths."""
     for number in range(1, DEATHS + 1):
         history.die(1, end(number))
     fresh = dataclasses.replace(history.task(1), retry_count=0)

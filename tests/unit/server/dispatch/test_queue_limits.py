@@ -1,4 +1,4 @@
-"""How many attempts of a queue may begin, by its rate, its concurrency, its being paused, and 503s."""
+"""How many attempts of a queue may begin, by its rate, concurrency, pause, and 503 responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deferred_middleware.server.dispatch.queue_limits import FIRST_PAUSE_SECONDS
 
 
 class Limits:
-    """The limits of one queue ``q``, a clock, and what people have paused."""
+    """The limits of one queue ``q``, a clock, and the paused queues."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -21,11 +21,11 @@ class Limits:
         self.limits = QueueLimits(self.queues, clock=lambda: self.now)
 
     def configure(self, **fields: Any) -> None:
-        """Configure the queue anew."""
+        """Replace the queue's configuration."""
         self.queues.replace([QueueConfig(name="q", **fields)])
 
     def allowance(self) -> Allowance:
-        """Return what may begin now."""
+        """Return how many attempts may begin now."""
         return self.limits.allowance("q", self.paused)
 
     def end(self, status: int | None = 200) -> tuple[bool, bool]:
@@ -42,7 +42,7 @@ def limits() -> Limits:
 
 
 def test_a_queue_without_limits(limits: Limits) -> None:
-    """Any number may begin, however many are under way, and an end is worth no wake-up."""
+    """A queue without limits may begin any number of attempts, and the end of one needs no wake-up."""
     assert limits.allowance() == Allowance(UNLIMITED)
     limits.limits.claimed("q", 500)
     assert limits.allowance().number == UNLIMITED
@@ -51,7 +51,7 @@ def test_a_queue_without_limits(limits: Limits) -> None:
 
 
 def test_concurrency(limits: Limits) -> None:
-    """No more are under way than the queue allows; the end of one lets the next begin, and wakes who was refused."""
+    """A queue begins no more attempts than its concurrency; the end of one lets the next begin."""
     limits.configure(max_concurrent_requests=3)
     assert limits.allowance().number == 3
     limits.limits.claimed("q", 3)
@@ -61,7 +61,7 @@ def test_concurrency(limits: Limits) -> None:
 
 
 def test_rate(limits: Limits) -> None:
-    """As many as there are tokens may begin, and then it is known when the next one may."""
+    """A queue may begin one attempt for each token, and then waits for the next token."""
     limits.configure(rate_per_second=4.0, bucket_size=2)
     assert limits.limits.is_rated("q")
     assert limits.allowance() == Allowance(2)
@@ -74,7 +74,7 @@ def test_rate(limits: Limits) -> None:
 
 
 def test_what_is_given_back_costs_nothing(limits: Limits) -> None:
-    """A task that was claimed and not attempted returns its token and its place."""
+    """A task that is released without an attempt gives back its token and its place."""
     limits.configure(rate_per_second=1.0, bucket_size=2, max_concurrent_requests=2)
     limits.limits.claimed("q", 2)
     assert limits.allowance().number == 0
@@ -83,7 +83,7 @@ def test_what_is_given_back_costs_nothing(limits: Limits) -> None:
 
 
 def test_what_a_person_forces_costs_no_token(limits: Limits) -> None:
-    """It counts as under way, but the queue's rate is for the others."""
+    """A forced task takes a place but no token."""
     limits.configure(rate_per_second=1.0, bucket_size=1, max_concurrent_requests=2)
     limits.limits.claimed("q", 1, forced=True)
     assert limits.allowance().number == 1
@@ -93,7 +93,7 @@ def test_what_a_person_forces_costs_no_token(limits: Limits) -> None:
 
 @pytest.mark.parametrize("how", ["by a person", "by its rate"])
 def test_a_paused_queue(limits: Limits, how: str) -> None:
-    """Nothing begins, and no time is told, because it takes somebody to resume it; then all is as before."""
+    """A paused queue begins nothing and gives no waiting time; after it is resumed, it has its limits back."""
     if how == "by a person":
         limits.paused = frozenset({"q"})
     else:
@@ -105,7 +105,7 @@ def test_a_paused_queue(limits: Limits, how: str) -> None:
 
 
 def test_another_queue_is_not_concerned(limits: Limits) -> None:
-    """Each queue has limits of its own."""
+    """The limits of one queue don't affect another."""
     limits.configure(max_concurrent_requests=1)
     limits.limits.claimed("q", 1)
     limits.paused = frozenset({"q"})
@@ -113,7 +113,7 @@ def test_another_queue_is_not_concerned(limits: Limits) -> None:
 
 
 def test_503_slows_a_queue_and_successes_speed_it_up(limits: Limits) -> None:
-    """Nothing begins for a while, then one attempt, and twice as many after each that is answered otherwise."""
+    """After a 503 a queue pauses, then begins one attempt, then twice as many after each other response."""
     limits.limits.claimed("q", 1)
     assert limits.end(503) == (False, True)
     assert limits.allowance() == Allowance(0, FIRST_PAUSE_SECONDS)
@@ -127,7 +127,7 @@ def test_503_slows_a_queue_and_successes_speed_it_up(limits: Limits) -> None:
 
 
 def test_the_stricter_limit_holds(limits: Limits) -> None:
-    """A queue that was slowed down and has a concurrency obeys the smaller of the two."""
+    """If a queue has both a throttle and a concurrency, the smaller limit applies."""
     limits.configure(max_concurrent_requests=3)
     limits.limits.claimed("q", 1)
     limits.end(503)
@@ -139,7 +139,7 @@ def test_the_stricter_limit_holds(limits: Limits) -> None:
 
 
 def test_a_new_configuration_holds_at_once(limits: Limits) -> None:
-    """What is under way stays counted, and tokens that were saved up stay as far as there is room."""
+    """After a configuration change, running attempts still count, and saved tokens fit the new bucket size."""
     limits.configure(rate_per_second=1.0, bucket_size=10, max_concurrent_requests=10)
     limits.limits.claimed("q", 4)
     limits.configure(rate_per_second=1.0, bucket_size=3, max_concurrent_requests=10)

@@ -1,4 +1,4 @@
-"""The token bucket and the slowing down after a 503, as properties."""
+"""The token bucket and the throttle after a 503, partly as property tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deferred_middleware.server.dispatch.queue_limits import (
 
 
 class Clock:
-    """A clock that a test sets forward."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,7 +33,7 @@ class Clock:
     waits=st.lists(st.floats(0, 20), max_size=40),
 )
 def test_no_more_begins_than_the_bucket_and_the_rate_give(rate: float, size: int, waits: list[float]) -> None:
-    """In any span of time at most the bucket's size and what the rate gives in it can be taken."""
+    """In any span of time, at most the bucket size plus the rate times the span can be taken."""
     clock = Clock()
     bucket = TokenBucket(rate, size, clock=clock)
     taken: list[tuple[float, int]] = []
@@ -52,7 +52,7 @@ def test_no_more_begins_than_the_bucket_and_the_rate_give(rate: float, size: int
 
 @given(rate=st.floats(0.01, 1000), size=st.integers(1, 100))
 def test_the_wait_ends_when_there_is_a_token(rate: float, size: int) -> None:
-    """After the wait that an empty bucket asks for there is a token, and not much before."""
+    """An empty bucket has its next token after the waiting time that it gives, and not at half of it."""
     clock = Clock()
     bucket = TokenBucket(rate, size, clock=clock)
     bucket.take(size)
@@ -68,7 +68,7 @@ def test_the_wait_ends_when_there_is_a_token(rate: float, size: int) -> None:
 
 
 def test_a_rate_of_nothing_never_has_one_again() -> None:
-    """A bucket that isn't filled is empty for ever."""
+    """With a rate of 0, an empty bucket stays empty forever."""
     bucket = TokenBucket(0, 1, clock=Clock())
     bucket.take(1)
 
@@ -76,7 +76,7 @@ def test_a_rate_of_nothing_never_has_one_again() -> None:
 
 
 def test_a_smaller_bucket_spills() -> None:
-    """What was saved up stays when rate and size change, as far as there is room."""
+    """If rate and size change, saved tokens are kept up to the new size."""
     clock = Clock()
     bucket = TokenBucket(5, 10, clock=clock)
     bucket.change(1, 3)
@@ -88,7 +88,7 @@ def test_a_smaller_bucket_spills() -> None:
 
 
 def test_a_503_pauses_and_recovery_doubles() -> None:
-    """Nothing begins during the pause, then one at a time, then twice as many with each good answer."""
+    """After a 503 nothing begins during the pause; then the limit starts at 1 and doubles with each other response."""
     clock = Clock()
     throttle = Throttle(clock=clock)
 
@@ -103,7 +103,7 @@ def test_a_503_pauses_and_recovery_doubles() -> None:
 
 
 def test_further_503s_double_the_pause_up_to_a_limit() -> None:
-    """Each 503 after a pause doubles it; those that were under way before say nothing new."""
+    """Each 503 after a pause doubles the pause up to a limit; 503s of attempts that began earlier don't count."""
     clock = Clock()
     throttle = Throttle(clock=clock)
     pauses = []

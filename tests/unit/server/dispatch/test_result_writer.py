@@ -1,4 +1,4 @@
-"""Results on their way to a real store."""
+"""Writing results to a real store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBER = 10
 
 
 class TellingWriter(ResultWriter):
-    """A writer that tells a test what became of each result."""
+    """A writer that reports what happened to each result."""
 
     def __init__(self, store: TaskStore) -> None:
         super().__init__(store, WakeUp(), WatchedClock(lambda *_: None))
@@ -40,7 +40,7 @@ class TellingWriter(ResultWriter):
 
 
 class World:
-    """A store with some claimed tasks, and what became of their results."""
+    """A store with some claimed tasks, and the reports about their results."""
 
     def __init__(self, store: TaskStore) -> None:
         self.store = store
@@ -49,12 +49,12 @@ class World:
         self.results = TellingWriter(store)
 
     def told(self, number: int) -> dict[int, object]:
-        """Return what was told of so many results, by their tasks."""
+        """Return the next ``number`` reports, by task ID."""
         return dict(self.results.told.get(timeout=WAIT_SECONDS) for _ in range(number))
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Keep the store from writing."""
+        """Keep the store's writer busy."""
         began, go_on = threading.Event(), threading.Event()
 
         def wait(*_: object) -> None:
@@ -77,23 +77,23 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def unwritable(task: ClaimedTask) -> Completion:
-    """Return a result that SQLite takes no value of."""
+    """Return a result with a value that SQLite can't store."""
     return dataclasses.replace(completion(task), retry_reason=object())  # type: ignore[arg-type]
 
 
 def test_results_that_wait_are_written_together(world: World) -> None:
-    """Whatever comes while the store is busy shares one commit, and each result is told of."""
+    """Results that arrive while the store is busy share one commit, and each is reported."""
     with counted_commits(world.store) as commits:
         with world.busy():
             for task in world.claimed:
                 world.results.submit(completion(task))
         assert world.told(NUMBER) == {task.id: True for task in world.claimed}
-    # The one that kept it busy, and theirs.
+    # One commit for the task that kept the store busy, and one for all results.
     assert len(commits) == 2
 
 
 def test_what_comes_later_is_written_later(world: World) -> None:
-    """A result that is handed in after others were taken is neither lost nor written twice."""
+    """Results that are submitted one after the other are each written once."""
     first, second = world.claimed[:2]
     world.results.submit(completion(first))
     assert world.told(1) == {first.id: True}
@@ -102,7 +102,7 @@ def test_what_comes_later_is_written_later(world: World) -> None:
 
 
 def test_a_claim_that_does_not_stand_is_told(world: World) -> None:
-    """Of a task that was given back meanwhile the result is dropped; the others' stand."""
+    """If a task was released meanwhile, its result is dropped and the other results are written."""
     lost, kept = world.claimed[:2]
     world.store.release([lost])
     with world.busy():
@@ -112,7 +112,7 @@ def test_a_claim_that_does_not_stand_is_told(world: World) -> None:
 
 
 def test_a_result_by_itself_fails_by_itself(world: World) -> None:
-    """One result that can't be written keeps the others of its batch from being, but only until each is tried alone."""
+    """If one result can't be written, its whole batch fails; written alone, only that result fails."""
     with world.busy():
         for task in world.claimed[:-1]:
             world.results.submit(completion(task))
@@ -128,7 +128,7 @@ def test_a_result_by_itself_fails_by_itself(world: World) -> None:
 
 
 def test_a_closed_store_is_told_of(world: World) -> None:
-    """A result that comes too late is given back to whoever made it."""
+    """If the store is closed, each result is reported as failed."""
     world.store.close()
     world.results.submit(completion(world.claimed[0]))
     world.results.submit(completion(world.claimed[1]))

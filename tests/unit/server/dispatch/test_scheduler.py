@@ -1,4 +1,4 @@
-"""What runs when, on a real store, over real HTTP."""
+"""When the scheduler runs tasks, on a real store and over real HTTP."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Seen:
 
 
 class App:
-    """Two services on one real HTTP server each; ``answer`` chooses a status for each request."""
+    """Two services on a real HTTP server each; ``answer`` chooses each response's status."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -68,14 +68,14 @@ class App:
                     self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Keep quiet."""
+                """Log nothing."""
 
         server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, args=(0.01,), name=f"app-{service}").start()
         return server
 
     def handle(self, seen: Seen) -> int:
-        """Note a request and answer it."""
+        """Record a request and return the status of its response."""
         with self._condition:
             self.seen.append(seen)
             self.concurrent += 1
@@ -88,7 +88,7 @@ class App:
                 self.concurrent -= 1
 
     def wait_for(self, number: int) -> list[Seen]:
-        """Wait until so many requests were made; return them."""
+        """Wait until ``number`` requests have arrived; return them."""
         with self._condition:
             assert self._condition.wait_for(lambda: len(self.seen) >= number, _PATIENCE_SECONDS), self.seen
             return list(self.seen)
@@ -110,7 +110,7 @@ class App:
 
 
 def slowly(seconds: float) -> Callable[[Seen], int]:
-    """Return an answer that takes a while."""
+    """Return an ``answer`` that takes ``seconds``."""
 
     def answer(_seen: Seen) -> int:
         time.sleep(seconds)
@@ -120,14 +120,14 @@ def slowly(seconds: float) -> Callable[[Seen], int]:
 
 
 class SignallingStore(TaskStore):
-    """A store that tells a test when a result was written."""
+    """A store that signals when results are written."""
 
     def __init__(self, path: Path) -> None:
         self.written = threading.Condition()
         super().__init__(path)
 
     def complete_later(self, completions: Any) -> Any:
-        """Hand in results, and tell when they are written."""
+        """Submit results, and signal when they are written."""
         future = super().complete_later(completions)
         future.add_done_callback(self._notify)
         return future
@@ -150,7 +150,7 @@ class SignallingStore(TaskStore):
 
 
 class World:
-    """A store, an app of two services, and schedulers between them."""
+    """A store, an app with two services, and schedulers between them."""
 
     def __init__(self, path: Path) -> None:
         self.app = App()
@@ -173,7 +173,7 @@ class World:
         return scheduler
 
     def add(self, name: str, *, delay_seconds: float = 0, **fields: Any) -> None:
-        """Add a task, which retries quickly unless ``fields`` say something else."""
+        """Add a task, which retries quickly unless ``fields`` say otherwise."""
         eta_usec = int((time.time() + delay_seconds) * 1e6)
         task = NewTask(**{"queue": "default", "url": "/", "retry": QUICK, "name": name, "eta_usec": eta_usec, **fields})
         assert self.store.add([task])[0].outcome == "added"
@@ -181,7 +181,7 @@ class World:
             scheduler.wake()
 
     def close(self) -> None:
-        """Stop everything."""
+        """Stop the schedulers, the store and the app."""
         for scheduler in self._schedulers:
             scheduler.stop(0)
         self.store.close()
@@ -196,7 +196,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_a_task_runs_once_and_is_done(world: World) -> None:
-    """A due task is delivered to its service, and its attempt is kept."""
+    """A due task is delivered once to its service, and the attempt is recorded."""
     world.start()
     world.add("one", target="local.background")
     task = world.store.wait_for("one", "succeeded")
@@ -207,7 +207,7 @@ def test_a_task_runs_once_and_is_done(world: World) -> None:
 
 
 def test_a_held_service_is_left_alone(world: World) -> None:
-    """While a service is held nothing begins there, not even what a person wants run now; the other one goes on."""
+    """While a service is suspended no task begins there, even a forced one; the other service continues."""
     scheduler = world.start()
     scheduler.suspend_service("background")
     world.add("held", target="local.background")
@@ -227,14 +227,14 @@ def test_a_held_service_is_left_alone(world: World) -> None:
 
 
 def test_what_was_waiting_runs_at_the_start(world: World) -> None:
-    """Tasks that were added before the scheduler started need no wake-up."""
+    """Tasks that were added before the scheduler starts run without a wake-up."""
     world.add("one")
     world.start()
     world.store.wait_for("one", "succeeded")
 
 
 def test_an_eta_is_met(world: World) -> None:
-    """An idle scheduler runs no task before its ETA, and most of them, on a machine that may be busy, within 50 ms."""
+    """An idle scheduler runs no task before its ETA, and at least half of them within 50 ms after it."""
     world.start()
     for number, delay_seconds in enumerate((0.25, 0.37, 0.53, 0.61, 0.79)):
         world.add(f"later{number}", delay_seconds=delay_seconds)
@@ -246,7 +246,7 @@ def test_an_eta_is_met(world: World) -> None:
 
 
 def test_a_sooner_task_is_not_kept_waiting_by_a_later_one(world: World) -> None:
-    """Tasks run in order of their ETAs, whatever order they were added in."""
+    """Tasks run in the order of their ETAs, not in the order in which they were added."""
     world.start()
     for name, delay_seconds in (("c", 0.3), ("a", 0.1), ("b", 0.2)):
         world.add(name, delay_seconds=delay_seconds)
@@ -254,7 +254,7 @@ def test_a_sooner_task_is_not_kept_waiting_by_a_later_one(world: World) -> None:
 
 
 def test_a_failing_task_is_tried_until_it_succeeds(world: World) -> None:
-    """Each failure is followed by another attempt, which knows how many there were."""
+    """A failing task is retried until it succeeds, and each attempt gets its retry count."""
     world.app.answer = lambda seen: 200 if seen.retry_count == 3 else 500
     world.start()
     world.add("flaky")
@@ -264,7 +264,7 @@ def test_a_failing_task_is_tried_until_it_succeeds(world: World) -> None:
 
 
 def test_retries_wait_for_their_back_off(world: World) -> None:
-    """The second attempt is made no earlier than the policy says, and not much later."""
+    """A retry waits for the back-off and not much longer."""
     world.app.answer = lambda seen: 200 if seen.retry_count else 500
     world.start()
     world.add("flaky", retry=RetryPolicy(min_backoff_seconds=0.3))
@@ -273,7 +273,7 @@ def test_retries_wait_for_their_back_off(world: World) -> None:
 
 
 def test_a_task_that_is_past_its_limit_is_a_dead_letter(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """With a limit of two retries there are three attempts; then the task is kept as failed, and the log says so."""
+    """With a limit of two retries, a task fails after three attempts, is kept as failed, and is logged."""
     world.app.answer = lambda seen: 500
     world.start()
     world.add("doomed", retry=dataclasses.replace(QUICK, retry_limit=2))
@@ -284,7 +284,7 @@ def test_a_task_that_is_past_its_limit_is_a_dead_letter(world: World, caplog: py
 
 
 def test_the_queues_policy_holds_for_tasks_without_their_own(world: World) -> None:
-    """A task that brings no retry options is retried as its queue says."""
+    """If a task has no retry options, its queue's retry options apply."""
     world.app.answer = lambda seen: 500
     world.start(queues=QueueRegistry([QueueConfig(name="default", retry=dataclasses.replace(QUICK, retry_limit=1))]))
     world.add("doomed", retry=None)
@@ -293,7 +293,7 @@ def test_the_queues_policy_holds_for_tasks_without_their_own(world: World) -> No
 
 
 def test_a_task_for_an_unknown_service_fails_visibly_and_is_retried(world: World) -> None:
-    """It runs in no other service; each try is an attempt that says what is served."""
+    """A task for an unknown service is not delivered, and each try is recorded as an attempt with the reason."""
     world.start()
     world.add("lost", target="local.nowhere", retry=dataclasses.replace(QUICK, retry_limit=1))
     world.add("found")
@@ -307,7 +307,7 @@ def test_a_task_for_an_unknown_service_fails_visibly_and_is_retried(world: World
 
 
 def test_no_more_run_at_a_time_than_the_service_takes(world: World) -> None:
-    """A service is never given more tasks than its concurrency, and is given that many."""
+    """A service runs as many tasks at a time as its concurrency, and never more."""
     world.app.answer = slowly(0.02)
     for number in range(20):
         world.add(f"t{number}")
@@ -317,7 +317,7 @@ def test_no_more_run_at_a_time_than_the_service_takes(world: World) -> None:
 
 
 def test_a_stuck_service_does_not_hold_up_another(world: World) -> None:
-    """While one service is full of slow tasks another one's are run."""
+    """If one service is full of slow tasks, the tasks of another still run."""
     over = threading.Event()
     world.app.answer = lambda seen: 200 if seen.service == "background" or over.wait(_PATIENCE_SECONDS) else 500
     world.start(concurrency=1)
@@ -330,7 +330,7 @@ def test_a_stuck_service_does_not_hold_up_another(world: World) -> None:
 
 
 def test_slow_tasks_wait_in_the_store(world: World) -> None:
-    """A service whose tasks take long is handed no more than it runs, so that the others can be seen to wait."""
+    """If a service's tasks are slow, no more are claimed than it can run, and the others stay in the store."""
     over = threading.Event()
     world.app.answer = lambda seen: 200 if over.wait(_PATIENCE_SECONDS) else 500
     for number in range(10):
@@ -343,7 +343,7 @@ def test_slow_tasks_wait_in_the_store(world: World) -> None:
 
 
 def test_a_long_lane_does_not_hold_up_a_short_one(world: World) -> None:
-    """Two queues take turns at a service that runs one slow task at a time, however long one of them is."""
+    """Two queues take turns at a service with one slot, even if one has many more tasks."""
     for number in range(6):
         world.add(f"t{number}")
     world.add("other", queue="other")
@@ -354,7 +354,7 @@ def test_a_long_lane_does_not_hold_up_a_short_one(world: World) -> None:
 
 
 def test_a_clock_that_jumps_ahead_makes_tasks_due(world: World) -> None:
-    """When the wall clock passes an ETA, a wake-up is enough for the task to run."""
+    """If the wall clock jumps past an ETA, the task runs at the next wake-up."""
     ahead = [0.0]
     scheduler = world.start(clock=lambda: time.time() + ahead[0])
     world.add("tomorrow", delay_seconds=24 * 3600)
@@ -364,7 +364,7 @@ def test_a_clock_that_jumps_ahead_makes_tasks_due(world: World) -> None:
 
 
 def test_stopping_waits_for_attempts_in_flight(world: World) -> None:
-    """Within the grace period a running attempt ends, its result is kept, and what waits is not begun."""
+    """Within the grace period, stopping waits for the running attempt, saves its result and begins no other."""
     world.app.answer = slowly(0.2)
     scheduler = world.start(concurrency=1)
     world.add("running")
@@ -376,7 +376,7 @@ def test_stopping_waits_for_attempts_in_flight(world: World) -> None:
 
 
 def test_stopping_releases_what_does_not_end_in_time(world: World) -> None:
-    """An attempt that outlasts the grace period is cut off; its task is due again, without a counted attempt."""
+    """An attempt that outlasts the grace period is cut off, and its task is released without counting the attempt."""
     over = threading.Event()
     world.app.answer = lambda seen: 200 if over.wait(_PATIENCE_SECONDS) else 500
     scheduler = world.start(concurrency=1)
@@ -393,7 +393,7 @@ def test_stopping_releases_what_does_not_end_in_time(world: World) -> None:
 
 
 def test_a_result_that_cannot_be_written_is_written_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the store fails at a result, the task is not run again; its result is written when the store recovers."""
+    """If the store can't write a result, the result is written later and the task doesn't run again."""
     failures = [True, True]
     complete_later = world.store.complete_later
 
@@ -418,7 +418,7 @@ def test_a_result_that_cannot_be_written_is_written_later(world: World, monkeypa
 def test_the_scheduler_survives_a_failing_store(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error while claiming is logged, and the task runs when claims work again."""
+    """If claiming fails, the error is logged and the task runs when claiming works again."""
     failures = [True, True]
     claim = world.store.claim
 
@@ -436,7 +436,7 @@ def test_the_scheduler_survives_a_failing_store(
 
 
 def test_an_idle_scheduler_does_not_poll(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nothing is due the store is asked nothing."""
+    """While no task is due, the scheduler doesn't query the store."""
     asked = threading.Semaphore(0)
     lanes = world.store.queries.lanes
 
@@ -470,25 +470,25 @@ def _settled(result: AttemptResult, policy: RetryPolicy | None = None, **changes
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
 def test_every_2xx_is_done(status: int) -> None:
-    """Any 2xx ends a task well."""
+    """Any 2xx status means success."""
     assert _settled(AttemptResult(status=status, duration_usec=1)).state == "succeeded"
 
 
 @pytest.mark.parametrize("status", [302, 304, 403, 404, 408, 429, 500, 503, None])
 def test_everything_else_is_retried(status: int | None) -> None:
-    """Any other status, and none, lead to a retry after the back-off, counted from the attempt's end."""
+    """Any other status, or no response, leads to a retry after the back-off, counted from the attempt's end."""
     completion = _settled(AttemptResult(status=status, duration_usec=1))
     assert (completion.state, completion.eta_usec, completion.finished_usec) == ("ready", 3_100_000, None)
 
 
 def test_a_permanent_failure_is_a_dead_letter() -> None:
-    """A 200 whose outcome is a permanent failure ends the task as failed."""
+    """A 200 with the outcome permanent-failure makes the task a dead letter."""
     completion = _settled(AttemptResult(status=200, duration_usec=1, outcome="permanent-failure"))
     assert (completion.state, completion.attempt.reason) == ("failed", "permanent failure")
 
 
 def test_an_attempt_without_a_response_counts_as_no_execution() -> None:
-    """A cut-off attempt is told as response 0 and Instance Unavailable, a response as itself and App Error."""
+    """A cut-off attempt is recorded as response 0, Instance Unavailable; a failed response as its status, App Error."""
     cut_off = _settled(AttemptResult(status=None, duration_usec=1), retry_count=4, execution_count=2)
     assert (cut_off.retry_count, cut_off.execution_count) == (5, 2)
     assert (cut_off.previous_response, cut_off.retry_reason) == (0, "Instance Unavailable")
@@ -498,7 +498,7 @@ def test_an_attempt_without_a_response_counts_as_no_execution() -> None:
 
 
 def test_age_counts_from_the_first_attempt() -> None:
-    """The age limit is compared with the time since the first attempt, not since this one."""
+    """The age limit applies to the time since the first attempt."""
     policy = RetryPolicy(age_limit_seconds=10)
     failure = AttemptResult(status=500, duration_usec=1)
     assert _settled(failure, policy).first_attempt_usec == 1_000_000
@@ -507,7 +507,7 @@ def test_age_counts_from_the_first_attempt() -> None:
 
 
 def test_an_endless_back_off_fits_into_the_store() -> None:
-    """A task may ask for any back-off; its ETA stays an integer that SQLite can hold."""
+    """If the back-off is huge, the ETA still fits into SQLite's integers."""
     policy = RetryPolicy(min_backoff_seconds=1e300, max_backoff_seconds=1e300)
     assert _settled(AttemptResult(status=500, duration_usec=1), policy).eta_usec < 2**63
 
@@ -518,7 +518,7 @@ def queue(name: str = "default", **fields: Any) -> QueueConfig:
 
 
 def test_a_queue_begins_no_more_than_its_rate(world: World) -> None:
-    """A bucket's worth begins at once, and the rest at the rate."""
+    """A queue begins as many tasks as its bucket holds at once, and the others at its rate."""
     world.start(queues=QueueRegistry([queue(rate_per_second=20, bucket_size=2)]), concurrency=8)
     for number in range(8):
         world.add(f"task{number}")
@@ -526,14 +526,14 @@ def test_a_queue_begins_no_more_than_its_rate(world: World) -> None:
     seen = world.app.wait_for(8)
 
     times = sorted(request.at for request in seen)
-    # Never more than what the bucket held and the rate gave; how much later is the machine's affair.
+    # Check only that they are not too early; a busy machine may delay them.
     for first in range(8):
         for last in range(first, 8):
             assert last - first + 1 <= 2 + 20 * (times[last] - times[first]) + 1
 
 
 def test_a_queue_has_no_more_under_way_than_it_may(world: World) -> None:
-    """max_concurrent_requests holds, however many threads the service has."""
+    """A queue runs at most max_concurrent_requests tasks, even if the service has more threads."""
     world.app.answer = slowly(0.02)
     world.start(queues=QueueRegistry([queue(max_concurrent_requests=2)]), concurrency=8)
     for number in range(12):
@@ -545,7 +545,7 @@ def test_a_queue_has_no_more_under_way_than_it_may(world: World) -> None:
 
 
 def test_a_slow_queue_does_not_have_all_threads(world: World) -> None:
-    """A queue whose tasks never end leaves threads for another queue's."""
+    """A queue whose tasks never end leaves threads for another queue's tasks."""
     release = threading.Event()
 
     def answer(seen: Seen) -> int:
@@ -568,7 +568,7 @@ def test_a_slow_queue_does_not_have_all_threads(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["rate", "people"])
 def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
-    """A rate of 0, and a pause by a person, hold a queue's tasks back and lose none; another queue goes on."""
+    """A queue that is paused by rate 0 or by a person runs its tasks after it is resumed; other queues continue."""
     registry = QueueRegistry([queue("held", rate_per_second=0 if how == "rate" else None), queue("other")])
     if how == "people":
         world.store.operations.pause("held")
@@ -588,7 +588,7 @@ def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
 
 
 def test_a_forced_task_runs_in_a_paused_queue(world: World) -> None:
-    """What a person wants run now is run, though its queue is paused."""
+    """A forced task runs although its queue is paused."""
     scheduler = world.start(queues=QueueRegistry([queue("held", rate_per_second=0)]))
     world.add("forced", queue="held", delay_seconds=3600)
     task = world.store.queries.get("held", "forced")
@@ -601,7 +601,7 @@ def test_a_forced_task_runs_in_a_paused_queue(world: World) -> None:
 
 
 def test_a_queues_target_wins(world: World) -> None:
-    """A queue with a target sends its tasks there, whatever the task's own target is."""
+    """A queue's target takes precedence over the task's own target."""
     world.start(queues=QueueRegistry([queue("mail", target="background")]))
     world.add("task", queue="mail", target="local.default")
 
@@ -609,7 +609,7 @@ def test_a_queues_target_wins(world: World) -> None:
 
 
 def test_a_503_slows_the_whole_queue_and_a_429_does_not(world: World) -> None:
-    """After a 503 nothing of the queue begins for a while; other queues, and other statuses, are not slowed down."""
+    """A 503 pauses the whole queue; a 429 doesn't, and other queues continue."""
     statuses = {"busy": 503, "many": 429}
     world.app.answer = lambda seen: statuses.get(seen.name, 200) if seen.retry_count == 0 else 200
     world.start(queues=QueueRegistry([queue("slowed"), queue("other")]), concurrency=4)
@@ -627,7 +627,7 @@ def test_a_503_slows_the_whole_queue_and_a_429_does_not(world: World) -> None:
 
 
 def test_a_queue_that_is_removed_keeps_its_tasks(world: World) -> None:
-    """Tasks of a queue that is not configured any more run as it was configured last."""
+    """Tasks of a removed queue run with the queue's last configuration."""
     registry = QueueRegistry([queue("gone", rate_per_second=0)])
     world.start(queues=registry)
     world.add("kept", queue="gone")
@@ -640,7 +640,7 @@ def test_a_queue_that_is_removed_keeps_its_tasks(world: World) -> None:
 
 @pytest.mark.parametrize("by_seconds", [-3600, 3600, -365 * 24 * 3600, 365 * 24 * 3600])
 def test_a_back_off_lasts_as_long_when_the_clock_is_set(world: World, by_seconds: float) -> None:
-    """A clock that jumps by an hour or a year makes nothing early, and leaves nothing stuck."""
+    """If the clock is set by an hour or a year during a back-off, the retry is neither early nor stuck."""
     ahead = [0.0]
     failed = threading.Event()
 
@@ -670,7 +670,7 @@ def test_a_back_off_lasts_as_long_when_the_clock_is_set(world: World, by_seconds
 
 
 def test_a_handler_that_outlasts_its_deadline_does_not_overlap_with_the_next_attempt(world: World) -> None:
-    """The attempt is cut off and retried, but not while its handler still runs."""
+    """An attempt that outlasts its deadline is cut off, and the next one waits until its handler ends."""
     running: list[int] = []
     overlapped = []
 

@@ -1,4 +1,4 @@
-"""How much of a queue a service takes in hand."""
+"""How many tasks of a queue are claimed for a service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONCURRENCY = 2
 
 
 class Attempt:
-    """An attempt that ends after so many seconds, by itself."""
+    """An attempt that ends by itself after ``work.seconds``."""
 
     awaited = 0
     deadline = 0.0
@@ -32,11 +32,11 @@ class Attempt:
         self._worker = worker
 
     def fileno(self) -> int:
-        """Wait for no descriptor."""
+        """Return -1, because the attempt waits for no descriptor."""
         return -1
 
     def proceed(self) -> bool:
-        """End at once, or later by another thread."""
+        """End now, or later in another thread."""
         if self._work.seconds:
             threading.Timer(self._work.seconds, self._end).start()
         else:
@@ -49,7 +49,7 @@ class Attempt:
 
 
 class Work:
-    """The worker of a service, whose tasks take as long as a test says."""
+    """The worker of a service whose tasks take ``seconds``."""
 
     def __init__(self) -> None:
         self.over = threading.Semaphore(0)
@@ -66,7 +66,7 @@ class Work:
         return Attempt(self, worker, task)
 
     def do(self, number: int) -> None:
-        """Have so many tasks run to their end."""
+        """Run ``number`` tasks to their end."""
         self.worker.assign(dataclasses.replace(TASK, id=task_id) for task_id in range(number))
         for _ in range(number):
             assert self.over.acquire(timeout=10)
@@ -74,13 +74,13 @@ class Work:
         self.worker.join(time.monotonic() + 10)
 
     def claimable(self, *, ahead: bool) -> int:
-        """Return how many tasks of the queue would be claimed."""
+        """Return how many tasks of the queue may be claimed."""
         return self.slots.claimable("default", ["default"], {}, ahead=ahead)
 
 
 @pytest.fixture
 def work() -> Iterator[Work]:
-    """A worker with nothing to do yet."""
+    """A worker without tasks."""
     work = Work()
     yield work
     work.worker.stop()
@@ -88,19 +88,19 @@ def work() -> Iterator[Work]:
 
 
 def test_nobody_knows_how_long_the_first_tasks_take(work: Work) -> None:
-    """At first a queue gets as many as can be run at once."""
+    """Until the duration of a queue's tasks is known, no more are claimed than can run at once."""
     assert work.claimable(ahead=True) == CONCURRENCY
 
 
 def test_short_tasks_are_claimed_many_at_a_time(work: Work) -> None:
-    """Of tasks that take no time thirty-two for each place are taken in hand, unless the queue has a rate."""
+    """If tasks are short, 32 are claimed for each slot, unless the queue has a rate."""
     work.do(100)
     assert work.claimable(ahead=True) == 32 * CONCURRENCY
     assert work.claimable(ahead=False) == CONCURRENCY
 
 
 def test_short_tasks_are_claimed_when_half_of_them_are_left(work: Work) -> None:
-    """A queue that has more than half of what it is given isn't given the rest, because claims are cheaper together."""
+    """Short tasks are claimed again only when at most half of the previous ones are left, so that claims are large."""
     work.do(100)
     work.worker.stop()
     half = 16 * CONCURRENCY
@@ -112,14 +112,14 @@ def test_short_tasks_are_claimed_when_half_of_them_are_left(work: Work) -> None:
 
 
 def test_slow_tasks_wait_in_the_store(work: Work) -> None:
-    """Of tasks that take long no more are claimed than can be run at once."""
+    """If tasks are slow, no more are claimed than can run at once."""
     work.seconds = 0.1
     work.do(6)
     assert work.claimable(ahead=True) == CONCURRENCY
 
 
 def test_a_defect_in_one_attempt_leaves_the_others(work: Work, caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt that can't even begin is told with its traceback, and the tasks behind it are run."""
+    """If an attempt can't begin, the traceback is logged and the tasks behind it still run."""
     work.worker.assign([dataclasses.replace(TASK, id=1_000, url="/defect")])
     work.do(20)
     (record,) = caplog.records

@@ -44,7 +44,7 @@ def _version_1(path: Path) -> None:
 
 
 def test_a_store_of_version_1_is_migrated(tmp_path: Path, clock: Clock) -> None:
-    """The migration keeps tasks, payloads, attempts and blocked names, and counts the tasks."""
+    """The migration keeps tasks, payloads, attempts and blocked names, and fills the table of counts."""
     path = tmp_path / "tasks.sqlite"
     _version_1(path)
     store = TaskStore(path, clock=clock)
@@ -69,7 +69,7 @@ def test_a_store_of_version_1_is_migrated(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_a_migrated_store_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
-    """The tables, constraints and indexes of a migrated file are those of a new file."""
+    """A migrated file has the same tables, constraints and indexes as a new file."""
     shapes = []
     for name in ("old", "new"):
         path = tmp_path / name
@@ -97,7 +97,7 @@ def test_a_migrated_store_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """If the migration fails, the error says why, and the file is still complete and of its old version."""
+    """If the migration fails, the error says why, and the file keeps its old version and content."""
     path = tmp_path / "tasks.sqlite"
     _version_1(path)
     connection = sqlite3.connect(path)
@@ -113,7 +113,7 @@ def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_store_of_version_2_opens(tmp_path: Path, clock: Clock) -> None:
-    """A file that an earlier commit wrote has its tasks, payloads, attempts, names and pauses."""
+    """A file that an earlier version wrote keeps its tasks, payloads, attempts, names and pauses."""
     path = tmp_path / "tasks.sqlite"
     connection = sqlite3.connect(path)
     connection.executescript((DATA / "store-2.sql").read_text())

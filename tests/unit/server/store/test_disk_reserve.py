@@ -1,4 +1,4 @@
-"""The reserve for a full disk; a limit on the size of files stands for the full disk."""
+"""The reserve for a full disk; a limit on the file size simulates the full disk."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_allocation_is_not_tried_at_every_add(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_at_the_start(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
-    """On a full disk, the reserve logs a warning and has an error for those who add tasks."""
+    """If the disk is full, the reserve logs a warning and has an error for adding tasks."""
     limit(100_000)
     reserve = DiskReserve(tmp_path / "reserve")
     assert "full" in caplog.text
@@ -77,5 +77,5 @@ def test_a_disk_that_is_full_at_the_start(tmp_path: Path, limit: Limit, caplog: 
 
 
 def test_other_errors_are_no_full_disk() -> None:
-    """Only an error of SQLite counts as a full disk."""
+    """An error that is not from SQLite doesn't count as a full disk."""
     assert not is_disk_full(RuntimeError("disk is full"))

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and the lock."""
+"""Replacing whole files, and the file lock."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_leftover_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
-    """A temporary file, or a link in its place, is not written through."""
+    """If a link is in the temporary file's place, it is replaced and its target is not written to."""
     precious = tmp_path / "precious"
     precious.write_text("kept")
     (tmp_path / "file.new").symlink_to(precious)
@@ -51,7 +51,7 @@ def test_a_leftover_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
-    """While one has the lock, the other gets an error; releasing twice does no harm."""
+    """While the lock is held, taking it again raises an error; releasing it twice is harmless."""
     lock = FileLock(tmp_path / "lock")
     with pytest.raises(ServerError, match="Another server"):
         FileLock(tmp_path / "lock")

@@ -35,12 +35,12 @@ def lease(
 
 
 def names(tasks: list[StoredTask]) -> list[str]:
-    """Return their names."""
+    """Return the tasks' names."""
     return [task.name for task in tasks]
 
 
 def test_a_leased_task_is_not_leased_again_until_its_lease_ends(store: TaskStore, clock: Clock) -> None:
-    """The oldest tasks are leased first, and leases are counted."""
+    """The oldest tasks are leased first, are leased again only after their lease ends, and count their leases."""
     store.add(
         [pull_task("b", eta_usec=NOW - 1), pull_task("a", eta_usec=NOW - 2, tag="t"), pull_task("c", eta_usec=NOW + 1)]
     )
@@ -57,7 +57,7 @@ def test_a_leased_task_is_not_leased_again_until_its_lease_ends(store: TaskStore
 
 
 def test_a_lease_survives_a_restart(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """A leased task stays leased for the next server."""
+    """A lease is still valid after a restart."""
     store.add([pull_task("a")])
     lease(store)
     store.close()
@@ -79,7 +79,7 @@ def test_pull_tasks_are_never_claimed_and_push_tasks_never_leased(store: TaskSto
     ("tag", "expected"), [("x", ["x1", "x2"]), ("y", ["y1"]), (None, ["none1", "none2"]), ("unknown", [])]
 )
 def test_tasks_are_leased_by_tag(store: TaskStore, tag: str | None, expected: list[str]) -> None:
-    """All tasks of a lease by tag have one tag: the given one, or that of the oldest task, which may be none."""
+    """A lease by tag returns tasks with one tag: the given one, or the oldest task's, which may be no tag."""
     for offset, (name, its_tag) in enumerate([("none1", None), ("x1", "x"), ("y1", "y"), ("none2", None), ("x2", "x")]):
         store.add([pull_task(name, tag=its_tag, eta_usec=NOW - 10 + offset)])
     assert names(lease(store, tag=tag, by_tag=True)) == expected
@@ -94,7 +94,7 @@ def test_the_tag_of_the_oldest_task_is_taken(store: TaskStore) -> None:
 
 
 def test_a_lease_can_be_prolonged_and_ended(store: TaskStore, clock: Clock) -> None:
-    """The time of its end is needed to change a lease; after a change to 0, the task can be leased again."""
+    """Changing a lease requires its current end; a change to 0 ends the lease."""
     store.add([pull_task("a")])
     (task,) = lease(store)
     clock.usec += 1000
@@ -106,7 +106,7 @@ def test_a_lease_can_be_prolonged_and_ended(store: TaskStore, clock: Clock) -> N
 
 
 def test_a_lease_that_is_over_cannot_be_changed(store: TaskStore, clock: Clock) -> None:
-    """A lease that has ended, a deleted task and an unknown task have different answers."""
+    """A lease that has ended, a deleted task and an unknown task have different outcomes."""
     store.add([pull_task("a"), pull_task("b")])
     ends = {task.name: task.eta_usec for task in lease(store)}
     store.operations.delete_by_name("pull", ["b"])
@@ -118,7 +118,7 @@ def test_a_lease_that_is_over_cannot_be_changed(store: TaskStore, clock: Clock) 
 
 
 def test_a_task_that_was_leased_too_often_is_a_dead_letter(store: TaskStore, clock: Clock) -> None:
-    """A task becomes a dead letter after as many leases as its own retry limit, or else the queue's, allows."""
+    """A task becomes a dead letter after as many leases as its own retry limit allows, or else its queue's."""
     store.add([pull_task("queue's"), pull_task("own", retry=RetryPolicy(retry_limit=5)), pull_task()])
     for _ in range(2):
         assert len(lease(store, policy=RetryPolicy(retry_limit=2))) == 3
@@ -134,7 +134,7 @@ def test_a_task_that_was_leased_too_often_is_a_dead_letter(store: TaskStore, clo
 
 
 def test_dead_letters_do_not_make_a_lease_short(store: TaskStore, clock: Clock) -> None:
-    """Tasks that become dead letters do not count against the limit of a lease."""
+    """Tasks that become dead letters don't count toward the lease's limit."""
     store.add([pull_task(f"old{n}", eta_usec=NOW - 1) for n in range(5)])
     lease(store)
     clock.usec += MINUTE_USEC

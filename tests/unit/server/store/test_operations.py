@@ -1,4 +1,4 @@
-"""Operations on tasks and queues, and the lists that people see."""
+"""Operations on tasks and queues, and lists of tasks."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_counts_are_stored(store: TaskStore, tmp_path: Path, clock: Clock) -> No
 
 
 def test_a_forced_task_is_claimed_before_its_time_and_once(store: TaskStore) -> None:
-    """A task that a person wants run now is claimed once, whatever its ETA."""
+    """A forced task is claimed once, whatever its ETA."""
     store.add([new_task("later", eta_usec=NOW + DAY_USEC), new_task("other", eta_usec=NOW + DAY_USEC)])
     assert store.claim_forced(10) == []
     assert store.force_run(_id(store, "later"))
@@ -153,7 +153,7 @@ def test_a_forced_task_survives_a_restart(store: TaskStore, tmp_path: Path, cloc
 
 
 def test_only_a_waiting_push_task_can_be_forced(store: TaskStore) -> None:
-    """A running, a pull and an unknown task are left as they are."""
+    """A running task, a pull task and an unknown task can't be forced."""
     store.add([new_task("running"), pull_task("pulled")])
     store.claim({LANE: 1}, NOW)
     assert not store.force_run(_id(store, "running"))
@@ -162,7 +162,7 @@ def test_only_a_waiting_push_task_can_be_forced(store: TaskStore) -> None:
 
 
 def test_a_retried_dead_letter_keeps_its_attempts(store: TaskStore) -> None:
-    """A retried dead letter has the counts of a new task; its earlier attempts are kept before the new ones."""
+    """A retried dead letter starts with the counts of a new task and keeps its earlier attempts."""
     store.add([new_task("a", eta_usec=NOW - 7)])
     for state in ("ready", "failed"):
         (claimed,) = store.claim({LANE: 1}, NOW)
@@ -178,7 +178,7 @@ def test_a_retried_dead_letter_keeps_its_attempts(store: TaskStore) -> None:
 
 
 def test_only_a_dead_letter_is_retried(store: TaskStore) -> None:
-    """An unknown task, one that has not failed, and one whose name is taken have different answers."""
+    """An unknown task, a task that has not failed, and a task whose name is taken have different outcomes."""
     store.add([new_task("good")])
     run_all(store)
     store.add([new_task("bad")])
@@ -206,7 +206,7 @@ def test_all_dead_letters_of_a_queue_are_retried(store: TaskStore, monkeypatch: 
 
 
 def test_tasks_in_any_state_can_be_deleted(store: TaskStore) -> None:
-    """Deleted tasks are gone with their attempts; a late result is dropped; names stay blocked."""
+    """Deleting a task deletes its attempts, drops its late result, and keeps its name blocked."""
     _fill(store)
     store.add([new_task("runs", eta_usec=NOW - 1)])
     (running,) = store.claim({LANE: 1}, NOW)
@@ -233,7 +233,7 @@ def test_a_large_queue_is_purged_in_steps(store: TaskStore, monkeypatch: pytest.
 
 
 def test_a_pause_is_kept(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """A queue stays paused until it is resumed, also for the next server."""
+    """A queue stays paused until it is resumed, also after a restart."""
     assert store.operations.paused() == frozenset()
     assert store.operations.pause("default")
     assert not store.operations.pause("default")
@@ -248,7 +248,7 @@ def test_a_pause_is_kept(store: TaskStore, tmp_path: Path, clock: Clock) -> None
 
 
 def test_names_can_be_unblocked(store: TaskStore) -> None:
-    """An unblocked name can be used again at once; its finished task is kept and other names stay blocked."""
+    """An unblocked name can be used again at once; finished tasks are kept and other names stay blocked."""
     store.add([new_task("a"), new_task("b"), new_task("c", queue="other"), new_task("d")])
     store.operations.delete_by_name("default", ["d"])
     run_all(store)
@@ -273,7 +273,7 @@ def test_pruning_a_task_does_not_block_its_name_again(store: TaskStore, clock: C
 
 
 def test_a_dead_letter_does_not_block_its_name_for_ever(store: TaskStore, clock: Clock) -> None:
-    """After nine days, a dead letter's name can be used again, and the dead letter is still there."""
+    """A dead letter's name can be used again after nine days, and the dead letter is kept."""
     store.add([new_task("a")])
     run_all(store, "failed", finished_usec=NOW)
     clock.usec += 9 * DAY_USEC + 1
@@ -285,7 +285,7 @@ def test_a_dead_letter_does_not_block_its_name_for_ever(store: TaskStore, clock:
 
 @pytest.mark.retention(first_attempts=2, last_attempts=3)
 def test_the_first_and_the_last_attempts_are_kept(store: TaskStore) -> None:
-    """Of many attempts, the first and the last are kept, also after a person retried the task."""
+    """Of many attempts, the first and the last are kept, also after a dead letter is retried."""
     store.add([new_task("a")])
     for state in ["ready"] * 5 + ["failed"]:
         (claimed,) = store.claim({LANE: 1}, 2 * NOW)

@@ -35,7 +35,7 @@ from tests.support.storing import (
 
 
 def test_what_is_added_is_claimed_whole(store: TaskStore) -> None:
-    """A claimed task has everything that was added."""
+    """A claimed task has all fields that were added."""
     task = NewTask(
         queue="default",
         name="one",
@@ -64,7 +64,7 @@ def test_chosen_names_are_digits_and_unique(store: TaskStore) -> None:
 
 
 def test_a_taken_name_differs_from_a_tombstone(store: TaskStore) -> None:
-    """A name exists while its task is unfinished and is tombstoned after that; other tasks are added."""
+    """An unfinished task's name is taken and a finished task's name is tombstoned; other tasks are added."""
     assert [result.outcome for result in store.add([new_task("a"), new_task("a"), new_task("b")])] == [
         "added",
         "exists",
@@ -81,7 +81,7 @@ def test_a_name_is_unique_per_queue(store: TaskStore) -> None:
 
 
 def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
-    """Due tasks come in order of their ETA, no more than the limit, and none before its time."""
+    """Due tasks are claimed in the order of their ETAs, up to the limit and never early."""
     store.add([new_task(f"t{offset}", eta_usec=NOW + offset) for offset in (3, 1, 2, 50)])
     assert [task.name for task in store.claim({LANE: 2}, NOW + 10)] == ["t1", "t2"]
     assert [task.name for task in store.claim({LANE: 5}, NOW + 10)] == ["t3"]
@@ -89,7 +89,7 @@ def test_claims_are_in_order_of_eta_and_not_early(store: TaskStore) -> None:
 
 
 def test_each_lane_has_its_next_eta(store: TaskStore) -> None:
-    """Each queue and target with waiting tasks is one lane, with its earliest ETA."""
+    """Each queue and target with waiting tasks is a lane with its earliest ETA."""
     assert store.queries.lanes() == []
     store.add([new_task(eta_usec=NOW + 5), new_task(eta_usec=NOW + 2), new_task(target="local.b", eta_usec=NOW + 1)])
     store.add([new_task(queue="other", eta_usec=NOW + 9)])
@@ -103,7 +103,7 @@ def test_each_lane_has_its_next_eta(store: TaskStore) -> None:
 
 
 def test_the_lanes_cost_no_more_with_more_tasks_in_them(store: TaskStore) -> None:
-    """However many tasks wait in a lane, SQLite does the same work to find the next one."""
+    """Finding the lanes takes the same work however many tasks wait in them."""
     steps = []
     for number in (10, 5000):
         store.add([new_task(target=target) for target in ("", "local.b") for _ in range(number)])
@@ -176,7 +176,7 @@ def test_a_released_task_is_due_again_without_an_attempt(store: TaskStore) -> No
 
 
 def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock) -> None:
-    """The counts of each state are those of the table, also when the store is opened again."""
+    """The counts match the tasks in each state, also after a restart."""
     store.add([new_task(f"t{number}") for number in range(6)])
     claimed = store.claim({LANE: 5}, NOW)
     store.complete([completion(claimed[0]), completion(claimed[1], "failed")])
@@ -191,7 +191,7 @@ def test_counts_follow_the_tasks(store: TaskStore, tmp_path: Path, clock: Clock)
 
 
 def test_deleting_blocks_the_name(store: TaskStore) -> None:
-    """A deleted task is gone, its late result is dropped, and its name is blocked for nine days."""
+    """Deleting a task drops its late result and blocks its name."""
     store.add([new_task("a")])
     (claimed,) = store.claim({LANE: 1}, NOW)
     assert [result and result.outcome for result in store.operations.delete_by_name("default", ["a", "b"])] == [
@@ -205,7 +205,7 @@ def test_deleting_blocks_the_name(store: TaskStore) -> None:
 
 
 def test_a_tombstone_expires_after_nine_days(store: TaskStore, clock: Clock) -> None:
-    """A blocked name can be used again nine days later."""
+    """A blocked name can be used again after nine days."""
     store.add([new_task("a")])
     store.operations.delete_by_name("default", ["a"])
     clock.usec += 9 * DAY_USEC - 1_000_000
@@ -247,7 +247,7 @@ def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
 
 @pytest.mark.retention(succeeded_tasks=0)
 def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy store deletes old tasks by itself."""
+    """A busy store prunes old tasks by itself."""
     monkeypatch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 4)
     for _ in range(4):
         store.add([new_task()])
@@ -257,7 +257,7 @@ def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyP
 
 
 def test_pending_operations_share_a_commit(store: TaskStore) -> None:
-    """Operations that are submitted during a commit are committed together after it."""
+    """Operations that are submitted during a commit share the next commit."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -275,7 +275,7 @@ def test_pending_operations_share_a_commit(store: TaskStore) -> None:
 
 
 def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
-    """An operation that raises is undone and its caller gets the error; other operations are committed."""
+    """If an operation raises, it is undone and its caller gets the error; other operations are committed."""
     entered, go_on = threading.Event(), threading.Event()
 
     def hold_up(*_: object) -> None:
@@ -321,12 +321,12 @@ def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
 
 
 def test_a_delayable_operation_is_committed_alone(store: TaskStore) -> None:
-    """It is committed soon, even if no other operation is submitted."""
+    """A delayable operation is committed soon, even if no other operation follows."""
     store._writer.submit(lambda *_: None, delayable=True).result(10)
 
 
 def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
-    """Of the operations that run together, only the one that raises is undone."""
+    """If a delayable operation raises, only that one is undone."""
 
     def add_tombstone(name: str) -> Callable[[sqlite3.Connection, object], object]:
         return lambda connection, _: connection.execute("INSERT INTO tombstones VALUES ('default', ?, 1)", (name,))
@@ -342,7 +342,7 @@ def test_one_failing_delayable_operation_fails_alone(store: TaskStore) -> None:
 
 
 def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
-    """If the file can't grow, the add fails and stored tasks stay; once it can grow, tasks are added again."""
+    """If the file can't grow, adding fails and stored tasks stay; when it can grow again, adding works."""
     store.add([new_task("before")])
     pages = store._writer.submit(
         lambda connection, tally: connection.execute("PRAGMA page_count").fetchone()[0]
@@ -363,7 +363,7 @@ def test_a_full_disk_fails_the_add_and_nothing_else(store: TaskStore) -> None:
 def test_every_caller_gets_an_error_if_the_writer_fails(
     store: TaskStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pending operations and later ones get an error, and the failure is logged."""
+    """If the writer fails, pending and later operations get an error, and the failure is logged."""
 
     def die(*_: object) -> None:
         raise MemoryError("gone")
@@ -391,7 +391,7 @@ def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
 
 
 def test_acknowledged_tasks_survive_a_kill_and_those_in_flight_run_again(tmp_path: Path) -> None:
-    """After a server is killed, all acknowledged tasks and results are there, and running tasks are due."""
+    """After a server is killed, acknowledged tasks and results are stored, and running tasks are due."""
     path = tmp_path / "tasks.sqlite"
     script = f"""
 import os
@@ -418,7 +418,7 @@ os._exit(9)
 
 
 def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, clock: Clock) -> None:
-    """A task that was running when the server ended is due at the next start, whatever the time is then."""
+    """A task that was running when the server ended is due at the next start, even if the clock was set back."""
     first = TaskStore(tmp_path / "tasks.sqlite", clock=clock)
     first.add([new_task("a")])
     first.claim({LANE: 1}, NOW)
@@ -430,7 +430,7 @@ def test_tasks_in_flight_are_due_though_the_clock_went_back(tmp_path: Path, cloc
 
 
 def test_a_second_server_fails_at_once(store: TaskStore, tmp_path: Path) -> None:
-    """Opening a store that is open raises an error within a second, with the first server's process ID."""
+    """Opening an open store raises an error within a second that names the first server's process ID."""
     began = time.monotonic()
     with pytest.raises(ServerError, match=f"process {os.getpid()}"):
         TaskStore(tmp_path / "tasks.sqlite")
@@ -449,7 +449,7 @@ def test_a_closed_store_can_be_opened_again_and_refuses_work(tmp_path: Path) -> 
 
 
 def test_the_file_is_its_owners(store: TaskStore, tmp_path: Path) -> None:
-    """Other users can't read payloads."""
+    """Only the owner can read the store's files."""
     for file in tmp_path.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
@@ -467,7 +467,7 @@ def _make_garbage(path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "message"), [(_make_newer, "schema version 99"), (_make_garbage, "can't be used")])
 def test_a_file_that_is_not_ours_is_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
-    """A newer version's file and a file that is no database raise an error that says so, and stay unlocked."""
+    """A file of a newer version and a file that is not a database raise an error and stay unlocked."""
     path = tmp_path / "tasks.sqlite"
     make(path)
     for _ in range(2):

@@ -1,7 +1,7 @@
-"""The task store compared with a simple model of it, for random sequences of operations.
+"""Compare the task store with a simple model, for random sequences of operations.
 
-The model is a list of tasks, a mapping of blocked names and a set of paused queues, in plain Python. Everything that
-the store answers is compared with what the model says, and at the end everything that it holds.
+The model is a list of tasks, a mapping of blocked names and a set of paused queues, in plain Python. Every result of
+the store is compared with the model's, and at the end the whole content is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ new_tasks = st.lists(
 limits = st.dictionaries(st.sampled_from(LANES), st.integers(1, 4), min_size=1) | st.just(dict.fromkeys(LANES, 3))
 states = st.sampled_from(["ready", "succeeded", "succeeded", "failed"])
 index = st.integers(0, 1000)
-# Of the claims the latest are the most interesting; older ones may no longer stand.
+# Prefer the latest claims, because older ones are often no longer valid.
 recent = st.integers(0, 7)
 
 
@@ -76,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = self.root / "0"
         self.openings = 0
         self.clock = Clock()
-        # In the order in which they were added, which is the order of their ids.
+        # In the order of adding, which is the order of the IDs.
         self.tasks: list[Modelled] = []
         self.blocked: dict[tuple[str, str], int] = {}
         self.paused: set[str] = set()
@@ -123,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         for lane, limit in limits.items():
             due = [task for task in self.tasks if task.state == "ready" and task.lane == lane and task.eta_usec <= now]
             expected += sorted(due, key=lambda task: task.eta_usec)[:limit]
-        # Tasks of different lanes with the same ETA are in the order of their ids.
+        # Tasks of different lanes with the same ETA come in the order of their IDs.
         expected.sort(key=lambda task: (task.eta_usec, self.tasks.index(task)))
         self._claimed(expected, self.store.claim(limits, now))
 
@@ -141,7 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         name=st.none() | names,
     )
     def do_as_people_do(self, action: str, queue: str, pick: int, name: str | None) -> None:
-        """Do an operation for people; they share one rule, so that the more frequent operations are drawn often."""
+        """Do one of the operations for people; they share a rule so that the others are drawn more often."""
         if action in ("retry", "force_run"):
             getattr(self, action)(pick)
         elif action in ("retry_failed", "remove_failed"):
@@ -180,7 +180,7 @@ class StoreMachine(RuleBasedStateMachine):
         expected = []
         for number, (pick, state) in enumerate(picks):
             task, claimed = self.claims[-1 - pick % len(self.claims)]
-            # No two tasks are finished at the same moment, so that it is clear which is the oldest.
+            # No two tasks finish at the same time, so that the oldest is well defined.
             finished = now + number
             given.append(completion(claimed, state, eta_usec=now + wait, finished_usec=finished))
             expected.append(self._stands(task, claimed))
@@ -270,7 +270,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.operations.retry_failed(queue) == retried
 
     def force_run(self, pick: int) -> None:
-        """Force a task to run, which may be running or finished."""
+        """Force a task to run; it may be in any state."""
         now = self._tick()
         known = [task for task in self.tasks if task.id]
         if not known:
@@ -336,7 +336,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_counts(self) -> None:
-        """The counts are those of the model's tasks."""
+        """The store's counts and paused queues are the model's."""
         if hasattr(self, "store"):
             counted = {
                 (queue, state): number
@@ -403,7 +403,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _compare_all(self) -> None:
         held = {task.id: task for task in stored_tasks(self.store, limit=100_000)}
         assert len(held) == len(self.tasks)
-        # Ids grow in the order of adding, so both lists are in the same order.
+        # IDs grow in the order of adding, so both lists have the same order.
         for found, task in zip(sorted(held.values(), key=lambda task: task.id), self.tasks, strict=True):
             assert (found.queue, found.target, found.name) == (*task.lane, task.name)
             assert (found.state, found.eta_usec, found.finished_usec, found.retry_count) == (

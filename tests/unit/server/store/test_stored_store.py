@@ -1,8 +1,8 @@
-"""Tests of a data directory that an older version of the local server has left: all its tasks are there.
+"""Tests that the store reads a file that an older version of the local server wrote.
 
-``data/tasks-0.1.0-dev.sql`` is a store that commit 11c1529 wrote (``python -m tests.support.stored_store``). Don't
-write that file anew: it stands for the data directories that people have. Each test runs on a store that this version
-has written just now, too, so that the two are known to hold the same.
+Commit 11c1529 wrote ``data/tasks-0.1.0-dev.sql`` (``python -m tests.support.stored_store``). Don't regenerate that
+file: it represents users' existing data directories. Each test also runs on a store that the current version has just
+written, to show that both have the same content.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OLDER = Path(__file__).parent / "data" / "tasks-0.1.0-dev.sql"
 
 @pytest.fixture(params=["0.1.0-dev", "now"])
 def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[TaskStore]:
-    """Open a store that an older version has written, or this one."""
+    """Open a store that an older version or the current one wrote."""
     path = tmp_path / "stored.sqlite"
     if request.param == "now":
         written = TaskStore(path, clock=clock)
@@ -41,7 +41,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iter
 
 
 def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
-    """A task that was running is due again; tasks of a transaction that may not have been committed are not seen."""
+    """A task that was running is due again, and the held tasks of a transaction are not visible."""
     found = {task.name: (task.queue, task.state, task.eta_usec, task.retry_count) for task in stored_tasks(stored)}
     ((unnamed, waits),) = ((name, facts) for name, facts in found.items() if name.isdecimal())
 
@@ -67,7 +67,7 @@ def test_every_task_is_there_in_its_state(stored: TaskStore) -> None:
 
 
 def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
-    """Its URL, headers, body, retry options, deadline, target, method and tag."""
+    """A task keeps its URL, headers, body, retry options, deadline, target, method and tag."""
     waiting, elsewhere = (
         stored.queries.get("default", "waiting"),
         stored.queries.get("default", "waiting for a service"),
@@ -90,7 +90,7 @@ def test_what_a_task_was_added_with_is_there(stored: TaskStore) -> None:
 
 
 def test_attempts_and_blocked_names_are_there(stored: TaskStore) -> None:
-    """A dead letter that was tried again has its earlier attempts, and a name that was used stays blocked."""
+    """A retried dead letter keeps its earlier attempts, and a used name stays blocked."""
     again = stored.queries.get("default", "dead, tried again")
     assert again is not None
 
@@ -103,7 +103,7 @@ def test_attempts_and_blocked_names_are_there(stored: TaskStore) -> None:
 
 
 def test_what_is_due_is_claimed(stored: TaskStore) -> None:
-    """Tasks run in their order, the one that a person wants now first of all."""
+    """A forced task is claimed first, and due tasks in their order."""
     assert [task.name for task in stored.claim_forced(10)] == ["wanted now"]
     assert [task.name for task in stored.claim({LANE: 10}, NOW)] == ["running", "waiting"]
     assert [task.name for task in stored.claim({Lane("default", "background"): 10}, NOW)] == ["waiting for a service"]
@@ -113,7 +113,7 @@ def test_what_is_due_is_claimed(stored: TaskStore) -> None:
 
 
 def test_a_lease_holds_until_its_end(stored: TaskStore, clock: Clock) -> None:
-    """A leased task is leased again when its lease has ended, and not before."""
+    """A leased task is leased again only after its lease ends."""
     leased = []
     for _ in range(2):
         found = stored.leases.lease("pull", lease_usec=MINUTE_USEC, limit=9, policy=RETRY, group_by_tag=False, tag=None)
@@ -124,7 +124,7 @@ def test_a_lease_holds_until_its_end(stored: TaskStore, clock: Clock) -> None:
 
 
 def test_what_waited_for_a_commit_is_settled(stored: TaskStore) -> None:
-    """The tasks of a transaction that the datastore knows are enqueued, and those of another are forgotten."""
+    """If the datastore knows a transaction, its tasks are enqueued; other held tasks are dropped."""
     stored.transactional.recover({"the transaction that was committed"})
 
     enqueued = stored.queries.get("default", "of a commit")
