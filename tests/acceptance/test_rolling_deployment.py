@@ -61,7 +61,7 @@ class Balancer:
 
     def __init__(self) -> None:
         self.backends: Sequence[int] = ()
-        """Their ports; which may be changed at any time."""
+        """The ports of the backends. They may be changed at any time."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._threads: list[threading.Thread] = []

@@ -34,7 +34,7 @@ from tests.support.timed_adds import Clock, add
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 FAULTS: list[tuple[str, Answer, Fault]] = []
-"""Name, what it means to us, and what the server does."""
+"""The test's id, the documented answer, and the server's fault."""
 for _number, _answer in answers.BY_STATUS.items():
     FAULTS.append((_answer.what, _answer, Fault(code=STATUSES[_number])))
     if _answer.maybe_enqueued:

@@ -28,7 +28,7 @@ Post = Callable[[str], int]
 
 
 kept: list[EnqueueFuture] = []
-"""What was deferred: a future that goes would tell of its failure itself."""
+"""The pending calls. They are kept because a deleted future logs its failure itself."""
 
 
 def work(name: str) -> None:

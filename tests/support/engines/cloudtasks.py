@@ -80,13 +80,13 @@ class CloudTasks:
         self.app_port: int | None = None
         self.extra_headers: dict[str, str] = {}
         self.calls: list[tuple[str, Any]] = []
-        """Each call's method and request, in their order."""
+        """Each call's method and request, in order."""
         self.faults: list[Fault | None] = []
-        """What the next calls meet; None is none."""
+        """The faults of the next calls; None is a call without a fault."""
         self.lasting = False
-        """Whether the last of the faults is met for ever."""
+        """Whether the last fault also applies to all later calls."""
         self.refuse: Callable[[Any], grpc.StatusCode | None] = lambda task: None
-        """Tells for each task that is to be created with which status to refuse it, if any."""
+        """Returns the status with which to refuse a new task, or None to accept it."""
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers(
             (

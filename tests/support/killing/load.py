@@ -77,7 +77,7 @@ class App:
 
 
 class Adder:
-    """A thread that adds tasks through the taskqueue API until the server is killed, and lists the acknowledged ones."""
+    """A thread that adds tasks through the taskqueue API until the server dies, and lists the acknowledged names."""
 
     def __init__(self, prefix: str, address: str, ticket: str, chance: random.Random, note: Callable[[], None]) -> None:
         self.acknowledged: list[str] = []

@@ -21,7 +21,7 @@ T = TypeVar("T")
 _HEAD = struct.Struct("=cHIQ")
 
 Survival = Literal["nothing", "everything", "a prefix", "some writes", "some sectors"]
-"""What arrives of the writes that no sync covers."""
+"""Which of the writes that no sync covers reach the disk."""
 
 SURVIVALS: tuple[Survival, ...] = ("nothing", "everything", "a prefix", "some writes", "some sectors")
 
