@@ -368,7 +368,7 @@ def test_an_api_call_needs_its_ticket(server: Server) -> None:
 
 
 def test_other_names_and_addresses_are_told_and_allowed(serve: Serve) -> None:
-    """If others can reach the server, it says what that means; it answers requests for an allowed host name."""
+    """If other machines can reach the server, it prints a warning, and it answers requests for an allowed host name."""
     server = serve(
         {"main.py": MAIN, "chores.py": CHORES},
         arguments=["--host=0.0.0.0", "--admin-host=0.0.0.0", "--allow-host=queue.test"],

@@ -70,7 +70,7 @@ def contents_of(server: FaultyServer) -> list[bytes]:
 
 @each_answer
 def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """A task that can't exist has no payload left; a task that may exist keeps its payload until the sweep."""
+    """A task that is certainly not enqueued leaves no payload; one that may be enqueued keeps it until the sweep."""
     server.fail(fault, lasting=True)
     content = os.urandom(LARGE_BYTES)
 

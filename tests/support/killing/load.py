@@ -110,7 +110,7 @@ class Adder:
                 self.acknowledged += names
                 self._note()
         except (OSError, http.client.HTTPException):
-            pass  # the server was killed, and nothing was acknowledged
+            pass  # the server was killed, and the last add was not acknowledged
         except BaseException as error:  # noqa: BLE001 - the test raises it in its own thread
             self.failure = error
         finally:
