@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of Django's glue on the oldest Django that is supported, and on one that has tasks of its own (6.0 and
-# newer, which needs Python 3.12). The one in .venv has been tested with everything else.
+# Runs the tests of the Django integration on the oldest supported Django, and on one with built-in tasks (6.0 or newer,
+# which needs Python 3.12). The other tests use the version in .venv.
 set -eu
 cd "$(dirname "$0")/.."
 

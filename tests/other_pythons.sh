@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the unit tests on every supported Python that is found, but for the one that .venv has: it has run them already.
-# Then each of them, that one too, reads the payloads that the others have written.
+# Runs the unit tests on every supported Python that is installed, except the one in .venv, which has already run them.
+# Then each Python, including the one in .venv, reads the payloads that the others have written.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ pythons=.venv/bin/python
 for version in 3.10 3.11 3.12 3.13 3.14; do
     [ "$version" = "$ours" ] && continue
     found=""
-    # A name on the PATH may be a version manager's stub that starts nothing: only one that runs counts.
+    # A name on the PATH may be a version manager's stub that starts nothing, so each candidate is run.
     for candidate in "python$version" "$managed/versions/$version".*/bin/python; do
         if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
             found=$candidate

@@ -1,1 +1,1 @@
-"""Tests of the local server as a person runs it: the real command and real processes."""
+"""Tests that run the local server as a user does: the real command and real processes."""

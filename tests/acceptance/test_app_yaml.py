@@ -1,4 +1,4 @@
-"""``deferred-middleware serve`` with App Engine's own ``app.yaml`` files: what they say holds for the processes."""
+"""``deferred-middleware serve`` applies the settings in App Engine's ``app.yaml`` files to the app processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def handle(environ, start_response):
 app = wrap_wsgi_app(handle)
 """
 )
-# Two services in folders of their own, whose modules have the same names.
+# Two services in separate folders, whose modules have the same names.
 FILES = {
     "web/app.yaml": "runtime: python312\nenv_variables:\n  COLOR: blue\n  GAE_SERVICE: mine\n  GREETING: hello\n",
     "web/main.py": APP,
@@ -46,7 +46,7 @@ APPS = ["web/app.yaml", "worker/worker.yaml"]
 
 
 def test_two_files_are_two_services_that_exchange_tasks(serve: Serve, recorder: Recorder) -> None:
-    """Each app.yaml is a service in a process of its own, with its own modules; a task goes to the one it names."""
+    """Each app.yaml becomes a service with its own process and modules, and a task runs in the service it names."""
     server = serve(FILES, apps=APPS)
     assert list(server.services) == ["default", "background"]
     server.post("/add", {"url": "/ask", "target": "local.background"})
@@ -58,7 +58,7 @@ def test_two_files_are_two_services_that_exchange_tasks(serve: Serve, recorder: 
 
 
 def test_variables_and_folder_are_the_files(serve: Serve) -> None:
-    """The file's variables are in its service's environment only, the server's own win, and its folder is current."""
+    """A service gets its file's variables and folder; the server's own variables override the file's."""
     server = serve(FILES, apps=APPS, environ={"GREETING": "from the shell"})
     web = json.loads(server.get("/environ"))
     worker = json.loads(server.get("/environ", service="background"))
@@ -71,7 +71,7 @@ def test_variables_and_folder_are_the_files(serve: Serve) -> None:
 
 
 def test_the_queue_yaml_beside_the_default_services_file_holds(serve: Serve, recorder: Recorder) -> None:
-    """Without --queue-yaml the queues are those of the file beside the default service's app.yaml."""
+    """Without --queue-yaml, the server uses the queue.yaml beside the default service's app.yaml."""
     server = serve(FILES, apps=["worker/worker.yaml", "web/app.yaml"])
     server.post("/add", {"url": "/work", "queue_name": "mail"})
     assert recorder.next()["path"] == "/work"
@@ -79,7 +79,7 @@ def test_the_queue_yaml_beside_the_default_services_file_holds(serve: Serve, rec
 
 
 def test_a_file_stands_beside_an_app(serve: Serve) -> None:
-    """``module:callable`` and app.yaml go together, in the order of the command line."""
+    """One command line can mix ``module:callable`` and app.yaml; the services keep its order."""
     simple = (
         "def app(environ, start_response):\n"
         "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
@@ -102,7 +102,7 @@ def test_a_file_stands_beside_an_app(serve: Serve) -> None:
     ],
 )
 def test_a_file_that_can_not_be_served(make_server: Serve, files: dict[str, str], expected: str) -> None:
-    """What is wrong ends the server with one sentence, and status 1."""
+    """If an app.yaml can't be served, the server prints one sentence and exits with status 1."""
     server = make_server(files, apps=["app.yaml"])
     server.launch()
     assert server.wait() == 1

@@ -1,4 +1,4 @@
-"""The commands for a running server, as a person types them, against a real one."""
+"""The commands that users run against a running server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from google.appengine.ext.remote_api import remote_api_bytes_pb2
 
 from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
-# POST /defer/<function>, with the options of defer() as JSON, defers a function of the module "chores".
+# POST /defer/<function> takes the options of defer() as JSON and defers a function of the module "chores".
 MAIN = """
 import json
 from google.appengine.api import wrap_wsgi_app
@@ -63,24 +63,24 @@ LATER = {"_countdown": 3600}
 
 @pytest.fixture
 def server(serve: Serve) -> Server:
-    """The app above, running."""
+    """Start the app above."""
     return serve({"main.py": MAIN, "chores.py": CHORES})
 
 
 def ok(server: Server, *arguments: str) -> str:
-    """Return what a command prints that succeeds."""
+    """Run a command that must succeed, and return its output."""
     done = server.command(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def told(server: Server, *arguments: str) -> Any:
-    """Return what a command that succeeds prints as JSON."""
+    """Run a command that must succeed, and return its JSON output."""
     return json.loads(ok(server, *arguments, "--json"))
 
 
 def refused(server: Server, status: int, *arguments: str) -> str:
-    """Return the one sentence with which a command fails, with this exit status."""
+    """Run a command that must fail with this exit status, and return its error sentence."""
     done = server.command(*arguments)
     assert done.returncode == status, done.stdout + done.stderr
     assert done.stdout == ""
@@ -91,7 +91,7 @@ def refused(server: Server, status: int, *arguments: str) -> str:
 
 
 def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
-    """A person lists queues and tasks, looks at one, has it run, and sees that it has."""
+    """The commands list queues and tasks, show a task, run it, and show that it ran."""
     name = server.post("/defer/work", LATER)
     server.post("/defer/work", LATER)
 
@@ -107,7 +107,7 @@ def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
 
     shown = ok(server, "show", f"default/{name}")
     assert shown.startswith(f"task 1         default/{name}\nstate          ready\n")
-    # An argument can't steer the terminal.
+    # Control characters in an argument are escaped, so that they can't affect the terminal.
     assert "\ncall           chores.work('a\\x1b[31mb')\n" in shown
     assert "header         Content-Type: application/octet-stream\n" in shown
     assert shown.endswith("It has not been tried yet.\n")
@@ -125,7 +125,7 @@ def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
 
 
 def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
-    """With ``--json`` every command prints one JSON document, the API's answer."""
+    """With ``--json`` each command prints the API's answer as one JSON document."""
     name = server.post("/defer/work", LATER | {"_name": "mine"})
     assert told(server, "queues")["queues"][0]["scheduled"] == 1
     (task,) = told(server, "tasks")["tasks"]
@@ -144,10 +144,10 @@ def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
 
 
 def test_dead_letters_are_retried_one_or_all(server: Server, recorder: Recorder) -> None:
-    """Tasks that failed for good are found, and run again once a person says so."""
+    """The commands list dead letters and retry one or all of them."""
     names = [server.post("/defer/refuse", {}) for _ in range(3)]
     failed = server.command("drain")
-    # They may have failed before the command first looked.
+    # The tasks may have failed before the command first looked.
     assert failed.returncode in (0, 5)
     assert ok(server, "tasks", "--state", "failed").count("chores/refuse") == 3
     assert "failed for good" in ok(server, "show", "1")
@@ -162,7 +162,7 @@ def test_dead_letters_are_retried_one_or_all(server: Server, recorder: Recorder)
 
 
 def test_drain_waits_for_what_is_due(server: Server, recorder: Recorder) -> None:
-    """It ends when everything due has run, retries included, and says what it left for later."""
+    """``drain`` ends when every due task has run, retries included, and reports the tasks that are due later."""
     names = {server.post("/defer/fail_once", {}) for _ in range(5)}
     server.post("/defer/work", LATER)
     done = server.command("drain")
@@ -176,7 +176,7 @@ def test_drain_waits_for_what_is_due(server: Server, recorder: Recorder) -> None
 
 
 def test_drain_runs_what_is_scheduled_when_told(server: Server, recorder: Recorder) -> None:
-    """With ``--include-scheduled`` the ETA is not waited for, also of tasks that are added meanwhile."""
+    """With ``--include-scheduled``, ``drain`` runs tasks before their ETA, including tasks that are added meanwhile."""
     names = {server.post("/defer/chain", LATER) for _ in range(3)}
     assert ok(server, "drain", "--include-scheduled") == "Everything due is done.\n"
     assert {recorder.next()["ran"] for _ in range(6)} > names
@@ -184,7 +184,7 @@ def test_drain_runs_what_is_scheduled_when_told(server: Server, recorder: Record
 
 
 def test_drain_says_what_failed_meanwhile(server: Server) -> None:
-    """Its status tells a script that tasks have failed for good while it looked."""
+    """If tasks fail for good while ``drain`` runs, its exit status says so."""
     for _ in range(3):
         server.post("/defer/refuse", LATER)
     done = server.command("drain", "--include-scheduled")
@@ -193,7 +193,7 @@ def test_drain_says_what_failed_meanwhile(server: Server) -> None:
 
 
 def test_drain_gives_up_when_told(server: Server) -> None:
-    """With ``--timeout`` it ends with a status of its own, and says what is left; progress is on standard error."""
+    """If ``--timeout`` passes, ``drain`` exits with its own status and reports what is left; progress is on stderr."""
     server.post("/defer/work", {"_target": "local.nowhere"})
     done = server.command("drain", "--timeout", "1")
     assert done.returncode == 6
@@ -202,7 +202,7 @@ def test_drain_gives_up_when_told(server: Server) -> None:
 
 
 def test_names_of_former_tasks_can_be_freed(server: Server, recorder: Recorder) -> None:
-    """A name that was used is blocked until a person has it forgotten."""
+    """A used name is blocked until a command frees it."""
     server.post("/defer/work", {"_name": "mine"})
     recorder.next()
     ok(server, "drain")
@@ -212,7 +212,7 @@ def test_names_of_former_tasks_can_be_freed(server: Server, recorder: Recorder) 
 
 
 def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
-    """All that waits is deleted, and what succeeded stays to be seen."""
+    """``purge`` deletes all waiting tasks and keeps the succeeded ones."""
     server.post("/defer/work", {})
     recorder.next()
     ok(server, "drain")
@@ -223,7 +223,7 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
 
 
 def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
-    """Each mistake has its sentence and its status, and changes nothing."""
+    """Each invalid command prints one sentence, exits with its own status and changes nothing."""
     server.post("/defer/work", LATER)
     assert refused(server, 4, "show", "99") == "There is no task '99'; it may be deleted."
     assert refused(server, 4, "pause", "nope") == "There is no queue 'nope'; the queues are: default."
@@ -239,7 +239,7 @@ def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
 
 
 def test_the_server_is_found_or_missed(make_server: Serve) -> None:
-    """A server that isn't running is one sentence, before its first start, after a stop, and after a kill."""
+    """If the server isn't running (not yet started, stopped or killed), a command prints one sentence."""
     server = make_server({"main.py": MAIN, "chores.py": CHORES})
     assert refused(server, 3, "queues").startswith("No server is running on .deferred; start it with")
     server.start()
@@ -259,13 +259,13 @@ def test_the_server_is_found_or_missed(make_server: Serve) -> None:
         r"start it with 'deferred-middleware serve'\.",
         sentence,
     )
-    # The next start finds it out by itself.
+    # The next start detects the kill by itself.
     server.start()
     ok(server, "queues")
 
 
 def test_a_server_can_be_named_by_its_url(server: Server, tmp_path: Path) -> None:
-    """``--admin`` reaches a server without its data directory, with a copy of its token."""
+    """``--admin`` reaches a server by URL and token, without its data directory."""
     elsewhere = tmp_path / "elsewhere"
     token = json.loads((server.data_dir / "server.json").read_text())["token"]
     (tmp_path / "token").write_text(token + "\n")
@@ -283,12 +283,12 @@ def test_a_server_can_be_named_by_its_url(server: Server, tmp_path: Path) -> Non
     assert refused(server, 3, "queues", f"--admin=127.0.0.1:{port}").startswith(
         f"No server answers at 127.0.0.1:{port}"
     )
-    # Another program's page where the server was.
+    # Another program's page, at the address where the server was.
     assert refused(server, 3, "queues", f"--admin={server.services['default']}").endswith("uses that address now.")
 
 
 def test_output_that_nobody_reads_to_the_end(server: Server) -> None:
-    """A reader that closes the pipe, as ``head`` does, is no error to tell of."""
+    """If the reader closes the pipe early, as ``head`` does, the command prints no error."""
     for _ in range(3):
         server.post("/defer/work", LATER)
     reading, writing = os.pipe()
@@ -306,7 +306,7 @@ def test_output_that_nobody_reads_to_the_end(server: Server) -> None:
 
 
 def ask(server: Server, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> tuple[int, bytes]:
-    """Send a request to the queue process with exactly these headers; return status and body."""
+    """Send a request to the queue process with exactly these headers; return the status and body."""
     host, _, port = server.admin.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
     try:
@@ -321,7 +321,7 @@ def ask(server: Server, method: str, path: str, headers: dict[str, str], body: b
 
 
 def test_the_queue_process_knows_its_visitors(server: Server) -> None:
-    """On real sockets: other sites' pages, other names and whoever has no token are refused, on every path."""
+    """Over real sockets, requests from other sites, for other hosts or without a token are refused on every path."""
     token = json.loads((server.data_dir / "server.json").read_text())["token"]
     host = server.admin.removeprefix("http://")
     port = host.partition(":")[2]
@@ -354,7 +354,7 @@ def test_the_queue_process_knows_its_visitors(server: Server) -> None:
 
 
 def test_an_api_call_needs_its_ticket(server: Server) -> None:
-    """Whoever has no ticket of this run gets an error from ``/rpc_http``, also with the token for people."""
+    """Without this run's ticket, ``/rpc_http`` answers with an error, even if the request has the users' token."""
     token = json.loads((server.data_dir / "server.json").read_text())["token"]
     headers = {"Host": server.admin.removeprefix("http://"), "X-Deferred-Admin-Token": token}
     for ticket in ("", "guess", token):
@@ -368,7 +368,7 @@ def test_an_api_call_needs_its_ticket(server: Server) -> None:
 
 
 def test_other_names_and_addresses_are_told_and_allowed(serve: Serve) -> None:
-    """A server that others reach says what that means; a name that was allowed is answered."""
+    """If other machines can reach the server, it prints a warning, and it answers requests for an allowed host name."""
     server = serve(
         {"main.py": MAIN, "chores.py": CHORES},
         arguments=["--host=0.0.0.0", "--admin-host=0.0.0.0", "--allow-host=queue.test"],

@@ -1,7 +1,7 @@
-"""A power cut at any moment loses no acknowledged task, which killing processes can't show.
+"""A power cut at any moment loses no acknowledged task, which a test that kills processes can't show.
 
-A real store works in a process whose writes and syncs are recorded. From the record a disk is rebuilt as a power cut
-at some point may have left it, and a store is opened on it. ``powerloss/disk.py`` says what a disk may have lost.
+A real store works in a process whose writes and syncs are recorded. From the record the test rebuilds a disk as a power
+cut at some point may have left it, and opens a store on it. ``powerloss/disk.py`` says what a disk may lose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.repository import ROOT
 from tests.support.running import WAIT_SECONDS
 
 CRASH_POINTS = 5000 if os.environ.get("DEFERRED_SOAK") else 500
-# So many are enough to show that a lower "synchronous" is seen.
+# Enough crash points to detect a lowered "synchronous".
 LOWERED_CRASH_POINTS = 50
 
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is L
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recording library, compiled."""
+    """Compile the recording library."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.fail("The power-loss test needs a C compiler: apt-get install gcc libc6-dev (or the like).")
@@ -45,7 +45,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(shim: Path, tmp_path: Path, *arguments: str) -> Path:
-    """Let the workload run in a process of its own; return the log of what it did."""
+    """Run the workload in its own process, and return the log of its file operations."""
     directory = tmp_path / "recorded"
     directory.mkdir()
     log = tmp_path / "log"
@@ -63,10 +63,10 @@ def record(shim: Path, tmp_path: Path, *arguments: str) -> Path:
 
 
 def broken_promises(log: Path, scratch: Path, crash_points: int, seed: int) -> Iterator[str]:
-    """Cut the power at so many points, and yield which promises the stores that were left break."""
+    """Cut the power at ``crash_points`` points, and yield each promise that a resulting store breaks."""
     chance = random.Random(seed)
     events = list(read_log(log))
-    # Half of the points are right after an acknowledgement, when what it promised is youngest.
+    # Half of the points are right after an acknowledgement: these promises are the most likely to be broken.
     notes = [index for index, event in enumerate(events) if event.name == NOTES and event.kind == "w"]
     points = [chance.choice(notes) for _ in range(crash_points // 2)]
     points += [chance.randrange(len(events)) for _ in range(crash_points - len(points))]
@@ -92,9 +92,9 @@ def broken_promises(log: Path, scratch: Path, crash_points: int, seed: int) -> I
 
 
 def test_a_power_cut_loses_nothing_that_was_acknowledged(shim: Path, tmp_path: Path) -> None:
-    """After a power cut at any point every added task is there, and none that had finished runs again."""
+    """After a power cut at any point every acknowledged task is in the store, and no finished task runs again."""
     log = record(shim, tmp_path)
-    # The dangerous moments, when the log is folded into the database, must be among those that are tried.
+    # The checkpoints, where SQLite copies its log into the database, must be among the tested points.
     assert sum(event.kind == "s" and event.name == STORE for event in read_log(log)) > 2
     seed = random.randrange(1 << 30)
 
@@ -102,7 +102,7 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(shim: Path, tmp_path: P
 
 
 def test_a_lower_synchronous_is_seen(shim: Path, tmp_path: Path) -> None:
-    """The same test finds lost tasks when the store's commits are not synced, so that it would see such a mistake."""
+    """If the store's commits are not synced, the same test finds lost tasks."""
     log = record(shim, tmp_path, "--lowered")
 
     broken = list(broken_promises(log, tmp_path, LOWERED_CRASH_POINTS, seed=1))

@@ -1,4 +1,4 @@
-"""The frameworks' examples on the local server, as their READMEs start them."""
+"""The frameworks' examples on the local server, started as their READMEs say."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def eventually(server: Server, path: str, wanted: Callable[[str], bool]) -> str:
-    """Return what a page shows once that is what is wanted."""
+    """Return the page's text as soon as ``wanted`` accepts it."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not wanted(text := server.get(path)):
         assert time.monotonic() < deadline, f"{path} shows {text!r}\n{server.output}"
-        time.sleep(0.05)  # a page can't be waited on; it is asked again, up to the deadline
+        time.sleep(0.05)  # nothing announces a change of a page, so it is polled until the deadline
     return text
 
 
@@ -29,7 +29,7 @@ def sources(name: str) -> dict[str, str]:
 
 
 def test_flask(serve: Serve) -> None:
-    """A guest book's entry is read over in a request of the Flask app."""
+    """A task in the Flask app reviews a guest book entry."""
     server = serve(sources("flask"), apps=["guestbook:app"])
 
     request = "hello"
@@ -41,7 +41,7 @@ def test_flask(serve: Serve) -> None:
 
 
 def test_django(serve: Serve) -> None:
-    """An order is confirmed after its commit, through the site's middleware."""
+    """An order is confirmed after its commit, in a task that passes the site's middleware."""
     server = serve(sources("django"), apps=["shop:app"])
 
     assert send(server, "/order/tea", None) == 202
@@ -50,7 +50,7 @@ def test_django(serve: Serve) -> None:
 
 
 def test_webapp2(serve: Serve) -> None:
-    """A visit is noted in a task that has webapp2's request."""
+    """A task that has webapp2's request records a visit."""
     server = serve(sources("webapp2"), apps=["visits:app"])
 
     assert server.get("/hello") == "welcome"
@@ -60,7 +60,7 @@ def test_webapp2(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.iterdir()) if path.is_dir()])
 def test_every_example_says_what_it_is(name: str) -> None:
-    """Each example has a README with the command that runs it, and an app.yaml."""
+    """Each example has an app.yaml, and a README with the command that runs it."""
     readme = (EXAMPLES / name / "README.rst").read_text()
 
     assert "deferred-middleware serve" in readme

@@ -1,4 +1,4 @@
-"""The local server in front of an app that runs elsewhere: under gunicorn, started as a person does."""
+"""The local server with an app that runs elsewhere, under gunicorn."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Start = Callable[[Server, str, int], Gunicorn]
 
 @pytest.fixture
 def gunicorn(recorder: Recorder) -> Iterator[Start]:
-    """Return a function that starts gunicorn, for a server's service, on a port."""
+    """Return a function that starts gunicorn on a port for one of a server's services."""
     started: list[Gunicorn] = []
 
     def start(server: Server, service: str, port: int) -> Gunicorn:
@@ -63,7 +63,7 @@ def gunicorn(recorder: Recorder) -> Iterator[Start]:
 
 
 def test_tasks_go_both_ways_also_after_a_restart(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
-    """What is deferred here runs under gunicorn and the other way round; a restart of the server changes nothing."""
+    """The local app and the app under gunicorn run each other's tasks, also after a restart of the server."""
     port = free_port()
     server = serve(
         FILES,
@@ -92,7 +92,7 @@ def test_tasks_go_both_ways_also_after_a_restart(serve: Serve, recorder: Recorde
 
 
 def test_the_default_service_may_be_elsewhere(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
-    """A server without any app of its own is the task queue of one that runs elsewhere."""
+    """A server without an app of its own is the task queue of an app that runs elsewhere."""
     port = free_port()
     server = serve(FILES, apps=[], services=[f"default=http://127.0.0.1:{port}"])
     assert server.app_processes() == []
@@ -104,7 +104,7 @@ def test_the_default_service_may_be_elsewhere(serve: Serve, recorder: Recorder, 
 
 
 def test_a_task_waits_for_an_app_that_is_not_there(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
-    """An app that doesn't answer is a failed attempt, and the task is tried again, as after a missing instance."""
+    """If the app doesn't answer, the attempt fails and the task is retried."""
     port = free_port()
     server = serve(FILES, services=["default", f"background=http://127.0.0.1:{port}"])
     server.post("/defer", {"what": "late", "target": "background"})
@@ -121,7 +121,7 @@ def test_a_task_waits_for_an_app_that_is_not_there(serve: Serve, recorder: Recor
 
 
 def test_nobody_else_can_send_it_tasks(serve: Serve, recorder: Recorder, gunicorn: Start) -> None:
-    """The app elsewhere runs what is signed; the queue's headers alone prove nothing there."""
+    """The app elsewhere runs only signed tasks; the queue's headers alone are not enough."""
     port = free_port()
     server = serve(FILES, services=["default", f"background=http://127.0.0.1:{port}"])
     elsewhere = gunicorn(server, "background", port)
@@ -132,7 +132,7 @@ def test_nobody_else_can_send_it_tasks(serve: Serve, recorder: Recorder, gunicor
 
 
 def test_a_log_does_not_get_the_secrets(serve: Serve) -> None:
-    """Output that isn't a terminal names the file that has what the app needs, which is nobody else's to read."""
+    """If the output isn't a terminal, it names a file with the app's secrets, which only the user can read."""
     server = serve(FILES, services=["default", f"background=http://127.0.0.1:{free_port()}"])
     path = Path(json.loads(server.ready_file.read_text())["environ_files"]["background"])
     assert path == server.data_dir / "background.env"
@@ -145,7 +145,7 @@ def test_a_log_does_not_get_the_secrets(serve: Serve) -> None:
 
 
 def test_a_terminal_gets_them_ready_to_paste(make_server: Serve) -> None:
-    """At a terminal the line that sets the variables is printed."""
+    """If the output is a terminal, it has a command line that sets the variables."""
     server = make_server(FILES, services=["default", f"background=http://127.0.0.1:{free_port()}"])
     ours, theirs = os.openpty()
     try:
@@ -189,7 +189,7 @@ def once_mended(what):
 
 
 def test_commands_reach_the_server_with_the_variables(serve: Serve, recorder: Recorder) -> None:
-    """With an app's variables a dead letter is run again from the server's own log, and the datastore is swept."""
+    """With an app's variables, the commands retry a dead letter from the server's log and sweep the datastore."""
     server = serve(DEAD_LETTERS, services=["default", f"background=http://127.0.0.1:{free_port()}"])
     server.post("/defer", None)
     assert recorder.next()["mended"] is False
@@ -226,7 +226,7 @@ def test_an_app_without_the_legacy_context_mode(serve: Serve, recorder: Recorder
 
 
 def test_an_app_that_reads_headers_alone_is_told(serve: Serve, gunicorn: Start) -> None:
-    """Where the SDK is told not to look into ``os.environ`` either, nothing is enqueued, and the error says why."""
+    """If the SDK may not read ``os.environ`` either, nothing is enqueued and the error says why."""
     port = free_port()
     files = {**FILES, "main.py": READS_NO_ENVIRON + CONTEXTVARS}
     elsewhere = gunicorn(serve(files, services=["default", f"background=http://127.0.0.1:{port}"]), "background", port)

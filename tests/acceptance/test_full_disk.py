@@ -1,4 +1,4 @@
-"""A full disk, which is a small one of its own: adds fail and say why, all else goes on, and no restart is needed."""
+"""On a full disk (a small one) adds fail with a clear error, everything else works, and no restart is needed."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ RUN = 300
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A small file system.
+    """Mount a small file system.
 
-    Not in pytest's own folder, which later runs empty: what a killed run has left mounted can't be emptied.
+    The mount point isn't in pytest's folder: later runs empty that folder, and would fail on a leftover mount.
     """
     disk = Path(tempfile.mkdtemp(prefix="deferred-disk-"))
     try:
@@ -57,14 +57,14 @@ def disk() -> Iterator[Path]:
         try:
             yield disk
         finally:
-            # Of a server that is left after a failure, what it has open stays until it ends.
+            # If a failure leaves a server running, its open files stay available until it ends.
             subprocess.run(["umount", "--lazy", str(disk)], check=True)
     finally:
         disk.rmdir()
 
 
 def fill(path: Path) -> None:
-    """Write until there is no space."""
+    """Write until the disk has no space left."""
     with path.open("wb", buffering=0) as ballast:
         try:
             while ballast.write(bytes(4096)):
@@ -75,7 +75,7 @@ def fill(path: Path) -> None:
 
 
 def command(server: Server, disk: Path, *arguments: str) -> str:
-    """Run a command for people; return what it writes."""
+    """Run a ``deferred-middleware`` command, and return its output."""
     ran = server.command(*arguments, f"--data-dir={disk / 'data'}")
     assert ran.returncode == 0, ran.stdout + ran.stderr + server.output
     return ran.stdout
@@ -83,7 +83,7 @@ def command(server: Server, disk: Path, *arguments: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
 def test_a_full_disk(make_server: Serve, recorder: Recorder, disk: Path, tmp_path: Path) -> None:
-    """An add fails clearly, what was acknowledged is run or deleted all the same, and adds work when there is space."""
+    """On a full disk an add fails clearly, stored tasks run and are deleted, and adds work again once space is free."""
     server = make_server(APP, arguments=[f"--data-dir={disk / 'data'}"]).start()
     command(server, disk, "pause", "default")
     acknowledged = [f"before-{number}" for number in range(RUN)]
@@ -92,7 +92,7 @@ def test_a_full_disk(make_server: Serve, recorder: Recorder, disk: Path, tmp_pat
     fill(disk / "ballast")
     refused = ""
     for number in range(1000):
-        # The log may have some space left in the file that it is.
+        # The log file may still have unused space for a few adds.
         refused = server.post("/add", f"at the edge {number}".replace(" ", "-"))
         if refused:
             break

@@ -1,4 +1,4 @@
-"""``make demo``'s program for real: the gallery as two services on the local server, with a dozen photographs."""
+"""The program of ``make demo``: the gallery as two services on the local server, with a dozen photographs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the demonstration on free ports, in a data directory by whose name its processes are known."""
+    """Start the demo on free ports, with a data directory whose path identifies its processes."""
     started: list[subprocess.Popen[str]] = []
 
     def start_demo(*arguments: str, gallery: Path = GALLERY) -> subprocess.Popen[str]:
@@ -43,7 +43,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def left_behind(tmp_path: Path) -> list[str]:
-    """Return the command lines of processes that were started for ``tmp_path``, or that have a file in it open."""
+    """Return the command lines of processes that were started for ``tmp_path`` or that have a file in it open."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         if entry.name == str(os.getpid()):
@@ -52,14 +52,14 @@ def left_behind(tmp_path: Path) -> list[str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             opened = [os.readlink(descriptor) for descriptor in (entry / "fd").iterdir()]
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
         if str(tmp_path) in command or any(str(tmp_path) in path for path in opened):
             found.append(command)
     return found
 
 
 def read_until(process: subprocess.Popen[str], fragment: str) -> str:
-    """Read the demonstration's lines up to the first that contains ``fragment``; return that line."""
+    """Read the demo's output up to the first line that contains ``fragment``; return that line."""
     assert process.stdout is not None
     for line in process.stdout:
         if fragment in line:
@@ -68,7 +68,7 @@ def read_until(process: subprocess.Popen[str], fragment: str) -> str:
 
 
 def upload_status(address: str, data: bytes) -> tuple[int, str]:
-    """Upload ``data`` as a photograph; return the status and the body of the answer."""
+    """Upload ``data`` as a photograph; return the answer's status and body."""
     body = (
         b'--edge\r\nContent-Disposition: form-data; name="photo"; filename="x.png"\r\n'
         b"Content-Type: image/png\r\n\r\n" + data + b"\r\n--edge--\r\n"
@@ -83,7 +83,7 @@ def upload_status(address: str, data: bytes) -> tuple[int, str]:
 
 
 def test_every_photograph_is_completed_on_the_background_service(start: Start) -> None:
-    """``--exit`` ends with status 0, and a table of 60 tasks that all ran on ``background``, through the middleware."""
+    """With ``--exit`` the demo exits with status 0 after 60 tasks, all run on ``background`` through the middleware."""
     output, errors = start("--exit").communicate(timeout=TIMEOUT_SECONDS)
     assert errors == ""
     rows = re.findall(
@@ -99,7 +99,7 @@ def test_every_photograph_is_completed_on_the_background_service(start: Start) -
 
 
 def test_it_serves_until_it_is_told_to_end(start: Start) -> None:
-    """After the table the gallery answers, refuses what is no photograph with 400, and Ctrl-C ends it with status 0."""
+    """After the table the gallery still answers, and a broken photograph with 400; Ctrl-C ends it with status 0."""
     process = start()
     address = read_until(process, "in a browser").split()[1]
     status, body = upload_status(address, b"this is no photograph")
@@ -113,7 +113,7 @@ def test_it_serves_until_it_is_told_to_end(start: Start) -> None:
 
 
 def test_a_piece_that_cannot_be_made_is_the_reason(start: Start, tmp_path: Path) -> None:
-    """When tasks of one photograph fail for good, the rest is done, and the status is 1 with what failed."""
+    """If tasks of one photograph fail for good, the others run, and the demo reports the failures with status 1."""
     gallery = tmp_path / "gallery"
     shutil.copytree(GALLERY, gallery)
     with (gallery / "images.py").open("a") as module:
@@ -135,7 +135,7 @@ def test_a_piece_that_cannot_be_made_is_the_reason(start: Start, tmp_path: Path)
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_early_end_leaves_nothing_behind(start: Start, signum: signal.Signals) -> None:
-    """A signal in the middle of the uploads ends it with the signal's status, and the fixture finds no process."""
+    """A signal during the uploads ends the demo with the signal's status, and no process is left."""
     process = start()
     read_until(process, "Uploading")
     process.send_signal(signum)
@@ -145,7 +145,7 @@ def test_an_early_end_leaves_nothing_behind(start: Start, signum: signal.Signals
 
 
 def test_a_server_that_does_not_start_is_explained(start: Start, tmp_path: Path) -> None:
-    """When the local server fails, its last words are shown and the status is 1."""
+    """If the local server fails, the demo shows the end of its output and exits with status 1."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tasks.sqlite").mkdir()
     process = start("--exit")

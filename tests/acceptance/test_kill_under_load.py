@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments, while tasks are added and run: what was acknowledged is run, and nothing too often."""
+"""``kill -9`` at random moments under load: every acknowledged task runs, and none runs too often."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.repository import ROOT
 from tests.support.running import WAIT_SECONDS, Serve, await_end
 
 SOAK = bool(os.environ.get("DEFERRED_SOAK"))
-# So many kills are survived by one store; then another begins, because each kill is followed by a look at all of it.
+# Each store survives this many kills; then the test starts a new store, because it checks all of it after each kill.
 KILLS = 20
 ROUNDS = 50 if SOAK else 3
 ADDERS = 3
@@ -31,7 +31,7 @@ MOST_EVENTS = 120
 
 
 class Killed:
-    """A server that is started by the fork server, killed, and started again."""
+    """A server that the fork server starts, and that the test kills and starts again."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.data_dir = directory / ".deferred"
@@ -71,7 +71,7 @@ class Killed:
         self.pid = int(line)
         until = time.monotonic() + WAIT_SECONDS
         while not self._ready_file.exists():
-            # There is nothing to wait on that announces a file everywhere.
+            # No portable event announces a new file.
             assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.005)
         self.admin = json.loads(self._ready_file.read_text())["admin"]
@@ -79,18 +79,18 @@ class Killed:
         self.ticket = dict(word.split("=", 1) for word in exported if "=" in word)["HTTP_X_APPENGINE_API_TICKET"]
 
     def kill(self) -> None:
-        """End the server as ``kill -9`` does."""
+        """Kill the server with ``kill -9``."""
         os.kill(self.pid, signal.SIGKILL)
         await_end(self.pid)
         self._ready_file.unlink()
 
     def stop(self) -> None:
-        """Let the server end in its order."""
+        """Stop the server in the orderly way."""
         os.kill(self.pid, signal.SIGTERM)
         await_end(self.pid)
 
     def close(self) -> None:
-        """End everything."""
+        """Stop all processes."""
         assert self._forks.stdin is not None
         assert self._forks.stdout is not None
         with contextlib.suppress(ProcessLookupError):
@@ -102,7 +102,7 @@ class Killed:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[random.Random]:
-    """Give chances that can be had again: a failure tells the seed."""
+    """Yield a random generator, and print its seed if the test fails."""
     try:
         yield random.Random(seed)
     except AssertionError as error:
@@ -110,7 +110,7 @@ def seeded(seed: int) -> Iterator[random.Random]:
 
 
 def drain(directory: Path) -> None:
-    """Wait until everything has been run, as a person does."""
+    """Run ``deferred-middleware drain`` to its end."""
     command = [sys.executable, "-m", "deferred_middleware", "drain", "--timeout=120"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     drained = subprocess.run(
@@ -121,13 +121,13 @@ def drain(directory: Path) -> None:
 
 @pytest.fixture
 def events() -> Events:
-    """What the test counts."""
+    """Count what the app and the adders do."""
     return Events()
 
 
 @pytest.fixture
 def app(events: Events) -> Iterator[App]:
-    """An app that outlives the servers."""
+    """Run an app that outlives the servers."""
     app = App(events)
     yield app
     app.close()
@@ -135,11 +135,11 @@ def app(events: Events) -> Iterator[App]:
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_killing_the_queue_process(tmp_path: Path, app: App, events: Events, number: int) -> None:
-    """After each kill the store is whole; no acknowledged task is lost; only what was in flight runs again."""
+    """After each kill the store is intact, no acknowledged task is lost, and only tasks in flight run again."""
     server = Killed(tmp_path, f"--service=default={app.url}", "--port=0", "--admin-port=0", "--history-tasks=1000000")
     acknowledged: set[str] = set()
     asked: set[str] = set()
-    # How often a task was in flight when the server was killed.
+    # How often each task was in flight at a kill.
     in_flight: Counter[str] = Counter()
     with contextlib.closing(server), seeded(random.randrange(1 << 30)) as chance:
         for kill in range(KILLS):
@@ -158,7 +158,7 @@ def test_killing_the_queue_process(tmp_path: Path, app: App, events: Events, num
             there = found.running | found.waiting | found.finished
             assert acknowledged <= there <= asked
             in_flight.update(found.running)
-            # One whose result was stored runs more often than it may, if it runs again.
+            # A task whose result was stored must not run again.
             assert all(runs <= 1 + in_flight[name] for name, runs in app.runs.copy().items())
             assert found.finished <= app.runs.keys()
         server.start()
@@ -169,7 +169,7 @@ def test_killing_the_queue_process(tmp_path: Path, app: App, events: Events, num
         assert acknowledged <= found.finished <= app.runs.keys()
         assert all(runs <= 1 + in_flight[name] for name, runs in app.runs.items())
         assert sum(app.runs.values()) - len(app.runs) <= sum(in_flight.values())
-        # Otherwise it was no load, and nothing has been shown.
+        # With fewer tasks there was no real load, and the test would prove nothing.
         assert len(acknowledged) > KILLS
         assert in_flight
 
@@ -192,8 +192,8 @@ def app(environ, start_response):
     return [body]
 """
 
-# The server's command, with no pause before an app process is started again: with the real one each of these deaths
-# would be followed by ten seconds of it.
+# The server's command, without the pause before a restart of an app process. The real pause would follow each kill, and
+# takes ten seconds.
 HASTY = """
 import runpy
 from deferred_middleware.server import processes
@@ -206,14 +206,14 @@ MOST_SECONDS_OF_LIFE = 0.1
 
 
 def runs(log: Path) -> list[tuple[int, str]]:
-    """Return which process ran which task, in order."""
+    """Return the process and the task of each run, in order."""
     lines = [line.split() for line in log.read_text().splitlines()]
     return [(int(pid), name) for pid, name in lines]
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int) -> None:
-    """After each kill of an app process the tasks that were in flight run again, and no others; none is lost."""
+    """After each kill of an app process the tasks that were in flight run again, no others do, and none is lost."""
     log = tmp_path / "runs"
     log.touch()
     arguments = [f"--threads={THREADS + 2}", "--history-tasks=1000000"]
@@ -229,9 +229,9 @@ def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int
             until = time.monotonic() + WAIT_SECONDS
             while (latest := [pid for pid, _name in runs(log)[-1:]]) in ([], killed[-1:]):
                 assert time.monotonic() < until, server.output
-                # Nothing announces that a file has grown everywhere.
+                # No portable event announces that a file has grown.
                 time.sleep(0.005)
-            # Any moment will do: the kill is to come at random.
+            # The kill comes at a random moment.
             time.sleep(chance.uniform(0, MOST_SECONDS_OF_LIFE))
             os.kill(latest[0], signal.SIGKILL)
             killed += latest
@@ -243,7 +243,7 @@ def test_killing_the_app_process(tmp_path: Path, make_server: Serve, number: int
         found = look(server.data_dir, tmp_path / "found")
         assert (found.running, found.waiting) == (frozenset(), frozenset())
         assert acknowledged == found.finished
-        # Who ran a task that ran again later, each time.
+        # The process of the last run of each task.
         last: dict[str, int] = {}
         repeated: Counter[int] = Counter()
         for pid, name in runs(log):

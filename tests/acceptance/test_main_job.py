@@ -1,4 +1,4 @@
-"""The main job, end to end: a call deferred in a real app runs later, inside the app's own middlewares."""
+"""End to end: a real app defers a call, which runs later inside the app's own middlewares."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def chain(argument):
 
 @pytest.fixture
 def server(serve: Serve) -> Server:
-    """The app above as two services, the default one deferring to the background one."""
+    """Run the app above as two services; the default one defers to the background one."""
     return serve(
         {"main.py": MAIN, "chores.py": CHORES},
         services=["default", "background"],
@@ -142,7 +142,7 @@ def server(serve: Serve) -> Server:
 
 
 def test_a_call_runs_in_the_background_inside_the_middlewares(server: Server, recorder: Recorder) -> None:
-    """The call runs in the background service, once, and the app's own middleware has seen its request."""
+    """The call runs once, in the background service, and the app's own middleware sees its request."""
     server.post("/defer/look/hello", None)
 
     assert recorder.next() == {
@@ -167,18 +167,18 @@ def test_calls_of_every_kind_run(server: Server, recorder: Recorder, what: str) 
 
 
 def test_a_thread_of_a_request_can_defer(server: Server, recorder: Recorder) -> None:
-    """What a request's own thread defers goes the same way, though ``wrap_wsgi_app`` has replaced ``os.environ``."""
+    """A thread that a request starts can defer, although ``wrap_wsgi_app`` has replaced ``os.environ``."""
     server.post("/thread/look/hello", None)
 
     if sys.version_info < (3, 13):
         assert recorder.next()["service"] == "background"
     else:
-        # There the SDK's hook into threading does nothing (runtime/thread_hooks.py); what it costs is said.
+        # On these Pythons the SDK's hook into threading has no effect (runtime/thread_hooks.py), and the log says so.
         server.wait_for_output("was not enqueued to queue 'default': its target")
 
 
 def test_a_task_that_defers_stays_in_its_service(server: Server, recorder: Recorder) -> None:
-    """A call deferred by a task of the background service runs there, too."""
+    """If a task of the background service defers a call, the call runs there too."""
     server.post("/defer/chain/start", None)
 
     assert [recorder.next()["service"] for _ in range(2)] == ["background", "background"]
@@ -196,7 +196,7 @@ def test_a_task_that_defers_stays_in_its_service(server: Server, recorder: Recor
 def test_a_failure_is_what_it_says(
     server: Server, recorder: Recorder, what: str, attempts: list[int], previous: list[int | None], logged: int
 ) -> None:
-    """An error is retried and loud, SingularTaskFailure retried and quiet, PermanentTaskFailure dropped and loud."""
+    """An error is logged and retried, SingularTaskFailure retried quietly, PermanentTaskFailure logged and dropped."""
     server.post(f"/defer/{what}/hello", None)
 
     seen = [recorder.next() for _ in attempts]
@@ -208,7 +208,7 @@ def test_a_failure_is_what_it_says(
 
 
 def test_a_transaction_decides_about_its_call(server: Server, recorder: Recorder) -> None:
-    """A call deferred in a transaction runs if it commits, and not if it is rolled back."""
+    """A call deferred in a transaction runs if the transaction commits, and does not run if it is rolled back."""
     server.post("/transaction/fail/x", None)
     assert recorder.is_silent(0.5)
 
@@ -217,7 +217,7 @@ def test_a_transaction_decides_about_its_call(server: Server, recorder: Recorder
 
 
 def test_an_unknown_queue_is_the_callers_error(server: Server) -> None:
-    """Nothing is enqueued, and the error is the SDK's and ours, with the queue's name in it."""
+    """If the queue is unknown, nothing is enqueued; the error, of the SDK's class and ours, names the queue."""
     host, _, port = server.services["default"].removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
     connection.request("POST", "/queue/look/x")
@@ -229,7 +229,7 @@ def test_an_unknown_queue_is_the_callers_error(server: Server) -> None:
 
 
 def test_a_call_that_this_version_lacks_waits_for_one_that_has_it(serve: Serve, recorder: Recorder) -> None:
-    """A task whose function is not there is retried, and runs once a version that has it is started."""
+    """If this version lacks a task's function, the task is retried until a version that has the function runs it."""
     added = "\ndef added(argument):\n    look(argument)\n"
     fails = "\ndef added(argument):\n    raise ValueError('not yet')\n"
     server = serve({"main.py": MAIN, "chores.py": CHORES + fails})
@@ -245,26 +245,26 @@ def test_a_call_that_this_version_lacks_waits_for_one_that_has_it(serve: Serve, 
 
 
 def deploy(server: Server, chores: str) -> None:
-    """Start the app anew with another version of its module ``chores``."""
+    """Restart the app with another version of its module ``chores``."""
     server.stop()
     (server.directory / "chores.py").write_text(chores)
     server.start()
 
 
 def test_a_wrong_setting_stops_the_start(make_server: Serve) -> None:
-    """A variable with a wrong value is one sentence that names it, without a traceback or a process left."""
+    """If a variable has a wrong value, the start fails with one sentence that names it, and leaves no process."""
     server = make_server({"main.py": MAIN, "chores.py": CHORES}, environ={"DEFERRED_LOG_LEVEL": "LOUD"})
     server.launch()
 
     assert server.wait() == 1
-    # On Python 3.10 a library of Google's warns of its age before that.
+    # On Python 3.10, one of Google's libraries prints a warning about the Python version first.
     assert "DEFERRED_LOG_LEVEL='LOUD' can't be used: it takes one of DEBUG, INFO," in server.output.splitlines()[-1]
     assert "Traceback" not in server.output
     assert server.processes() == []
 
 
 def test_a_stranger_can_not_run_a_pickle(server: Server, recorder: Recorder) -> None:
-    """A request with every header of a task's, from outside, is refused."""
+    """A request from outside is refused, even if it has every header of a task."""
     import pickle
 
     host, _, port = server.services["background"].removeprefix("http://").partition(":")
@@ -284,7 +284,7 @@ def test_a_stranger_can_not_run_a_pickle(server: Server, recorder: Recorder) -> 
 
 
 def test_the_readmes_example_runs(serve: Serve) -> None:
-    """The first example of the README is served as the README says, and welcomes whoever signs up."""
+    """The README's first example works as the README says: it welcomes each user who signs up."""
     readme = (ROOT / "README.rst").read_text()
     found = re.search(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", readme)
     assert found

@@ -1,4 +1,4 @@
-"""Queues on the local server: queue.yaml, its reload, and a task that takes its process down."""
+"""Queues on the local server: queue.yaml, its reload, and a task that kills its process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUEUES = """queue:
 
 
 def status_of(server: Server, path: str) -> int:
-    """Return the status that a page of the app answers with."""
+    """Return the status of a page of the app."""
     import http.client
 
     host, _, port = server.services["default"].removeprefix("http://").partition(":")
@@ -60,16 +60,16 @@ def status_of(server: Server, path: str) -> int:
 
 
 def wait_for_note(server: Server, text: str) -> None:
-    """Wait until a task has noted something."""
+    """Wait until a task has written this note."""
     deadline = time.monotonic() + WAIT_SECONDS
     notes = server.directory / "notes"
     while not (notes.exists() and text in notes.read_text().splitlines()):
         assert time.monotonic() < deadline, server.output
-        time.sleep(0.02)  # a file can't be waited on everywhere; it is looked at again, up to the deadline
+        time.sleep(0.02)  # no portable event announces a change of a file, so it is polled until the deadline
 
 
 def test_queue_yaml_is_obeyed_and_followed(serve: Serve) -> None:
-    """Its queues exist, a rate of 0 holds tasks back, a change of the file is followed, and a wrong one told."""
+    """The server applies queue.yaml and its changes, holds tasks at a rate of 0, and reports an invalid file."""
     server = serve({"main.py": APP, "queue.yaml": QUEUES})
     assert status_of(server, "/note/mail/one") == 200
     assert status_of(server, "/note/held/two") == 200
@@ -86,7 +86,7 @@ def test_queue_yaml_is_obeyed_and_followed(serve: Serve) -> None:
 
 
 def test_drain_leaves_a_queue_alone_that_its_rate_pauses(serve: Serve) -> None:
-    """A queue with a rate of 0 runs nothing, so that draining doesn't wait for it, and says that it is left alone."""
+    """If a queue has a rate of 0, ``drain`` doesn't wait for it and says that it skips it."""
     server = serve({"main.py": APP, "queue.yaml": QUEUES})
     assert status_of(server, "/note/held/waits") == 200
 
@@ -98,7 +98,7 @@ def test_drain_leaves_a_queue_alone_that_its_rate_pauses(serve: Serve) -> None:
 
 @pytest.mark.parametrize("text", ["queue:\n- name: mail\n  rate: oops\n", "queue: [\n"])
 def test_a_wrong_queue_yaml_stops_the_start(make_server: Serve, text: str) -> None:
-    """At the start an error in queue.yaml is one sentence with file and line, and exit status 1."""
+    """If queue.yaml has an error, the start fails with status 1 and one sentence that has the file and line."""
     server = make_server({"main.py": APP, "queue.yaml": text})
     server.launch()
 
@@ -108,7 +108,7 @@ def test_a_wrong_queue_yaml_stops_the_start(make_server: Serve, text: str) -> No
 
 
 def test_a_task_that_kills_its_process_is_quarantined(serve: Serve) -> None:
-    """After three deaths the task is a dead letter, told as such, and the service goes on with the other tasks."""
+    """If a task kills its process three times, it becomes a dead letter, and the service runs the other tasks."""
     server = serve({"main.py": APP})
     assert status_of(server, "/kill") == 200
 

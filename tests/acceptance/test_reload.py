@@ -1,4 +1,4 @@
-"""``deferred-middleware serve --reload``: edits of the app's code, while tasks run and wait."""
+"""``deferred-middleware serve --reload``: the app's code changes while tasks run and wait."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ app = wrap_wsgi_app(handle)
 OLD = "VERSION = 'old'\n"
 NEWER = "VERSION = 'newer'\n"
 ONE = {"main.py": APP, "version.py": OLD}
-# The worker's code can be broken while the other service still enqueues.
+# The test can break the worker's code while the other service still enqueues.
 TWO = {
     "web/app.yaml": "runtime: python312\n",
     "web/main.py": APP,
@@ -48,20 +48,20 @@ RELOAD = ["--reload"]
 
 
 def edit(server: Server, name: str, text: str, *, until: str) -> None:
-    """Write a file of the app, and wait until the server has told what became of that."""
+    """Write a file of the app, and wait until the server prints the outcome."""
     before = server.output.count(until)
     (server.directory / name).write_text(text)
     server.wait_for_output(until, times=before + 1)
 
 
 def is_untouched(headers: dict[str, str]) -> bool:
-    """Tell whether a task's headers are those of a first attempt."""
+    """Return whether the headers are those of a first attempt."""
     counts = (headers["HTTP_X_APPENGINE_TASKRETRYCOUNT"], headers["HTTP_X_APPENGINE_TASKEXECUTIONCOUNT"])
     return counts == ("0", "0") and not {"HTTP_X_APPENGINE_TASKPREVIOUSRESPONSE"} & headers.keys()
 
 
 def test_an_edit_starts_the_app_again(serve: Serve, recorder: Recorder) -> None:
-    """Requests and tasks run the code as it was edited, in a new process, in each service that has the code."""
+    """After an edit, each service that has the code serves requests and tasks with the new code in a new process."""
     server = serve(ONE, services=["default", "background"], arguments=RELOAD)
     assert server.get("/") == server.get("/", service="background") == "old"
     before = set(server.app_processes())
@@ -77,7 +77,7 @@ def test_an_edit_starts_the_app_again(serve: Serve, recorder: Recorder) -> None:
 
 
 def test_a_task_in_flight_is_not_lost_nor_charged(serve: Serve, recorder: Recorder) -> None:
-    """A task that an edit cuts off runs again as if it had not been tried, even if it allows no retry."""
+    """If an edit interrupts a task, the task runs again without a counted attempt, even if it allows no retry."""
     queues = "queue:\n- name: once\n  retry_parameters:\n    task_retry_limit: 0\n"
     server = serve({**ONE, "queue.yaml": queues}, arguments=RELOAD)
     server.post("/add", {"url": "/tasks/hang", "queue_name": "once"})
@@ -92,7 +92,7 @@ def test_a_task_in_flight_is_not_lost_nor_charged(serve: Serve, recorder: Record
 
 
 def test_a_broken_edit_is_told_and_mended(serve: Serve, recorder: Recorder) -> None:
-    """A syntax error is told with its traceback; the other service goes on, tasks wait, and a good edit runs them."""
+    """After a syntax error the server prints the traceback and tasks wait; once the error is fixed, they run."""
     server = serve(TWO, apps=["web/app.yaml", "worker/app.yaml"], arguments=RELOAD)
     edit(server, "worker/version.py", "VERSION = = 'broken'\n", until="It is started when its code changes again.")
     assert "SyntaxError: invalid syntax" in server.output
@@ -111,7 +111,7 @@ def test_a_broken_edit_is_told_and_mended(serve: Serve, recorder: Recorder) -> N
 
 
 def test_it_stops_while_an_app_is_broken(serve: Serve) -> None:
-    """Ctrl-C ends the server at once while an app waits for a better edit."""
+    """While an app is broken, Ctrl-C stops the server at once."""
     server = serve(ONE, arguments=RELOAD)
     edit(server, "version.py", "1 / 0\n", until="It is started when its code changes again.")
     assert "ZeroDivisionError" in server.output
@@ -119,12 +119,12 @@ def test_it_stops_while_an_app_is_broken(serve: Serve) -> None:
 
 
 def test_without_reload_an_edit_changes_nothing(serve: Serve) -> None:
-    """The code that is served is that of the start, unless --reload is given."""
+    """Without --reload, the server keeps serving the code that it loaded at the start."""
     server = serve(ONE)
     (pid,) = server.app_processes()
     (server.directory / "version.py").write_text(NEWER)
     (server.directory / "queue.yaml").write_text("queue:\n- name: mail\n")
-    # The queues are followed, so that by then a change of the code would have been seen, too.
+    # The server does watch queue.yaml, so by now it would have noticed a change of the code too.
     server.wait_for_output("queue.yaml is read")
     assert server.get("/") == "old"
     assert server.app_processes() == [pid]
@@ -132,7 +132,7 @@ def test_without_reload_an_edit_changes_nothing(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", ["new.py", "package/__init__.py"])
 def test_a_module_that_was_missing_mends_the_app(serve: Serve, name: str) -> None:
-    """A module that the code was edited to import is seen when it comes, also in a folder of its own."""
+    """If the code imports a module that doesn't exist yet, the app restarts when it appears, also in a new folder."""
     server = serve(ONE, arguments=RELOAD)
     module = Path(name).parts[0].removesuffix(".py")
     edit(server, "version.py", f"from {module} import VERSION\n", until="It is started when its code changes again.")

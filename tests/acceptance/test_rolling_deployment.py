@@ -1,4 +1,4 @@
-"""A rolling deployment: two versions of an app, each without a function of the other's, behind one balancer."""
+"""A rolling deployment: a load balancer in front of two app versions, each with a function that the other lacks."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ EACH = 15
 
 
 class Balancer:
-    """Hands each connection to any of the backends, as the front end of a service with several instances does.
+    """Connects each client to a random backend, as the front end of a service with several instances does.
 
-    Not to one after the other: two tasks that are tried again at the same pace would each find the same one for ever.
+    It isn't round-robin: two tasks that are retried at the same pace could each reach the same backend every time.
     """
 
     def __init__(self) -> None:
         self.backends: Sequence[int] = ()
-        """Their ports; which may be changed at any time."""
+        """The ports of the backends. They may be changed at any time."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._threads: list[threading.Thread] = []
@@ -73,7 +73,7 @@ class Balancer:
         thread.start()
 
     def _accept(self) -> None:
-        # Closing it ends the wait.
+        # Closing the socket ends the wait.
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
@@ -91,7 +91,7 @@ class Balancer:
                 back.join()
 
     def close(self) -> None:
-        """Take no more connections, and wait until those there are have ended."""
+        """Accept no more connections, and wait until the open ones have ended."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
@@ -99,7 +99,7 @@ class Balancer:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    # A side that goes away ends the connection, which whoever is at the other end of it is told.
+    # If one side closes, the connection ends and the other side is closed too.
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
@@ -107,7 +107,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 class Deployment:
-    """The service, its two versions, and how far the deployment has come."""
+    """The service, its two versions, and the current state of the deployment."""
 
     def __init__(self, server: Server, balancer: Balancer, recorder: Recorder) -> None:
         self.server = server
@@ -120,28 +120,28 @@ class Deployment:
             (directory / "main.py").write_text(MAIN)
             (directory / "work.py").write_text(WORK.replace("{version}", version))
             self.versions[version] = Gunicorn(
-                # Each request is a connection of its own, so that the balancer chooses anew.
+                # Each request has its own connection, so that the balancer chooses again.
                 server, "default", free_port(), recorder, directory=directory, arguments=["--keep-alive=0"]
             )  # fmt: skip
         for gunicorn in self.versions.values():
             gunicorn.request("GET", "/")
 
     def serve_by(self, *versions: str) -> None:
-        """Let these versions have the traffic."""
+        """Route the traffic to these versions."""
         self._balancer.backends = [self.versions[version].port for version in versions]
 
     def defer(self, version: str, function: str, first: int) -> None:
-        """Let a version defer a function of its own :data:`EACH` times, with numbers from ``first`` on."""
+        """Let a version defer its own function :data:`EACH` times, with numbers from ``first`` on."""
         numbers = list(range(first, first + EACH))
         assert self.versions[version].request("POST", "/defer", [function, numbers])[0] == 200
 
     def ran(self, count: int) -> Counter[tuple[str, int, str]]:
-        """Return what the next ``count`` tasks that ran were: function, number, and the version that ran it."""
+        """Return the next ``count`` runs as (function, number, version that ran it)."""
         told = [self._recorder.next() for _ in range(count)]
         return Counter((one["function"], one["number"], one["version"]) for one in told)
 
     def waiting(self) -> list[dict[str, object]]:
-        """Return the tasks that are not done."""
+        """Return the unfinished tasks."""
         found: list[dict[str, object]] = json.loads(self.server.command("tasks", "--json").stdout)["tasks"]
         return [task for task in found if task["state"] != "succeeded"]
 
@@ -152,7 +152,7 @@ class Deployment:
             assert time.monotonic() < deadline, waiting
 
     def wait_until_tried(self, times: int) -> list[dict[str, object]]:
-        """Wait until each task that is not done was tried so often; return them."""
+        """Wait until each unfinished task has had ``times`` attempts; return these tasks."""
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             waiting = self.waiting()
@@ -163,7 +163,7 @@ class Deployment:
 
 @pytest.fixture
 def deployment(serve: Serve, recorder: Recorder) -> Iterator[Deployment]:
-    """A deployment that has not begun: the old version has all the traffic."""
+    """Set up a deployment in which the old version still has all the traffic."""
     balancer = Balancer()
     server = serve({"queue.yaml": QUEUE_YAML}, apps=[], services=[f"default=http://127.0.0.1:{balancer.port}"])
     deployment = Deployment(server, balancer, recorder)
@@ -176,9 +176,9 @@ def deployment(serve: Serve, recorder: Recorder) -> Iterator[Deployment]:
 
 
 def test_every_task_runs_where_it_can(deployment: Deployment) -> None:
-    """While both versions have traffic each task ends up run once, by a version that has its function."""
+    """While both versions have traffic, each task runs once, on a version that has its function."""
     deployment.serve_by("old", "new")
-    # The tasks have to be heard while others are deferred: who tells something waits for who listens.
+    # The test must read the recorder while it defers, because a task blocks until its note is read.
     with ThreadPoolExecutor() as pool:
         deferring = [
             pool.submit(deployment.defer, version, function, first)
@@ -200,7 +200,7 @@ def test_every_task_runs_where_it_can(deployment: Deployment) -> None:
     assert {number for number, _ in shared} == {100 + i for i in range(EACH)} | {200 + i for i in range(EACH)}
     assert {version for _, version in shared} == {"old", "new"}
     deployment.wait_until_done()
-    # The tasks did come to the version that lacks their function.
+    # Some tasks did reach the version that lacks their function.
     for version, other in (("old", "new"), ("new", "old")):
         assert f"this version of the app lacks what the task needs: Can't get attribute 'only_{other}'" in (
             deployment.versions[version].output
@@ -208,7 +208,7 @@ def test_every_task_runs_where_it_can(deployment: Deployment) -> None:
 
 
 def test_a_task_waits_for_a_version_that_knows_it(deployment: Deployment) -> None:
-    """Tasks of the new version wait while only the old one serves, and the other way round after the deployment."""
+    """The new version's tasks wait while only the old one serves, and the old version's wait after the deployment."""
     deployment.defer("new", "only_new", 0)
     assert len(deployment.wait_until_tried(2)) == EACH
 

@@ -1,4 +1,4 @@
-"""``deferred-middleware serve``, as a person runs it: the real command, real processes, apps on the unmodified SDK."""
+"""``deferred-middleware serve``: the real command, real processes, and apps on the unmodified SDK."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ TWO = ("default", "background")
 
 @pytest.mark.parametrize("target", ["local.background", "background", "0.local.background"])
 def test_a_task_runs_in_its_target(serve: Serve, recorder: Recorder, target: str) -> None:
-    """A task with a target runs in that service, in its own process, with the headers of a push task."""
+    """A task with a target runs in the target service's own process, with the headers of a push task."""
     server = serve(APP, services=TWO)
     name = server.post("/add", {"url": "/tasks/record", "target": target, "payload": "what to do"})
     told = recorder.next()
@@ -129,14 +129,14 @@ def test_a_task_runs_in_its_target(serve: Serve, recorder: Recorder, target: str
 
 
 def test_a_task_without_target_stays_in_its_service(serve: Serve, recorder: Recorder) -> None:
-    """A task that the background service adds runs there, as the SDK sends it to the host it was added on."""
+    """A task that the background service adds without a target runs there, because the SDK uses the current host."""
     server = serve(APP, services=TWO)
     server.post("/add", {"url": "/tasks/record"}, service="background")
     assert recorder.next()["service"] == "background"
 
 
 def test_contextvar_mode_works_too(serve: Serve, recorder: Recorder) -> None:
-    """``wrap_wsgi_app(use_legacy_context_mode=False)``, which reads no ``os.environ``, routes the same."""
+    """``wrap_wsgi_app(use_legacy_context_mode=False)``, which doesn't use ``os.environ``, routes tasks the same way."""
     source = APP.replace("wrap_wsgi_app(handle)", "wrap_wsgi_app(handle, use_legacy_context_mode=False)")
     server = serve(source, services=TWO, environ={"READ_GAE_CONTEXT_FROM_OS_ENVIRON": "false"})
     server.post("/add", {"url": "/tasks/record", "target": "local.background"})
@@ -144,7 +144,7 @@ def test_contextvar_mode_works_too(serve: Serve, recorder: Recorder) -> None:
 
 
 def test_outsiders_can_not_pose_as_the_queue(serve: Serve) -> None:
-    """Whatever X-AppEngine headers a request from outside has, the app sees none of them."""
+    """The server removes all X-AppEngine headers from outside requests before the app sees them."""
     forged = {
         "X-AppEngine-QueueName": "default",
         "X_AppEngine_TaskName": "forged",
@@ -161,7 +161,7 @@ def test_outsiders_can_not_pose_as_the_queue(serve: Serve) -> None:
 
 
 def test_it_says_what_it_serves_where(serve: Serve) -> None:
-    """Every service and the admin server are printed with their addresses, and the ready file has the same."""
+    """The server prints the address of each service and of the admin server, and writes the same to the ready file."""
     server = serve(APP, services=TWO)
     for name, url in [*server.services.items(), ("(admin)", server.admin)]:
         assert re.search(rf"^{re.escape(name)} +{re.escape(url)} ", server.output, re.MULTILINE)
@@ -170,7 +170,7 @@ def test_it_says_what_it_serves_where(serve: Serve) -> None:
 
 
 def test_several_apps_make_several_services(serve: Serve) -> None:
-    """Each service runs the app that was paired with it."""
+    """Each service runs the app that the command line pairs with it."""
     simple = (
         "def app(environ, start_response):\n"
         "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
@@ -185,7 +185,7 @@ def test_several_apps_make_several_services(serve: Serve) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_it_whole(serve: Serve, signum: signal.Signals) -> None:
-    """Ctrl-C, SIGTERM and a closed terminal end it with status 0, without a traceback, and no process is left."""
+    """Ctrl-C, SIGTERM and SIGHUP end the server with status 0, without a traceback, and leave no process."""
     server = serve(APP, services=TWO)
     assert len(server.app_processes()) == 2
     assert server.stop(signum) == 0
@@ -194,7 +194,7 @@ def test_a_signal_stops_it_whole(serve: Serve, signum: signal.Signals) -> None:
 
 
 def test_a_signal_stops_it_while_it_starts(make_server: Serve, recorder: Recorder) -> None:
-    """Ctrl-C before the app is imported ends it with status 0, too."""
+    """Ctrl-C before the app is imported ends the server with status 0."""
     server = make_server(TELL + "tell(path='importing')\nimport threading\nthreading.Event().wait()\n")
     server.launch()
     recorder.next()
@@ -203,7 +203,7 @@ def test_a_signal_stops_it_while_it_starts(make_server: Serve, recorder: Recorde
 
 
 def test_it_goes_on_when_nobody_reads_its_output(make_server: Serve) -> None:
-    """A closed terminal or pipe is no reason to fail, neither at the start nor at the stop."""
+    """The server works and stops normally if its terminal or output pipe is closed."""
     server = make_server(APP)
     reading, writing = os.pipe()
     os.close(reading)
@@ -216,7 +216,7 @@ def test_it_goes_on_when_nobody_reads_its_output(make_server: Serve) -> None:
 
 
 def test_a_running_task_may_finish(serve: Serve, recorder: Recorder) -> None:
-    """A task that runs when the server is stopped ends in its own time, and is not run again."""
+    """If the server is stopped while a task runs, the task finishes and is not run again."""
     server = serve(APP)
     server.post("/add", {"url": "/tasks/slow"})
     assert recorder.next()["path"] == "began"
@@ -227,7 +227,7 @@ def test_a_running_task_may_finish(serve: Serve, recorder: Recorder) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(serve: Serve, recorder: Recorder) -> None:
-    """A task that never ends holds the stop up only until Ctrl-C is pressed again; it runs again at the next start."""
+    """If a task never ends, a second Ctrl-C ends the server at once; the task runs again after the next start."""
     server = serve(APP)
     server.post("/add", {"url": "/tasks/hang"})
     recorder.next()
@@ -243,7 +243,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, recorder: Recorder) -> No
 
 
 def test_a_task_that_outlasts_the_stop_runs_again(serve: Serve, recorder: Recorder) -> None:
-    """A task that is cut off by the stop is said, kept, and run at the next start."""
+    """If the stop cuts a task off, the server says so, keeps the task, and runs it after the next start."""
     server = serve(APP)
     server.post("/add", {"url": "/tasks/hang"})
     recorder.next()
@@ -255,14 +255,14 @@ def test_a_task_that_outlasts_the_stop_runs_again(serve: Serve, recorder: Record
 
 
 def test_killing_it_leaves_no_app_process(serve: Serve) -> None:
-    """App processes end when the queue process is killed, so that its ports are free again."""
+    """If the queue process is killed, the app processes end and their ports are free again."""
     server = serve(APP, services=TWO)
     assert len(server.app_processes()) == 2
     server.kill()
 
 
 def test_acknowledged_tasks_survive_a_kill(serve: Serve, recorder: Recorder) -> None:
-    """Tasks that were added before ``kill -9`` run after the next start, each of them."""
+    """Every task that was added before ``kill -9`` runs after the next start."""
     server = serve(APP)
     for number in range(20):
         server.post("/add", {"url": "/tasks/record", "payload": str(number), "countdown": 3})
@@ -272,9 +272,9 @@ def test_acknowledged_tasks_survive_a_kill(serve: Serve, recorder: Recorder) -> 
 
 
 def test_a_killed_app_process_is_replaced_and_its_task_retried(serve: Serve, recorder: Recorder) -> None:
-    """A task that takes its process with it is tried again, in a new process."""
+    """If a task kills its process, it is retried in a new process."""
     server = serve(APP)
-    # Not at once: the answer to this very request must be out before the process dies.
+    # Delayed, so that this request is answered before the process dies.
     server.post("/add", {"url": "/tasks/die-once", "countdown": 0.5})
     first, second = recorder.next(), recorder.next()
     assert first["pid"] != second["pid"]
@@ -285,7 +285,7 @@ def test_a_killed_app_process_is_replaced_and_its_task_retried(serve: Serve, rec
 
 
 def test_requests_wait_while_the_app_restarts(serve: Serve) -> None:
-    """A person who asks during a restart gets an answer, a little later."""
+    """A request that arrives during a restart is answered after it."""
     server = serve(APP)
     (pid,) = server.app_processes()
     os.kill(pid, signal.SIGKILL)
@@ -294,7 +294,7 @@ def test_requests_wait_while_the_app_restarts(serve: Serve) -> None:
 
 
 def test_a_failed_task_is_retried_until_it_succeeds(serve: Serve, recorder: Recorder) -> None:
-    """Two failures and a success are three attempts, counted in the headers."""
+    """A task that fails twice and then succeeds has three attempts, which its headers count."""
     server = serve(APP)
     server.post("/add", {"url": "/tasks/fail-twice"})
     headers = [recorder.next()["headers"] for _ in range(3)]
@@ -305,14 +305,14 @@ def test_a_failed_task_is_retried_until_it_succeeds(serve: Serve, recorder: Reco
 
 
 def test_a_committed_transaction_enqueues(serve: Serve, recorder: Recorder) -> None:
-    """A transactional task runs once its transaction has committed."""
+    """A transactional task runs after its transaction commits."""
     server = serve(APP)
     assert server.post("/transaction", {"id": "a", "fail": False}) == "True"
     assert recorder.next()["body"] == "id=a"
 
 
 def test_a_rolled_back_transaction_does_not(serve: Serve, recorder: Recorder) -> None:
-    """A transactional task of a transaction that failed never runs."""
+    """If the transaction fails, its transactional task never runs."""
     server = serve(APP)
     assert server.post("/transaction", {"id": "a", "fail": True}) == "False"
     assert recorder.is_silent(1.0)
@@ -334,13 +334,13 @@ def test_the_sdks_other_services_answer(serve: Serve) -> None:
 
 
 def test_a_service_asks_about_itself(serve: Serve) -> None:
-    """Where no module is named, the modules API answers for the service that asks."""
+    """If no module is named, the modules API answers for the calling service."""
     server = serve(APP, services=TWO)
     assert server.get("/own-hostname", service="background") == server.services["background"].removeprefix("http://")
 
 
 def test_the_datastore_is_shared_and_survives(serve: Serve) -> None:
-    """What one service puts the other finds, also after a kill."""
+    """All services share one datastore, which survives a kill."""
     server = serve(APP, services=TWO)
     server.get("/put")
     assert server.get("/notes", service="background") == '["kept"]'
@@ -350,7 +350,7 @@ def test_the_datastore_is_shared_and_survives(serve: Serve) -> None:
 
 
 def test_cloud_tasks_mode_is_not_passed_on(serve: Serve, recorder: Recorder) -> None:
-    """The variable that would send tasks to Google is taken away, and that is said."""
+    """The server removes the variable that would send tasks to Google from the apps' environment, and says so."""
     server = serve(APP, environ={"APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true"})
     server.post("/add", {"url": "/tasks/record"})
     recorder.next()
@@ -358,7 +358,7 @@ def test_cloud_tasks_mode_is_not_passed_on(serve: Serve, recorder: Recorder) -> 
 
 
 def test_the_apps_log_is_shown(serve: Serve) -> None:
-    """An app that arranges no logging of its own has its records shown, with the service's name."""
+    """If an app configures no logging, the server shows its log records with the service's name."""
     source = (
         "import logging\n"
         "def app(environ, start_response):\n"
@@ -389,7 +389,7 @@ def test_the_apps_log_is_shown(serve: Serve) -> None:
     ],
 )
 def test_an_app_that_can_not_be_served(make_server: Serve, source: str, app: str, expected: str) -> None:
-    """Each way in which an app can't start is one sentence and status 1, without traceback or a process left."""
+    """If an app can't start, the server exits with status 1 and one sentence, without a traceback or a process left."""
     server = make_server(source, apps=[app], services=TWO)
     server.launch()
     assert server.wait() == 1
@@ -402,7 +402,7 @@ def test_an_app_that_can_not_be_served(make_server: Serve, source: str, app: str
 
 
 def test_the_traceback_of_the_app_is_shown_when_asked_for(make_server: Serve) -> None:
-    """``--traceback`` shows where in the app it failed, and the sentence after it."""
+    """With ``--traceback`` the server prints the app's traceback before the sentence."""
     server = make_server("\n1 / 0", arguments=["--traceback"])
     server.launch()
     assert server.wait() == 1
@@ -412,7 +412,7 @@ def test_the_traceback_of_the_app_is_shown_when_asked_for(make_server: Serve) ->
 
 @pytest.mark.parametrize("option", ["--port", "--admin-port"])
 def test_a_port_in_use(make_server: Serve, option: str) -> None:
-    """A port that somebody has is named, with the option that chooses another."""
+    """If a port is in use, the error names it and the option that chooses another."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = make_server(APP, arguments=[f"{option}={port}"])
@@ -437,7 +437,7 @@ def test_a_port_in_use(make_server: Serve, option: str) -> None:
     ],
 )
 def test_options_that_can_not_be_followed(make_server: Serve, arguments: list[str], expected: str) -> None:
-    """Wrong directories, hosts and ports are named with their values, in one sentence."""
+    """If a directory, host or port is invalid, one sentence names the option's value."""
     server = make_server(APP, services=TWO, arguments=arguments)
     server.launch()
     assert server.wait() == 1
@@ -447,11 +447,11 @@ def test_options_that_can_not_be_followed(make_server: Serve, arguments: list[st
 
 
 def test_a_second_server_on_the_same_data(serve: Serve, make_server: Serve, recorder: Recorder) -> None:
-    """The data directory has one server at a time; a second one says at once who has it, and disturbs nobody."""
+    """A second server on the same data directory fails within a second, names the first, and doesn't disturb it."""
     first = serve(APP)
     second = make_server(APP, arguments=[f"--data-dir={first.data_dir}"])
     took_seconds: list[float] = []
-    # The machine may be busy with other things once, or twice.
+    # Several tries, because the machine may be busy.
     while not took_seconds or (min(took_seconds) >= 1.0 and len(took_seconds) < 10):
         began = time.monotonic()
         second.launch()
@@ -469,7 +469,7 @@ def test_a_second_server_on_the_same_data(serve: Serve, make_server: Serve, reco
 
 
 def test_tasks_survive_a_start_that_fails(make_server: Serve, recorder: Recorder) -> None:
-    """A mistake in the app doesn't cost the tasks that wait for it."""
+    """If the app fails to start, the waiting tasks are kept."""
     server = make_server(APP).start()
     server.post("/add", {"url": "/tasks/record", "countdown": 2})
     assert server.stop() == 0
@@ -483,7 +483,7 @@ def test_tasks_survive_a_start_that_fails(make_server: Serve, recorder: Recorder
 
 
 def test_versions_run_side_by_side(serve: Serve, recorder: Recorder) -> None:
-    """A task goes to the version that its target names, stays there, and an unknown version is its failure alone."""
+    """A task runs on the version in its target and stays there; a task for an unknown version fails alone."""
     source = (
         TELL
         + """

@@ -1,4 +1,4 @@
-"""The end of a request that has enqueued without waiting, under ``serve`` and ``wrap_wsgi_app``: nothing is lost."""
+"""Under ``serve`` and ``wrap_wsgi_app``, a request that enqueues without waiting loses no task at its end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def app(environ, start_response):
 
 
 def ask(server: Server, path: str) -> None:
-    """Make a request, and read the whole of its response."""
+    """Make a request, and read the whole response."""
     address = server.services["default"].removeprefix("http://").rstrip("/")
     connection = http.client.HTTPConnection(address, timeout=60)
     try:
@@ -66,9 +66,9 @@ def ask(server: Server, path: str) -> None:
 
 
 def test_a_request_ends_after_what_it_has_started(serve: Serve, recorder: Recorder) -> None:
-    """An enqueue that is under way holds up the end of its request: the instance can't be frozen before.
+    """A request ends only after its pending enqueues, so that the instance can't be frozen before.
 
-    The SDK's wrap_wsgi_app collects the response before it hands it on, so that the client waits with it.
+    The SDK's wrap_wsgi_app collects the response before it returns it, so the client waits too.
     """
     server = serve(MAIN)
     ask(server, "/hold")
@@ -87,7 +87,7 @@ def test_a_request_ends_after_what_it_has_started(serve: Serve, recorder: Record
 
 
 def test_what_fails_is_an_error(serve: Serve) -> None:
-    """An enqueue that nobody waited for and that the queue refuses is an ERROR in the log, with the call's name."""
+    """If nobody waits for an enqueue and the queue refuses it, the log has an ERROR with the call's name."""
     server = serve(MAIN)
 
     ask(server, "/defer?nowhere")

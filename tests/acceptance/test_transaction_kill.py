@@ -1,4 +1,4 @@
-"""A server that is killed in the middle of a commit: entity and task are there afterwards, or neither."""
+"""If a server is killed during a commit, both the entity and its task are stored, or neither is."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ app = wrap_wsgi_app(pages)
 """
 )
 
-# The server's command, which kills itself before or after a step of a commit once the file "armed" is there.
+# The server's command. Once the file "armed" exists, it kills itself before or after a step of a commit.
 CRASHING = """
 import os, pathlib, runpy, signal
 from deferred_middleware.server.api.taskqueue_add import DatastoreTransactions
@@ -81,7 +81,7 @@ if os.environ.get("DEFERRED_SOAK"):
 def test_a_kill_in_the_middle_of_a_commit(
     make_server: Serve, recorder: Recorder, point: str, model: str, there: bool
 ) -> None:
-    """At the worst moments of a commit ``kill -9`` leaves the entity with its task, which runs once, or neither."""
+    """After ``kill -9`` during a commit, either the entity exists and its task runs once, or neither exists."""
     files = {"main.py": MAIN, "crashing.py": CRASHING}
     server: Server = make_server(files, environ={"KILL_AT": point}, program=["crashing.py"]).start()
     server.post(f"/write/{model}/before", None)

@@ -1,1 +1,1 @@
-"""Tests of several parts together, with real sockets and processes where they matter."""
+"""Tests of several parts together, with real sockets and processes where needed."""

@@ -1,4 +1,4 @@
-"""Every status that Cloud Tasks can answer with: the documented error, retried or not, none lost and none twice."""
+"""For every status of Cloud Tasks the error and the retries are as documented, and no task is lost or doubled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.timed_adds import Clock, add
 
 STATUSES = {code.value[0]: code for code in grpc.StatusCode}
 FAULTS: list[tuple[str, Answer, Fault]] = []
-"""Name, what it means to us, and what the server does."""
+"""The test's id, the documented answer, and the server's fault."""
 for _number, _answer in answers.BY_STATUS.items():
     FAULTS.append((_answer.what, _answer, Fault(code=STATUSES[_number])))
     if _answer.maybe_enqueued:
@@ -46,7 +46,7 @@ each_fault = pytest.mark.parametrize(("answer", "fault"), [pytest.param(*facts, 
 each_that_passes = pytest.mark.parametrize(
     ("answer", "fault"), [pytest.param(answer, fault, id=name) for name, answer, fault in FAULTS if answer.retried]
 )
-# More than compression makes fit into a task: it is of random bytes.
+# Too large for a task even after compression, because the bytes are random.
 LARGE_BYTES = 200_000
 
 
@@ -59,7 +59,7 @@ def server() -> Iterator[CloudTasks]:
 
 @pytest.fixture
 def cloud(server: CloudTasks) -> Iterator[CloudTasks]:
-    """Let the SDK's client in this process talk to a Cloud Tasks server, as in a request, beside a datastore."""
+    """Point the SDK's client at a Cloud Tasks server, within a request, with a datastore."""
     bed = testbed.Testbed()
     bed.activate()
     bed.setup_env(DEFAULT_VERSION_HOSTNAME="app.example.com", HTTP_HOST="app.example.com", overwrite=True)
@@ -74,29 +74,29 @@ def cloud(server: CloudTasks) -> Iterator[CloudTasks]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the attempts."""
+    """Return a fake clock for the attempts."""
     return Clock()
 
 
 def names_in(cloud: CloudTasks) -> list[str]:
-    """Return the names of the tasks that wait."""
+    """Return the names of the waiting tasks."""
     return [held.task.name.rpartition("/")[2] for held in cloud.held()]
 
 
 def adds_to(cloud: CloudTasks) -> list[int]:
-    """Return of how many tasks each call was that created some."""
+    """Return the number of tasks in each call that creates tasks."""
     return [len(request.requests) if kind == "batch_create" else 1 for kind, request in cloud.calls]
 
 
 def chunks() -> int:
-    """Return how many chunks of payloads are in the datastore."""
+    """Return the number of payload chunks in the datastore."""
     from google.appengine.api import datastore
 
     return int(datastore.Query(overflow.KIND, namespace="").Count())
 
 
 def test_the_table_has_every_status() -> None:
-    """No status of gRPC's is missing, and none has another name."""
+    """The table has every gRPC status, under its own name."""
     statuses = {number: code.name for number, code in STATUSES.items() if number}
 
     assert {number: answer.what for number, answer in answers.BY_STATUS.items()} == statuses
@@ -104,7 +104,7 @@ def test_the_table_has_every_status() -> None:
 
 @each_fault
 def test_a_status_that_lasts(cloud: CloudTasks, clock: Clock, answer: Answer, fault: Fault) -> None:
-    """The error is the documented one, after one attempt or several; of a task that isn't there no payload stays."""
+    """If a status lasts, the error and the number of attempts are as documented, and no orphaned payload is left."""
     cloud.faults, cloud.lasting = [fault], True
 
     if answer.exists:
@@ -127,7 +127,7 @@ def test_a_status_that_lasts(cloud: CloudTasks, clock: Clock, answer: Answer, fa
 
 @each_that_passes
 def test_a_status_that_passes(cloud: CloudTasks, clock: Clock, answer: Answer, fault: Fault) -> None:
-    """What is retried is enqueued in the end, once, under the name of the first attempt, with its payload."""
+    """If a retried status passes, the task is enqueued once, under the first attempt's name, with its payload."""
     cloud.faults = [fault]
 
     task = add(clock, os.urandom(LARGE_BYTES))
@@ -139,14 +139,14 @@ def test_a_status_that_passes(cloud: CloudTasks, clock: Clock, answer: Answer, f
 
 @each_fault
 def test_many_of_which_the_first_rpc_fails(cloud: CloudTasks, answer: Answer, fault: Fault) -> None:
-    """Of many calls none is reported as enqueued that Cloud Tasks doesn't have, and none is there twice."""
+    """If the first RPC of many calls fails, the report counts only tasks that exist, and no task exists twice."""
     cloud.faults = [fault]
 
     report = defer_many((call(sample.note, i) for i in range(3)), raise_errors=False)
 
     names = names_in(cloud)
     assert len(set(names)) == len(names)
-    # A name of ours that the server calls taken is believed to be: nobody else can have it.
+    # If the server says that a generated name exists, the task is ours: nobody else can have the name.
     assert report.enqueued == (3 if answer.exists else len(names))
     assert report.enqueued + report.failed == 3
     assert report.failed == 0 or not answer.retried
@@ -154,7 +154,7 @@ def test_many_of_which_the_first_rpc_fails(cloud: CloudTasks, answer: Answer, fa
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND])
 def test_a_task_that_is_refused_alone(cloud: CloudTasks, code: grpc.StatusCode) -> None:
-    """Of a batch whatever can be enqueued is, and what is refused is known not to be: its payload goes."""
+    """If one task of a batch is refused, the others are enqueued and the refused one's payload is deleted."""
     cloud.refuse = lambda task: code if task.app_engine_http_request.headers.get("X-Bad") else None
 
     calls = [call(sample.note, os.urandom(LARGE_BYTES), _headers={"X-Bad": "1"} if i == 1 else {}) for i in range(4)]
@@ -171,7 +171,7 @@ def test_a_task_that_is_refused_alone(cloud: CloudTasks, code: grpc.StatusCode) 
 
 
 def test_a_batch_whose_answer_was_lost(cloud: CloudTasks) -> None:
-    """That all names of a batch are taken when it is repeated is success, and takes one RPC."""
+    """If a repeated batch finds all its names in use, that is success, after one RPC."""
     cloud.faults = [Fault(code=grpc.StatusCode.UNAVAILABLE, done=True)]
 
     report = defer_many(call(sample.note, i) for i in range(100))
@@ -182,7 +182,7 @@ def test_a_batch_whose_answer_was_lost(cloud: CloudTasks) -> None:
 
 
 def test_a_hundred_to_an_rpc(cloud: CloudTasks) -> None:
-    """Calls go in batches, each to its own queue."""
+    """Calls are sent in batches of a hundred, each to its own queue."""
     report = defer_many(call(sample.note, i, _queue=("quick", "slow")[i % 50 == 0]) for i in range(250))
 
     assert report.enqueued == 250
@@ -191,13 +191,13 @@ def test_a_hundred_to_an_rpc(cloud: CloudTasks) -> None:
 
 
 def test_names_that_are_taken(cloud: CloudTasks) -> None:
-    """A caller's name keeps its meaning: reported as being there by defer_many, an error of a batch."""
+    """If a name that the caller gave is in use, defer_many reports it, and a batch raises an error."""
     defer(sample.note, _name="taken")
 
     report = defer_many(call(sample.note, _name=name) for name in ("free", "taken", "also-free"))
     assert [result.status.value for result in report] == ["enqueued", "already there", "enqueued"]
 
-    with pytest.raises(NotAllEnqueuedError, match="'taken'"), defer_batch():  # noqa: PT012 - it is raised at its end
+    with pytest.raises(NotAllEnqueuedError, match="'taken'"), defer_batch():  # noqa: PT012 - raised at the batch's end
         defer(sample.note)
         taken = defer_async(sample.note, _name="taken")
     assert isinstance(taken.exception(), taskqueue.TaskAlreadyExistsError)
@@ -205,7 +205,7 @@ def test_names_that_are_taken(cloud: CloudTasks) -> None:
 
 
 def test_defer_async_goes_on_by_itself(cloud: CloudTasks) -> None:
-    """It gets over what passes, under one name, without anybody waiting; and it has a limit."""
+    """defer_async retries by itself under one name, for a limited time, even if nobody waits for it."""
     install_settings(Settings(enqueue_seconds=30))
     cloud.faults = [Fault(code=grpc.StatusCode.UNAVAILABLE), Fault(code=grpc.StatusCode.UNAVAILABLE, done=True)]
 
@@ -223,7 +223,7 @@ def test_defer_async_goes_on_by_itself(cloud: CloudTasks) -> None:
 def test_without_credentials_nothing_was_sent(
     cloud: CloudTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An app that can't sign in gets an error that says that no task is there, for all of a batch at once."""
+    """Without credentials nothing is sent, and one error for the whole batch says that no task exists."""
     monkeypatch.delenv("CLOUD_TASKS_EMULATOR_HOST")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
 
@@ -236,5 +236,5 @@ def test_without_credentials_nothing_was_sent(
 
 
 def test_each_status_is_its_own_answer() -> None:
-    """No two of the table are the same, so that the manual says something of each."""
+    """No two answers in the table are the same, so that the manual explains each."""
     assert len({dataclasses.astuple(answer) for answer in answers.BY_STATUS.values()}) == len(answers.BY_STATUS)

@@ -1,4 +1,4 @@
-"""The same app on three engines, the local server, the SDK's own stub and Cloud Tasks: what defer does is the same."""
+"""defer behaves the same on three engines: the local server, the SDK's own stub and Cloud Tasks."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def mark() -> str:
-    """Tell this test's tasks from others'."""
+    """Return an identifier of this test's tasks."""
     return f"m{uuid.uuid4().hex}"
 
 
 def wait_until_removed(app: App, chunks: int = 0) -> None:
-    """Wait until no more than ``chunks`` are in the datastore, which is when the tasks are done that had them."""
+    """Wait until at most ``chunks`` are in the datastore; by then the tasks that had payloads there are done."""
     deadline = time.monotonic() + WAIT_SECONDS
     while app.ask("/payloads")["chunks"] > chunks:
         assert time.monotonic() < deadline, app.ask("/payloads")
 
 
 def chunks(app: App) -> int:
-    """Return how many chunks of payloads are in the datastore."""
+    """Return the number of payload chunks in the datastore."""
     count: int = app.ask("/payloads")["chunks"]
     return count
 
 
 def test_a_call_runs(app: App, mark: str) -> None:
-    """It runs with its arguments, under the URL that names it, as the task that defer returned."""
+    """A call runs with its arguments, at the URL with its label, as the task that defer returned."""
     answer = app.defer("record", mark, 1, [2], {"three": 3})
 
     told = app.told_of(mark)
@@ -59,14 +59,14 @@ def test_a_call_runs(app: App, mark: str) -> None:
 
 @pytest.mark.parametrize("namespace", ["tenant", ""])
 def test_the_namespace_is_restored(app: App, mark: str, namespace: str) -> None:
-    """The task runs in the namespace that was current at defer, whatever a middleware makes of its request."""
+    """A task runs in the namespace that was current at defer, even if a middleware sets another one."""
     app.defer("record", mark, namespace=namespace)
 
     assert app.told_of(mark)["namespace"] == namespace
 
 
 def test_the_users_headers_come_along(app: App, mark: str) -> None:
-    """Headers of the caller's reach the task's request, and the platform's say who sent it."""
+    """The caller's headers and the platform's reach the task's request."""
     app.defer("record", mark, options={"_headers": {"X-Colour": "blue"}, "_name": mark})
 
     headers = app.told_of(mark)["headers"]
@@ -78,7 +78,7 @@ def test_the_users_headers_come_along(app: App, mark: str) -> None:
 
 @pytest.mark.parametrize("option", ["_countdown", "eta_seconds"])
 def test_nothing_runs_before_its_time(app: App, mark: str, option: str) -> None:
-    """A task with an ETA or a countdown runs then, and is told when it was due."""
+    """A task with an ETA or a countdown doesn't run early, and its request has the ETA."""
     started = time.time()
 
     app.defer("record", mark, options={option: 0.7})
@@ -88,7 +88,7 @@ def test_nothing_runs_before_its_time(app: App, mark: str, option: str) -> None:
 
 
 def test_a_name_is_used_once(app: App, mark: str) -> None:
-    """A second task of the same name is refused, while the first one waits and when it has run."""
+    """A second task of the same name is refused, both while the first one waits and after it has run."""
     app.defer("record", mark, options={"_name": mark, "_countdown": 3600})
     kinds, message = app.refuses("record", mark, options={"_name": mark})
     assert {"TaskAlreadyExistsError", "EnqueueError", "DeferredError"} <= set(kinds)
@@ -102,13 +102,13 @@ def test_a_name_is_used_once(app: App, mark: str) -> None:
         kinds, message = app.refuses("record", mark, options={"_name": f"{mark}-2"})
         if "TombstonedTaskError" in kinds or app.engine == "cloudtasks":
             break
-        assert "TaskAlreadyExistsError" in kinds  # it has told, and is not done yet
+        assert "TaskAlreadyExistsError" in kinds  # the first task has sent its note, but is not done yet
         assert time.monotonic() < deadline
     assert {"TombstonedTaskError", "TaskAlreadyExistsError"} & set(kinds)
 
 
 def test_an_unknown_queue_is_an_error(app: App, mark: str) -> None:
-    """The error is the SDK's own for it and names the queue; nothing of the payload is left."""
+    """Deferring to an unknown queue raises the SDK's error with the queue's name, and leaves no payload."""
     before = chunks(app)
 
     kinds, message = app.refuses("record_size", mark, random_bytes=200_000, options={"_queue": "nowhere"})
@@ -119,7 +119,7 @@ def test_an_unknown_queue_is_an_error(app: App, mark: str) -> None:
 
 
 def test_too_large_is_an_error(app: App, mark: str) -> None:
-    """Above DEFERRED_MAX_PAYLOAD_BYTES the error is the SDK's own, and says how large and what the limit is."""
+    """A payload above DEFERRED_MAX_PAYLOAD_BYTES raises the SDK's error, with its size and the limit."""
     kinds, message = app.refuses("record_size", mark, random_bytes=3_100_000)
 
     assert {"TaskTooLargeError", "EnqueueError"} <= set(kinds)
@@ -129,7 +129,7 @@ def test_too_large_is_an_error(app: App, mark: str) -> None:
 
 @pytest.mark.parametrize("size", [1_000, 102_000, 200_000, 2_500_000])
 def test_a_payload_of_any_size_runs(app: App, mark: str, size: int) -> None:
-    """It arrives as it was, in the namespace it was deferred in, and when the task is done nothing of it is left."""
+    """A payload of any size arrives unchanged, in its namespace, and is deleted when the task is done."""
     before = chunks(app)
 
     answer = app.defer("record_size", mark, random_bytes=size, namespace="tenant")
@@ -141,7 +141,7 @@ def test_a_payload_of_any_size_runs(app: App, mark: str, size: int) -> None:
 
 
 def test_what_compresses_is_compressed(app: App, mark: str) -> None:
-    """A large payload that compresses well needs no datastore."""
+    """A large payload that compresses well is not stored in the datastore."""
     before = app.ask("/payloads")
 
     app.defer("record_text", "x" * 1_000_000, mark)
@@ -151,7 +151,7 @@ def test_what_compresses_is_compressed(app: App, mark: str) -> None:
 
 
 def test_a_failed_attempt_is_repeated(app: App, mark: str) -> None:
-    """A task that fails is tried again, with its payload, and told how often it was tried."""
+    """A failed task is retried with its payload and the number of attempts."""
     options = {"_retry_options": {"task_retry_limit": 3, "min_backoff_seconds": 1, "max_backoff_seconds": 1}}
 
     answer = app.defer("fail_first", mark, 1, options=options)
@@ -161,7 +161,7 @@ def test_a_failed_attempt_is_repeated(app: App, mark: str) -> None:
 
 
 def test_a_payload_of_a_failed_task_stays_until_it_is_swept(app: App, mark: str) -> None:
-    """A task that failed for good can be run again; the sweep removes its payload when its time is over."""
+    """A task that failed for good keeps its payload, so that it can be replayed, until the sweep after the expiry."""
     app.defer("fail_for_good", mark, random_bytes=200_000)
     app.told_of(mark)
 
@@ -178,7 +178,7 @@ either = pytest.mark.parametrize("size", [100, 200_000])
 @either
 @pytest.mark.parametrize("transactional", [True, "auto"])
 def test_committed_means_enqueued(app: App, mark: str, transaction: str, size: int, transactional: object) -> None:
-    """A transactional task runs once its transaction is committed, with its payload."""
+    """A transactional task runs with its payload after the transaction commits."""
     options = {"_transactional": transactional}
 
     answer = app.defer(
@@ -193,7 +193,7 @@ def test_committed_means_enqueued(app: App, mark: str, transaction: str, size: i
 @both
 @either
 def test_rolled_back_means_not_enqueued(app: App, mark: str, transaction: str, size: int) -> None:
-    """Nothing is left of a transaction that is rolled back: no task, no payload, no entity."""
+    """A transaction that is rolled back leaves no task, no payload and no entity."""
     before = chunks(app)
 
     app.ask(
@@ -216,7 +216,7 @@ def test_rolled_back_means_not_enqueued(app: App, mark: str, transaction: str, s
 @both
 @either
 def test_a_conflict_enqueues_once(app: App, mark: str, transaction: str, size: int) -> None:
-    """Of a transaction that was tried three times the last attempt's task runs, and nothing of the others is left."""
+    """If a transaction is tried three times, only the last attempt's task runs, and nothing else is left."""
     before = chunks(app)
 
     assert app.ask("/conflict", mark=mark, transaction=transaction, random_bytes=size) == {"attempts": 3}
@@ -229,7 +229,7 @@ def test_a_conflict_enqueues_once(app: App, mark: str, transaction: str, size: i
 
 @both
 def test_a_sixth_task_is_refused(app: App, mark: str, transaction: str) -> None:
-    """A transaction takes five tasks, and one with more is an error that says so."""
+    """A transaction takes five tasks; a sixth one raises an error that says so."""
     asked: dict[str, Any] = {"transaction": transaction, "options": {"_transactional": True}}
     kinds, message = app.refuses("record", mark, times=6, **asked)
     assert {"TransactionLimitError", "BadRequestError", "EnqueueError"} <= set(kinds)
@@ -241,7 +241,7 @@ def test_a_sixth_task_is_refused(app: App, mark: str, transaction: str) -> None:
 
 @both
 def test_a_missing_xg_is_an_error(app: App, mark: str, transaction: str) -> None:
-    """What makes the task an entity of its own in the transaction is refused with a hint, and what doesn't is taken."""
+    """Without xg, a task that is an entity of its own is refused with a hint, and any other task is accepted."""
     asked: dict[str, Any] = {"transaction": transaction, "write": mark, "xg": False}
     asked["options"] = {"_transactional": True}
 
@@ -259,7 +259,7 @@ def test_a_missing_xg_is_an_error(app: App, mark: str, transaction: str) -> None
 
 
 def test_outside_a_transaction_is_an_error(app: App, mark: str) -> None:
-    """True needs a transaction, and "auto" doesn't."""
+    """_transactional=True needs a transaction, and "auto" doesn't."""
     kinds, message = app.refuses("record", mark, options={"_transactional": True})
     assert {"BadTransactionStateError", "TransactionError"} <= set(kinds)
     assert "there is none" in message
@@ -269,7 +269,7 @@ def test_outside_a_transaction_is_an_error(app: App, mark: str) -> None:
 
 
 def test_a_name_in_a_transaction_is_an_error(app: App, mark: str) -> None:
-    """The error names the option."""
+    """If a task in a transaction has a name, the error names the option."""
     for transactional in (True, "auto"):
         options = {"_transactional": transactional, "_name": mark}
         kinds, message = app.refuses("record", mark, transaction="ndb", options=options)
@@ -278,9 +278,9 @@ def test_a_name_in_a_transaction_is_an_error(app: App, mark: str) -> None:
 
 
 def test_the_sdks_own_calls_work(app: App, mark: str) -> None:
-    """What was deferred can be deleted, counted and purged with the SDK."""
+    """The SDK's own calls delete, count and purge deferred tasks."""
     if app.engine == "cloudtasks":
-        return  # the SDK's own client for Cloud Tasks knows no emulator, and ours adds tasks only
+        return  # the SDK's own client for Cloud Tasks can't use an emulator, and ours only adds tasks
     names = [f"{mark}-{number}" for number in range(3)]
 
     local = app.engine == "local"
@@ -292,7 +292,7 @@ def test_the_sdks_own_calls_work(app: App, mark: str) -> None:
 
 
 def test_a_killed_process_leaves_nothing_of_its_transaction(tmp_path: Path, mark: str) -> None:
-    """An app process that is killed between its writes and the commit leaves no entity, no payload and no task."""
+    """If an app process is killed between its writes and the commit, no entity, payload or task is left."""
     with running_on("local", tmp_path) as app:
 
         def ask() -> None:
@@ -308,7 +308,7 @@ def test_a_killed_process_leaves_nothing_of_its_transaction(tmp_path: Path, mark
                     options={"_transactional": True},
                 )
             except (OSError, ValueError):
-                return  # the process is gone, and so is the answer
+                return  # the process is dead, so there is no answer
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -323,7 +323,7 @@ def test_a_killed_process_leaves_nothing_of_its_transaction(tmp_path: Path, mark
 
 
 def ask_when_up(app: App, path: str, **asked: Any) -> dict[str, Any]:
-    """Ask as soon as the app's process is there again."""
+    """Send a request as soon as the app's process is available again."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:

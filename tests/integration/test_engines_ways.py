@@ -1,4 +1,4 @@
-"""defer_async, defer_many, batches and RetryLater on three engines: what they do is the same."""
+"""defer_async, defer_many, batches and RetryLater behave the same on three engines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.engines.apps import ENGINES, App, running_on
 
-# Of the app, which can't be imported here: it is for a process of its own.
+# A copy of the app's WAYS. The app can't be imported here, because it needs a process of its own.
 WAYS = ("result", "get_result", "await", "yield", "callback", "forget")
 
 
@@ -19,7 +19,7 @@ WAYS = ("result", "get_result", "await", "yield", "callback", "forget")
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """Run the app on an engine."""
     with running_on(request.param, tmp_path_factory.mktemp(request.param)) as running:
-        running.adds()  # it counts from here on
+        running.adds()  # start counting
         yield running
 
 
@@ -34,18 +34,18 @@ def coalescing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def mark() -> str:
-    """Tell this test's tasks from others'."""
+    """Return an identifier of this test's tasks."""
     return f"m{uuid.uuid4().hex}"
 
 
 def told(app: App, mark: str, count: int) -> list[dict[str, Any]]:
-    """Return what ``count`` tasks tell."""
+    """Return the notes of ``count`` tasks."""
     return [app.told_of(mark) for _ in range(count)]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_asynchronous_calls_run(app: App, mark: str, way: str) -> None:
-    """However its caller waits for them, each task is enqueued once, and none that nobody waits for is lost."""
+    """However the caller waits, each task is enqueued once, and none is lost if nobody waits."""
     answer = app.ask("/asynchronously", way=way, mark=mark, count=3)
 
     ran = told(app, mark, 3)
@@ -57,7 +57,7 @@ def test_asynchronous_calls_run(app: App, mark: str, way: str) -> None:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "forget"])
 def test_an_asynchronous_failure_is_raised(app: App, mark: str, way: str) -> None:
-    """Whoever waits gets what defer would have raised."""
+    """Waiting for a failed enqueue raises what defer would raise."""
     answer = app.ask("/asynchronously", way=way, mark=mark, count=3, options={"_queue": "nowhere"})
 
     kinds = {kind.rpartition(".")[2] for kind in answer["error"]}
@@ -66,7 +66,7 @@ def test_an_asynchronous_failure_is_raised(app: App, mark: str, way: str) -> Non
 
 
 def test_a_failure_that_nobody_waits_for_is_logged(app: App, mark: str) -> None:
-    """It is an ERROR with the call's name, at the end of the request."""
+    """If nobody waits for a failed enqueue, the log has an ERROR with the call's name at the end of the request."""
     app.ask("/asynchronously", way="forget", mark=mark, count=1, options={"_queue": f"no-{mark}"})
 
     logged = app.told_of(mark)
@@ -75,7 +75,7 @@ def test_a_failure_that_nobody_waits_for_is_logged(app: App, mark: str) -> None:
 
 
 def test_many_calls_run(app: App, mark: str) -> None:
-    """A hundred go in an RPC, those of different queues in different ones, and the report is in order."""
+    """An RPC takes up to a hundred calls of one queue, and the report is in order."""
     app.adds()
 
     answer = app.ask("/many", mark=mark, options=[{"_queue": "quick"}] * 120 + [{}] * 3)
@@ -89,7 +89,7 @@ def test_many_calls_run(app: App, mark: str) -> None:
 
 
 def test_what_is_wrong_with_one_does_not_stop_the_others(app: App, mark: str) -> None:
-    """The report tells of a name that is taken, and of a queue that isn't there; the others run."""
+    """The report shows a name that is in use and an unknown queue, and the other calls run."""
     app.defer("record", mark, "first", options={"_name": mark, "_countdown": 3600})
 
     answer = app.ask("/many", mark=mark, options=[{}, {"_name": mark}, {"_queue": "nowhere"}, {}])
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_one_does_not_stop_the_others(app: App, mark: str) ->
 
 
 def test_a_batch_leaves_together(app: App, mark: str) -> None:
-    """What is deferred inside goes in one RPC."""
+    """Calls in a batch are sent in one RPC."""
     app.adds()
 
     answer = app.ask("/together", mark=mark)
@@ -110,7 +110,7 @@ def test_a_batch_leaves_together(app: App, mark: str) -> None:
 
 
 def test_a_batch_that_raises_sends_nothing(app: App, mark: str) -> None:
-    """Nothing of it is enqueued."""
+    """If a batch raises, nothing is enqueued."""
     app.adds()
 
     answer = app.ask("/together", mark=mark, raises=True)
@@ -120,7 +120,7 @@ def test_a_batch_that_raises_sends_nothing(app: App, mark: str) -> None:
 
 
 def test_a_requests_calls_leave_together(coalescing: App, mark: str) -> None:
-    """With DEFERRED_COALESCE what a request deferred asynchronously goes in one RPC at its end."""
+    """With DEFERRED_COALESCE, a request's asynchronous calls are sent in one RPC at its end."""
     coalescing.adds()
 
     coalescing.ask("/asynchronously", way="forget", mark=mark, count=5)
@@ -131,7 +131,7 @@ def test_a_requests_calls_leave_together(coalescing: App, mark: str) -> None:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("forget", "callback")])
 def test_who_waits_lets_them_leave(coalescing: App, mark: str, way: str) -> None:
-    """With DEFERRED_COALESCE waiting for one of them lets those leave that there are."""
+    """With DEFERRED_COALESCE, waiting for one call sends all pending calls."""
     coalescing.adds()
 
     answer = coalescing.ask("/asynchronously", way=way, mark=mark, count=4)
@@ -142,7 +142,7 @@ def test_who_waits_lets_them_leave(coalescing: App, mark: str, way: str) -> None
 
 
 def test_a_coalesced_failure_is_logged(coalescing: App, mark: str) -> None:
-    """What can't be enqueued at the request's end is an ERROR with the call's name."""
+    """If a call can't be enqueued at the request's end, the log has an ERROR with its name."""
     coalescing.ask("/asynchronously", way="forget", mark=mark, count=1, options={"_queue": f"no-{mark}"})
 
     logged = coalescing.told_of(mark)
@@ -152,7 +152,7 @@ def test_a_coalesced_failure_is_logged(coalescing: App, mark: str) -> None:
 
 @pytest.mark.parametrize("size", [100, 200_000])
 def test_retry_later_tries_again(app: App, mark: str, size: int) -> None:
-    """Each attempt is a task of its own, with the call's payload, namespace and headers, and they are counted on."""
+    """Each retry is a new task with the call's payload, namespace and headers, and continues the attempt count."""
     answer = app.defer(
         "retry_later", mark, 2, random_bytes=size, namespace="tenant", options={"_headers": {"X-Colour": "blue"}}
     )
@@ -165,7 +165,7 @@ def test_retry_later_tries_again(app: App, mark: str, size: int) -> None:
 
 
 def test_the_last_attempt_is_a_dead_letter(app: App, mark: str) -> None:
-    """A RetryLater of a task that has had its attempts is an ERROR, and no further attempt."""
+    """RetryLater in the last attempt is logged as an ERROR, and no further attempt follows."""
     app.defer("retry_later", mark, 9, random_bytes=100, options={"_max_attempts": 2})
 
     first, second, logged = (*told(app, mark, 2), _logged_of(app, mark))

@@ -1,4 +1,4 @@
-"""Every answer that a queue can give, on the wire: the documented error, retried or not, none lost and none twice."""
+"""For every answer of a queue the error and the retries are as documented, and no task is lost or doubled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.timed_adds import Clock, add
 
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
-    """A server to fail."""
+    """Run a server that fails on demand."""
     server = FaultyServer()
     install_settings(Settings(enqueue_seconds=0.5))
     with faults.connected(server):
@@ -36,12 +36,12 @@ def server() -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the attempts."""
+    """Return a fake clock for the attempts."""
     return Clock()
 
 
 def test_the_table_has_every_code_of_the_sdk() -> None:
-    """No code of the two enumerations is missing, and none has another name."""
+    """The table has every code of the two enumerations, under its own name."""
     codes = {code: name for name, code in taskqueue_pb.TaskQueueServiceError.ErrorCode.items() if code}
     rpc_errors = {code: name for name, code in remote_api_pb.RpcError.ErrorCode.items()}
 
@@ -52,7 +52,7 @@ def test_the_table_has_every_code_of_the_sdk() -> None:
 
 @each_answer
 def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """The error is the documented one, after a single attempt or several; a name of ours that is taken is success."""
+    """If an answer lasts, the error and the number of attempts are as documented; a used generated name is success."""
     server.fail(fault, lasting=True)
 
     if answer.exists:
@@ -77,7 +77,7 @@ def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer
 
 @each_that_passes
 def test_an_answer_that_passes(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """What is retried is enqueued in the end, once, under the name of the first attempt."""
+    """If a retried answer passes, the task is enqueued once, under the first attempt's name."""
     server.fail(fault)
 
     task = add(clock)
@@ -89,7 +89,7 @@ def test_an_answer_that_passes(server: FaultyServer, clock: Clock, answer: Answe
 
 @each_answer
 def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """A caller's name is never success by being taken: if an attempt was cut off, the error says what that may mean."""
+    """A caller's name in use is never success; if an attempt was cut off, the error says what that may mean."""
     server.fail(fault)
 
     if answer.retried and not added:
@@ -105,8 +105,8 @@ def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answe
 def test_a_report_of_many(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, fault: Fault, added: bool
 ) -> None:
-    """Of many calls none is reported as enqueued that the server doesn't have, and none is there twice."""
-    # In real time, where the server is silent.
+    """If an answer affects some of many calls, the report counts only tasks that exist, and no task exists twice."""
+    # A silent server makes attempts wait in real time.
     monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.1)
     monkeypatch.setattr(default_api_stub, "DEADLINE_DELTA_SECONDS", 0.1)
     install_settings(Settings(enqueue_seconds=30))
@@ -116,14 +116,14 @@ def test_a_report_of_many(
 
     names = faults.names_of(server.tasks)
     assert len(set(names)) == len(names)
-    # A name of ours that the server calls taken is believed to be: nobody else can have it.
+    # If the server says that a generated name exists, the task is ours: nobody else can have the name.
     assert report.enqueued == (3 if answer.exists else len(names))
     assert report.enqueued + report.failed == 3
     assert report.failed == 0 or not answer.retried
 
 
 def test_one_attempt_without_a_name(server: FaultyServer, clock: Clock) -> None:
-    """With DEFERRED_ENQUEUE_SECONDS=0 the queue chooses the name, and nothing is tried again."""
+    """With DEFERRED_ENQUEUE_SECONDS=0 the queue generates the name, and nothing is retried."""
     install_settings(Settings(enqueue_seconds=0))
     server.fail(Closed(added=True))
 
@@ -136,7 +136,7 @@ def test_one_attempt_without_a_name(server: FaultyServer, clock: Clock) -> None:
 
 
 def test_delays_grow_and_chance_shortens_them(server: FaultyServer, clock: Clock) -> None:
-    """The bound of a delay doubles, and up to half of it is chance."""
+    """The maximum delay doubles with each retry, and up to half of it is random."""
     install_settings(Settings(enqueue_seconds=60))
     server.fail(Closed(), lasting=True)
     chances = iter([0.0, 0.5, 0.999] * 20)
@@ -151,8 +151,8 @@ def test_delays_grow_and_chance_shortens_them(server: FaultyServer, clock: Clock
 
 
 def test_an_attempt_leaves_time_for_others(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is silent costs one attempt, not the whole time."""
-    # In real time, of which the SDK takes a second more than it is given.
+    """A silent server takes the time of one attempt, not the whole limit."""
+    # This runs in real time; the SDK waits a second longer than its deadline.
     install_settings(Settings(enqueue_seconds=30))
     server.fail(Silent(), None)
     monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.1)
@@ -162,7 +162,7 @@ def test_an_attempt_leaves_time_for_others(server: FaultyServer, monkeypatch: py
 
 
 def test_defer_async_over_the_wire(server: FaultyServer, caplog: pytest.LogCaptureFixture) -> None:
-    """An enqueue that is under way gets over a closed connection by itself, and a refused one tells."""
+    """A pending defer_async retries by itself after a closed connection, and raises if it is refused."""
     install_settings(Settings(enqueue_seconds=30))
     server.fail(Closed(added=True), None, Results(taskqueue_pb.TaskQueueServiceError.PERMISSION_DENIED))
 

@@ -1,4 +1,4 @@
-"""Every combination of what a request can say of itself, in process: exactly the task queue's own run."""
+"""Every combination of a request's properties, in process: exactly the task queue's own requests run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.watching import watch
 
 @pytest.mark.parametrize("place", PLACES)
 def test_exactly_the_task_queues_requests_run(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all combinations those that the oracle calls legitimate run, and every other one is a 4xx, and unread."""
+    """The requests that the oracle calls legitimate run; every other one gets a 4xx, and its body is not read."""
     monkeypatch.setattr(logging.getLogger("deferred_middleware"), "disabled", True)
     app = app_at(place)
     statuses: list[str] = []

@@ -1,9 +1,9 @@
-"""A task's request with something changed in it, twenty thousand times (with DEFERRED_SOAK a million).
+"""A task's request with random changes, twenty thousand times (with DEFERRED_SOAK a million).
 
-Hypothesis chooses what is changed, several things at once: bits of the signature and the body, what they are cut to or
-followed by, lengths, headers, method and path. What should become of it is told by an oracle that compares what the
-handler relies on with what was signed: a request that still is the task's runs, and any other is a 4xx, of which
-nothing is imported, decompressed or unpickled, and about which neither the client nor the log is told anything.
+Hypothesis chooses one or more changes: flipped bits, cuts and additions in the signature and the body, other lengths,
+headers, methods and paths. An oracle compares the request with what was signed and says what the handler should do. A
+request that is still the task's runs. Any other request gets a 4xx, nothing of it is imported, decompressed or
+unpickled, and neither the client nor the log gets any details.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ Change = Callable[[Environ], None]
 
 
 class Broken(io.BytesIO):
-    """A body whose connection breaks off after so much."""
+    """A body whose connection breaks off after some bytes."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read what there is, and then fail as a server would."""
+        """Read what is left, and then fail as a server would."""
         found = super().read(size)
         if not found:
             raise ConnectionResetError("the client is gone")
@@ -68,32 +68,32 @@ class Broken(io.BytesIO):
 
 
 def put(environ: Environ, key: str, value: str | None) -> None:
-    """Set a key of the request, or take it out."""
+    """Set a key of the request, or delete it."""
     environ.pop(key, None)
     if value is not None:
         environ[key] = value
 
 
 def flip(environ: Environ, key: str, at: int, bit: int) -> None:
-    """Change one bit of a text."""
+    """Flip one bit of a value."""
     text = environ.get(key) or "?"
     at %= len(text)
     environ[key] = text[:at] + chr(ord(text[at]) ^ 1 << bit) + text[at + 1 :]
 
 
 def cut(environ: Environ, key: str, at: int) -> None:
-    """Leave some characters of a text."""
+    """Keep only the start of a value."""
     text = environ.get(key) or ""
     environ[key] = text[: at % (len(text) + 1)]
 
 
 def add(environ: Environ, key: str, text: str) -> None:
-    """Add to a text, as servers do with a header that is there twice."""
+    """Append to a value, as servers do for a repeated header."""
     environ[key] = (environ.get(key) or "") + text
 
 
 def send(environ: Environ, make: Callable[[bytes], bytes], *, counted: bool) -> None:
-    """Send another body; ``counted`` with the length that it has."""
+    """Replace the body; if ``counted``, also set its length."""
     body = make(environ["wsgi.input"].getvalue())
     environ["wsgi.input"] = io.BytesIO(body)
     if counted:
@@ -101,14 +101,14 @@ def send(environ: Environ, make: Callable[[bytes], bytes], *, counted: bool) -> 
 
 
 def chunked(environ: Environ) -> None:
-    """Send the body without a length, through a server that knows its end."""
+    """Send the body without a length, through a server that marks its end."""
     environ.pop("CONTENT_LENGTH", None)
     environ["HTTP_TRANSFER_ENCODING"] = "chunked"
     environ["wsgi.input_terminated"] = True
 
 
 def break_off(environ: Environ, at: int) -> None:
-    """Break the connection off after so many bytes."""
+    """Break the connection off after ``at`` bytes."""
     environ["wsgi.input"] = Broken(environ["wsgi.input"].getvalue()[:at])
 
 
@@ -150,7 +150,7 @@ lengths = st.integers(-2, 2 * len(BODY)).map(str) | st.sampled_from(["9" * 30, "
 
 
 def changing(change: Callable[..., None], **drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Change]:
-    """Return what draws a change's arguments."""
+    """Return a strategy that draws the arguments of ``change``."""
     return st.fixed_dictionaries(drawn).map(lambda arguments: functools.partial(change, **arguments))
 
 
@@ -173,7 +173,7 @@ changes: st.SearchStrategy[Change] = st.one_of(
     changing(chunked),
     changing(break_off, at=places),
 )
-# On App Engine standard the platform takes headers from strangers, so that one at least is missing or wrong.
+# App Engine standard removes these headers from outside requests, so at least one is missing or wrong.
 betrayals: st.SearchStrategy[Change] = st.one_of(
     changing(put, key=st.sampled_from([NAME, QUEUE]), value=st.sampled_from([None, ""])),
     changing(add, key=st.sampled_from([NAME, QUEUE]), text=header_text.map(",".__add__)),
@@ -183,7 +183,7 @@ requests = st.tuples(st.lists(changes, max_size=3), betrayals)
 
 
 def is_still_the_task(place: str, environ: Environ) -> bool:
-    """Tell whether what the handler relies on is as it was signed, whatever else of the request has changed."""
+    """Return whether everything that the handler relies on is as it was signed, whatever else has changed."""
     stream, length = environ["wsgi.input"], environ.get("CONTENT_LENGTH")
     body = stream.getvalue()
     if length:
@@ -207,7 +207,7 @@ def is_still_the_task(place: str, environ: Environ) -> bool:
 
 
 def answered(app: DeferredMiddleware, environ: Environ) -> Response:
-    """Return what is answered, watched by wsgiref's validator, unless it would stop at the request itself."""
+    """Return the app's response, checked by wsgiref's validator unless the validator would reject the request."""
     length = environ.get("CONTENT_LENGTH") or "0"
     if (
         environ["REQUEST_METHOD"] in ("POST", "GET", "HEAD", "PUT", "DELETE")
@@ -228,7 +228,7 @@ def answered(app: DeferredMiddleware, environ: Environ) -> Response:
 
 
 class Discretion(logging.Handler):
-    """Reads what is logged, and keeps what must not be there."""
+    """Reads log records, and keeps those that contain secrets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ class Discretion(logging.Handler):
 
 @contextlib.contextmanager
 def discreet() -> Iterator[Discretion]:
-    """Have a reader of the log alone: others, such as pytest's, would keep it, and read source files to format it."""
+    """Install this handler alone: others, such as pytest's, would store the records and read source files for them."""
     logger, handler = logging.getLogger("deferred_middleware"), Discretion()
     before = logger.handlers, logger.propagate
     logger.handlers, logger.propagate = [handler], False
@@ -253,7 +253,7 @@ def discreet() -> Iterator[Discretion]:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_changed_request_is_refused_unread(place: str) -> None:
-    """What still is the task's request runs; anything else is a 4xx, unread, and is told nothing."""
+    """A request that is still the task's runs; any other gets a 4xx without details, and its body is not read."""
     elsewhere = place.startswith("elsewhere")
     app = middleware(None if elsewhere else "standard", keys=() if place == "standard" else (KEY,))
     base = task_environ(BODY, **{SIGNATURE: SIGNED_WITH_NAME if "name" in place else SIGNED, NAMESPACE: "tenant"})
@@ -273,7 +273,7 @@ def test_a_changed_request_is_refused_unread(place: str) -> None:
             if place == "standard":
                 betrayal(environ)
             elif place == "standard with a key" and SIGNATURE not in environ:
-                environ[SIGNATURE] = ""  # none at all would be for the platform to vouch for
+                environ[SIGNATURE] = ""  # with no signature at all, the platform would have to prove the origin
             legitimate = place != "standard" and is_still_the_task(place, environ)
             sample.ran.clear()
             with watch() as seen:
@@ -290,5 +290,5 @@ def test_a_changed_request_is_refused_unread(place: str) -> None:
         fuzz()
     assert log.told == []
     assert sum(count.values()) >= REQUESTS // len(PLACES)
-    # What is refused is refused for what was changed in it: the rest runs.
+    # Outside App Engine standard some requests run, so the refusals are caused by the changes.
     assert (count[True] > 0) == (place != "standard")

@@ -22,7 +22,7 @@ JSON = {"Accept": "application/json"}
 
 
 def picture(width_px: int = 400, height_px: int = 300, kind: str = "PNG", noise: bool = False) -> bytes:
-    """Return a picture as a file's bytes."""
+    """Return a picture as the bytes of a file."""
     file = io.BytesIO()
     made = Image.effect_noise((width_px, height_px), 90) if noise else Image.new("L", (width_px, height_px), 90)
     made.convert("RGB").save(file, kind)
@@ -30,7 +30,7 @@ def picture(width_px: int = 400, height_px: int = 300, kind: str = "PNG", noise:
 
 
 class Gallery:
-    """The example's app, its client, and a queue whose tasks are delivered when a test says so."""
+    """The example's app, a client for it, and a queue whose tasks the test delivers."""
 
     def __init__(self, main: ModuleType, taskqueue: Any) -> None:
         self.main = main
@@ -38,22 +38,22 @@ class Gallery:
         self.taskqueue = taskqueue
 
     def upload(self, *files: tuple[str, bytes], **headers: str) -> Any:
-        """Send files as the page's form does."""
+        """Upload files as the page's form does."""
         from werkzeug.datastructures import FileStorage, MultiDict
         from werkzeug.test import encode_multipart
 
         parts = MultiDict([("photo", FileStorage(io.BytesIO(data), name)) for name, data in files])
-        boundary, body = encode_multipart(parts)  # in memory: the client itself would leave a temporary file open
+        boundary, body = encode_multipart(parts)  # in memory, because the client itself leaves a temporary file open
         return self.client.post(
             "/photos", data=body, content_type=f"multipart/form-data; boundary={boundary}", headers=headers or JSON
         )
 
     def photos(self) -> list[dict[str, Any]]:
-        """Ask for the list."""
+        """Request the list of photographs."""
         return list(self.client.get("/api/photos").get_json()["photos"])
 
     def tasks(self) -> list[dict[str, Any]]:
-        """Return the tasks on the queue."""
+        """Return the queued tasks."""
         return list(self.taskqueue.GetTasks("default"))
 
     def deliver(self, task: dict[str, Any], retry_count: int = 0) -> Any:
@@ -78,7 +78,7 @@ class Gallery:
 
 @pytest.fixture
 def gallery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gallery]:
-    """The example's app with empty stubs; the SDK's context, which changes the whole process, is left out."""
+    """Set up the example's app with empty stubs, without wrap_wsgi_app, which changes the whole process."""
     from google.appengine import api
     from google.appengine.ext import testbed
 
@@ -102,7 +102,7 @@ def gallery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gallery]:
 
 
 def test_an_upload_is_answered_before_the_work_is_done(gallery: Gallery) -> None:
-    """A photograph is listed as queued at once, with a task for each of its pieces."""
+    """After an upload the photograph is listed as queued at once, with a task for each of its pieces."""
     answer = gallery.upload(("sea.png", picture()))
     assert answer.status_code == 201
     (photo,) = gallery.photos()
@@ -112,7 +112,7 @@ def test_an_upload_is_answered_before_the_work_is_done(gallery: Gallery) -> None
 
 
 def test_a_photograph_is_complete_when_its_tasks_have_run(gallery: Gallery) -> None:
-    """Every thumbnail can be fetched at its size, the palette is there, and each run says how it went."""
+    """After all tasks, every thumbnail has its size, the palette exists, and each run has a record."""
     gallery.upload(("sea.png", picture()))
     gallery.run_all()
     (photo,) = gallery.photos()
@@ -127,7 +127,7 @@ def test_a_photograph_is_complete_when_its_tasks_have_run(gallery: Gallery) -> N
 
 
 def test_the_state_counts_up_while_tasks_run(gallery: Gallery) -> None:
-    """After one of five tasks the photograph is at work, with one piece done."""
+    """After one of five tasks, the photograph's state is "working", and one piece is done."""
     gallery.upload(("sea.png", picture()))
     gallery.deliver(gallery.tasks()[0])
     (photo,) = gallery.photos()
@@ -136,7 +136,7 @@ def test_the_state_counts_up_while_tasks_run(gallery: Gallery) -> None:
 
 
 def test_a_task_delivered_twice_changes_nothing(gallery: Gallery) -> None:
-    """The second delivery of a task that succeeded is answered with success and leaves the first one's account."""
+    """A second delivery of a task that succeeded gets a success and keeps the first delivery's record."""
     gallery.upload(("sea.png", picture()))
     gallery.run_all()
     before = gallery.photos()
@@ -146,7 +146,7 @@ def test_a_task_delivered_twice_changes_nothing(gallery: Gallery) -> None:
 
 
 def test_a_failure_is_shown_and_retried(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that raises answers 500, is shown with its error, and is complete after a later attempt."""
+    """If a task raises, it gets a 500, the page shows its error, and a later attempt completes it."""
     gallery.upload(("sea.png", picture()))
     task = next(task for task in gallery.tasks() if "palette" in task["url"])
     images = sys.modules["images"]
@@ -162,7 +162,7 @@ def test_a_failure_is_shown_and_retried(gallery: Gallery, monkeypatch: pytest.Mo
 
 
 def test_a_picture_that_can_never_be_made_fails_for_good(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that finds the picture bad is a permanent failure, which the page shows."""
+    """If a task finds that the picture is broken, it fails permanently, and the page shows that."""
     gallery.upload(("sea.png", picture()))
     images = sys.modules["images"]
 
@@ -177,7 +177,7 @@ def test_a_picture_that_can_never_be_made_fails_for_good(gallery: Gallery, monke
 
 
 def test_an_original_larger_than_an_entity_comes_back_whole(gallery: Gallery) -> None:
-    """A photograph of more than 1 MiB is kept in several entities, and returned byte for byte."""
+    """A photograph of more than 1 MiB is stored in several entities and returned byte for byte."""
     data = picture(1400, 1000, noise=True)
     assert len(data) > 1024 * 1024
     gallery.upload(("big.png", data))
@@ -190,7 +190,7 @@ def test_an_original_larger_than_an_entity_comes_back_whole(gallery: Gallery) ->
     "data", [b"", b"not a picture", picture(noise=True)[:9000]], ids=["empty", "text", "cut short"]
 )
 def test_a_broken_photograph_is_refused(gallery: Gallery, data: bytes) -> None:
-    """What is no picture gets 400 and a reason that names the file, and nothing is kept."""
+    """A file that is not a picture gets a 400 with a reason that names the file, and nothing is stored."""
     answer = gallery.upload(("notes.png", data))
     assert answer.status_code == 400
     assert answer.get_json()["error"].startswith("notes.png: ")
@@ -198,20 +198,20 @@ def test_a_broken_photograph_is_refused(gallery: Gallery, data: bytes) -> None:
 
 
 def test_one_broken_photograph_refuses_the_form(gallery: Gallery) -> None:
-    """Of a good and a bad file in one form, neither is kept."""
+    """If a form has a good and a broken file, neither is stored."""
     assert gallery.upload(("good.png", picture()), ("bad.png", b"no")).status_code == 400
     assert gallery.photos() == []
 
 
 def test_a_form_without_files_is_refused(gallery: Gallery) -> None:
-    """An empty form gets 400 and says what to do, as a page for people."""
+    """An empty form gets a 400 and a page that says what to do."""
     answer = gallery.client.post("/photos", data={})
     assert answer.status_code == 400
     assert "choose at least one file" in answer.get_data(as_text=True)
 
 
 def test_a_file_that_is_too_large_is_refused(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit the answer is 413, with the file's name."""
+    """A file above the limit gets a 413 with the file's name."""
     monkeypatch.setattr(gallery.main, "MAX_FILE_BYTES", 100)
     answer = gallery.upload(("sea.png", picture()))
     assert answer.status_code == 413
@@ -219,13 +219,13 @@ def test_a_file_that_is_too_large_is_refused(gallery: Gallery, monkeypatch: pyte
 
 
 def test_a_browser_without_script_is_led_back(gallery: Gallery) -> None:
-    """The plain form's upload is answered with a redirect to the page."""
+    """An upload by the plain form gets a redirect to the page."""
     answer = gallery.upload(("sea.png", picture()), Accept="text/html,*/*;q=0.8")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/")
 
 
 def test_a_failed_enqueue_leaves_no_photograph(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A photograph whose tasks could not be put on the queue is not kept, and the error is not hidden."""
+    """If a photograph's tasks can't be enqueued, the photograph is not stored, and the error is raised."""
 
     def no_queue(photo_id: str) -> None:
         raise OSError("no queue")
@@ -236,7 +236,7 @@ def test_a_failed_enqueue_leaves_no_photograph(gallery: Gallery, monkeypatch: py
 
 
 def test_deletion_removes_everything(gallery: Gallery) -> None:
-    """A deleted photograph leaves no entity behind, not even when one of its tasks runs later."""
+    """Deleting a photograph leaves no entity, even if one of its tasks runs later."""
     from google.appengine.ext import ndb
 
     gallery.upload(("sea.png", picture()))
@@ -249,13 +249,13 @@ def test_deletion_removes_everything(gallery: Gallery) -> None:
 
 
 def test_what_is_not_there_is_not_found(gallery: Gallery) -> None:
-    """Addresses of photographs and thumbnails that don't exist get 404."""
+    """The addresses of photographs and thumbnails that don't exist get a 404."""
     for path in ("/photos/nothing/original", "/photos/nothing/320.jpg"):
         assert gallery.client.get(path).status_code == 404
 
 
 def test_the_list_can_be_asked_for_by_id_and_by_etag(gallery: Gallery) -> None:
-    """Photographs asked for by id come alone; an unchanged list costs a 304."""
+    """Photographs can be requested by id; an unchanged list gets a 304."""
     for name in ("one.png", "two.png"):
         gallery.upload((name, picture()))
     wanted = gallery.photos()[1]["id"]
@@ -266,7 +266,7 @@ def test_the_list_can_be_asked_for_by_id_and_by_etag(gallery: Gallery) -> None:
 
 
 def test_the_page_carries_its_first_state(gallery: Gallery) -> None:
-    """The page has the list in it, safely quoted, and lets the browser run only what comes from here."""
+    """The page contains the list, safely quoted, and its policy allows only scripts from the app itself."""
     gallery.upload(("</script><b>x.png", picture()))
     answer = gallery.client.get("/")
     assert "</script><b>" not in answer.get_data(as_text=True)
@@ -275,7 +275,7 @@ def test_the_page_carries_its_first_state(gallery: Gallery) -> None:
 
 
 def test_tasks_pass_through_the_request_log(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
-    """The app's own middleware runs for tasks: its header, its line in the log, its id in the account of the run."""
+    """The app's own middleware runs for tasks: it adds its header, its log line and the request's id."""
     gallery.upload(("sea.png", picture()))
     with caplog.at_level(logging.INFO, "gallery.requests"):
         answer = gallery.deliver(gallery.tasks()[0])
@@ -287,7 +287,7 @@ def test_tasks_pass_through_the_request_log(gallery: Gallery, caplog: pytest.Log
 
 
 def test_the_request_log_needs_no_close(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
-    """A response that is read to its end but never closed, as the SDK leaves it, is logged, and once only."""
+    """A response that is read to its end but never closed, as the SDK leaves it, is logged exactly once."""
     requestlog = sys.modules["requestlog"]
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/x"}
     body = requestlog.RequestLog(lambda environ, start_response: [b"a", b"b"])(environ, None)
@@ -299,7 +299,7 @@ def test_the_request_log_needs_no_close(gallery: Gallery, caplog: pytest.LogCapt
 
 
 def test_the_request_log_is_a_valid_middleware(gallery: Gallery, caplog: pytest.LogCaptureFixture) -> None:
-    """By the rules of WSGI on both of its sides, with the time from its clock."""
+    """The request log follows the rules of WSGI on both sides, and measures the time with its clock."""
     requestlog = sys.modules["requestlog"]
     times = iter([10.0, 10.25])
 
@@ -318,7 +318,7 @@ def test_the_request_log_is_a_valid_middleware(gallery: Gallery, caplog: pytest.
 
 @pytest.mark.parametrize(("file", "service"), [("app.yaml", None), ("background.yaml", "background")])
 def test_it_deploys_as_two_services(file: str, service: str | None) -> None:
-    """The SDK's own parser takes both files, and both send tasks to ``background``."""
+    """The SDK's parser accepts both files, and both send tasks to ``background``."""
     from google.appengine.api import appinfo
 
     parsed = appinfo.LoadSingleAppInfo((GALLERY / file).read_text())

@@ -1,4 +1,4 @@
-"""How much memory defer_many takes for an endless generator, in a process of its own."""
+"""The memory that defer_many needs for an endless generator, measured in its own process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from tests.support.repository import ROOT
 
 CALLS = 1_000_000 if os.environ.get("DEFERRED_SOAK") else 60_000
-# For fewer calls less, so that a report or a queue that grows by half a kilobyte a call is found.
+# The limit for fewer calls is lower, so that a growth of half a kilobyte per call is detected.
 LIMIT_BYTES = 100 << 20 if CALLS == 1_000_000 else 30 << 20
 
 PROGRAM = """
@@ -52,7 +52,7 @@ json.dump({"enqueued": report.enqueued, "marks": marks}, sys.stdout)
 
 
 def test_defer_many_takes_no_more_memory_for_more_calls() -> None:
-    """The calls are not kept: a million (with DEFERRED_SOAK) stay under 100 MB above the start, 60,000 under 30 MB."""
+    """Memory grows by less than 30 MB for 60,000 calls, and by less than 100 MB for a million (with DEFERRED_SOAK)."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(CALLS)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

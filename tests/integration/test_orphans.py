@@ -1,4 +1,4 @@
-"""Payloads in the datastore, whatever a queue answers: none is left behind, and none is missing that a task needs."""
+"""Payloads in the datastore: whatever a queue answers, none is orphaned, and every task has the one that it needs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.faults import Fault, FaultyServer
 from tests.support.queue_answers import each_answer, each_that_passes
 from tests.support.timed_adds import Clock, add
 
-# More than compression makes fit into a task, for it is of random bytes, and two chunks.
+# Two chunks; too large for a task even after compression, because the bytes are random.
 LARGE_BYTES = 1_200_000
 CHUNKS = 2
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
-    """A server to fail, beside a datastore that doesn't."""
+    """Run a server that fails on demand, with a working datastore."""
     server = FaultyServer()
     install_settings(Settings(enqueue_seconds=0.5))
     monkeypatch.setattr(default_api_stub, "DEADLINE_DELTA_SECONDS", 0.1)
@@ -41,17 +41,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the attempts."""
+    """Return a fake clock for the attempts."""
     return Clock()
 
 
 def kept() -> list[Any]:
-    """Return the chunks in the datastore."""
+    """Return the payload chunks in the datastore."""
     return [entity for entity in datastore.Query(overflow.KIND, namespace="").Run() if "data" in entity]
 
 
 def let_expire() -> None:
-    """Let the time be over for which payloads are kept."""
+    """Make all payloads expire."""
     found = list(datastore.Query(overflow.KIND, namespace="").Run())
     for entity in found:
         entity[overflow.EXPIRES] -= datetime.timedelta(days=70)
@@ -59,7 +59,7 @@ def let_expire() -> None:
 
 
 def contents_of(server: FaultyServer) -> list[bytes]:
-    """Return the arguments of the tasks that the server has, each a single one, read as a worker would."""
+    """Return the only argument of each task on the server, decoded as a worker would."""
     found = []
     for task in server.tasks:
         reference = Reference.parse(task.body, 10_000_000)
@@ -70,7 +70,7 @@ def contents_of(server: FaultyServer) -> list[bytes]:
 
 @each_answer
 def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """A task that is known not to be there leaves nothing; one that may be there keeps its payload, until the sweep."""
+    """A task that is certainly not enqueued leaves no payload; one that may be enqueued keeps it until the sweep."""
     server.fail(fault, lasting=True)
     content = os.urandom(LARGE_BYTES)
 
@@ -91,7 +91,7 @@ def test_an_answer_that_lasts(server: FaultyServer, clock: Clock, answer: Answer
 
 @each_that_passes
 def test_an_answer_that_passes(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """A task that is enqueued in the end has its payload, once."""
+    """If a task is enqueued after retries, its payload is stored once."""
     server.fail(fault)
     content = os.urandom(LARGE_BYTES)
 
@@ -103,7 +103,7 @@ def test_an_answer_that_passes(server: FaultyServer, clock: Clock, answer: Answe
 
 @each_answer
 def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answer, fault: Fault, added: bool) -> None:
-    """A task that the caller named has its payload if it is there, and else leaves nothing, unless it is doubtful."""
+    """A named task has its payload if it exists or may exist; otherwise nothing is left."""
     server.fail(fault)
     content = os.urandom(LARGE_BYTES)
 
@@ -118,7 +118,7 @@ def test_a_name_of_the_callers(server: FaultyServer, clock: Clock, answer: Answe
 
 @each_answer
 def test_many(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, fault: Fault, added: bool) -> None:
-    """Of many calls each that is there has its payload, and of the others only those that may be there do."""
+    """Of many calls, only those that exist or may exist have a payload."""
     monkeypatch.setattr(attempts, "MAX_RPC_SECONDS", 0.2)
     install_settings(Settings(enqueue_seconds=30))
     server.fail(fault, None)
@@ -137,13 +137,13 @@ def test_many(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, answer: Ans
 def test_a_payload_that_may_not_be_written_is_taken_back(
     server: FaultyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A payload that could not be written is the call's error, the queue is not asked, and what was written goes."""
+    """If writing a payload fails, the call raises, the queue gets no request, and the written chunks are deleted."""
     stub = apiproxy_stub_map.apiproxy.GetStub("datastore_v3")
     written = stub._Dynamic_Put
 
     def put(*args: Any) -> None:
         written(*args)
-        raise apiproxy_errors.ApplicationError(3, "as told")  # what the datastore says of internal errors
+        raise apiproxy_errors.ApplicationError(3, "as told")  # the datastore's code for internal errors
 
     monkeypatch.setattr(stub, "_Dynamic_Put", put)
 
@@ -155,7 +155,7 @@ def test_a_payload_that_may_not_be_written_is_taken_back(
 
 
 def test_a_reference_is_what_the_task_carries(server: FaultyServer, clock: Clock) -> None:
-    """The task itself stays small."""
+    """A task with a stored payload carries a small reference."""
     add(clock, os.urandom(LARGE_BYTES))
 
     [task] = server.tasks

@@ -1,4 +1,4 @@
-"""The pytest plugin as users' projects have it: found by itself, in its own processes, with the frameworks' clients."""
+"""The pytest plugin in users' projects: auto-discovery, its own processes, and the frameworks' test clients."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ if __name__ == "__main__":
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a user's project, with nothing of ours in the environment."""
+    """Run Python in a user's project, without our environment variables."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("DEFERRED_", "PYTEST_"))}
     return subprocess.run(
         [sys.executable, *arguments], cwd=directory, env=environ, capture_output=True, text=True, timeout=120
@@ -145,20 +145,20 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def project(directory: Path, **sources: str) -> Path:
-    """Write the modules of a project."""
+    """Write a project's modules."""
     for name, source in sources.items():
         (directory / f"{name}.py").write_text(source)
     return directory
 
 
 def counts(output: str) -> dict[str, int]:
-    """Return pytest's closing counts."""
+    """Return the counts in pytest's summary."""
     return {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?)", output.splitlines()[-1])}
 
 
 @pytest.mark.parametrize("parallel", ["0", "2"])
 def test_a_flask_project_tests_its_tasks(tmp_path: Path, parallel: str) -> None:
-    """The fixture captures and runs, leaves nothing to the next test, and tells what differs; under xdist as well."""
+    """The fixture captures and runs tasks, isolates tests and shows differences, with and without xdist."""
     where = project(tmp_path, main=FLASK_APP, test_main=FLASK_TESTS)
 
     done = run(where, "-m", "pytest", "-q", "-n", parallel)
@@ -170,7 +170,7 @@ def test_a_flask_project_tests_its_tasks(tmp_path: Path, parallel: str) -> None:
 
 @pytest.mark.parametrize(("app", "tests"), [(FLASK_APP, WEBTEST_TESTS), (DJANGO_APP, DJANGO_TESTS)])
 def test_other_clients(tmp_path: Path, app: str, tests: str) -> None:
-    """Webtest's and Django's test clients enqueue into the fixture like Flask's."""
+    """The test clients of WebTest and Django enqueue into the fixture like Flask's."""
     where = project(tmp_path, main=app, test_main=tests)
 
     done = run(where, "-m", "pytest", "-q")
@@ -179,7 +179,7 @@ def test_other_clients(tmp_path: Path, app: str, tests: str) -> None:
 
 
 def test_unittest_has_the_context_manager(tmp_path: Path) -> None:
-    """Without pytest the same is a context manager."""
+    """With unittest, the context manager does the same as the fixture."""
     where = project(tmp_path, main=FLASK_APP, test_main=UNITTEST)
 
     done = run(where, "test_main.py")

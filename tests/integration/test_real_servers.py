@@ -1,6 +1,6 @@
-"""The corpus of forged requests, and requests that servers may understand otherwise than was meant, over real sockets.
+"""Forged requests, and requests with ambiguous framing, over the sockets of real servers.
 
-gunicorn drops headers with underscores since version 22; 21.2, like wsgiref, hands them on as if they had hyphens.
+gunicorn drops headers with underscores since version 22. Version 21.2 and wsgiref treat underscores as hyphens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PATH = "/_cb/deferred/tests.support.sample/note"
 
 @pytest.fixture(scope="module", params=COMMANDS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Each of the servers as a process."""
+    """Run each server in its own process."""
     if request.param == "gunicorn 21.2":
         assert (OLD_GUNICORN / "gunicorn").is_dir(), "it is not installed: say `make .venvs/gunicorn-21.2`"
     running = RunningServer(request.param, tmp_path_factory.mktemp("server") / "output")
@@ -45,13 +45,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def http(place: str, *headers: str, line: str = f"POST {PATH} HTTP/1.1", body: bytes = BODY) -> bytes:
-    """Return a request with headers as they are, and a body."""
+    """Return a request with exactly these headers and body."""
     lines = [line, f"Host: {host_of(place)}", "Connection: close", *headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 def sent(case: Case) -> bytes:
-    """Return the request of a case as the platform hands it to the server."""
+    """Return a case's request as the platform forwards it to the server."""
     headers = []
     for key, value in ((NAME, case.name), (QUEUE, case.queue), (USER_IP, case.user_ip)):
         exact, underscored = spellings(case, key, value)
@@ -67,14 +67,14 @@ def sent(case: Case) -> bytes:
 
 
 def told(answer: bytes, header: str) -> int:
-    """Return the number in a header of an answer."""
+    """Return the number in a header of the response."""
     (number,) = re.findall(rf"\r\n{header}: (\d+)\r\n".encode(), answer, re.IGNORECASE)
     return int(number)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_exactly_the_task_queues_requests_run(server: RunningServer, place: str) -> None:
-    """Of the requests that differ from a task's in up to three things, those run that the oracle calls legitimate."""
+    """Of the requests that differ from a task's in up to three ways, exactly those that the oracle accepts run."""
     usual = ("the queue", "task1", "default", "0.1.0.2", "good", "POST")
     choices = (SENDERS, NAMES, QUEUES, USER_IPS, [*SIGNATURES, *BAD_SIGNATURES], METHODS)
     folds = "folds underscores" if server.name in FOLDING else "drops underscores"
@@ -97,13 +97,13 @@ def test_exactly_the_task_queues_requests_run(server: RunningServer, place: str)
 
 
 def signed(*headers: str, line: str = f"POST {PATH} HTTP/1.1", body: bytes = BODY) -> bytes:
-    """Return a task's request that is signed, with further headers, of which one may say how long it is."""
+    """Return a task's signed request with further headers, one of which may give its length."""
     own = ("X-AppEngine-TaskName: task1", "X-AppEngine-QueueName: default", f"X-Deferred-Signature: {GOOD}")
     return http("elsewhere", *own, *headers, line=line, body=body)
 
 
 def pieces(*sizes: bytes, body: bytes = BODY, end: bytes = b"0\r\n\r\n") -> bytes:
-    """Return a body in chunks of the given sizes, in hexadecimal, which may lie."""
+    """Return a chunked body with the given hexadecimal sizes, which may be wrong."""
     return b"".join(size + b"\r\n" + body + b"\r\n" for size in sizes) + end
 
 
@@ -111,11 +111,11 @@ GOOD = TASK.with_key(KEY)
 SIZE = b"%x" % len(BODY)
 LENGTH = f"Content-Length: {len(BODY)}"
 CHUNKED = "Transfer-Encoding: chunked"
-# A stranger's, as App Engine hands it on.
+# An outside request's headers, as App Engine forwards them.
 _STRANGER = ("X_AppEngine_TaskName: task1", "X_AppEngine_QueueName: default", "X-AppEngine-User-IP: 198.51.100.7")
 FORGED = http("standard", LENGTH, *_STRANGER)
 KEEP = b"Connection: close\r\n"
-# Each runs as often as a number says; in a pair no more than the first and no less than the second.
+# The number is how often the request must run; a pair is the maximum and the minimum.
 FRAMINGS: dict[str, tuple[bytes, int | tuple[int, int]]] = {
     "as it should be": (signed(LENGTH), 1),
     "the length twice": (signed(LENGTH, LENGTH), (1, 0)),
@@ -200,7 +200,7 @@ FRAMINGS: dict[str, tuple[bytes, int | tuple[int, int]]] = {
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_request_that_is_framed_otherwise_runs_no_other_task(server: RunningServer, framing: str) -> None:
-    """However a request is put together, what runs is at most the task that was signed; the server goes on."""
+    """However a request is framed, at most the signed task runs, and the server continues to work."""
     request, expected = FRAMINGS[framing]
     most, least = (expected, expected) if isinstance(expected, int) else expected
 
@@ -210,5 +210,5 @@ def test_a_request_that_is_framed_otherwise_runs_no_other_task(server: RunningSe
     assert b"Traceback" not in answer
     seen = re.findall(rb"\r\nX-Ran: (\d+)\r\nX-Seen: (\d+)\r\n", answer, re.IGNORECASE)
     assert [unpickled for ran, unpickled in seen if ran == b"0" and unpickled != b"0"] == []
-    # Ours is never a 5xx; a server may answer 501 by itself.
+    # Our response is never a 5xx, but a server may answer 501 by itself.
     assert re.findall(rb"HTTP/1.[01] 5\d\d [^\0]*?X-Ran", answer) == []

@@ -1,4 +1,4 @@
-"""The end of a request on a server that sends a response as it comes: the client doesn't wait for enqueues."""
+"""On a server that streams responses, the client doesn't wait for enqueues at the end of a request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def queue() -> Iterator[FaultyServer]:
-    """A task queue to hold up."""
+    """Run a task queue that can delay its answers."""
     server = FaultyServer()
     install_settings(Settings(enqueue_seconds=30))
     with faults.connected(server):
@@ -34,13 +34,13 @@ def queue() -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def over() -> threading.Event:
-    """Whether the request has ended for the server."""
+    """Return an event that is set when the server has finished the request."""
     return threading.Event()
 
 
 @pytest.fixture
 def port(queue: FaultyServer, over: threading.Event) -> Iterator[int]:
-    """Serve an app that enqueues without waiting; its port."""
+    """Serve an app that enqueues without waiting, and return its port."""
 
     def page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
@@ -63,7 +63,7 @@ def port(queue: FaultyServer, over: threading.Event) -> Iterator[int]:
 
 
 def ask(port: int) -> None:
-    """Read the whole of the page."""
+    """Read the whole page."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=BOUND_SECONDS)
     connection.request("GET", "/page")
     assert connection.getresponse().read() == b"done"
@@ -71,7 +71,7 @@ def ask(port: int) -> None:
 
 
 def test_the_response_is_sent_before_the_wait(queue: FaultyServer, port: int, over: threading.Event) -> None:
-    """The client has it all while the queue has not answered, and the request goes on until it has."""
+    """The client gets the complete response before the queue answers, and the request ends after the queue's answer."""
     held = Held()
     queue.fail(held)
 
@@ -87,7 +87,7 @@ def test_the_response_is_sent_before_the_wait(queue: FaultyServer, port: int, ov
 def test_what_fails_afterwards_is_an_error(
     queue: FaultyServer, port: int, over: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An enqueue that fails after the response was sent is an ERROR with the call's name."""
+    """If an enqueue fails after the response was sent, the log has an ERROR with the call's name."""
     held = Held(taskqueue_pb.TaskQueueServiceError.UNKNOWN_QUEUE)
     queue.fail(held)
 

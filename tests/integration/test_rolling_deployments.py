@@ -1,8 +1,8 @@
-"""Keys are introduced and changed in steps, with old and new versions of the app side by side: no task is refused.
+"""While keys are introduced or changed in steps, with old and new versions side by side, no task is refused.
 
-A plan says on which days which version of the app gets traffic, as ``docs/security.rst`` tells it. A task may be run by
-any version that gets traffic in the 31 days for which the platform keeps it. Each such pair of versions is tried with
-the real thing on both sides: what the one enqueues is delivered to the other, at the earliest and the latest time.
+A plan gives the days on which each version of the app gets traffic, as ``docs/security.rst`` describes. The platform
+keeps a task for 31 days, and any version that gets traffic in that time may run it. For each such pair of versions the
+test uses the real code on both sides: one enqueues, and the other gets the task at the earliest and the latest time.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Version:
     """Whether it defers with this library, not with the SDK's."""
 
     def deploy(self, environment: str | None) -> DeferredMiddleware:
-        """Make this process that version's, and return its app."""
+        """Make this process run that version, and return its app."""
         process._deployment = Deployment(environment=environment, application="app")
         process.install_keys(self.keys)
         settings = Settings(require_signature=self.required, legacy_urls=(LEGACY_URL,))
         return DeferredMiddleware(other_pages, settings=settings)
 
     def enqueue(self, environment: str | None) -> list[EnqueuedTask]:
-        """Return tasks that it enqueues: a plain one, one with a name of its own, and one for as late as can be."""
+        """Return tasks that the version enqueues: a plain one, a named one, and one with the latest possible ETA."""
         self.deploy(environment)
         with capture_tasks() as tasks:
             if self.ours:
@@ -69,14 +69,14 @@ ADOPTION = [
     Version(name="the older library", days=(-40, 1), ours=False),
     Version(name="ours, no key", days=(0, 3)),
     Version(name="a key", days=(2, 35), keys=(NEW,)),
-    # 31 days after the last version without a key got no more traffic.
+    # 31 days after the last day on which a version without a key got traffic.
     Version(name="required", days=(3 + 31, 100), keys=(NEW,), required=True),
 ]
 ROTATION = [
     Version(name="old", days=(-40, 1), keys=(OLD,)),
     Version(name="old signs, both verify", days=(0, 3), keys=(OLD, NEW)),
     Version(name="new signs, both verify", days=(2, 35), keys=(NEW, OLD)),
-    # 31 days after the last version that signs with the old one got no more traffic.
+    # 31 days after the last day on which a version that signs with the old key got traffic.
     Version(name="new", days=(3 + 31, 100), keys=(NEW,)),
 ]
 ROTATION_REQUIRED = [dataclasses.replace(version, required=True) for version in ROTATION]
@@ -90,7 +90,7 @@ PLANS: dict[str, tuple[list[Version], str | None]] = {
 
 
 def _without(plan: list[Version], index: int) -> list[Version]:
-    """Return the plan without a step: the next one follows at once upon the one before."""
+    """Return the plan without one step, so that the next step takes its place."""
     before, skipped, after = plan[index - 1], plan[index], plan[index + 1]
     return [*plan[:index], dataclasses.replace(after, days=(before.days[1] - 1, skipped.days[1])), *plan[index + 2 :]]
 
@@ -101,7 +101,7 @@ def _early(plan: list[Version]) -> list[Version]:
     return [*plan[:-1], dataclasses.replace(last, days=(plan[-2].days[0] + 2, last.days[1]))]
 
 
-# A plan that was not kept, and which version's tasks are refused by which.
+# Plans with a mistake, and the pairs (enqueueing version, version that refuses its task).
 BROKEN: dict[str, tuple[list[Version], str | None, set[tuple[str, str]]]] = {
     "required at once": (
         _without(ADOPTION, 2),
@@ -134,20 +134,20 @@ class Clock:
     now = 0.0
 
     def __call__(self) -> float:
-        """Return it."""
+        """Return the time."""
         return self.now
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Have signatures checked at a time that the test says; they are made now."""
+    """Make signature checks use a fake clock."""
     clock = Clock()
     monkeypatch.setitem(Authenticator.__init__.__kwdefaults__, "clock", clock)  # type: ignore[arg-type] # it is there
     return clock
 
 
 def meetings(plan: list[Version]) -> Iterator[tuple[Version, Version, float]]:
-    """Yield which version may run a task of which other one, and how many seconds after it was enqueued."""
+    """Yield (version, other version that may run its task, seconds after the enqueue)."""
     for one in plan:
         for other in plan:
             if not other.ours:
@@ -162,7 +162,7 @@ def meetings(plan: list[Version]) -> Iterator[tuple[Version, Version, float]]:
 
 
 def refusals(plan: list[Version], environment: str | None, clock: Clock) -> tuple[set[tuple[str, str]], int]:
-    """Return whose tasks are refused by whom if the plan is carried out, and how many ran."""
+    """Carry out a plan; return the pairs of versions between which tasks are refused, and the number that ran."""
     refused, ran = set(), 0
     for one, other, age in meetings(plan):
         tasks = one.enqueue(environment)
@@ -180,14 +180,14 @@ def refusals(plan: list[Version], environment: str | None, clock: Clock) -> tupl
 
 @pytest.mark.parametrize("name", PLANS)
 def test_no_task_is_refused_while_keys_are_introduced_or_changed(name: str, clock: Clock) -> None:
-    """With the steps of the documentation, each task runs wherever and whenever it may arrive."""
+    """If the plan follows the documentation, each task runs wherever and whenever it may arrive."""
     plan, environment = PLANS[name]
 
     refused, ran = refusals(plan, environment, clock)
 
     assert refused == set()
     met = {(one.name, other.name) for one, other, _ in meetings(plan)}
-    # Neighbours meet in both directions, and each version meets itself.
+    # Neighbours deliver to each other in both directions, and each version delivers to itself.
     ours = [version for version in plan if version.ours]
     for one, other in zip(ours, [*ours[1:], ours[-1]], strict=True):
         assert {(one.name, other.name), (other.name, one.name), (one.name, one.name)} <= met
@@ -196,7 +196,7 @@ def test_no_task_is_refused_while_keys_are_introduced_or_changed(name: str, cloc
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_step_that_is_skipped_refuses_tasks(name: str, clock: Clock) -> None:
-    """Each step is needed: without it exactly the tasks are refused for which it is there."""
+    """Each step is needed: without it, exactly the tasks that it protects are refused."""
     plan, environment, expected = BROKEN[name]
 
     refused, ran = refusals(plan, environment, clock)
@@ -207,20 +207,20 @@ def test_a_step_that_is_skipped_refuses_tasks(name: str, clock: Clock) -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_refused_task_runs_once_its_version_is_back(name: str, clock: Clock) -> None:
-    """A refusal loses nothing: the queue tries again, and a version that was of the plan runs the task."""
+    """A refused task isn't lost: the queue retries it, and a version that followed the plan runs it."""
     plan, environment, expected = BROKEN[name]
     versions = {version.name: version for version in plan}
     for one, other in expected:
         for task in versions[one].enqueue(environment):
             clock.now = task.eta.timestamp()
             assert deliver(versions[other].deploy(environment), task, AttemptCounts()).status == 403
-            # Whoever enqueues with our library runs its own; the older library's tasks ran before they were required.
+            # A version with our library runs its own tasks. The older library's run while signatures aren't required.
             able = versions[one] if versions[one].ours else ADOPTION[1]
             assert deliver(able.deploy(environment), task, AttemptCounts()).status == 200
 
 
 def test_a_task_may_run_when_it_is_due_and_for_31_days_from_then(clock: Clock) -> None:
-    """A signature holds at the ETA, and for as long after it as the platform keeps a task; not for ever."""
+    """A signature is valid at the ETA and for the 31 days that the platform keeps a task, but no longer."""
     version = ROTATION_REQUIRED[0]
     tasks = version.enqueue(None)
     app = version.deploy(None)

@@ -1,4 +1,4 @@
-"""The SDK's unmodified client against the running server: every public method of queues, tasks and statistics."""
+"""The SDK's unmodified client with the running server: every public method of queues, tasks and statistics."""
 
 from __future__ import annotations
 
@@ -137,17 +137,17 @@ result["purged"] = pull.fetch_statistics().tasks
 
 @pytest.fixture
 def server(serve: Serve) -> Server:
-    """A server with a push queue that runs, one that doesn't, and a pull queue."""
+    """Start a server with a running push queue, a paused one, and a pull queue."""
     return serve({"main.py": MAIN, "queue.yaml": QUEUES})
 
 
 def do(server: Server, source: str) -> Any:
-    """Run Python code in the app; return what it leaves in ``result``."""
+    """Run Python code in the app, and return the value of its ``result``."""
     return json.loads(server.post("/do", source))
 
 
 def test_a_push_queue_as_its_users_know_it(server: Server, recorder: Recorder) -> None:
-    """Tasks are added, refused, deleted, counted, purged and run, each way that the client has."""
+    """The client can add, delete, count, purge and run tasks in each way that it offers, and gets the SDK's errors."""
     result = do(server, PUSH)
     assert result == {
         "task": ["one", "still", "/one", "POST", True, False, "x"],
@@ -175,7 +175,7 @@ def test_a_push_queue_as_its_users_know_it(server: Server, recorder: Recorder) -
 
 
 def test_a_pull_queue_as_its_users_know_it(server: Server) -> None:
-    """Tasks are leased, by tag too, their leases changed and ended, and deleted when they are done."""
+    """The client can lease tasks (also by tag), change and end leases, and delete tasks."""
     assert do(server, LEASE) == {
         "one": [["t0", "0", "x", 1, "pull"]],
         "by tag": ["t1", "t3"],
@@ -196,7 +196,7 @@ def test_a_pull_queue_as_its_users_know_it(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", [taskqueue.Queue, taskqueue.Task, taskqueue.QueueStatistics])
 def test_every_public_method_is_used(kind: type) -> None:
-    """No public method of the client's classes is left out above."""
+    """The code above uses every public method of the client's classes."""
     used = PUSH + RUN + STATISTICS + LEASE
     methods = [name for name, _ in inspect.getmembers(kind) if not name.startswith("_")]
     assert [name for name in methods if f".{name}" not in used] == []

@@ -1,4 +1,4 @@
-"""OpenTelemetry with its real SDK: one trace from the request that defers to the task that runs."""
+"""OpenTelemetry with its real SDK: one trace spans the request that defers and the task that runs."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def note(value: object) -> None:
 
 
 def app(environ: Any, start_response: Any) -> list[bytes]:
-    """Answer whatever is no task."""
+    """Answer requests that are not tasks."""
     start_response("404 Not Found", [])
     return []
 
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of a test, and no spans of others'."""
+    """Capture a test's tasks, without the spans of other tests."""
     EXPORTER.clear()
     with capture_tasks(DeferredMiddleware(app)) as captured:
         yield captured
 
 
 def spans() -> dict[str, ReadableSpan]:
-    """Return the spans that have ended, by name."""
+    """Return the ended spans by name."""
     return {span.name: span for span in EXPORTER.get_finished_spans()}
 
 
 def test_request_and_task_are_one_trace(tasks: DeferredTasks) -> None:
-    """The task's span has the one that deferred it for its parent, is a consumer's, and can be found."""
+    """The task's span is a consumer's, and its parent is the span that deferred it."""
     with TRACER.start_as_current_span("request"):
         defer(note, 1, _queue="mail")
     tasks.run()
@@ -70,7 +70,7 @@ def test_request_and_task_are_one_trace(tasks: DeferredTasks) -> None:
 
 
 def test_what_a_task_raises_is_in_its_span(tasks: DeferredTasks) -> None:
-    """A failed attempt's span has the error, and each attempt has a span."""
+    """Each attempt has a span, and a failed attempt's span has the error."""
     with TRACER.start_as_current_span("request"):
         defer(note, "bad")
     tasks.run(attempts=2, raise_errors=False)
@@ -82,7 +82,7 @@ def test_what_a_task_raises_is_in_its_span(tasks: DeferredTasks) -> None:
 
 
 def test_many_calls_belong_to_the_trace_as_well(tasks: DeferredTasks) -> None:
-    """Every way of enqueueing carries the trace."""
+    """Every way to enqueue carries the trace."""
     with TRACER.start_as_current_span("request") as request:
         defer_many(make_call(note, number) for number in range(3))
     tasks.run_all()
@@ -91,7 +91,7 @@ def test_many_calls_belong_to_the_trace_as_well(tasks: DeferredTasks) -> None:
 
 
 def test_without_a_span_a_task_begins_a_trace(tasks: DeferredTasks) -> None:
-    """A call that is deferred outside of any span carries nothing."""
+    """A call that is deferred outside any span carries no trace."""
     defer(note, 1)
 
     assert "traceparent" not in {name.lower() for name in tasks.enqueued[0].headers}

@@ -1,4 +1,4 @@
-"""What a type checker says of calls through ``@task``: the function's own types are kept."""
+"""A type checker sees a function's own types in calls through ``@task``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ task(queues="x")  # wrong: no such option
 
 
 def test_wrong_arguments_are_type_errors(tmp_path: Path) -> None:
-    """Mypy --strict refuses each call that is marked as wrong, and no other."""
+    """Mypy --strict reports exactly the calls that are marked as wrong."""
     path = tmp_path / "shop.py"
     path.write_text(SOURCE)
 

@@ -1,4 +1,4 @@
-"""Enqueues outside of any request: a failure that nothing waited about is reported, also at the end of the process."""
+"""Outside requests, a failed enqueue that nobody waits for is logged, also at the end of the process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ START = """
 
 
 def start(script: str, port: int, **environ: str) -> subprocess.Popen[str]:
-    """Start a script whose queue is asked at a port."""
+    """Start a script that uses the queue on ``port``."""
     own = {
         "API_HOST": "127.0.0.1",
         "API_PORT": str(port),
@@ -49,7 +49,7 @@ def start(script: str, port: int, **environ: str) -> subprocess.Popen[str]:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for a script's end; return its exit status and what it wrote to standard error."""
+    """Wait until a script ends; return its exit status and its standard error."""
     with process:
         try:
             _, told = process.communicate(timeout=BOUND_SECONDS)
@@ -59,16 +59,16 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def run(script: str, **environ: str) -> tuple[int, str]:
-    """Run a script whose queue nobody answers for; return its exit status and what it wrote to standard error."""
+    """Run a script without a reachable queue; return its exit status and its standard error."""
     with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and nobody listens, so that a connection is refused
+        nobody.bind(("127.0.0.1", 0))  # no listen(), so that connections are refused
         return end_of(start(script, nobody.getsockname()[1], **environ))
 
 
 @pytest.mark.parametrize("seconds", ["0", "0.3"], ids=["one attempt", "several"])
 @pytest.mark.parametrize("keep", ["future = ", ""], ids=["kept", "dropped"])
 def test_a_process_that_ends_tells(keep: str, seconds: str) -> None:
-    """A script that ends with an enqueue under way waits for it, and tells that it failed and of which call."""
+    """If a script ends during an enqueue, it waits for it, and logs the failure with the call's name."""
     status, told = run(f"{keep}defer_async(sample.note, 1)", DEFERRED_ENQUEUE_SECONDS=seconds)
 
     assert status == 0, told
@@ -78,7 +78,7 @@ def test_a_process_that_ends_tells(keep: str, seconds: str) -> None:
 
 
 def test_a_failure_is_told_when_its_future_goes() -> None:
-    """A process that goes on tells as soon as nobody can ask any more."""
+    """In a process that continues, a failure is logged as soon as the future is deleted."""
     script = """
     import gc, sys
     future = defer_async(sample.note, 1)
@@ -94,7 +94,7 @@ def test_a_failure_is_told_when_its_future_goes() -> None:
 
 
 def test_who_has_asked_is_not_told_again() -> None:
-    """A failure that the script has seen is not reported."""
+    """A failure that the script has already got is not logged."""
     script = """
     try:
         defer_async(sample.note, 1).result()
@@ -109,7 +109,7 @@ def test_who_has_asked_is_not_told_again() -> None:
 
 @pytest.fixture
 def queue() -> Iterator[FaultyServer]:
-    """A task queue that fails as told."""
+    """Run a task queue that fails on demand."""
     server = FaultyServer()
     yield server
     server.close()
@@ -124,7 +124,7 @@ stub.thread_pool = type(stub.thread_pool)()  # the other one's threads are of th
 
 @pytest.mark.parametrize("before", ["", WRAP], ids=["script", "after wrap_wsgi_app"])
 def test_a_process_that_ends_goes_on_trying(queue: FaultyServer, before: str) -> None:
-    """A script that ends while the queue fails for now ends when its calls are enqueued, and has nothing to tell."""
+    """If a script ends while the queue fails temporarily, it ends after its calls are enqueued, and logs nothing."""
     failed = RpcError(remote_api_pb.RpcError.UNKNOWN)
     queue.fail(Results(Code.TRANSIENT_ERROR), Closed(), failed, Results(Code.TRANSIENT_ERROR, added=True))
     script = """
@@ -140,7 +140,7 @@ def test_a_process_that_ends_goes_on_trying(queue: FaultyServer, before: str) ->
 
 
 def test_a_process_that_ends_finds_the_bad_one_of_several(queue: FaultyServer) -> None:
-    """Calls that left together are tried one at a time after a refusal, and all but the bad one are enqueued."""
+    """If a joint RPC is refused, its calls are retried one at a time, and all but the invalid one are enqueued."""
     queue.fail(ApplicationError(Code.INVALID_URL), None, ApplicationError(Code.INVALID_URL))
     script = """
     from deferred_middleware.enqueue import futures
@@ -161,7 +161,7 @@ def test_a_process_that_ends_finds_the_bad_one_of_several(queue: FaultyServer) -
 
 
 def test_a_pool_that_can_start_no_thread(queue: FaultyServer) -> None:
-    """Where it complains and has the call all the same, the call is tried again, and enqueued once."""
+    """If the thread pool raises but has already taken the call, the call is retried and enqueued once."""
     script = """
     submit = stub.thread_pool.submit
 
@@ -180,7 +180,7 @@ def test_a_pool_that_can_start_no_thread(queue: FaultyServer) -> None:
 
 
 def test_a_process_that_is_stopped_tells(queue: FaultyServer) -> None:
-    """Ctrl-C while a process waits for its calls ends it at once, and each of them is told."""
+    """Ctrl-C while a process waits for its calls ends it at once, and each of the calls is logged."""
     held = Held()
     queue.fail(held, lasting=True)
     script = """
@@ -193,7 +193,7 @@ def test_a_process_that_is_stopped_tells(queue: FaultyServer) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "that was all\n"
 
-    # The first may come before the process waits.
+    # The first signal may come before the process waits.
     while process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -206,7 +206,7 @@ def test_a_process_that_is_stopped_tells(queue: FaultyServer) -> None:
 
 
 def test_a_forked_process_leaves_it_to_its_parent(queue: FaultyServer) -> None:
-    """A child neither waits for what its parent has under way nor tells of it."""
+    """A forked child neither waits for its parent's pending calls nor logs them."""
     held = Held()
     queue.fail(held)
     script = """

@@ -1,5 +1,5 @@
-// Shows the photographs and what becomes of them, without reloading: asks again soon while tasks are
-// under way, ever more seldom while nothing changes, and not at all while nobody looks.
+// Shows the photographs and the progress of their tasks without a reload. It polls often while tasks run, less and
+// less often while nothing changes, and not at all while the page is hidden.
 
 const SOONEST_MS = 400;
 const SELDOMEST_MS = 6000;
@@ -16,7 +16,7 @@ const sending = document.getElementById("sending");
 const refused = document.getElementById("refused");
 
 const cards = new Map(); // id -> { element, shown: what the card shows, as JSON }
-const deleted = new Set(); // ids that an answer already on its way may still name
+const deleted = new Set(); // ids that a response already under way may still contain
 
 const STATE_WORDS = {
   queued: () => "Queued",
@@ -75,7 +75,7 @@ function showPicture(card, photo) {
   image.alt = photo.filename;
   image.classList.toggle("small", photo.width < 240);
   if (photo.width < 240) {
-    image.removeAttribute("srcset"); // shown at its own size, not blown up
+    image.removeAttribute("srcset"); // shown in its own size, not scaled up
     image.removeAttribute("sizes");
   }
   image.hidden = false;
@@ -156,7 +156,7 @@ function showCard(card, photo) {
   showRuns(card, photo);
 }
 
-/** Make the page agree with the list, newest first; return whether anything changed. */
+/** Update the page to match the list, newest first; return whether anything changed. */
 function show(photos) {
   const listed = photos.filter(({ id }) => !deleted.has(id));
   const ids = new Set(listed.map(({ id }) => id));
@@ -193,7 +193,7 @@ function showTally(photos) {
   const words = photos.length
     ? `${complete} of ${photos.length} complete · ${tasksDone} of ${tasks} tasks done`
     : "";
-  if (tally.textContent !== words) tally.textContent = words; // a live region: only what is new is read out
+  if (tally.textContent !== words) tally.textContent = words; // a live region: screen readers announce each change
   meter.parentElement.hidden = !photos.length;
   meter.style.width = tasks ? `${(100 * tasksDone) / tasks}%` : "0";
 }
@@ -213,7 +213,7 @@ async function refresh() {
     const response = await fetch("/api/photos", { headers: { Accept: "application/json" } });
     if (response.ok) photos = (await response.json()).photos;
   } catch {
-    // The server can't be reached. What is shown stays true of the past; the next try is later.
+    // The server can't be reached. Keep the current content and try again later.
   }
   asking = false;
   const changed = photos !== null && show(photos);
@@ -270,7 +270,7 @@ let total = 0;
 let sent = 0;
 let senders = 0;
 
-/** Send files a few at a time, each in a request of its own: one bad file spoils no other. */
+/** Send files a few at a time, each in its own request, so that a bad file doesn't affect the others. */
 function sendAll(list) {
   waiting.push(...list);
   total += list.length;
@@ -307,7 +307,7 @@ files.addEventListener("change", () => {
 });
 form.addEventListener("submit", (event) => event.preventDefault());
 
-// The whole page takes what is dropped; a file beside the frame would otherwise replace the page.
+// The whole page accepts dropped files; otherwise the browser would open a file dropped beside the frame.
 let depth = 0;
 function dragged(event, change) {
   if (![...event.dataTransfer.types].includes("Files")) return;

@@ -1,1 +1,1 @@
-"""Tests of the modules that stand in for older libraries."""
+"""Tests of the modules that replace older libraries."""

@@ -1,4 +1,4 @@
-"""The module in place of the SDK's, beside the SDK's own: what each enqueues, the other runs."""
+"""The replacement for the SDK's ``deferred`` module, beside the SDK's own: each runs what the other enqueues."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LEGACY_URL = "/_ah/queue/deferred"
 
 
 def not_found(environ: Any, start_response: Any) -> list[bytes]:
-    """Answer whatever is no task."""
+    """Answer requests that are not tasks."""
     start_response("404 Not Found", [("Content-Type", "text/plain")])
     return [b"nothing here\n"]
 
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of a test, an app that runs ours and the older library's, and the SDK's datastore."""
+    """Set up the SDK's datastore and an app that runs our tasks and the older library's."""
     bed = testbed.Testbed()
     bed.activate()
     bed.init_datastore_v3_stub()
@@ -42,7 +42,7 @@ def tasks() -> Iterator[DeferredTasks]:
 
 
 def environ_of(task: EnqueuedTask, **more: Any) -> dict[str, Any]:
-    """Return the request of a task, for the SDK's handler."""
+    """Return a task's request for the SDK's handler."""
     import io
 
     environ = {
@@ -68,7 +68,7 @@ def environ_of(task: EnqueuedTask, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_serialize_and_run(func: Any, args: tuple[Any, ...], result: object) -> None:
-    """What is serialized runs, and run() returns what the function returns; the SDK's run() reads it as well."""
+    """run() of both modules runs a serialized call and returns what the function returns."""
     data = deferred.serialize(func, *args)
 
     assert deferred.run(data) == result
@@ -77,7 +77,7 @@ def test_serialize_and_run(func: Any, args: tuple[Any, ...], result: object) -> 
 
 
 def test_serialize_takes_any_argument() -> None:
-    """Names that the SDK's functions have for themselves are the user's here."""
+    """A call may have arguments with the names that the SDK's functions use for their own."""
     deferred.run(deferred.serialize(sample.note, obj=1, membername=2, _countdown=3))
 
     assert sample.ran == [((), {"obj": 1, "membername": 2, "_countdown": 3})]
@@ -85,7 +85,7 @@ def test_serialize_takes_any_argument() -> None:
 
 @pytest.mark.parametrize("error", [pickle.PicklingError, AttributeError])
 def test_what_import_cannot_find_is_the_error_that_it_was(error: type[Exception]) -> None:
-    """A lambda is an error at serialize(), of the types that pickle raises on one Python or another."""
+    """serialize() raises for a lambda, with an error of every type that pickle raises on any Python version."""
     with pytest.raises(error):
         deferred.serialize(lambda: None)
     with pytest.raises(ValueError, match="can't be called"):
@@ -93,7 +93,7 @@ def test_what_import_cannot_find_is_the_error_that_it_was(error: type[Exception]
 
 
 def test_run_does_not_take_a_missing_callable_for_a_permanent_failure() -> None:
-    """What this version lacks another may have."""
+    """A callable that this version lacks is no permanent failure, because another version may have it."""
     with pytest.raises(CallableNotFoundError):
         deferred.run(b"ctests.support.sample\nmissing\n.")
     with pytest.raises(PayloadError):
@@ -101,14 +101,14 @@ def test_run_does_not_take_a_missing_callable_for_a_permanent_failure() -> None:
 
 
 def test_the_exceptions_are_the_sdks() -> None:
-    """Old except clauses work."""
+    """Existing except clauses for the SDK's exceptions still work."""
     assert deferred.PermanentTaskFailure is sdk.PermanentTaskFailure
     assert deferred.SingularTaskFailure is sdk.SingularTaskFailure
     assert issubclass(deferred.PermanentTaskFailure, deferred.Error)
 
 
 def test_defer_takes_the_options_of_the_sdk(tasks: DeferredTasks) -> None:
-    """Options and headers arrive as with the SDK's module, and None counts as not given."""
+    """Options and headers arrive as with the SDK's module, and None means "not given"."""
     task = deferred.defer(
         sample.pair,
         1,
@@ -134,7 +134,7 @@ def test_defer_takes_the_options_of_the_sdk(tasks: DeferredTasks) -> None:
 
 @pytest.mark.parametrize("version", [None, "v7"])
 def test_a_target_of_one_label(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
-    """A service's name alone is a target, and is sent as given, whether or not the enqueueing version is known."""
+    """A service's name alone is a valid target and is sent unchanged, even if the enqueueing version is unknown."""
     deployment = Deployment(service="default", version=version, environment="standard")
     monkeypatch.setattr(process, "_deployment", deployment)
 
@@ -153,7 +153,7 @@ def test_a_target_of_one_label(tasks: DeferredTasks, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_the_handlers_post_answers(tasks: DeferredTasks, error: Exception | None, status: http.HTTPStatus) -> None:
-    """post() returns body, status and headers, as a view of the app expects them."""
+    """post() returns the body, status and headers for a view of the app."""
     if error is None:
         deferred.defer(sample.note, _url="/run")
     else:
@@ -167,7 +167,7 @@ def test_the_handlers_post_answers(tasks: DeferredTasks, error: Exception | None
 
 
 def test_what_a_task_raises_leaves_post(tasks: DeferredTasks) -> None:
-    """A view that calls post() gets the task's exception, as from the SDK's handler; as an app it is an answer."""
+    """post() raises a task's exception, as the SDK's handler does; the WSGI app answers with a status instead."""
     deferred.defer(sample.raises, KeyError("mine"), _url="/run")
 
     with pytest.raises(KeyError, match="mine"):
@@ -180,7 +180,7 @@ def test_what_a_task_raises_leaves_post(tasks: DeferredTasks) -> None:
 
 
 def test_a_request_that_is_not_the_queues_is_refused(tasks: DeferredTasks) -> None:
-    """A missing header is 403 whatever the server's software and the client's address are called."""
+    """A request without the queue's header gets a 403, whatever the server software and the client's address are."""
     deferred.defer(sample.note, _url="/run")
     environ = environ_of(tasks.pending[0], SERVER_SOFTWARE="Development/1.0")
     del environ["HTTP_X_APPENGINE_TASKNAME"]
@@ -190,7 +190,7 @@ def test_a_request_that_is_not_the_queues_is_refused(tasks: DeferredTasks) -> No
 
 
 def test_the_handler_is_a_wsgi_app(tasks: DeferredTasks) -> None:
-    """Application runs tasks at a URL of the app's own, answers GET, and fails a failing task."""
+    """The WSGI app runs tasks at the app's own URL, answers GET with 405, and answers a failing task with an error."""
     tasks.app = deferred.application
     deferred.defer(sample.note, 1, _url="/run")
     deferred.defer(sample.raises, ValueError("x"), _url="/run")
@@ -204,7 +204,7 @@ def test_the_handler_is_a_wsgi_app(tasks: DeferredTasks) -> None:
 
 
 def test_the_log_level_of_what_went_well(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """set_log_level changes the level of the line for a task that went well."""
+    """set_log_level sets the level of the log record for a successful task."""
     import logging
 
     caplog.set_level(logging.DEBUG)
@@ -219,11 +219,11 @@ def test_the_log_level_of_what_went_well(tasks: DeferredTasks, caplog: pytest.Lo
 
 
 class TestTasksInFlight:
-    """What the SDK's module enqueued before the migration."""
+    """Tasks that the SDK's module enqueued before the migration."""
 
     @pytest.mark.parametrize("size", [10, 150_000])
     def test_it_runs(self, tasks: DeferredTasks, size: int) -> None:
-        """A task at the older URL runs, one whose payload is in the datastore included, which is removed then."""
+        """A task at the older URL runs; if its payload is in the datastore, the payload is deleted afterwards."""
         sdk.defer(sample.note, "x" * size, flag=True)
 
         (task,) = tasks.pending
@@ -233,7 +233,7 @@ class TestTasksInFlight:
         assert sdk.deferred._DeferredTaskEntity.all().count() == 0
 
     def test_a_method_runs(self, tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-        """A bound method was stored as a function of the SDK's; it runs, and is told by its own name."""
+        """A bound method, which the SDK stores as a call of its own function, runs and is logged under its own name."""
         import logging
 
         caplog.set_level(logging.DEBUG)
@@ -243,7 +243,7 @@ class TestTasksInFlight:
         assert "tests.support.sample/Mailer.send ran" in caplog.text
 
     def test_a_payload_that_is_not_there_yet_is_tried_again(self, tasks: DeferredTasks) -> None:
-        """Where the SDK drops the task, ours fails, and the queue tries it again."""
+        """If the payload isn't in the datastore, the SDK drops the task; our handler fails it, so it is retried."""
         sdk.defer(sample.note, "x" * 150_000)
         (entity,) = sdk.deferred._DeferredTaskEntity.all().fetch(2)
         db.delete(entity)
@@ -253,7 +253,7 @@ class TestTasksInFlight:
         assert tasks.run().ok
 
     def test_a_stored_payload_outlives_a_failure(self, tasks: DeferredTasks) -> None:
-        """A task that fails keeps its payload for the next attempt; one that fails for good doesn't."""
+        """A task that fails keeps its payload for the next attempt; a task that fails for good doesn't."""
         sdk.defer(sample.raises, ValueError("x" * 150_000))
         assert tasks.run(raise_errors=False).status == 500
         assert sdk.deferred._DeferredTaskEntity.all().count() == 1
@@ -264,14 +264,14 @@ class TestTasksInFlight:
         assert sdk.deferred._DeferredTaskEntity.all().count() == 1
 
     def test_without_the_setting_the_url_is_the_apps(self, tasks: DeferredTasks) -> None:
-        """The older URL is nobody's unless DEFERRED_LEGACY_URLS names it."""
+        """Unless DEFERRED_LEGACY_URLS names the older URL, the app itself handles it."""
         tasks.app = DeferredMiddleware(not_found, settings=Settings())
         sdk.defer(sample.note)
 
         assert tasks.run(raise_errors=False).status == 404
 
     def test_an_older_task_is_refused_without_the_queues_headers(self, tasks: DeferredTasks) -> None:
-        """The older URL believes nobody more than ours does."""
+        """The older URL has the same security checks as ours."""
         sdk.defer(sample.note)
         environ = environ_of(tasks.pending[0])
         del environ["HTTP_X_APPENGINE_QUEUENAME"]
@@ -285,7 +285,7 @@ class TestTasksInFlight:
 
 @pytest.mark.parametrize("method", [sample.Mailer("ann").send, sample.note])
 def test_after_a_roll_back_the_sdk_runs_what_ours_enqueued(tasks: DeferredTasks, method: Any) -> None:
-    """A task of ours that is sent to the older URL is one that the SDK's handler runs."""
+    """The SDK's handler runs a task that our module sends to the older URL."""
     deferred.defer(method, "hello", _url=LEGACY_URL)
 
     _, status, _ = sdk.Handler().post(environ_of(tasks.pending[0]))

@@ -1,4 +1,4 @@
-"""The module in place of freshplanet's: its documented behaviour, without its defects."""
+"""The replacement for freshplanet's ``tasks`` module has the documented behaviour without the defects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support import sample
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeferredTasks]:
-    """The tasks of a test; the module's settings are as without an environment, and its handler is made anew."""
+    """Capture a test's tasks, with default module settings and a new handler."""
     settings = Settings()
     monkeypatch.setattr(module, "DEFAULT_QUEUES", list(settings.default_queues))
     monkeypatch.setattr(module, "WARMUP_MODULE", None)
@@ -36,19 +36,19 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeferredTasks]:
 
 
 def app() -> Any:
-    """Return a webapp2 app with the route that freshplanet's README gives."""
+    """Return a webapp2 app with the route from freshplanet's README."""
     return webapp2.WSGIApplication([webapp2.Route("/_cb/deferred/<module>/<name>", module.DeferredHandler)])
 
 
 def look_around() -> None:
-    """Note what the module's helpers say inside a task."""
+    """Record what the module's helpers return inside a task."""
     sample.ran.append((module.isFromTaskQueue(), module.getRetryCount(), webapp2.get_request().path))
     module.logAsRetried("tried %d times", module.getRetryCount())
     raise RuntimeError
 
 
 def test_a_call_is_enqueued_and_run(tasks: DeferredTasks) -> None:
-    """AddTask yields True, and the handler runs the call at its URL."""
+    """The future of addTask yields True, and the handler runs the call at its URL."""
     assert module.addTask("default", sample.pair, 1, second=2, _countdown=5).get_result() is True
 
     tasks.assert_enqueued(sample.pair, 1, 2, _queue="default", _countdown=5)
@@ -58,7 +58,7 @@ def test_a_call_is_enqueued_and_run(tasks: DeferredTasks) -> None:
 
 
 def test_it_can_be_yielded_in_a_tasklet(tasks: DeferredTasks) -> None:
-    """What addTask returns is an ndb Future."""
+    """The return value of addTask is an ndb Future."""
 
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def both() -> Any:
@@ -71,7 +71,7 @@ def test_it_can_be_yielded_in_a_tasklet(tasks: DeferredTasks) -> None:
 
 @pytest.mark.parametrize(("queues", "expected"), [("mail", {"mail"}), (["mail"], {"mail"}), ("default", {"a", "b"})])
 def test_queues(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, queues: Any, expected: set[str]) -> None:
-    """A list is spread over, a single name is that queue, and 'default' means the assigned default queues."""
+    """A list spreads tasks over its queues, a name is that queue, and 'default' is the assigned default queues."""
     monkeypatch.setattr(module, "DEFAULT_QUEUES", ["a", "b"])
 
     for number in range(40):
@@ -81,7 +81,7 @@ def test_queues(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, queues: A
 
 
 def test_a_name_that_is_taken(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """A taken name yields False and is logged at INFO; with _raiseIfExists it is raised."""
+    """A name that is in use yields False and an INFO record; with _raiseIfExists it raises."""
     caplog.set_level(logging.INFO)
     assert module.addTask("q", sample.note, _name="once").get_result() is True
 
@@ -92,7 +92,7 @@ def test_a_name_that_is_taken(tasks: DeferredTasks, caplog: pytest.LogCaptureFix
 
 
 def test_a_failed_enqueue_is_raised(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever keeps a task from being enqueued is no mere False."""
+    """If a task can't be enqueued for another reason, the future raises instead of yielding False."""
 
     def refuse(*args: Any) -> None:
         from google.appengine.runtime import apiproxy_errors
@@ -107,20 +107,20 @@ def test_a_failed_enqueue_is_raised(tasks: DeferredTasks, monkeypatch: pytest.Mo
 
 
 def test_wrong_arguments_are_raised_at_once(tasks: DeferredTasks) -> None:
-    """What is wrong with the call itself needs no waiting."""
+    """If the call itself is invalid, addTask raises at once, without a wait for the future."""
     with pytest.raises(ArgumentsError):
         module.addTask("q", sample.pair)
 
 
 def test_an_eta_may_be_a_timestamp_and_a_parent_is_taken(tasks: DeferredTasks) -> None:
-    """_eta in seconds and _parent are options of that module's."""
+    """The options _eta (in seconds) and _parent of freshplanet's module are accepted."""
     module.addTask("q", sample.note, _eta=time.time() + 3600, _parent=None).get_result()
 
     assert 3500 < (tasks.enqueued[0].eta - tasks.enqueued[0].enqueued).total_seconds() <= 3600
 
 
 def test_the_background_module(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks of the default service go to the assigned module, at the same version."""
+    """The default service's tasks go to the assigned module, at the same version."""
     monkeypatch.setattr(module, "BACKGROUND_MODULE", "background")
     deployment = Deployment(service="default", version="v7", environment="standard")
     monkeypatch.setattr(process, "_deployment", deployment)
@@ -131,7 +131,7 @@ def test_the_background_module(tasks: DeferredTasks, monkeypatch: pytest.MonkeyP
 
 
 def test_the_warmup_module_is_imported_before_a_task(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was assigned to WARMUP_MODULE reaches the handler."""
+    """The handler imports the module that is assigned to WARMUP_MODULE."""
     monkeypatch.setattr(module, "WARMUP_MODULE", "this_is_nowhere")
 
     with pytest.raises(Exception, match="this_is_nowhere"):
@@ -141,7 +141,7 @@ def test_the_warmup_module_is_imported_before_a_task(tasks: DeferredTasks, monke
 
 
 def test_the_helpers_in_a_task(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """A task knows that it is one and how often it was tried, and logs the louder for it."""
+    """In a task, isFromTaskQueue() and getRetryCount() describe it, and logAsRetried() logs louder after a retry."""
     caplog.set_level(logging.DEBUG)
     tasks.app = app()
     module.addTask("q", look_around).get_result()
@@ -155,7 +155,7 @@ def test_the_helpers_in_a_task(tasks: DeferredTasks, caplog: pytest.LogCaptureFi
 
 
 def test_the_helpers_outside_of_a_task(caplog: pytest.LogCaptureFixture) -> None:
-    """Outside of tasks the helpers say so, and a request can be asked."""
+    """Outside a task, isFromTaskQueue() is false unless a task's request is given, and logAsRetried() logs an ERROR."""
     assert module.isFromTaskQueue() is False
     assert module.getRetryCount() == 0
     assert module.isFromTaskQueue(webapp2.Request.blank("/", headers={"X-AppEngine-TaskName": "x"})) is True

@@ -1,1 +1,1 @@
-"""Tests of the glue for web frameworks, and of the middleware around and beneath them."""
+"""Tests of the integrations with web frameworks, and of the middleware around and beneath other layers."""

@@ -1,4 +1,4 @@
-"""The middleware beneath other layers and above frameworks that need no glue: the same promises for each."""
+"""The middleware behaves the same beneath other layers and above frameworks that need no integration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ seen: list[Any] = []
 
 
 def note(value: object) -> None:
-    """Note a value."""
+    """Record a value."""
     seen.append(("task", value))
 
 
@@ -38,17 +38,17 @@ def fail() -> None:
 
 
 class Closing:
-    """An iterable of a response that notes when it is closed."""
+    """A response iterable that records calls of its close()."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         self._parts = iter(parts)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Go through the parts."""
+        """Iterate over the parts."""
         return self._parts
 
     def close(self) -> None:
-        """Note it."""
+        """Record the call."""
         seen.append("closed")
 
 
@@ -59,7 +59,7 @@ def stream() -> Iterator[bytes]:
 
 
 def plain() -> WSGIApplication:
-    """Return an app that needs nothing."""
+    """Return a plain WSGI app."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
@@ -156,14 +156,14 @@ def with_pyramid() -> WSGIApplication:
 
 
 class Layer:
-    """A middleware around ours, which notes what goes in and out."""
+    """A middleware around ours that records requests and responses."""
 
     def __init__(self, app: WSGIApplication, name: str) -> None:
         self._app = app
         self._name = name
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Note the request."""
+        """Record the request."""
         seen.append(f"into {self._name}")
         result = self._app(environ, start_response)
         seen.append(f"out of {self._name}")
@@ -177,19 +177,19 @@ Make = Callable[[], Any]
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    """Begin with nothing seen."""
+    """Clear the records."""
     seen.clear()
 
 
 def client(make: Make) -> webtest.TestApp:
-    """Return a client of an app inside the middleware, which checks both sides of it for PEP 3333."""
+    """Return a client for an app inside the middleware, with PEP 3333 validators on both sides."""
     environ = {"wsgi.file_wrapper": wsgiref.util.FileWrapper}
     return webtest.TestApp(validator(DeferredMiddleware(make())), extra_environ=environ, lint=False)
 
 
 @each_framework
 def test_layers_run_for_tasks_in_their_order(make: Make) -> None:
-    """What is wrapped around the middleware runs for a task as for a page, and what is inside does not."""
+    """A layer around the middleware runs for tasks as for pages; a layer inside it doesn't run for tasks."""
     app = Layer(Layer(DeferredMiddleware(make()), "inner"), "outer")
     with capture_tasks(app) as tasks:
         defer(note, 1)
@@ -200,7 +200,7 @@ def test_layers_run_for_tasks_in_their_order(make: Make) -> None:
 
 @each_framework
 def test_pages_are_untouched(make: Make) -> None:
-    """A page is the app's, with its headers."""
+    """A page keeps the app's content and headers."""
     response = client(make).get("/")
 
     assert (response.body, response.headers["X-Method"], response.content_type) == (b"hello", "GET", "text/plain")
@@ -208,19 +208,19 @@ def test_pages_are_untouched(make: Make) -> None:
 
 @each_framework
 def test_a_stream_is_passed_on_and_closed_once(make: Make) -> None:
-    """A streaming response arrives whole, and its close() is called exactly once."""
+    """A streaming response arrives complete, and its close() is called exactly once."""
     assert client(make).get("/stream").body == b"one two"
     assert seen.count("closed") == 1
 
 
 @each_framework
 def test_a_file_is_passed_on(make: Make) -> None:
-    """What wsgi.file_wrapper wraps arrives, and the server could still recognise it."""
+    """The content of a wsgi.file_wrapper arrives, and the server can still recognise the wrapper."""
     assert client(make).get("/file").body == b"from a file"
 
 
 def test_the_servers_file_wrapper_is_returned_itself() -> None:
-    """A server sends a file by sendfile() only if it gets the very object that its wrapper made."""
+    """The middleware returns the file wrapper's own object, because a server uses sendfile() only for that."""
     wrapped = wsgiref.util.FileWrapper(io.BytesIO(b"x"))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Any:
@@ -233,7 +233,7 @@ def test_the_servers_file_wrapper_is_returned_itself() -> None:
 @each_framework
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
 def test_other_methods_are_untouched(make: Make, method: str) -> None:
-    """HEAD and OPTIONS reach the app as they came."""
+    """HEAD and OPTIONS requests reach the app unchanged."""
     if make is with_bottle and method == "HEAD":
         response = client(make).head("/")
         assert response.headers["X-Method"] == "HEAD"
@@ -245,14 +245,14 @@ def test_other_methods_are_untouched(make: Make, method: str) -> None:
 
 @each_framework
 def test_what_the_app_raises_is_raised(make: Make) -> None:
-    """An exception of the app reaches the layers around it."""
+    """An exception of the app reaches the layers around the middleware."""
     with pytest.raises(ZeroDivisionError, match="in the app"):
         client(make).get("/error")
 
 
 @each_framework
 def test_what_a_task_raises_is_an_answer(make: Make) -> None:
-    """A task's failure is a 500 for the queue, and no exception for the layers."""
+    """A task's failure is a 500 response, not an exception for the layers around the middleware."""
     with capture_tasks(DeferredMiddleware(make())) as tasks:
         defer(fail)
 
@@ -266,7 +266,7 @@ class Thing(ndb.Model):  # type: ignore[misc] # the SDK has no types
 
 
 def put_later() -> None:
-    """Begin to put an entity, and don't wait for it."""
+    """Start to put an entity, without waiting for it."""
     Thing(id="one", value=1).put_async()
 
 
@@ -283,7 +283,7 @@ def datastore() -> Iterator[testbed.Testbed]:
 
 @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
 def in_cloud_ndb(value: object) -> Any:
-    """Run to its end as a tasklet of google-cloud-ndb, in the context of its client."""
+    """Run to its end as a google-cloud-ndb tasklet, in its client's context."""
     seen.append(cloud_ndb.get_context().client.project)
     found = yield half_way(value)
     seen.append(found)
@@ -291,13 +291,13 @@ def in_cloud_ndb(value: object) -> Any:
 
 @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types
 def half_way(value: object) -> Any:
-    """Return what was given, as a tasklet."""
+    """Return ``value``, as a tasklet."""
     yield []
     raise cloud_ndb.Return(value)
 
 
 def test_google_cloud_ndbs_context_around_the_middleware() -> None:
-    """A task runs in the client's context that a layer around the middleware makes, and its tasklets to their end."""
+    """If a layer around the middleware enters the ndb client's context, tasks run in it and their tasklets complete."""
     client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call] # no types
     app = DeferredMiddleware(plain())
 
@@ -313,7 +313,7 @@ def test_google_cloud_ndbs_context_around_the_middleware() -> None:
 
 
 def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:
-    """ndb.toplevel waits at the end of a task's request for what the task began."""
+    """ndb.toplevel waits, at the end of a task's request, for what the task started."""
     with capture_tasks(ndb.toplevel(DeferredMiddleware(plain()))) as tasks:
         defer(put_later)
         tasks.run()
@@ -323,7 +323,7 @@ def test_ndb_toplevel_around_the_middleware(datastore: testbed.Testbed) -> None:
 
 @pytest.mark.usefixtures("engine")
 def test_a_tasklet_of_google_cloud_ndb_waits_for_the_result() -> None:
-    """It can't yield an EnqueueFuture; the error shows the call and what to do, and doing that works."""
+    """A google-cloud-ndb tasklet that yields an EnqueueFuture raises an error, whose advice works."""
     client = cloud_ndb.Client(project="shop", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call] # no types
 
     @cloud_ndb.tasklet  # type: ignore[untyped-decorator] # no types

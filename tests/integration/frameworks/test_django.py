@@ -1,4 +1,4 @@
-"""Django's glue, with the real Django: tasks go through MIDDLEWARE, and their outcome is what the queue hears."""
+"""The Django integration with the real Django: tasks pass MIDDLEWARE, and the queue gets their outcome."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS = current_settings()
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of a test, run by the site."""
+    """Capture a test's tasks; the site runs them."""
     install_settings(SETTINGS)
     seen.clear()
     django_site.answers.clear()
@@ -41,7 +41,7 @@ def tasks() -> Iterator[DeferredTasks]:
 
 
 def things() -> list[str]:
-    """Return what is in the database."""
+    """Return the names in the database."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT value FROM things")
         found = [row[0] for row in cursor.fetchall()]
@@ -50,7 +50,7 @@ def things() -> list[str]:
 
 
 def test_a_task_goes_through_middleware(tasks: DeferredTasks) -> None:
-    """The site's middleware sees the task's request, the CSRF check lets it pass, and the queue hears of it."""
+    """The site's middleware sees the task's request, the CSRF check lets it pass, and the queue gets the outcome."""
     defer(django_site.note, 1)
 
     assert tasks.run().ok
@@ -58,7 +58,7 @@ def test_a_task_goes_through_middleware(tasks: DeferredTasks) -> None:
 
 
 def test_an_older_librarys_task_goes_through_middleware_too(tasks: DeferredTasks) -> None:
-    """What is posted to one of the LEGACY_URLS is run as a request of the site, and its outcome is the answer."""
+    """A task that is posted to one of the LEGACY_URLS runs as a request of the site, and the queue gets its outcome."""
     defer(django_site.note, 1, _url="/_ah/queue/deferred")
     defer(django_site.raise_it, SingularTaskFailure("x"), _url="/_ah/queue/deferred")
 
@@ -69,18 +69,18 @@ def test_an_older_librarys_task_goes_through_middleware_too(tasks: DeferredTasks
 
 
 def test_only_the_tasks_view_is_exempt_from_csrf(tasks: DeferredTasks) -> None:
-    """Another view's POST without a token is refused as before."""
+    """Other views still refuse a POST without a CSRF token."""
     assert Client(enforce_csrf_checks=True).post("/signup/ann").status_code == 403
 
 
 def test_a_request_that_is_not_the_queues_is_refused(tasks: DeferredTasks) -> None:
-    """Without the queue's headers the answer is 403, and the hook that the settings name hears of it."""
+    """A request without the queue's headers gets a 403, and the settings' hook is called."""
     assert Client().post("/_cb/deferred/x/y", b"x", "application/octet-stream").status_code == 403
     assert "refused" in seen
 
 
 def test_a_call_is_enqueued_when_the_transaction_commits(tasks: DeferredTasks) -> None:
-    """defer_on_commit enqueues after the commit, and not at all after a rollback."""
+    """defer_on_commit enqueues after the commit; after a rollback it enqueues nothing."""
     assert Client().post("/signup/nobody").status_code == 404
     tasks.assert_nothing_enqueued()
 
@@ -89,7 +89,7 @@ def test_a_call_is_enqueued_when_the_transaction_commits(tasks: DeferredTasks) -
 
 
 def test_a_failing_task_rolls_back(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """ATOMIC_REQUESTS holds for tasks: what a failed one wrote is gone, and the log has one record of it."""
+    """With ATOMIC_REQUESTS a failed task's writes are rolled back, and the log has one record of the failure."""
     defer(django_site.use_database, "good")
     defer(django_site.use_database, "bad")
 
@@ -102,14 +102,14 @@ def test_a_failing_task_rolls_back(tasks: DeferredTasks, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize(("error", "status"), [(PermanentTaskFailure("x"), 200), (SingularTaskFailure("x"), 408)])
 def test_failures_that_speak_to_the_queue(tasks: DeferredTasks, error: Exception, status: int) -> None:
-    """What a task says about its retries is what the queue hears."""
+    """The queue gets the outcome that the task's exception asks for."""
     defer(django_site.raise_it, error)
 
     assert tasks.run(raise_errors=False).status == status
 
 
 def test_a_page_in_the_tasks_place_does_not_drop_it(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
-    """A middleware that answers with 200 keeps the task from running, so the queue has to try again."""
+    """If a middleware answers 200 in the task's place, the task doesn't run and the queue must retry it."""
     django_site.answers["all"] = HttpResponse("maintenance")
     defer(django_site.note, 1)
 
@@ -118,7 +118,7 @@ def test_a_page_in_the_tasks_place_does_not_drop_it(tasks: DeferredTasks, caplog
 
 
 def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A middleware that reads request.body leaves it to the task."""
+    """If a middleware reads request.body, the task can still read it."""
     monkeypatch.setattr(django_site.Noting, "read_body", True)
     defer(django_site.note, "x" * 1000)
 
@@ -127,7 +127,7 @@ def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: p
 
 
 def test_a_request_ends_as_any_other(tasks: DeferredTasks) -> None:
-    """Django hears that the request has finished, once, and so closes what a request leaves open."""
+    """Django sends request_finished once, and so closes what the request left open."""
     finished: list[Any] = []
 
     def finish(sender: Any, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ def test_a_request_ends_as_any_other(tasks: DeferredTasks) -> None:
 def test_a_tasks_request_waits_for_what_a_middleware_defers(
     tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, coalesce: bool
 ) -> None:
-    """A layer's enqueue that fails is an ERROR when the task's request ends, and the task's outcome stands."""
+    """If a layer's enqueue fails, the log has an ERROR at the end of the request, and the task's outcome stays."""
     monkeypatch.setattr(django_site.Noting, "defers", True)
     install_settings(dataclasses.replace(SETTINGS, coalesce=coalesce))
     tasks.app = get_wsgi_application()
@@ -159,7 +159,7 @@ def test_a_tasks_request_waits_for_what_a_middleware_defers(
 
 
 def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:
-    """settings.DEFERRED is laid over the environment's settings."""
+    """settings.DEFERRED overrides the environment's settings."""
     assert SETTINGS.log_level == logging.INFO
 
 
@@ -171,7 +171,7 @@ def test_settings_come_from_the_site_as_well(tasks: DeferredTasks) -> None:
     ],
 )
 def test_a_wrong_setting_is_told(tasks: DeferredTasks, given: dict[str, Any], told: str) -> None:
-    """A misspelt key or a wrong value stops the site, with a sentence."""
+    """If a key is misspelt or a value is wrong, the site doesn't start and the error explains why."""
     from deferred_middleware.contrib.django.apps import install
 
     with pytest.raises(ImproperlyConfigured, match=told):
@@ -179,12 +179,12 @@ def test_a_wrong_setting_is_told(tasks: DeferredTasks, given: dict[str, Any], to
 
 
 def test_the_check_finds_nothing_wrong(tasks: DeferredTasks) -> None:
-    """A site that is set up as the page says passes Django's system check."""
+    """A site that follows the documentation passes Django's system check."""
     assert [message.id for message in checks.run_checks() if "deferred" in str(message.id)] == []
 
 
 def test_the_check_tells_what_is_missing(tasks: DeferredTasks) -> None:
-    """A site without the middleware or the URLs hears of it from manage.py check."""
+    """If the middleware or the URLs are missing, manage.py check reports it."""
     with override_settings(MIDDLEWARE=list(django_settings.MIDDLEWARE)[1:], ROOT_URLCONF="django_empty"):
         sys.modules["django_empty"] = type(sys)("django_empty")
         sys.modules["django_empty"].urlpatterns = []  # type: ignore[attr-defined]
@@ -200,18 +200,18 @@ if django.VERSION >= (6, 0):
 
     @task
     def django_note(value: object) -> None:
-        """Note a value; one of Django's tasks."""
+        """Record a value, as one of Django's tasks."""
         seen.append(("django", value))
 
     @task(takes_context=True, queue_name="mail")
     async def django_attempt(context: TaskContext[Any, Any]) -> None:
-        """Note which attempt it is, and fail."""
+        """Record the attempt's number, and fail."""
         seen.append(context.attempt)
         raise ValueError("no")
 
     @pytest.fixture
     def told() -> Iterator[list[str]]:
-        """What Django's signals told."""
+        """Collect Django's task signals."""
         heard: list[str] = []
 
         def on(sender: Any, task_result: TaskResult[Any, Any], signal: Any, **kwargs: Any) -> None:
@@ -225,7 +225,7 @@ if django.VERSION >= (6, 0):
             signal.disconnect(on)
 
     def test_djangos_own_tasks_enqueue_through_us(tasks: DeferredTasks, told: list[str]) -> None:
-        """A function with Django's @task is enqueued by our defer and run by our handler."""
+        """Our defer enqueues a function that has Django's @task, and our handler runs it."""
         result = django_note.enqueue(7)
 
         assert tasks.run().ok
@@ -234,7 +234,7 @@ if django.VERSION >= (6, 0):
         assert told == ["enqueued READY", "started RUNNING", "finished SUCCESSFUL"]
 
     def test_a_django_task_can_be_later_and_elsewhere(tasks: DeferredTasks) -> None:
-        """run_after is the task's ETA, and its queue is the queue."""
+        """run_after becomes the task's ETA, and its queue becomes the queue."""
         from datetime import timedelta
 
         from django.utils import timezone
@@ -247,7 +247,7 @@ if django.VERSION >= (6, 0):
         assert tasks.run_all() == []
 
     def test_a_django_task_knows_its_attempts_and_when_it_has_failed(tasks: DeferredTasks, told: list[str]) -> None:
-        """Attempts are counted for it, and Django hears of a failure when it is final."""
+        """A Django task's attempts are counted, and Django gets a signal when the failure is final."""
         django_attempt.enqueue()
 
         tasks.run(attempts=2, raise_errors=False)
@@ -256,14 +256,14 @@ if django.VERSION >= (6, 0):
         assert told == ["enqueued READY", "started RUNNING", "started RUNNING", "finished FAILED"]
 
     def test_what_the_backend_cannot_do_is_told_by_django(tasks: DeferredTasks) -> None:
-        """Priorities, and queues that the settings don't list, are refused when the task is made."""
+        """Priorities, and queues that are not in the settings, are refused when the task is created."""
         with pytest.raises(InvalidTask):
             django_note.using(priority=5)
         with pytest.raises(InvalidTask):
             django_note.using(queue_name="unknown")
 
     def test_a_wrong_option_of_the_backend_is_told(tasks: DeferredTasks) -> None:
-        """OPTIONS takes what defer takes."""
+        """OPTIONS accepts the options of defer and no others."""
         from deferred_middleware.contrib.django.backend import DeferredBackend
 
         with pytest.raises(ImproperlyConfigured, match="retires"):
@@ -271,7 +271,7 @@ if django.VERSION >= (6, 0):
 
 
 def test_this_is_the_django_that_was_meant() -> None:
-    """Where a version is named in the environment, it is the one under test."""
+    """If the environment names a Django version, that version is installed."""
     import os
 
     wanted = os.environ.get("TEST_DJANGO")

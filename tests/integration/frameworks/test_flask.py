@@ -1,4 +1,4 @@
-"""Flask's glue, with the real Flask: tasks are requests of the app, and their outcome is what the queue hears."""
+"""The Flask integration with the real Flask: tasks are requests of the app, and the queue gets their outcome."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ seen: list[Any] = []
 
 
 def look_around(value: object) -> None:
-    """Note what Flask has for a task."""
+    """Record what Flask provides for a task."""
     seen.append((value, flask.current_app.name, flask.g.user, flask.request.endpoint, flask.request.method))
 
 
 def fail(error: Exception) -> None:
-    """Raise what was given."""
+    """Raise ``error``."""
     raise error
 
 
 class MissingError(Exception):
-    """Has an error handler."""
+    """An exception that has an error handler."""
 
 
 def make_app(settings: Settings | None = None, **config: Any) -> flask.Flask:
-    """Return an app whose layers note what goes through them."""
+    """Return an app whose layers record the requests."""
     seen.clear()
     app = flask.Flask("shop")
     app.config.update(config)
@@ -69,13 +69,13 @@ def make_app(settings: Settings | None = None, **config: Any) -> flask.Flask:
 
 
 def run(app: flask.Flask, tasks: DeferredTasks) -> Any:
-    """Run the one task that is pending."""
+    """Run the one pending task."""
     tasks.app = app.wsgi_app
     return tasks.run(raise_errors=False)
 
 
 def test_a_task_is_a_request_of_the_app() -> None:
-    """before_request, g, current_app and teardown are there for a task, and the queue hears that it is done."""
+    """A task has before_request, g, current_app and teardown, and the queue gets a success."""
     app = make_app()
     with capture_tasks() as tasks:
         defer(look_around, 1)
@@ -85,7 +85,7 @@ def test_a_task_is_a_request_of_the_app() -> None:
 
 
 def test_an_older_librarys_task_is_a_request_too() -> None:
-    """What is posted to one of the legacy URLs is run inside the app, and its outcome is the answer."""
+    """A task that is posted to one of the legacy URLs runs inside the app, and the queue gets its outcome."""
     app = make_app(Settings(legacy_urls=("/_ah/queue/deferred",)))
     with capture_tasks() as tasks:
         defer(look_around, 1, _url="/_ah/queue/deferred")
@@ -97,7 +97,7 @@ def test_an_older_librarys_task_is_a_request_too() -> None:
 
 
 def test_other_requests_are_as_before() -> None:
-    """The app's own pages are untouched, and the task's URL takes POST only."""
+    """The app's own pages are unchanged, and the task's URL accepts only POST."""
     client = make_app().test_client()
 
     assert client.get("/").data == b"hello"
@@ -106,12 +106,12 @@ def test_other_requests_are_as_before() -> None:
 
 
 def test_a_request_that_is_not_the_queues_is_refused() -> None:
-    """Without the queue's headers the answer is 403."""
+    """A request without the queue's headers gets a 403."""
     assert make_app().test_client().post("/_cb/deferred/x/y", data=b"x").status_code == 403
 
 
 def test_what_a_task_raises_reaches_teardown_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Flask sees the exception, the queue a 500, and the log one record."""
+    """Flask gets the exception, the queue gets a 500, and the log gets one record."""
     app = make_app()
     with capture_tasks() as tasks:
         defer(fail, ValueError("no"))
@@ -123,7 +123,7 @@ def test_what_a_task_raises_reaches_teardown_and_is_logged_once(caplog: pytest.L
 
 
 def test_an_error_handler_is_called_and_does_not_hide_the_failure() -> None:
-    """The app's error handler hears of it, and its page with status 200 doesn't make the queue drop the task."""
+    """The app's error handler is called, but its page with status 200 doesn't make the queue drop the task."""
     app = make_app()
     with capture_tasks() as tasks:
         defer(fail, MissingError("gone"))
@@ -135,7 +135,7 @@ def test_an_error_handler_is_called_and_does_not_hide_the_failure() -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(PermanentTaskFailure("x"), 200), (SingularTaskFailure("x"), 408)])
 def test_failures_that_speak_to_the_queue(error: Exception, status: int) -> None:
-    """What a task says about its retries is what the queue hears."""
+    """The queue gets the outcome that the task's exception asks for."""
     app = make_app()
     with capture_tasks() as tasks:
         defer(fail, error)
@@ -144,7 +144,7 @@ def test_failures_that_speak_to_the_queue(error: Exception, status: int) -> None
 
 @pytest.mark.parametrize("config", [{"PROPAGATE_EXCEPTIONS": True}, {"TESTING": True}])
 def test_propagated_exceptions_are_answered_all_the_same(config: dict[str, Any]) -> None:
-    """Where Flask lets exceptions through to the server, the queue still gets the outcome."""
+    """If Flask is configured to propagate exceptions to the server, the queue still gets the outcome."""
     app = make_app(**config)
     with capture_tasks() as tasks:
         defer(fail, ValueError("no"))
@@ -153,7 +153,7 @@ def test_propagated_exceptions_are_answered_all_the_same(config: dict[str, Any])
 
 @pytest.mark.parametrize("answer", [("maintenance", 200), ("", 204)])
 def test_a_page_in_the_tasks_place_does_not_drop_it(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A before_request that answers keeps the task from running, so the queue has to try again."""
+    """If a before_request function answers 2xx, the task doesn't run and the queue must retry it."""
     app = make_app(ANSWER=answer)
     with capture_tasks() as tasks:
         defer(look_around, 1)
@@ -163,7 +163,7 @@ def test_a_page_in_the_tasks_place_does_not_drop_it(answer: Any, caplog: pytest.
 
 
 def test_a_redirect_in_the_tasks_place_stands() -> None:
-    """What isn't 2xx makes the queue try again as it is."""
+    """A response other than 2xx is passed on unchanged, because it makes the queue retry."""
     app = make_app(ANSWER=("", 302, {"Location": "/login"}))
     with capture_tasks() as tasks:
         defer(look_around, 1)
@@ -171,7 +171,7 @@ def test_a_redirect_in_the_tasks_place_stands() -> None:
 
 
 def test_the_body_may_have_been_read_before() -> None:
-    """A before_request that reads the body leaves it to the task."""
+    """If a before_request function reads the body, the task can still read it."""
     app = make_app(READ_BODY=True)
     with capture_tasks() as tasks:
         defer(look_around, "x" * 1000)
@@ -184,7 +184,7 @@ def test_the_body_may_have_been_read_before() -> None:
 
 @pytest.mark.parametrize("coalesce", [False, True])
 def test_a_tasks_request_waits_for_what_a_layer_defers(caplog: pytest.LogCaptureFixture, coalesce: bool) -> None:
-    """A layer's enqueue that fails is an ERROR when the task's request ends, and the task's outcome stands."""
+    """If a layer's enqueue fails, the log has an ERROR at the end of the request, and the task's outcome stays."""
     app = make_app(Settings(coalesce=coalesce), DEFERS=True)
     with capture_tasks() as tasks:
         defer(look_around, 1)
@@ -195,7 +195,7 @@ def test_a_tasks_request_waits_for_what_a_layer_defers(caplog: pytest.LogCapture
 
 
 def test_init_app_later() -> None:
-    """The extension can be made without an app, as extensions are."""
+    """The extension can be created without an app, as usual in Flask."""
     app = flask.Flask("later")
     extension = Deferred()
     extension.init_app(app)

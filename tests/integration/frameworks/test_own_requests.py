@@ -1,4 +1,4 @@
-"""An app's own requests with each framework's glue: what they defer without waiting leaves before they end."""
+"""In an app's own requests, with each framework, calls that are deferred without waiting leave before the end."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Post = Callable[[str], int]
 
 
 kept: list[EnqueueFuture] = []
-"""What was deferred: a future that goes would tell of its failure itself."""
+"""The pending calls. They are kept because a deleted future logs its failure itself."""
 
 
 def work(name: str) -> None:
-    """Be the view ``name``: defer some calls and then what the name says."""
+    """Run the view ``name``: defer some calls, and then do what the name says."""
     for number in range(3):
         kept.append(defer_async(sample.note, number, _queue="quick" if name == "quick" else None))
     if name == "raises":
@@ -47,7 +47,7 @@ def with_django(settings: Settings) -> Post:
 
 
 def with_flask(settings: Settings) -> Post:
-    """Return a client of a Flask app, which has a page for its errors."""
+    """Return a client of a Flask app that has an error page."""
     app = flask.Flask("shop")
     FlaskDeferred(app, settings=settings)
 
@@ -65,7 +65,7 @@ def with_flask(settings: Settings) -> Post:
 
 
 def with_webapp2(settings: Settings) -> Post:
-    """Return a client of a webapp2 app, which has a page for its errors."""
+    """Return a client of a webapp2 app that has an error page."""
 
     class Several(webapp2.RequestHandler):  # type: ignore[misc] # webapp2 has no types
         def post(self, name: str) -> None:
@@ -84,7 +84,7 @@ Make = Callable[[Settings], Post]
 
 @pytest.fixture
 def tasks() -> Iterator[DeferredTasks]:
-    """The tasks of a test."""
+    """Capture a test's tasks."""
     with capture_tasks() as captured:
         yield captured
     kept.clear()
@@ -92,7 +92,7 @@ def tasks() -> Iterator[DeferredTasks]:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the messages of the log's errors."""
+    """Return the messages of the error records in the log."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -101,7 +101,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_what_a_request_deferred_leaves_before_it_ends(
     tasks: DeferredTasks, make: Make, coalesce: bool, rpcs: list[int]
 ) -> None:
-    """Calls that nobody waited for are enqueued when the client has its answer, with DEFERRED_COALESCE in one RPC."""
+    """When the client has its answer, all calls are enqueued, with DEFERRED_COALESCE in one RPC."""
     with adds.counted() as counts:
         assert make(Settings(coalesce=coalesce))("default") == 202
 
@@ -112,7 +112,7 @@ def test_what_a_request_deferred_leaves_before_it_ends(
 
 @each_glue
 def test_a_view_that_raises_sends_none(tasks: DeferredTasks, make: Make) -> None:
-    """With DEFERRED_COALESCE the calls of a view that raises don't leave, though the framework makes a page of it."""
+    """With DEFERRED_COALESCE, a view that raises enqueues nothing, even if the framework returns an error page."""
     post = make(Settings(coalesce=True))
 
     assert post("raises") == 500
@@ -123,7 +123,7 @@ def test_a_view_that_raises_sends_none(tasks: DeferredTasks, make: Make) -> None
 
 @pytest.mark.parametrize("make", [with_flask, with_webapp2])
 def test_an_answer_by_abort_is_an_answer(tasks: DeferredTasks, make: Make) -> None:
-    """A view that answers by an HTTP exception has not failed: its calls leave."""
+    """A view that answers with an HTTP exception has not failed, so its calls are enqueued."""
     assert make(Settings(coalesce=True))("aborts") == 404
 
     assert len(tasks.enqueued) == 3
@@ -133,7 +133,7 @@ def test_an_answer_by_abort_is_an_answer(tasks: DeferredTasks, make: Make) -> No
 @pytest.mark.parametrize("coalesce", [False, True])
 @pytest.mark.usefixtures("tasks")
 def test_an_enqueue_that_fails_is_logged(caplog: pytest.LogCaptureFixture, make: Make, coalesce: bool) -> None:
-    """A call that nobody waited for and that the queue refuses is an ERROR with its name, when the request ends."""
+    """If nobody waits for a call and the queue refuses it, the log has an ERROR with its name when the request ends."""
     with adds.refused("quick"):
         assert make(Settings(coalesce=coalesce))("quick") == 202
 

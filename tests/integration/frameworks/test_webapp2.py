@@ -1,4 +1,4 @@
-"""webapp2's glue, with the real webapp2: its request globals are there for tasks."""
+"""The webapp2 integration with the real webapp2: tasks have its request globals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ seen: list[Any] = []
 
 
 def look_around(value: object) -> None:
-    """Note what webapp2 has for a task."""
+    """Record what webapp2 provides for a task."""
     seen.append((value, webapp2.get_request().path, webapp2.get_app().config.get("name")))
 
 
 def fail(error: Exception) -> None:
-    """Raise what was given."""
+    """Raise ``error``."""
     raise error
 
 
@@ -51,7 +51,7 @@ def test_the_request_is_there_for_a_task() -> None:
 
 
 def test_an_older_librarys_task_is_a_request_too() -> None:
-    """What is posted to one of the legacy URLs is run inside the app."""
+    """A task that is posted to one of the legacy URLs runs inside the app."""
     with capture_tasks(make_app(legacy_urls=("/_ah/queue/deferred", "/old"))) as tasks:
         defer(look_around, 1, _url="/old")
         assert tasks.run().ok
@@ -60,13 +60,13 @@ def test_an_older_librarys_task_is_a_request_too() -> None:
 
 
 def test_other_requests_are_as_before() -> None:
-    """The app's own pages are untouched."""
+    """The app's own pages are unchanged."""
     assert webapp2.Request.blank("/").get_response(make_app()).body == b"hello"
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("x"), 500), (PermanentTaskFailure("x"), 200)])
 def test_the_queue_hears_the_outcome(error: Exception, status: int) -> None:
-    """A failure is the outcome's status, whatever the app's error handlers make of errors."""
+    """The queue gets a failure's status, whatever the app's error handlers return."""
     with capture_tasks(make_app()) as tasks:
         defer(fail, error)
         run = tasks.run(raise_errors=False)
@@ -76,7 +76,7 @@ def test_the_queue_hears_the_outcome(error: Exception, status: int) -> None:
 
 
 def test_a_request_that_is_not_the_queues_is_refused() -> None:
-    """Without the queue's headers the answer is 403, and another method is 405."""
+    """A request without the queue's headers gets a 403, and a method other than POST gets a 405."""
     app = make_app()
 
     assert webapp2.Request.blank("/_cb/deferred/x/y", method="POST").get_response(app).status_int == 403

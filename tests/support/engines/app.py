@@ -1,6 +1,6 @@
-"""The app that runs on every engine: it defers what it is told to, and tells what its tasks see.
+"""The app that runs on every engine. Requests of the test make it defer calls; its tasks send notes to the test.
 
-Its requests are JSON, its answers too. What it tells goes to the socket in ``RECORDER``.
+Requests and answers are JSON. Notes are sent to the socket in ``RECORDER``.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 
 def tell(**told: Any) -> None:
-    """Tell the test something."""
+    """Send a note to the test."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_the_test:
         to_the_test.sendto(json.dumps(told).encode(), os.environ["RECORDER"])
 
 
 class Note(ndb.Model):  # type: ignore[misc] # the SDK has no types
-    """Something that a transaction of ndb writes."""
+    """An entity for transactions of ndb."""
 
     count = ndb.IntegerProperty(default=0)
 
 
 class DbNote(db.Model):  # type: ignore[misc] # the SDK has no types
-    """Something that a transaction of db writes."""
+    """An entity for transactions of db."""
 
     count = db.IntegerProperty(default=0)
 
 
 def record(*args: Any, **kwargs: Any) -> None:
-    """Tell the arguments, and what the task knows about itself."""
+    """Send the arguments, and the task's own properties."""
     task = current_task()
     assert task is not None
     headers = {name: value for name, value in task.environ.items() if name.startswith("HTTP_")}
@@ -71,17 +71,17 @@ def record(*args: Any, **kwargs: Any) -> None:
 
 
 def record_text(text: str, mark: str) -> None:
-    """Tell how much text there is."""
+    """Send the length of the text."""
     tell(args=[len(text), mark])
 
 
 def record_size(content: bytes, mark: str) -> None:
-    """Tell how much content there is, and its hash."""
+    """Send the length and the hash of the content."""
     tell(args=[len(content), hashlib.sha256(content).hexdigest(), mark], namespace=namespace_manager.get_namespace())
 
 
 def fail_first(mark: str, times: int) -> None:
-    """Tell each attempt, and fail the first ones."""
+    """Send a note in each attempt, and fail the first ``times`` attempts."""
     task = current_task()
     assert task is not None
     tell(args=[mark, task.retry_count])
@@ -90,13 +90,13 @@ def fail_first(mark: str, times: int) -> None:
 
 
 def fail_for_good(content: bytes, mark: str) -> None:
-    """Tell, and fail."""
+    """Send a note, and fail."""
     tell(args=[mark])
     raise PermanentTaskFailure(mark)
 
 
 def retry_later(content: bytes, mark: str, times: int) -> None:
-    """Tell each attempt, and ask for another one, a number of times."""
+    """Send a note in each attempt, and raise RetryLater ``times`` times."""
     task = current_task()
     assert task is not None
     tell(
@@ -112,7 +112,7 @@ def retry_later(content: bytes, mark: str, times: int) -> None:
 
 
 class _Telling(logging.Handler):
-    """Tells the test of errors that are logged."""
+    """Sends a note for each logged error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(args=[record.getMessage()], level=record.levelname)
@@ -122,7 +122,7 @@ logging.getLogger("deferred_middleware").addHandler(_Telling(logging.ERROR))
 
 
 def _defer(asked: dict[str, Any]) -> dict[str, Any]:
-    """Defer a call, in a transaction if that is asked for."""
+    """Defer a call, in a transaction if the request says so."""
     function: Callable[..., None] = globals()[asked["function"]]
     args = list(asked.get("args", ()))
     if "random_bytes" in asked:
@@ -144,7 +144,7 @@ def _defer(asked: dict[str, Any]) -> dict[str, Any]:
             answer.update(name=task.name, queue=task.queue_name, was_enqueued=task.was_enqueued)
         if asked.get("kill_me"):
             tell(pid=os.getpid())
-            threading.Event().wait()  # to be killed here, before the commit
+            threading.Event().wait()  # the process is killed here, before the commit
         if asked.get("rollback"):
             raise ndb.Rollback if asked["transaction"] == "ndb" else db.Rollback
 
@@ -163,7 +163,7 @@ def _defer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _conflict(asked: dict[str, Any]) -> dict[str, Any]:
-    """Defer a call in a transaction that conflicts with another one at its first two attempts."""
+    """Defer a call in a transaction whose first two attempts conflict with another transaction."""
     attempts: list[int] = []
     of_ndb = asked["transaction"] == "ndb"
     mark = asked["mark"]
@@ -197,7 +197,7 @@ def _conflict(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _batch(asked: dict[str, Any]) -> dict[str, Any]:
-    """Add several tasks to a queue in one call of the SDK, delete some of them, and count."""
+    """Add tasks, and then delete, count and purge them with the SDK."""
     queue = taskqueue.Queue(asked["queue"])
     tasks = [enqueue(call(record, name, _name=name, _queue=asked["queue"], _countdown=3600)) for name in asked["names"]]
     deleted = queue.delete_tasks_by_name([*asked["names"][:1], "never-was"])
@@ -211,13 +211,13 @@ def _batch(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _payloads(asked: dict[str, Any]) -> dict[str, Any]:
-    """Say what there is of payloads in the datastore."""
+    """Return the number of payload chunks and entities in the datastore."""
     found = list(datastore.Query(overflow.KIND, namespace="").Run())
     return {"chunks": sum("data" in entity for entity in found), "entities": len(found)}
 
 
 def _exists(asked: dict[str, Any]) -> dict[str, Any]:
-    """Say whether a transaction's own entity is there."""
+    """Return whether the entity that the transaction writes exists."""
     return {"exists": Note.get_by_id(asked["write"]) is not None or DbNote.get_by_key_name(asked["write"]) is not None}
 
 
@@ -231,7 +231,7 @@ def _sweep(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _post(asked: dict[str, Any]) -> dict[str, Any]:
-    """Defer with a payload given in base64, to see what is not ours handled."""
+    """Add a task with a base64-encoded payload, to test how payloads that aren't ours are handled."""
     task = taskqueue.Task(url=asked["url"], payload=base64.b64decode(asked["body"]), headers=asked.get("headers", {}))
     return {"name": task.add(asked.get("queue", "default")).name}
 
@@ -245,13 +245,13 @@ for _way in (ways.asynchronously, ways.many, ways.together):
 
 
 def plain_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer a request of the test's."""
+    """Answer a request of the test."""
     answer: dict[str, Any]
     namespace_manager.set_namespace("")
     try:
         asked = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)) or b"{}")
         answer = _ROUTES[environ["PATH_INFO"]](asked)
-    except Exception as error:  # noqa: BLE001 - the test wants to see it
+    except Exception as error:  # noqa: BLE001 - the test gets the error as the answer
         kinds = [f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__]
         answer = {"error": kinds, "message": str(error)}
     body = json.dumps(answer).encode()
@@ -260,7 +260,7 @@ def plain_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterab
 
 
 def tenant_of_the_host(app: WSGIApplication) -> WSGIApplication:
-    """Choose a namespace for each request, as apps with many tenants do; it is not a task's."""
+    """Set a namespace for each request, as multi-tenant apps do; it differs from the task's namespace."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         namespace_manager.set_namespace("of-the-host")

@@ -1,4 +1,4 @@
-"""The app of :mod:`tests.support.engines.app`, running on one of the engines."""
+"""Runs the app of :mod:`tests.support.engines.app` on one of the engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET_KEY = "engines: a key that is long enough to sign with"
 
 
 class App:
-    """Talks to the app."""
+    """A client of the running app."""
 
     def __init__(self, engine: str, address: str, recorder: Recorder, cloud: CloudTasks | None = None) -> None:
         self.engine = engine
@@ -36,7 +36,7 @@ class App:
 
     @property
     def cloud(self) -> CloudTasks:
-        """The Cloud Tasks server, on that engine."""
+        """The engine's Cloud Tasks server."""
         assert self._cloud is not None
         return self._cloud
 
@@ -52,19 +52,19 @@ class App:
         return answer
 
     def defer(self, function: str, *args: Any, **asked: Any) -> dict[str, Any]:
-        """Defer a function of the app; raises :class:`AssertionError` if that fails."""
+        """Defer a function of the app; raise :class:`AssertionError` if that fails."""
         answer = self.ask("/defer", function=function, args=args, **asked)
         assert "error" not in answer, answer
         return answer
 
     def refuses(self, function: str, *args: Any, **asked: Any) -> tuple[list[str], str]:
-        """Defer a function of the app, which must fail; return the names of the error's classes, and its message."""
+        """Defer a function of the app, which must fail; return the names of the error's classes and its message."""
         answer = self.ask("/defer", function=function, args=args, **asked)
         assert "error" in answer, answer
         return [kind.rpartition(".")[2] for kind in answer["error"]], answer["message"]
 
     def adds(self) -> list[int]:
-        """Return of how many tasks each RPC was that added some, since the last time."""
+        """Return the number of tasks in each RPC that added tasks since the last call."""
         if self._cloud is None:
             counts: list[int] = self.ask("/adds")["adds"]
             return counts
@@ -74,7 +74,7 @@ class App:
         return [len(request.requests) if kind == "batch_create" else 1 for kind, request in creating]
 
     def told_of(self, mark: str) -> dict[str, Any]:
-        """Return what a task tells next whose arguments have ``mark`` in them."""
+        """Return the next note whose arguments contain ``mark``."""
         while True:
             told = self.recorder.next()
             if mark in json.dumps(told.get("args", ())):
@@ -83,7 +83,7 @@ class App:
 
 @contextlib.contextmanager
 def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None = None) -> Iterator[App]:
-    """Run the app on ``engine`` while this is entered."""
+    """Run the app on ``engine`` during the ``with`` block."""
     recorder = Recorder()
     own = {
         "DEFERRED_MAX_PAYLOAD_BYTES": "3000000",
@@ -110,7 +110,7 @@ def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None =
 
 
 def environ_for(cloud: CloudTasks) -> dict[str, str]:
-    """Return what makes the SDK use ``cloud``."""
+    """Return the environment variables that make the SDK use ``cloud``."""
     return {
         "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true",
         "CLOUD_TASKS_EMULATOR_HOST": cloud.address,
@@ -137,7 +137,7 @@ def _in_a_host(engine: str, environ: Mapping[str, str], token: str) -> Iterator[
     own = {
         **os.environ,
         "GAE_APPLICATION": f"e~{PROJECT}",
-        # The SDK would take it from here before all else, and another test of this process may have left one.
+        # The SDK prefers this variable, and another test in this process may have left one.
         "APPLICATION_ID": f"e~{PROJECT}",
         "GAE_SERVICE": "default",
         "GAE_VERSION": "v1",

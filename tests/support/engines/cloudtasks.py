@@ -1,12 +1,12 @@
-"""Google Cloud Tasks in small: a gRPC server with the real messages, which dispatches to an app over HTTP.
+"""A small Google Cloud Tasks: a gRPC server with the real messages, which dispatches tasks to an app over HTTP.
 
 It implements what the SDK calls: CreateTask, BatchCreateTasks, BatchDeleteTasks and PurgeQueue of
-google.cloud.tasks.v2, and GetQueue of v2beta3, and refuses what the service refuses:
+google.cloud.tasks.v2, and GetQueue of v2beta3. It has the service's limits:
 
-* unknown queues, used names, tasks over 100 KB, times more than 30 days ahead, deadlines of more than 30 seconds
-  (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2, and the SDK's remark on
-  _DEFAULT_RPC_TIMEOUT_SECONDS);
-* headers: Host, X-Google-* and X-AppEngine-* of the task are dropped, and its own put in
+* It refuses unknown queues, used names, tasks over 100 KB, times more than 30 days ahead and deadlines of more than 30
+  seconds (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2, and the SDK's remark on
+  _DEFAULT_RPC_TIMEOUT_SECONDS).
+* It drops the task's Host, X-Google-* and X-AppEngine-* headers, and adds its own
   (https://cloud.google.com/tasks/docs/creating-appengine-handlers#reading-request-headers).
 """
 
@@ -45,9 +45,9 @@ class Fault:
     """How a call fails."""
 
     code: grpc.StatusCode | None
-    """The status that it is answered with; None is no answer at all."""
+    """The status of the answer; None means no answer at all."""
     done: bool = False
-    """Whether it does what it is asked to all the same."""
+    """Whether the server carries out the request anyway."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -64,9 +64,9 @@ class Held:
 
 
 class CloudTasks:
-    """The server, and what dispatches its tasks; a context manager.
+    """The server and its dispatcher, as a context manager.
 
-    ``app_port`` is where the app listens, and ``extra_headers`` what its front end is to believe it by.
+    The app listens on ``app_port``. ``extra_headers`` make the app's front end trust a request.
     """
 
     def __init__(self, parent: str, queues: Collection[str]) -> None:
@@ -80,13 +80,13 @@ class CloudTasks:
         self.app_port: int | None = None
         self.extra_headers: dict[str, str] = {}
         self.calls: list[tuple[str, Any]] = []
-        """Each call's method and request, in their order."""
+        """Each call's method and request, in order."""
         self.faults: list[Fault | None] = []
-        """What the next calls meet; None is none."""
+        """The faults of the next calls; None is a call without a fault."""
         self.lasting = False
-        """Whether the last of the faults is met for ever."""
+        """Whether the last fault also applies to all later calls."""
         self.refuse: Callable[[Any], grpc.StatusCode | None] = lambda task: None
-        """Tells for each task that is to be created with which status to refuse it, if any."""
+        """Returns the status with which to refuse a new task, or None to accept it."""
         self._server = grpc.server(futures.ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers(
             (
@@ -108,13 +108,13 @@ class CloudTasks:
         self._dispatcher = threading.Thread(target=self._dispatch_all, name="Cloud Tasks", daemon=True)
 
     def __enter__(self) -> CloudTasks:
-        """Start."""
+        """Start the server."""
         self._server.start()
         self._dispatcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
+        """Stop the server."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -122,12 +122,12 @@ class CloudTasks:
         self._server.stop(None).wait(60)
 
     def held(self, queue: str | None = None) -> list[Held]:
-        """Return the tasks that wait, or those of one queue."""
+        """Return the waiting tasks, or those of one queue."""
         with self._changed:
             return [held for held in self._tasks.values() if queue in (None, held.queue)]
 
     def reset(self) -> None:
-        """Forget all tasks, their names, and what was told to fail."""
+        """Delete all tasks, names and faults."""
         with self._changed:
             self._tasks.clear()
             self._used.clear()
@@ -136,13 +136,13 @@ class CloudTasks:
             self.refuse = lambda task: None
 
     def hurry(self) -> None:
-        """Make every task that waits be due."""
+        """Make every waiting task due now."""
         with self._changed:
             for held in self._tasks.values():
                 held.due = 0
             self._changed.notify_all()
 
-    # The calls.
+    # RPCs.
 
     def _method(self, request_type: Any, answer: Callable[[Any], Any]) -> Any:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
@@ -258,7 +258,7 @@ class CloudTasks:
             raise _RefusedError(grpc.StatusCode.NOT_FOUND, "Queue does not exist. If you just created the queue, wait.")
         return queue
 
-    # The dispatches.
+    # Dispatches.
 
     def _dispatch_all(self) -> None:
         while True:
@@ -272,7 +272,7 @@ class CloudTasks:
                     self._changed.wait(max(0.0, min(waiting, default=60.0)))
                     continue
                 held = min(due, key=lambda each: each.due)
-                held.due = float("inf")  # while it is dispatched
+                held.due = float("inf")  # during the dispatch
             status = self._dispatch(held)
             with self._changed:
                 held.dispatches += 1

@@ -1,8 +1,8 @@
-"""An app process for the engines that have no server of ours: App Engine's front end, and the SDK's stubs, in small.
+"""An app process for the engines without a server of ours: a small App Engine front end and the SDK's stubs.
 
-``python -m tests.support.engines.host stub`` has the SDK's own queue stub in this process, which runs its tasks by
-itself; ``python -m tests.support.engines.host cloudtasks`` has no queue: the SDK is to ask Cloud Tasks. Both tell their
-port when they are ready.
+``python -m tests.support.engines.host stub`` has the SDK's own queue stub in this process, which runs its tasks itself.
+``python -m tests.support.engines.host cloudtasks`` has no queue, because the SDK uses Cloud Tasks. When ready, both
+print their port.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _ToThisProcess(request_info.Dispatcher):  # type: ignore[misc] # the SDK has no types
-    """Sends the stub's tasks to this process, as the development server's dispatcher would."""
+    """Sends the stub's tasks to this process, as the development server's dispatcher does."""
 
     def __init__(self, port: int, token: str) -> None:
         self._port = port
@@ -47,7 +47,7 @@ class _ToThisProcess(request_info.Dispatcher):  # type: ignore[misc] # the SDK h
 
 
 class _Requests(request_info.RequestInfo):  # type: ignore[misc] # the SDK has no types
-    """Tells the stub where its tasks go."""
+    """Gives the stub the dispatcher for its tasks."""
 
     def __init__(self, dispatcher: Any) -> None:
         self._to = dispatcher
@@ -60,7 +60,7 @@ class _Requests(request_info.RequestInfo):  # type: ignore[misc] # the SDK has n
 
 
 def _unmarked(app: WSGIApplication) -> WSGIApplication:
-    """Take away by what the local server's deliveries are known, since these are not."""
+    """Remove the mark of the local server's deliveries, because these are not."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(protocol.LOCAL_SERVER_ENVIRON_KEY, None)

@@ -1,4 +1,4 @@
-"""The ways to enqueue beside a plain ``defer``: asynchronously, many at once, and in batches."""
+"""The ways to enqueue other than a plain ``defer``: asynchronously, many at once, and in batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ WAYS = tuple(_WAYS)
 
 
 def asynchronously(function: Function, asked: dict[str, Any]) -> dict[str, Any]:
-    """Start several enqueues, wait for them in the way that is asked for, and return the tasks' names."""
+    """Start several enqueues, wait for them in the requested way, and return the tasks' names."""
     starts: list[Callable[[], EnqueueFuture]] = [
         functools.partial(defer_async, function, asked["mark"], number, **asked.get("options", {}))
         for number in range(asked["count"])
@@ -83,7 +83,7 @@ def asynchronously(function: Function, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def many(function: Function, asked: dict[str, Any]) -> dict[str, Any]:
-    """Enqueue many calls; each of ``options`` is one call's."""
+    """Enqueue many calls; each item of ``options`` belongs to one call."""
     calls = (call(function, asked["mark"], number, **options) for number, options in enumerate(asked["options"]))
     seen: list[int] = []
     report = defer_many(calls, raise_errors=False, progress=lambda report: seen.append(report.enqueued))
@@ -108,9 +108,9 @@ _adds: list[int] = []
 
 
 def adds(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return of how many tasks each RPC to the task queue was that added some, since the last time."""
+    """Return the number of tasks in each RPC to the task queue that added tasks since the last call."""
     hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
-    hooks.Append("adds", _count, "taskqueue")  # once: it has a name
+    hooks.Append("adds", _count, "taskqueue")  # installed only once, because it has a name
     found = list(_adds)
     _adds.clear()
     return {"adds": found}

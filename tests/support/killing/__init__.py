@@ -1,1 +1,1 @@
-"""Servers that are killed under load: who adds tasks, who runs them, and what the store holds after a kill."""
+"""Servers that are killed under load: the clients that add tasks, the app that runs them, and a check of the store."""

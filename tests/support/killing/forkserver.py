@@ -1,8 +1,8 @@
-"""Starts the real server again and again, without importing it anew each time.
+"""Starts the real server repeatedly without importing it each time.
 
-Most of a start's time is that of imports, which a kill doesn't touch. So this process imports all there is and then
-forks: ``python -m tests.support.killing.forkserver serve …`` reads one line for each start, forks a process that does
-exactly what ``deferred-middleware serve …`` does, writes its process ID, and waits for its end.
+Most of a start's time is spent on imports, which don't matter for a kill. Therefore this process imports everything and
+then forks. ``python -m tests.support.killing.forkserver serve …`` reads one line for each start, forks a process that
+does exactly what ``deferred-middleware serve …`` does, writes its process ID, and waits for its end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import sys
 
-import deferred_middleware.server.supervisor  # noqa: F401 - imported now, so that it needn't be after each fork
+import deferred_middleware.server.supervisor  # noqa: F401 - imported here, so that the forked processes don't import it
 from deferred_middleware.cli.main import main
 
 
 def run() -> None:
-    """Fork a server for each line of the standard input."""
+    """Fork a server for each line of standard input."""
     for _line in sys.stdin:
         pid = os.fork()
         if pid == 0:

@@ -1,4 +1,4 @@
-"""What the store of a server that was killed holds."""
+"""Reads the store of a killed server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STORE = "tasks.sqlite"
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Names of tasks by what is known of them."""
+    """The names of the tasks in each state."""
 
     running: frozenset[str]
     waiting: frozenset[str]
@@ -22,7 +22,7 @@ class Found:
 
 
 def look(data_dir: Path, scratch: Path) -> Found:
-    """Return what a copy of the store holds, and see that it is whole."""
+    """Check a copy of the store for damage, and return its tasks."""
     with _copy(data_dir, scratch) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -45,7 +45,7 @@ def look(data_dir: Path, scratch: Path) -> Found:
 def _copy(data_dir: Path, scratch: Path) -> Iterator[sqlite3.Connection]:
     scratch.mkdir()
     try:
-        # Not the file itself: who opens it last would fold its log into it, which the next server has to do.
+        # A copy, because closing the store's last connection would checkpoint its log, which the next server must do.
         for name in (STORE, f"{STORE}-wal"):
             if (data_dir / name).exists():
                 shutil.copy(data_dir / name, scratch / name)

@@ -1,4 +1,4 @@
-"""Who adds tasks while the server is killed, and the app that runs them."""
+"""Threads that add tasks while the server is killed, and the app that runs the tasks."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _ANSWER_SECONDS = 30.0
 
 
 class Events:
-    """Counts what happens, so that a kill can come after so much of it."""
+    """Counts events, so that the test can kill the server after a number of them."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._number = 0
 
     def note(self) -> None:
-        """Count one."""
+        """Count one event."""
         with self._condition:
             self._number += 1
             self._condition.notify_all()
 
     def wait_for_more(self, number: int, timeout_seconds: float) -> bool:
-        """Wait until so many more have happened; return whether they have."""
+        """Wait until ``number`` more events have happened; return whether they have."""
         with self._condition:
             goal = self._number + number
             return self._condition.wait_for(lambda: self._number >= goal, timeout_seconds)
 
 
 class App:
-    """An app that runs elsewhere and notes whose request it gets; it stays up while servers are killed."""
+    """An app that runs elsewhere and records the task of each request; it keeps running while servers are killed."""
 
     def __init__(self, events: Events) -> None:
         self.runs: Counter[str] = Counter()
@@ -60,24 +60,24 @@ class App:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Keep quiet."""
+                """Log nothing."""
 
         self._server = ThreadedHTTPServer(("127.0.0.1", 0), Handler)
-        # A request whose server was killed is still being answered.
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # just for this one
+        # The app may still be answering a request whose server was killed.
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # only for this server
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the app."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
 
 class Adder:
-    """A thread that adds tasks through the taskqueue API until the server is gone, and knows what was acknowledged."""
+    """A thread that adds tasks through the taskqueue API until the server dies, and lists the acknowledged names."""
 
     def __init__(self, prefix: str, address: str, ticket: str, chance: random.Random, note: Callable[[], None]) -> None:
         self.acknowledged: list[str] = []
@@ -93,7 +93,7 @@ class Adder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Add no more, and wait for the end of the last add."""
+        """Stop adding, and wait for the end of the last add."""
         self._enough.set()
         self._thread.join()
         if self.failure is not None:
@@ -110,15 +110,15 @@ class Adder:
                 self.acknowledged += names
                 self._note()
         except (OSError, http.client.HTTPException):
-            pass  # it was killed; nothing was acknowledged
-        except BaseException as error:  # noqa: BLE001 - the test has to hear of it, in its own thread
+            pass  # the server was killed, and the last add was not acknowledged
+        except BaseException as error:  # noqa: BLE001 - the test raises it in its own thread
             self.failure = error
         finally:
             connection.close()
 
 
 def add(connection: http.client.HTTPConnection, ticket: str, names: list[str], body: bytes = b"work") -> None:
-    """Add tasks in one call as the SDK's client does; raise unless all were acknowledged."""
+    """Add tasks in one call as the SDK's client does; raise an error unless all were acknowledged."""
     request = taskqueue_pb.TaskQueueBulkAddRequest()
     for name in names:
         task = request.add_request.add()

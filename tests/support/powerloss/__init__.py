@@ -1,1 +1,1 @@
-"""A power cut, simulated: record what a process writes and syncs, and rebuild what a disk may hold after it."""
+"""A simulated power cut: record what a process writes and syncs, and rebuild what a disk may contain afterwards."""

@@ -1,8 +1,8 @@
-"""What a disk may hold after a power cut, from a log of what was written to it and synced.
+"""What a disk may contain after a power cut, computed from a log of writes and syncs.
 
-The model is the strictest that POSIX allows: a file's bytes are certain once its ``fsync`` has returned, a file's name
-once its directory's has. Of everything later each write may have arrived or not, in any order and in parts of 512
-bytes.
+The model is the strictest that POSIX allows. A file's bytes are certain once its ``fsync`` has returned; a file's name
+is certain once its directory's ``fsync`` has returned. Each later write may or may not have reached the disk, in any
+order and in parts of 512 bytes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ T = TypeVar("T")
 _HEAD = struct.Struct("=cHIQ")
 
 Survival = Literal["nothing", "everything", "a prefix", "some writes", "some sectors"]
-"""What arrives of the writes that no sync covers."""
+"""Which of the writes that no sync covers reach the disk."""
 
 SURVIVALS: tuple[Survival, ...] = ("nothing", "everything", "a prefix", "some writes", "some sectors")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One record of the log; ``shim.c`` says what there is."""
+    """One record of the log; ``shim.c`` describes the kinds."""
 
     kind: str
     name: str
@@ -56,7 +56,7 @@ class _File:
 
 
 class Disk:
-    """One directory of a disk, as far as events have been applied to it."""
+    """One directory of a disk, after the events that were applied."""
 
     def __init__(self) -> None:
         self._names: dict[str, _File] = {}
@@ -64,7 +64,7 @@ class Disk:
         self._later_names: list[tuple[Event, _File | None]] = []
 
     def apply(self, event: Event) -> None:
-        """Do what the recorded process did."""
+        """Apply one operation of the recorded process."""
         if event.kind == "c":
             self._names[event.name] = _File()
             self._later_names.append((event, self._names[event.name]))
@@ -86,7 +86,7 @@ class Disk:
             self._file(event.name).later.append(event)
 
     def after_power_cut(self, survival: Survival, chance: random.Random) -> dict[str, bytes]:
-        """Return the files that are there when the power is back, with their bytes."""
+        """Return the names and bytes of the files that exist after a power cut."""
         names = dict(self._certain_names)
         for event, file in _surviving(self._later_names, survival, chance):
             if event.kind == "c" and file is not None:
@@ -106,7 +106,7 @@ class Disk:
         return files
 
     def _file(self, name: str) -> _File:
-        # A file may have been there before the recording began.
+        # The file may have existed before the recording began.
         if name not in self._names:
             self._names[name] = self._certain_names[name] = _File()
         return self._names[name]

@@ -1,4 +1,4 @@
-"""What the store has promised until a moment, and whether a store that was found later keeps it."""
+"""The promises that the store has made up to a moment, and the check whether a store keeps them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FAR_FUTURE_USEC = 1 << 60
 
 @dataclass
 class Promises:
-    """What was acknowledged: names of tasks that were added, finished, deleted, and how often they were retried."""
+    """The acknowledged operations: the names of added, finished and deleted tasks, and the number of their retries."""
 
     added: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
@@ -27,12 +27,12 @@ class Promises:
     retried: Counter[str] = field(default_factory=Counter)
 
     def note(self, line: bytes) -> None:
-        """Take in a line of the workload's notes."""
+        """Add a line of the workload's notes."""
         kind, names = json.loads(line)
         getattr(self, kind).update(names)
 
     def broken(self, path: Path) -> Iterator[str]:
-        """Open the store at ``path`` as a server does, and yield each promise that it breaks, as a sentence."""
+        """Open the store at ``path`` as a server does, and yield a sentence for each promise that it breaks."""
         store = TaskStore(path)
         try:
             due = {task.name: task for task in store.claim(dict.fromkeys(LANES, 1_000_000), _FAR_FUTURE_USEC)}
@@ -48,7 +48,7 @@ class Promises:
                 task = store.queries.get(_queue(name), name)
                 if task is None:
                     yield f"{name} was added, and is gone."
-                elif task.state not in ("succeeded", "failed"):  # which may not have been acknowledged
+                elif task.state not in ("succeeded", "failed"):  # a stored result needn't have been acknowledged
                     yield f"{name} is {task.state}, and does not run."
             for name in self.retried.keys() & due.keys():
                 if due[name].retry_count < self.retried[name]:

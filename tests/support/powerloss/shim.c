@@ -1,18 +1,18 @@
 /*
- * Records what a process does to the files of one directory, in the order in which it does it.
+ * Records a process's operations on the files of one directory, in their order.
  *
  * cc -shared -fPIC -O1 -o shim.so shim.c -ldl -lpthread
  * LD_PRELOAD=./shim.so POWERLOSS_DIRECTORY=/absolute/path POWERLOSS_LOG=/elsewhere/log program
  *
  * Each record of the log: kind (1 byte), length of the name (2 bytes), length of the data (4 bytes), offset (8 bytes),
- * name, data; numbers in the machine's byte order. Names are relative to the directory, "" is the directory itself.
+ * name, data. Numbers have the machine's byte order. Names are relative to the directory; "" is the directory itself.
  *
  *   'c' created         'w' data written at offset          't' truncated or extended to offset
  *   's' synced          'r' renamed, the new name as data   'u' unlinked
  *
- * One mutex is held from the call to its record, so that the log's order is the order of the calls, and a sync covers
- * exactly the writes that stand before it. Memory maps aren't seen: SQLite uses one only for the WAL index, which it
- * builds anew at the next start.
+ * A mutex is held during the call and the write of its record. Therefore the log's order is the order of the calls, and
+ * a sync covers exactly the writes before it. Memory maps aren't recorded. SQLite uses one only for the WAL index, and
+ * rebuilds that at the next start.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -78,14 +78,14 @@ __attribute__((constructor)) static void begin(void) {
         fail(to);
 }
 
-/* Returns a path's name in the directory, NULL for one that is elsewhere; the caller frees it. */
+/* Returns a path's name in the directory, or NULL if it is elsewhere; the caller frees the name. */
 static char *name_of(const char *path) {
     char parent[PATH_MAX], real[PATH_MAX], whole[PATH_MAX + 256];
     if (log_file < 0 || strlen(path) >= PATH_MAX)
         return NULL;
     if (realpath(path, real) != NULL) {
         snprintf(whole, sizeof whole, "%s", real);
-    } else { /* it isn't there, but its directory may be */
+    } else { /* the file doesn't exist, but its directory may */
         strcpy(parent, path);
         char *slash = strrchr(parent, '/');
         const char *last = slash == NULL ? path : path + (slash - parent) + 1;
@@ -201,7 +201,7 @@ ssize_t write(int file, const void *data, size_t length) {
         return real_write(file, data, length);
     pthread_mutex_lock(&mutex);
     ssize_t written = real_write(file, data, length);
-    if (written > 0) /* where it went is asked afterwards, because O_APPEND decides that */
+    if (written > 0) /* computed after the write, because O_APPEND determines the offset */
         record('w', names[file], (uint64_t)(lseek(file, 0, SEEK_CUR) - written), data, (uint32_t)written);
     pthread_mutex_unlock(&mutex);
     return written;

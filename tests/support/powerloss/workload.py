@@ -1,9 +1,9 @@
-"""What the recorded process does: add, claim, finish, retry and delete tasks, and note what was acknowledged.
+"""The workload of the recorded process: it adds, claims, finishes, retries and deletes tasks.
 
 ``python -m tests.support.powerloss.workload DIRECTORY [--lowered]`` works on the store in DIRECTORY twice, and ends the
-second time as a killed process does. Notes are lines of JSON in the file ``acknowledged`` there; each is written after
-the store's method has returned. With ``--lowered`` SQLite's ``synchronous`` is never above ``NORMAL``, whatever the
-store says.
+second time as a killed process does. After each return of a store method it writes a note, a line of JSON, to the file
+``acknowledged`` in DIRECTORY. With ``--lowered``, SQLite's ``synchronous`` is never above ``NORMAL``, whatever the
+store sets.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ STORE = "tasks.sqlite"
 LANES = [Lane("default", ""), Lane("second", "local.background")]
 ADDERS = 3
 ADDS_PER_ADDER = 60
-# The log is folded into the database after 1000 pages, so this many bytes make it happen several times.
+# SQLite checkpoints its log after 1000 pages, so bodies of this size cause several checkpoints.
 MAX_BODY_BYTES = 24_000
 _WAIT_SECONDS = 120.0
 
 
 class LoweredConnection(sqlite3.Connection):
-    """A connection that doesn't sync at commit, whoever asks it to."""
+    """A connection that never syncs at a commit."""
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        """Execute ``sql``, with a lower ``synchronous`` where it asks for a higher one."""
+        """Execute ``sql``, but replace a higher ``synchronous`` by a lower one."""
         if sql.replace(" ", "").upper() in ("PRAGMASYNCHRONOUS=FULL", "PRAGMASYNCHRONOUS=EXTRA"):
             sql = "PRAGMA synchronous=NORMAL"
         return super().execute(sql, *parameters)
@@ -53,7 +53,7 @@ def lower_synchronous() -> None:
 
 
 class Workload:
-    """The threads of one opening of the store, and the notes that they write."""
+    """The threads that use one opening of the store, and their notes."""
 
     def __init__(self, directory: Path, opening: int) -> None:
         self.store = TaskStore(directory / STORE)
@@ -63,7 +63,7 @@ class Workload:
         self._failures: list[BaseException] = []
 
     def run(self) -> None:
-        """Work until everything that was added is finished or deleted."""
+        """Work until every added task is finished or deleted."""
         adders = [threading.Thread(target=self._guard, args=(self._add, number)) for number in range(ADDERS)]
         runner = threading.Thread(target=self._guard, args=(self._run_tasks, 0))
         for thread in [*adders, runner]:
@@ -118,7 +118,7 @@ class Workload:
         until = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < until:
             last = self._adding.is_set()
-            # In the far future whatever waits for its retry is due as well.
+            # A time in the far future, so that tasks that wait for a retry are also due.
             claimed = self.store.claim(dict.fromkeys(LANES, 4), int(time.time() * 2e6))
             if not claimed and last:
                 return
@@ -136,7 +136,7 @@ class Workload:
 
 
 def completion(task: ClaimedTask, chance: random.Random) -> Completion:
-    """Return the result of an attempt that went well, badly, or badly for good."""
+    """Return the result of an attempt: success, a retry or a failure for good."""
     now_usec = int(time.time() * 1e6)
     state = "succeeded" if task.retry_count > 2 else chance.choice(["succeeded", "succeeded", "ready", "failed"])
     return Completion(
@@ -163,7 +163,7 @@ def completion(task: ClaimedTask, chance: random.Random) -> Completion:
 
 
 def main() -> None:
-    """Work twice, once to an orderly end and once not."""
+    """Run the workload twice; the second run ends without a close."""
     directory = Path(sys.argv[1])
     if "--lowered" in sys.argv[2:]:
         lower_synchronous()
