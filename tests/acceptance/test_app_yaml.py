@@ -65,7 +65,7 @@ def test_variables_and_folder_are_the_files(serve: Serve) -> None:
     assert (web["COLOR"], web["GAE_SERVICE"], web["GREETING"]) == ("blue", "default", "hello")
     assert (worker.get("COLOR"), worker["GAE_SERVICE"], worker["GREETING"]) == (None, "background", "from the shell")
     assert (web["CWD"], worker["CWD"]) == (str(server.directory / "web"), str(server.directory / "worker"))
-    assert "web/app.yaml sets GAE_SERVICE; what the local server itself sets it to is used instead." in server.output
+    assert "web/app.yaml sets GAE_SERVICE; the local server's own value is used instead." in server.output
     assert "worker/worker.yaml: not used by the local server: instance_class." in server.output
     assert "tasks:app (worker/worker.yaml)" in server.output
 
