@@ -132,6 +132,11 @@ def _rejection(kind: str, option: str, value: object, message: str) -> OptionErr
     return error
 
 
+def _text(value: str) -> str:
+    """Return ``value`` as a plain ``str``. The ``str()`` and ``format()`` of an enum member give its name instead."""
+    return str.__str__(value)
+
+
 def _queue_name(value: object) -> str:
     if not isinstance(value, str) or not protocol.QUEUE_NAME_PATTERN.fullmatch(value):
         raise _rejection(
@@ -140,7 +145,7 @@ def _queue_name(value: object) -> str:
             value,
             "a queue name has 1 to 100 of the characters a-z, A-Z, 0-9 and -.",
         )
-    return value
+    return _text(value)
 
 
 def _queues(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -214,7 +219,7 @@ def _name(value: object) -> str:
             value,
             "a task name has 1 to 500 of the characters a-z, A-Z, 0-9, _ and -. Without _name, the queue chooses one.",
         )
-    return value
+    return _text(value)
 
 
 def _target(value: object) -> str:
@@ -224,7 +229,7 @@ def _target(value: object) -> str:
             value,
             "expected <service>, <version>.<service> or <instance>.<version>.<service>.",
         )
-    return value
+    return _text(value)
 
 
 def _transactional(value: object) -> bool | Literal["auto"]:
@@ -255,7 +260,7 @@ def _headers(value: object) -> dict[str, str]:
         problem = _problem_of_header(name, content)
         if problem:
             raise _rejection("InvalidHeaderError", "_headers", {name: content}, problem)
-    return dict(value)
+    return {_text(name): _text(content) for name, content in value.items()}
 
 
 def _problem_of_header(name: object, content: object) -> str | None:
@@ -294,7 +299,7 @@ def _deadline(value: object) -> float:
 def _max_attempts(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError("_max_attempts", value, "expected a whole number, at least 1.")
-    return value
+    return int(value)
 
 
 def _url(value: object) -> str:
@@ -308,7 +313,7 @@ def _url(value: object) -> str:
             value,
             "expected a percent-encoded path of this app that starts with one slash and has no query.",
         )
-    return value
+    return _text(value)
 
 
 def warn(message: str) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import traceback
 import types
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
+from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, proxy_in, reference_to
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
 from deferred_middleware.wire.compression import ZLIB_PREFIX, decompress
@@ -43,13 +44,39 @@ def dumps(call: Call, protocol: int) -> bytes:
     if type(func) is not types.FunctionType or "__" in func.__name__:  # the others are pickled as they are
         func = reference_to(func)
     try:
-        data = pickle.dumps((func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)), protocol)
+        content = func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)
+        proxy = None if type(func) is types.FunctionType else proxy_in(func)
+        data = pickle.dumps(content, protocol) if proxy is None else _ProxyPickler.dumps(content, protocol, proxy)
+        # An exception needs the name of its class, besides the callable's.
+        searched = protocol < 4 or data.count(pickle.STACK_GLOBAL) > 1
+        problem = _unloadable(content if proxy is None else content[1:]) if searched else None
     except Exception as error:
         explain_unimportable(call.func)
-        raise _unpicklable(call, error) from error
+        raise _unpicklable(call, f"can't be pickled ({error})", main_is_wrong=False) from error
+    if problem is not None:
+        raise _unpicklable(call, f"can't be run: {problem}", main_is_wrong=False)
     if b"__main__" in data and mentions_main(data):
-        raise _unpicklable(call, None)
+        raise _unpicklable(call, "refers to __main__", main_is_wrong=True)
     return data
+
+
+class _ProxyPickler(pickle.Pickler):
+    """Pickles a proxy of a function by name. Pickle then checks that import finds this very object."""
+
+    def __init__(self, stream: io.BytesIO, protocol: int, proxy: Any) -> None:
+        super().__init__(stream, protocol)
+        self.proxy = proxy
+
+    @classmethod
+    def dumps(cls, content: object, protocol: int, proxy: object) -> bytes:
+        """Return the pickle of ``content``, in which ``proxy`` is pickled by name."""
+        stream = io.BytesIO()
+        cls(stream, protocol, proxy).dump(content)
+        return stream.getvalue()
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return the name of the proxy, and leave every other object to pickle."""
+        return obj.__qualname__ if obj is self.proxy else NotImplemented
 
 
 def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
@@ -132,23 +159,39 @@ def _not_a_call(content: object) -> PayloadError:
     return PayloadError(f"the payload is a pickled {type(content).__name__}, not a (callable, args, kwargs)")
 
 
-def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentError:
-    """Return the error that names the argument that does not pickle."""
+def _unloadable(value: object) -> str | None:
+    """Return what is wrong with an exception in ``value`` that pickles but can't be unpickled; None if all can."""
+    from deferred_middleware.calls import exception_arguments  # few calls have an object as an argument
+
+    for exception in exception_arguments.exceptions_in(value):
+        data = pickle.dumps(exception, pickle.HIGHEST_PROTOCOL)
+        try:
+            pickle.loads(data)  # noqa: S301 - pickled above
+        except Exception as error:  # noqa: BLE001 - unpickling runs the user's own code, which may raise anything
+            reason = traceback.format_exception_only(type(error), error)[-1].strip()
+            return (
+                f"{type(exception).__name__} pickles but can't be unpickled ({reason}), so the task could not run. "
+                "Pass its text and what the task needs of it, or give the class a __reduce__ method that returns the "
+                "arguments of its __init__."
+            )
+    return None
+
+
+def _unpicklable(call: Call, problem: str, *, main_is_wrong: bool) -> UnpicklableArgumentError:
+    """Return the error that names the argument that does not pickle, or describes ``problem`` if there is none."""
     label = str(call.label)
     arguments: dict[str, Any] = {f"args[{i}]": value for i, value in enumerate(call.args)}
     arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
-    found = find_unpicklable(arguments, main_is_wrong=error is None)
-    if found is None:
-        found = "the call", f" can't be pickled ({error})"
-    path, problem = found
+    path, problem = find_unpicklable(arguments, main_is_wrong=main_is_wrong) or ("the call", f" {problem}")
     return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")
 
 
 def find_unpicklable(values: Mapping[str, object], *, main_is_wrong: bool) -> tuple[str, str] | None:
     """Return the path of the smallest part that does not pickle, and its problem; None if every value pickles.
 
-    ``values`` maps paths to the values to search. If ``main_is_wrong``, a part that refers to the ``__main__`` script
-    counts too: in the process that runs the task, ``__main__`` is another script.
+    An exception that can't be unpickled counts too. ``values`` maps paths to the values to search. If
+    ``main_is_wrong``, a part that refers to the ``__main__`` script counts too: in the process that runs the task,
+    ``__main__`` is another script.
     """
     for path, value in values.items():
         problem = _problem(value, main_is_wrong)
@@ -167,6 +210,7 @@ def mentions_main(data: bytes) -> bool:
 def _problem(value: object, main_is_wrong: bool) -> str | None:
     try:
         data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        unloadable = _unloadable(value)
     except RecursionError:
         return f": {type(value).__name__} is nested too deep for pickle. Store it, and pass its key."
     except Exception as error:  # noqa: BLE001 - pickling runs the user's own code, which may raise anything
@@ -176,7 +220,7 @@ def _problem(value: object, main_is_wrong: bool) -> str | None:
             f": {type(value).__name__} belongs to the script that was started (__main__). In the process that runs the "
             "task, __main__ is another script. Move it to a module, and import it from there."
         )
-    return None
+    return None if unloadable is None else f": {unloadable}"
 
 
 def _smallest(path: str, value: object, problem: str, main_is_wrong: bool) -> tuple[str, str]:

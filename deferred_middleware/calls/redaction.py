@@ -44,10 +44,10 @@ def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]
     return ", ".join(parts)
 
 
-def shortened(value: object) -> str:
+def shortened(value: object, limits: reprlib.Repr = reprlib.aRepr) -> str:
     """Return a short ``repr`` of ``value``; never raise."""
     try:
-        return reprlib.repr(value)
+        return limits.repr(value)
     except Exception as error:  # noqa: BLE001 - the user's __repr__ may raise anything, but logging must not fail
         return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"
 

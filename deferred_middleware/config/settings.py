@@ -44,14 +44,14 @@ def service(value: str | None) -> str | None:
     """Return a service's name."""
     if value is not None and not _SERVICE_NAME.fullmatch(value):
         raise ValueError(value)
-    return value
+    return None if value is None else str.__str__(value)  # of an enum member, its value
 
 
 def module(value: str | None) -> str | None:
     """Return a module's dotted name."""
     if value is not None and not _MODULE_NAME.fullmatch(value):
         raise ValueError(value)
-    return value
+    return None if value is None else str.__str__(value)  # of an enum member, its value
 
 
 def callables(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def url_prefix(value: str) -> str:
     """Return a path without a slash at its end."""
     if not _URL_PREFIX.fullmatch(value):
         raise ValueError(value)
-    return value
+    return str.__str__(value)
 
 
 def boolean(value: str | bool) -> bool:
@@ -125,7 +125,7 @@ def one_of(*words: str) -> Callable[[str], str]:
     def convert(value: str) -> str:
         if value not in words:
             raise ValueError(value)
-        return value
+        return str.__str__(value)
 
     return convert
 

@@ -47,20 +47,20 @@ class TaskFunction(Generic[P, R]):
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
             """Call the function now."""
 
-        def defer(self, *args: P.args, **kwargs: P.kwargs) -> EnqueuedTask:
+        def defer(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedTask:
             """Defer a call; see :func:`deferred_middleware.defer`."""
 
-        def defer_async(self, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture:
+        def defer_async(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture:
             """Start to defer a call; see :func:`deferred_middleware.defer_async`."""
 
-        def call(self, *args: P.args, **kwargs: P.kwargs) -> Call:
-            """Return the call without enqueueing it; see :func:`deferred_middleware.call`."""
+        def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
+            """Return the call, not enqueued; see :func:`deferred_middleware.call`."""
 
-        def options(self, **options: Any) -> TaskFunction[P, R]:
-            """Return a copy with other options, which are those of ``defer`` without their underscore."""
+        def options(self, /, **options: Any) -> TaskFunction[P, R]:
+            """Return a copy with other options, those of ``defer`` without their underscore."""
 
         @overload
         def __get__(self, instance: None, owner: type[object] | None = None) -> TaskFunction[P, R]: ...
@@ -175,22 +175,22 @@ class _Deferring:
         self._func = func
         self._overrides = overrides
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._func(*args, **kwargs)
 
-    def defer(self, *args: Any, **kwargs: Any) -> EnqueuedTask:
+    def defer(self, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
         """Defer a call."""
         return defer(self._func, *args, **{**self._overrides, **kwargs})
 
-    def defer_async(self, *args: Any, **kwargs: Any) -> EnqueueFuture:
+    def defer_async(self, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
         """Start to defer a call."""
         return defer_async(self._func, *args, **{**self._overrides, **kwargs})
 
-    def call(self, *args: Any, **kwargs: Any) -> Call:
+    def call(self, /, *args: Any, **kwargs: Any) -> Call:
         """Return a call."""
         return call(self._func, *args, **{**self._overrides, **kwargs})
 
-    def options(self, **options: object) -> _Deferring:
+    def options(self, /, **options: object) -> _Deferring:
         """Return a copy with other options."""
         given = {f"_{name}": value for name, value in options.items()}
         Options.take_from(given, label_of(self._func), inspect.Signature())
@@ -228,8 +228,8 @@ class _Method:
         bound = self._func.__get__(instance, owner)
         return _Bound(bound) if isinstance(bound, types.MethodType) else bound
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Called while the class body runs, or by another decorator.
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        # While the class is being made, and beneath another decorator.
         return self.__wrapped__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

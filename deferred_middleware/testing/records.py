@@ -11,6 +11,7 @@ from typing import Any
 
 from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.callables import AnyCallable, Label
+from deferred_middleware.calls.redaction import shortened
 
 
 class Clock:
@@ -103,8 +104,8 @@ def describe(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, obj
     """Return a call as Python source, with long values shortened."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 120
-    parts = [shown.repr(value) for value in args]
-    parts += [f"{name}={shown.repr(value)}" for name, value in kwargs.items()]
+    parts = [shortened(value, shown) for value in args]
+    parts += [f"{name}={shortened(value, shown)}" for name, value in kwargs.items()]
     return f"{Call(func=func).label}({', '.join(parts)})"
 
 

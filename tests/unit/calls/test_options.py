@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import math
 import time
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 from google.appengine.api import taskqueue
 
-from deferred_middleware import Call, DeferredWarning, OptionError, call
+from deferred_middleware import Call, DeferredWarning, OptionError, call, defer
+from deferred_middleware.testing import capture_tasks
 from tests.support import sample
 
 UTC = datetime.timezone.utc
@@ -175,3 +177,76 @@ def test_legal_headers_are_kept() -> None:
     headers = {"X-Trace": "a b", "X-Empty": ""}
 
     assert with_options(_headers=headers).options.headers == headers
+
+
+class Name(str, enum.Enum):
+    """Strings as members of an enum, whose ``str()`` gives the member's name since Python 3.11."""
+
+    QUEUE = "mail"
+    OTHER_QUEUE = "slow"
+    TASK = "one"
+    TARGET = "worker"
+    HEADER = "X-Colour"
+    VALUE = "red"
+    URL = "/somewhere"
+    AUTO = "auto"
+
+
+class Shouting(str):
+    """A string whose own ``str()`` and ``format()`` are another text."""
+
+    def __str__(self) -> str:
+        return self.upper()
+
+    def __format__(self, spec: str) -> str:
+        return self.upper()
+
+
+class Number(int, enum.Enum):
+    """A number as a member of an enum."""
+
+    FOUR = 4
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "field", "value"),
+    [
+        ("_queue", Name.QUEUE, "queues", ("mail",)),
+        ("_queue", [Name.QUEUE, Name.OTHER_QUEUE], "queues", ("mail", "slow")),
+        ("_queue", Shouting("mail"), "queues", ("mail",)),
+        ("_name", Name.TASK, "name", "one"),
+        ("_name", Shouting("one"), "name", "one"),
+        ("_target", Name.TARGET, "target", "worker"),
+        ("_target", Shouting("worker"), "target", "worker"),
+        ("_url", Name.URL, "url", "/somewhere"),
+        ("_transactional", Name.AUTO, "transactional", "auto"),
+        ("_headers", {Name.HEADER: Name.VALUE}, "headers", {"X-Colour": "red"}),
+        ("_headers", {Shouting("X-Colour"): Shouting("red")}, "headers", {"X-Colour": "red"}),
+        ("_max_attempts", Number.FOUR, "max_attempts", 4),
+    ],
+)
+def test_the_value_of_a_subclass_of_str_or_int_counts(option: str, given: object, field: str, value: object) -> None:
+    """A member of an enum counts as its value, and the value is of the plain type."""
+    found = getattr(with_options(**{option: given}).options, field)
+
+    assert found == value
+    for text in [*found, *getattr(found, "values", tuple)()] if isinstance(found, (tuple, dict)) else [found]:
+        assert type(text) in (str, int)
+
+
+def test_a_task_with_options_of_an_enum_is_routed_by_their_values() -> None:
+    """The queue, the name, the target and the headers of the task are the values."""
+    with capture_tasks() as tasks:
+        defer(
+            sample.note,
+            _queue=Name.QUEUE,
+            _name=Name.TASK,
+            _target=Name.TARGET,
+            _headers={Name.HEADER: Name.VALUE},
+            _max_attempts=Number.FOUR,
+        )
+
+    (found,) = tasks.enqueued
+    assert (found.queue, found.name, found.target) == ("mail", "one", "worker")
+    assert found.headers["X-Colour"] == "red"
+    assert "4" in found.headers.values()

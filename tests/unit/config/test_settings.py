@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import subprocess
@@ -223,3 +224,25 @@ def test_an_error_that_waited_is_raised() -> None:
 
     with pytest.raises(SettingsError, match="LOUD"):
         current_settings()
+
+
+class _Text(str, enum.Enum):
+    """Strings as members of an enum, whose ``str()`` gives the member's name since Python 3.11."""
+
+    QUEUE = "mail"
+    SERVICE = "worker"
+    PREFIX = "/tasks"
+
+
+def test_the_value_of_an_enum_member_counts() -> None:
+    """A setting that is a member of an enum of strings is kept as a plain string."""
+    settings = Settings(
+        default_queues=(_Text.QUEUE,),
+        background_module=_Text.SERVICE,
+        warmup_module=_Text.SERVICE,
+        url_prefix=_Text.PREFIX,
+    )
+
+    for value in (*settings.default_queues, settings.background_module, settings.warmup_module, settings.url_prefix):
+        assert type(value) is str
+    assert settings.background_module == "worker"

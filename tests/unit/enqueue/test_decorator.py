@@ -222,3 +222,55 @@ def test_the_sdks_stub_takes_it(queued: Queued) -> None:
     welcome.options(queue="quick").defer(1)
 
     assert len(queued.in_queue("quick")) == 1
+
+
+@task
+def keep(**fields: object) -> dict[str, object]:
+    """Note arguments of any name."""
+    sample.ran.append(fields)
+    return fields
+
+
+@pytest.mark.parametrize(
+    "name", ["self", "cls", "func", "args", "kwargs", "call", "calls", "options", "overrides", "body", "method"]
+)
+def test_an_argument_can_have_any_name(name: str) -> None:
+    """A name that the library uses for its own parameters is free for the function's arguments, in every form."""
+    fields: dict[str, Any] = {name: 1}
+    ways: list[Any] = [
+        lambda: defer(keep, **fields),
+        lambda: keep.defer(**fields),
+        lambda: keep.defer_async(**fields).result(30),
+        lambda: keep.options(countdown=0).defer(**fields),
+        lambda: keep.options(countdown=0).defer_async(**fields).result(30),
+    ]
+    for way in ways:
+        with capture_tasks(DeferredMiddleware(app)) as tasks:
+            way()
+            tasks.run()
+            tasks.assert_enqueued(keep, **fields)
+    assert sample.ran == [fields] * len(ways)
+    assert keep.call(**fields).kwargs == fields
+    assert keep.options(queue="fast").call(**fields).kwargs == fields
+    assert keep.options(queue="fast")(**fields) == fields
+
+
+class Fields:
+    """Has a method whose arguments have any name."""
+
+    @task
+    def keep(this, /, **fields: object) -> dict[str, object]:
+        """Return the arguments."""
+        return fields
+
+    plain: Any = vars()["keep"]
+    beneath = plain(None, self=2)
+    """The result of a call while the class is made."""
+
+
+def test_a_methods_argument_can_be_named_self() -> None:
+    """A bound method, and a decorated method that is called while its class is made, take such arguments."""
+    assert Fields.beneath == {"self": 2}
+    bound: Any = Fields().keep
+    assert bound(self=1) == {"self": 1}
+    assert bound.call(self=1).kwargs == {"self": 1}

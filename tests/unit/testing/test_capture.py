@@ -365,3 +365,96 @@ def test_what_the_app_deletes_does_not_run(tasks: DeferredTasks) -> None:
     tasks.run_all()
 
     assert sample.ran == [((3,), {})]
+
+
+@pytest.mark.parametrize("option", [{"_queu": "mail"}, {"_max_attempts": 3}, {"_headers": {}}, {"_deadline": 60}])
+@pytest.mark.parametrize("takes_any_name", [False, True])
+def test_an_option_that_is_not_compared_is_a_type_error(option: dict[str, Any], takes_any_name: bool) -> None:
+    """A misspelt option, or one that assertions don't compare, would make a negative assertion pass always."""
+    func: Any = sample.note if takes_any_name else sample.pair
+    with capture_tasks() as tasks:
+        defer(func, 1)
+        for check in (tasks.assert_not_enqueued, tasks.assert_enqueued):
+            with pytest.raises(TypeError, match=next(iter(option))):
+                check(func, 1, **option)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((1, 2, 3), {}), ((), {"fist": 1}), ((1,), {"first": 1}), ((), {"second": 1})]
+)
+def test_arguments_that_do_not_fit_are_a_type_error(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """No call with these arguments can have been enqueued, so the assertion is wrong."""
+    with capture_tasks() as tasks:
+        for check in (tasks.assert_not_enqueued, tasks.assert_enqueued):
+            with pytest.raises(TypeError, match="can't be called with these arguments"):
+                check(sample.pair, *args, **kwargs)
+
+
+def test_an_argument_with_an_underscore_and_other_names_are_compared() -> None:
+    """What is the function's own isn't mistaken for an option."""
+    with capture_tasks() as tasks:
+        defer(sample.takes_own_option, 1, _flavour="sweet")
+        defer(sample.note, colour="red")
+
+        tasks.assert_enqueued(sample.takes_own_option, 1, _flavour="sweet")
+        tasks.assert_not_enqueued(sample.takes_own_option, 1, _flavour="sour")
+        tasks.assert_enqueued(sample.note, colour="red")
+
+
+class Cells:
+    """Compares cell by cell, as an array does."""
+
+    def __init__(self, *cells: object) -> None:
+        self.cells = cells
+
+    def __eq__(self, other: object) -> Any:
+        return Cells(*(one == two for one, two in zip(self.cells, getattr(other, "cells", ()), strict=False)))
+
+    def __bool__(self) -> bool:
+        raise ValueError("The truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment] # as an array
+
+
+class Detached:
+    """Has no text, as an object of an ORM without its session."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Detached) and self.number == other.number
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not bound to a session")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda value: value, lambda value: [value], lambda value: {"a": (value,)}], ids=["bare", "list", "dict"]
+)
+@pytest.mark.parametrize(
+    ("deferred", "equal", "other"),
+    [
+        (Cells(1, 2), Cells(1, 2), Cells(1, 3)),
+        (Detached(1), Detached(1), Detached(2)),
+        (10**6000, 10**6000, 5),
+        (5, 5, 10**6000),
+        (1, 1, Cells(1)),
+    ],
+    ids=["array", "no text", "huge", "small", "mixed"],
+)
+def test_assertions_survive_hard_arguments(wrap: Any, deferred: object, equal: object, other: object) -> None:
+    """An argument whose comparison or text raises is equal to its like, and a difference is an AssertionError."""
+    with capture_tasks() as tasks:
+        defer(sample.note, wrap(deferred))
+
+        tasks.assert_enqueued(sample.note, wrap(equal))
+        with pytest.raises(AssertionError, match="was enqueued"):
+            tasks.assert_not_enqueued(sample.note, wrap(equal))
+        tasks.assert_not_enqueued(sample.note, wrap(other))
+        with pytest.raises(AssertionError, match="was not enqueued"):
+            tasks.assert_enqueued(sample.note, wrap(other))
+        assert "note(" in str(tasks.enqueued[0])
