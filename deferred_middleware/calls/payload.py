@@ -20,6 +20,7 @@ from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
+from deferred_middleware.errors.text import text_of
 from deferred_middleware.wire.compression import ZLIB_PREFIX, decompress
 
 if TYPE_CHECKING:
@@ -81,13 +82,15 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
         else:
             content, end = _load_from_stream(data)
     except (ImportError, AttributeError) as error:
-        raise CallableNotFoundError(f"this version of the app lacks something that the task needs: {error}") from error
+        raise CallableNotFoundError(
+            f"this version of the app lacks something that the task needs: {text_of(error)}"
+        ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         # Loading runs the arguments' own code, such as __setstate__, which may raise anything.
         problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
-        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
+        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {text_of(error)}") from error
     if end != len(data):
         raise PayloadError(f"the payload ends after {end:,} of {len(data):,} bytes")
     if not (isinstance(content, tuple) and len(content) == 3):
@@ -139,7 +142,7 @@ def _unpicklable(call: Call, error: Exception | None) -> UnpicklableArgumentErro
     arguments |= {f"kwargs[{name!r}]": value for name, value in call.kwargs.items()}
     found = find_unpicklable(arguments, main_is_wrong=error is None)
     if found is None:
-        found = "the call", f" can't be pickled ({error})"
+        found = "the call", f" can't be pickled ({'' if error is None else text_of(error)})"
     path, problem = found
     return UnpicklableArgumentError(label, path, f"{label} can't be deferred: {path}{problem}")
 
@@ -170,7 +173,7 @@ def _problem(value: object, main_is_wrong: bool) -> str | None:
     except RecursionError:
         return f": {type(value).__name__} is nested too deep for pickle. Store it, and pass its key."
     except Exception as error:  # noqa: BLE001 - pickling runs the user's own code, which may raise anything
-        return f": {type(value).__name__} can't be pickled ({error}). {_WAY_OUT}"
+        return f": {type(value).__name__} can't be pickled ({text_of(error)}). {_WAY_OUT}"
     if main_is_wrong and b"__main__" in data and mentions_main(data):
         return (
             f": {type(value).__name__} belongs to the script that was started (__main__). In the process that runs the "

@@ -6,11 +6,11 @@ Redacted arguments are never shown. A function declares them with ``@task(redact
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 from deferred_middleware.calls.callables import AnyCallable, without_partials
+from deferred_middleware.errors.text import shortened
 
 Shown = Literal["none", "names", "short"]
 """How much of the arguments is shown."""
@@ -42,14 +42,6 @@ def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]
     ]
     parts += [f"{name}={_REDACTED if name in redacted else shortened(value)}" for name, value in kwargs.items()]
     return ", ".join(parts)
-
-
-def shortened(value: object) -> str:
-    """Return a short ``repr`` of ``value``; never raise."""
-    try:
-        return reprlib.repr(value)
-    except Exception as error:  # noqa: BLE001 - the user's __repr__ may raise anything, but logging must not fail
-        return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"
 
 
 def _names(func: AnyCallable, count: int) -> list[str | None]:

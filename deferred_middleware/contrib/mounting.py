@@ -31,7 +31,7 @@ def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Respons
     """
     report = ensure_report(environ)
     response = report.response = handler.answer(environ)
-    if isinstance(report.error, Exception):
+    if report.error is not None and issubclass(type(report.error), Exception):
         raise report.error
     return response
 

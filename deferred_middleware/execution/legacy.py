@@ -15,6 +15,7 @@ from deferred_middleware.calls import allowlist, payload
 from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import AnyCallable, label_text
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
+from deferred_middleware.errors.text import text_of
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -46,7 +47,7 @@ def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
             func = getattr(owner, member)
         except AttributeError as error:
             raise CallableNotFoundError(
-                f"this version of the app lacks something that the task needs: {error}"
+                f"this version of the app lacks something that the task needs: {text_of(error)}"
             ) from error
         if settings.allowed_callables:
             allowlist.check_callable(func, settings.allowed_callables)
