@@ -8,6 +8,7 @@ If an argument does not pickle, the error names the smallest part that does not,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, reference_to
+from deferred_middleware.calls.callables import explain_unimportable, own_attributes, plain_method, reference_to
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
 from deferred_middleware.errors.text import text_of
@@ -99,7 +100,8 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
     func, args, kwargs = content
     if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
         raise _not_a_call(content)
-    func = getattr(func, METHOD_ATTRIBUTE, func)
+    if type(func) is not types.FunctionType:
+        func = plain_method(func)
     if settings.allowed_callables and not (legacy and allowlist.is_legacy_wrapper(func)):
         allowlist.check_callable(func, settings.allowed_callables)
     return func, args if type(args) is tuple else tuple(args), kwargs
@@ -186,7 +188,10 @@ def _smallest(path: str, value: object, problem: str, main_is_wrong: bool) -> tu
     if "nested too deep" in problem:
         return path, problem  # its parts are nested too deep as well
     for _ in range(_MAX_DEPTH):
-        for step, part in _parts(value):
+        parts: list[tuple[str, object]] = []
+        with contextlib.suppress(Exception):  # the iterators of the user's own classes may raise anything
+            parts.extend(_parts(value))
+        for step, part in parts:
             found = _problem(part, main_is_wrong)
             if found is not None:
                 path, value, problem = path + step, part, found
@@ -208,13 +213,15 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
         for item in value:
             yield " (an element)", item
     else:
-        for name, item in getattr(value, "__dict__", {}).items() if not isinstance(value, type) else ():
+        for name, item in own_attributes(value).items() if not isinstance(value, type) else ():
             yield f".{name}", item
         for cls in type(value).__mro__:
             slots = cls.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name):
-                    yield f".{name}", getattr(value, name)
+                slot = cls.__dict__.get(name)
+                if type(slot) is types.MemberDescriptorType:
+                    with contextlib.suppress(AttributeError):  # the slot is empty
+                        yield f".{name}", slot.__get__(value)
 
 
 def _short(key: object) -> str:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from deferred_middleware.calls.callables import AnyCallable, without_partials
+from deferred_middleware.calls.callables import AnyCallable, looked_at, with_plain_call, without_partials
 from deferred_middleware.errors.text import shortened
 
 Shown = Literal["none", "names", "short"]
@@ -24,7 +24,7 @@ _REDACTED: Final = "<redacted>"
 def redacted_by(func: AnyCallable) -> frozenset[str]:
     """Return the names of the arguments of ``func`` that must not be shown."""
     # A bound method has the attributes of its function.
-    names = getattr(without_partials(func), REDACT_ATTRIBUTE, None)
+    names = looked_at(without_partials(func), REDACT_ATTRIBUTE)
     return names if isinstance(names, frozenset) else frozenset()
 
 
@@ -51,9 +51,9 @@ def _names(func: AnyCallable, count: int) -> list[str | None]:
     """
     names: list[str | None] = []
     try:
-        for parameter in inspect.signature(func).parameters.values():
+        for parameter in inspect.signature(with_plain_call(func)).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
-    except (ValueError, TypeError):
-        pass  # some builtins have no signature
+    except Exception:  # noqa: BLE001, S110 - some builtins have no signature, and logging must not fail
+        pass
     return [*names, *[None] * count][:count]

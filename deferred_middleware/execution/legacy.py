@@ -9,6 +9,7 @@ for good if the entity can't be read or unpickled (SDK: ``ext/deferred/deferred.
 
 from __future__ import annotations
 
+import types
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, payload
@@ -36,7 +37,7 @@ def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
 
 
 def _name(func: AnyCallable) -> str | None:
-    return getattr(func, "__name__", None) if getattr(func, "__module__", None) == _MODULE else None
+    return func.__name__ if type(func) is types.FunctionType and func.__module__ == _MODULE else None
 
 
 def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
