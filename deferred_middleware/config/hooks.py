@@ -20,13 +20,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.text import log_error, shortened
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 EVENTS: Final = ("before_task", "after_task", "on_failure", "on_dead_letter", "on_refused", "on_enqueue")
 """The methods that a hook may have."""

@@ -7,20 +7,20 @@ failed. So the guard answers the requests of tasks: with the handler's response,
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import webob
 
 from deferred_middleware.enqueue import request_end
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport, report_in
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 
 def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:

@@ -22,6 +22,7 @@ from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.text import log_error
 from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome, RefusedRequest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.config.settings import Settings
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 REPORT_KEY: Final = "deferred_middleware.delivery"
 """The key of the :class:`TaskReport` in ``environ``; no header of a request can set it."""

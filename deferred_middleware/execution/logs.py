@@ -13,6 +13,7 @@ import urllib.parse
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.text import encodable, formatted, log_error, set_traceback, text_of, traceback_of
 from deferred_middleware.execution.outcomes import Outcome
 from deferred_middleware.wire import protocol
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.outcomes import DeadLetter
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 # Separate loggers, so that you can turn them off, or send their records elsewhere.
-headers_logger = logging.getLogger("deferred_middleware.headers")
-_dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
+headers_logger = get_logger("deferred_middleware.headers")
+_dead_letters_logger = get_logger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"
 """The key of a task's facts in ``json_fields``."""

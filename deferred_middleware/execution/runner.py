@@ -18,6 +18,7 @@ from deferred_middleware.calls.callables import AnyCallable, agrees, label_text
 from deferred_middleware.calls.payload import content_of
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, SettingsError, TaskContentError, WarmupError
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.text import cause_of, set_cause, text_of
 from deferred_middleware.execution import logs
 from deferred_middleware.execution.context import CURRENT_TASK
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.retry_later import RetryLater
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 
 class Warmup:
