@@ -8,15 +8,23 @@ import inspect
 import sys
 import types
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import redaction
-from deferred_middleware.calls.callables import AnyCallable, Label, check_kind, label_of, outside_main, plain_method
+from deferred_middleware.calls.callables import (
+    AnyCallable,
+    Label,
+    check_kind,
+    innermost,
+    label_of,
+    outside_main,
+    plain_method,
+    with_plain_call,
+)
 from deferred_middleware.calls.options import NO_OPTIONS, Options, with_declared
 from deferred_middleware.errors import ArgumentsError, NeverRanError
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from typing import TypeGuard
 
 Content = tuple[AnyCallable, tuple[Any, ...], Mapping[str, Any]]
@@ -65,11 +73,13 @@ class Call:
 def wait_for_result(func: AnyCallable, result: Any) -> object:
     """Return the final result of a call of ``func`` that returned ``result``; see :meth:`Call.run`."""
     while result is not None:
-        if inspect.isawaitable(result):
+        # The type decides. Attributes of the result may have side effects, and a mock has every attribute.
+        kind = type(result)
+        if _is_awaitable(kind, result):
             result = _run_awaitable(result)
-        elif _is_executor_future(result):
+        elif issubclass(kind, _loaded(_EXECUTOR_FUTURES)):
             result = result.result()
-        elif hasattr(result, "get_result") and hasattr(result, "check_success"):
+        elif issubclass(kind, _loaded(_GOOGLE_FUTURES)):
             result = result.get_result()
         else:
             _check_generator(func, result)
@@ -217,7 +227,7 @@ def _signature(func: AnyCallable) -> inspect.Signature | None:
     if isinstance(func, types.FunctionType):
         return _function_signature(func)
     try:
-        return inspect.signature(func, follow_wrapped=False)
+        return inspect.signature(with_plain_call(func), follow_wrapped=False)
     except (ValueError, TypeError):
         return None  # some builtins have no signature
 
@@ -227,22 +237,40 @@ def _function_signature(func: types.FunctionType) -> inspect.Signature:
     return inspect.signature(func, follow_wrapped=False)
 
 
-def _is_executor_future(result: Any) -> TypeGuard[concurrent.futures.Future[object]]:
-    # If nobody has imported the module, no object can be an instance of its class.
-    module = sys.modules.get("concurrent.futures")
-    return module is not None and isinstance(result, module.Future)
+_EXECUTOR_FUTURES: Final = (("concurrent.futures", "Future"),)
+_GOOGLE_FUTURES: Final = (
+    ("google.appengine.ext.ndb.tasklets", "Future"),
+    ("google.cloud.ndb.tasklets", "Future"),
+    ("google.appengine.api.apiproxy_stub_map", "UserRPC"),
+    ("google.appengine.datastore.datastore_rpc", "MultiRpc"),
+)
+
+
+def _loaded(classes: tuple[tuple[str, str], ...]) -> tuple[type, ...]:
+    """Return those classes whose modules are imported. Before that, no object can be an instance of a class."""
+    return tuple(
+        vars(module)[name]
+        for module_name, name in classes
+        if (module := sys.modules.get(module_name)) is not None and name in vars(module)
+    )
+
+
+def _is_awaitable(kind: type, result: Any) -> bool:
+    if kind is types.GeneratorType:  # that of a function with the decorator types.coroutine can be awaited
+        return bool(result.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+    return issubclass(kind, Awaitable)
 
 
 def _check_generator(func: AnyCallable, result: object) -> None:
     """Raise :class:`NeverRanError` if ``result`` is a generator of the body of ``func`` that was never started."""
-    if inspect.isgenerator(result):
+    if type(result) is types.GeneratorType:
         code, started = result.gi_code, inspect.getgeneratorstate(result) != inspect.GEN_CREATED
-    elif inspect.isasyncgen(result):
+    elif type(result) is types.AsyncGeneratorType:
         code, started = result.ag_code, False
     else:
         return
-    body = inspect.unwrap(func.__func__ if isinstance(func, types.MethodType) else func)
-    if code is getattr(body, "__code__", None) and not started:
+    body = innermost(func)
+    if type(body) is types.FunctionType and code is body.__code__ and not started:
         raise NeverRanError(
             f"{label_of(func)} returned a generator, and none of its body ran. Defer a function that iterates over the "
             "generator, such as one that runs `for _ in f(): pass`."

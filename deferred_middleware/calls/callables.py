@@ -55,7 +55,7 @@ def label_of(func: AnyCallable) -> Label:
         return Label(func.__module__, func.__qualname__)
     if isinstance(func, types.MethodType):
         owner = func.__self__ if isinstance(func.__self__, type) else type(func.__self__)
-        name = getattr(func.__func__, "__name__", type(func.__func__).__name__)
+        name = _name_of(func.__func__) or type(func.__func__).__name__
         return Label(owner.__module__, f"{owner.__qualname__}.{name}")
     if isinstance(func, types.BuiltinFunctionType):
         owner_or_module = func.__self__
@@ -66,7 +66,7 @@ def label_of(func: AnyCallable) -> Label:
     if isinstance(func, _METHODS_OF_BUILTIN_CLASSES):
         return Label(func.__objclass__.__module__, func.__qualname__)
     # functools.update_wrapper gives an instance, such as that of functools.lru_cache, the name of its function.
-    own = getattr(func, "__dict__", {})
+    own = own_attributes(func)
     module, qualname = own.get("__module__"), own.get("__qualname__")
     if isinstance(module, str) and isinstance(qualname, str):
         return Label(module, qualname)
@@ -94,8 +94,89 @@ METHOD_ATTRIBUTE: Final = "__deferred_method__"
 
 def plain_method(func: AnyCallable) -> AnyCallable:
     """Return the bound method that ``func`` replaces because of ``@task``; any other ``func`` as it is."""
-    method: AnyCallable = getattr(func, METHOD_ATTRIBUTE, func)
+    method: AnyCallable = looked_at(func, METHOD_ATTRIBUTE, func)
     return method
+
+
+def looked_at(value: object, name: str, default: Any = None) -> Any:
+    """Return an attribute that ``value`` or its class has, as ``getattr`` does, but without running code of either.
+
+    A bound method has the attributes of its function.
+    """
+    while type(value) is types.MethodType:
+        value = value.__func__
+    if type(value) is types.FunctionType:
+        return value.__dict__.get(name, default)
+    return inspect.getattr_static(value, name, default)
+
+
+def own_attributes(value: object) -> dict[str, Any]:
+    """Return the attributes in the ``__dict__`` of ``value`` without running its code; none if it has no such dict."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found if type(found) is dict else {}
+
+
+def _name_of(func: object) -> str:
+    """Return the ``__name__`` of ``func``; empty if it has none."""
+    if isinstance(func, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return func.__name__
+    name = own_attributes(func).get("__name__")
+    return name if isinstance(name, str) else ""
+
+
+def innermost(func: AnyCallable) -> object:
+    """Return the function that ``func`` wraps, through bound methods and the wrappers of ``functools.wraps``."""
+    found: object = func
+    for _ in range(_MAX_WRAPPERS):
+        if type(found) is types.MethodType:
+            found = found.__func__
+        elif (inner := looked_at(found, "__wrapped__")) is not None:
+            found = inner
+        else:
+            break
+    return found
+
+
+_MAX_WRAPPERS: Final = 100
+
+
+def with_plain_call(func: AnyCallable) -> AnyCallable:
+    """Return a method that calls ``func`` if it is an instance of a class with ``__call__``; otherwise ``func``.
+
+    ``inspect.signature`` asks an instance for attributes, which a method has without running code of the instance.
+    """
+    kind = type(func)
+    plain = issubclass(kind, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type))
+    if plain:
+        return func
+    if kind is functools.partial:
+        inner = with_plain_call(func.func)  # type: ignore[attr-defined] # a partial
+        return func if inner is func.func else functools.partial(inner, *func.args, **func.keywords)  # type: ignore
+    call = inspect.getattr_static(kind, "__call__", None)
+    described = any(looked_at(func, name) is not None for name in ("__wrapped__", "__signature__"))
+    return func if described or type(call) is not types.FunctionType else types.MethodType(call, func)
+
+
+def check_no_mock(func: AnyCallable) -> None:
+    """Raise :class:`NotImportableError` if ``func`` is a mock, or a function that ``autospec`` has made for one."""
+    body: object = without_partials(func)
+    while type(body) is types.MethodType:
+        body = body.__func__
+    # The function that autospec makes holds its mock.
+    for candidate in (body, looked_at(body, "mock") if type(body) is types.FunctionType else None):
+        for module in ("unittest.mock", "mock.mock", "mock"):
+            base = vars(sys.modules[module]).get("NonCallableMock") if module in sys.modules else None
+            if isinstance(base, type) and issubclass(type(candidate), base):
+                label = str(label_of(body)) if candidate is not body else type(body).__name__  # type: ignore[arg-type]
+                raise NotImportableError(
+                    label,
+                    f"{label} is a mock. A task finds its function by import, so a mock can't be deferred. Patch what "
+                    "the function calls, or patch `defer`. To test what is enqueued, use "
+                    "deferred_middleware.testing.capture_tasks.",
+                )
 
 
 class Attribute:
@@ -123,6 +204,7 @@ def check_kind(func: AnyCallable) -> None:
             f"{reprlib.repr(func)} ({type(func).__name__}) can't be called. Pass the function and its arguments to "
             "defer() separately: defer(f, x), not defer(f(x)).",
         )
+    check_no_mock(func)
     body: Any = without_partials(func)
     if not isinstance(body, (types.FunctionType, types.MethodType, types.BuiltinFunctionType, type)):
         body = type(body).__call__
@@ -182,6 +264,7 @@ def proxy_in(func: AnyCallable) -> AnyCallable | None:
 
 def explain_unimportable(func: AnyCallable) -> None:
     """Raise :class:`NotImportableError` if ``func`` itself, not one of its arguments, can't be found by import."""
+    check_no_mock(func)
     func = without_partials(func)
     if isinstance(reference_to(func), Attribute):
         return
@@ -267,7 +350,7 @@ def _proxied_function(func: AnyCallable) -> AnyCallable:
 def _method(method: types.MethodType) -> AnyCallable:
     """Return ``method``, or a reference by another name if pickle's name for it (``__func__.__name__``) is wrong."""
     owner = method.__self__
-    name = getattr(method.__func__, "__name__", "")
+    name = _name_of(method.__func__)
     if name and getattr(owner, name, None) == method:
         # Pickle has to be told how to pickle a proxy of a method.
         kind: type = type(method)
@@ -276,8 +359,10 @@ def _method(method: types.MethodType) -> AnyCallable:
     for attribute, value in _attributes(classes):
         held = value.__func__ if isinstance(value, classmethod) else value
         # The object that @task puts in the place of a method wraps it.
-        if method.__func__ in (held, getattr(held, "__wrapped__", None)) and getattr(owner, attribute, None) == method:
+        wrapped = (held, looked_at(held, "__wrapped__"))
+        if any(method.__func__ is inner for inner in wrapped) and getattr(owner, attribute, None) == method:
             return Attribute(owner, attribute)
+    check_no_mock(method)
     label = label_of(method)
     raise NotImportableError(
         str(label),

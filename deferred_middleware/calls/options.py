@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from deferred_middleware.calls.callables import AnyCallable, Label, without_partials
+from deferred_middleware.calls.callables import AnyCallable, Label, looked_at, without_partials
 from deferred_middleware.errors import DeferredWarning, OptionError, UnknownOptionError, nearest
 from deferred_middleware.wire import protocol
 
@@ -94,8 +94,8 @@ DECLARED_ATTRIBUTE: Final = "__deferred_options__"
 def with_declared(func: AnyCallable, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return ``kwargs`` and the options that ``func`` declares; an option in ``kwargs`` takes precedence."""
     # A bound method has the attributes of its function.
-    declared = getattr(without_partials(func), DECLARED_ATTRIBUTE, None)
-    if not declared:
+    declared = looked_at(without_partials(func), DECLARED_ATTRIBUTE)
+    if not isinstance(declared, Mapping) or not declared:
         return kwargs
     if kwargs.get("_eta") is not None:
         declared = {name: value for name, value in declared.items() if name != "_countdown"}

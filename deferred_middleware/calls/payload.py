@@ -8,6 +8,7 @@ If an argument does not pickle, the error names the smallest part that does not,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import struct
@@ -18,9 +19,16 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, explain_unimportable, proxy_in, reference_to
+from deferred_middleware.calls.callables import (
+    explain_unimportable,
+    own_attributes,
+    plain_method,
+    proxy_in,
+    reference_to,
+)
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
+from deferred_middleware.errors.text import text_of
 from deferred_middleware.wire.compression import ZLIB_PREFIX, decompress
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ def dumps(call: Call, protocol: int) -> bytes:
         problem = _unloadable(content if proxy is None else content[1:]) if searched else None
     except Exception as error:
         explain_unimportable(call.func)
-        raise _unpicklable(call, f"can't be pickled ({error})", main_is_wrong=False) from error
+        raise _unpicklable(call, f"can't be pickled ({text_of(error)})", main_is_wrong=False) from error
     if problem is not None:
         raise _unpicklable(call, f"can't be run: {problem}", main_is_wrong=False)
     if b"__main__" in data and mentions_main(data):
@@ -108,13 +116,15 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
         else:
             content, end = _load_from_stream(data)
     except (ImportError, AttributeError) as error:
-        raise CallableNotFoundError(f"this version of the app lacks something that the task needs: {error}") from error
+        raise CallableNotFoundError(
+            f"this version of the app lacks something that the task needs: {text_of(error)}"
+        ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         # Loading runs the arguments' own code, such as __setstate__, which may raise anything.
         problem = "is empty" if not data else f"({len(data):,} bytes) can't be unpickled"
-        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {error}") from error
+        raise PayloadError(f"the payload {problem}: {type(error).__name__}: {text_of(error)}") from error
     if end != len(data):
         raise PayloadError(f"the payload ends after {end:,} of {len(data):,} bytes")
     if not (isinstance(content, tuple) and len(content) == 3):
@@ -123,7 +133,8 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
     func, args, kwargs = content
     if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
         raise _not_a_call(content)
-    func = getattr(func, METHOD_ATTRIBUTE, func)
+    if type(func) is not types.FunctionType:
+        func = plain_method(func)
     if settings.allowed_callables and not (legacy and allowlist.is_legacy_wrapper(func)):
         allowlist.check_callable(func, settings.allowed_callables)
     return func, args if type(args) is tuple else tuple(args), kwargs
@@ -214,7 +225,7 @@ def _problem(value: object, main_is_wrong: bool) -> str | None:
     except RecursionError:
         return f": {type(value).__name__} is nested too deep for pickle. Store it, and pass its key."
     except Exception as error:  # noqa: BLE001 - pickling runs the user's own code, which may raise anything
-        return f": {type(value).__name__} can't be pickled ({error}). {_WAY_OUT}"
+        return f": {type(value).__name__} can't be pickled ({text_of(error)}). {_WAY_OUT}"
     if main_is_wrong and b"__main__" in data and mentions_main(data):
         return (
             f": {type(value).__name__} belongs to the script that was started (__main__). In the process that runs the "
@@ -227,7 +238,10 @@ def _smallest(path: str, value: object, problem: str, main_is_wrong: bool) -> tu
     if "nested too deep" in problem:
         return path, problem  # its parts are nested too deep as well
     for _ in range(_MAX_DEPTH):
-        for step, part in _parts(value):
+        parts: list[tuple[str, object]] = []
+        with contextlib.suppress(Exception):  # the iterators of the user's own classes may raise anything
+            parts.extend(_parts(value))
+        for step, part in parts:
             found = _problem(part, main_is_wrong)
             if found is not None:
                 path, value, problem = path + step, part, found
@@ -249,13 +263,15 @@ def _parts(value: object) -> Iterator[tuple[str, object]]:
         for item in value:
             yield " (an element)", item
     else:
-        for name, item in getattr(value, "__dict__", {}).items() if not isinstance(value, type) else ():
+        for name, item in own_attributes(value).items() if not isinstance(value, type) else ():
             yield f".{name}", item
         for cls in type(value).__mro__:
             slots = cls.__dict__.get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
-                if hasattr(value, name):
-                    yield f".{name}", getattr(value, name)
+                slot = cls.__dict__.get(name)
+                if type(slot) is types.MemberDescriptorType:
+                    with contextlib.suppress(AttributeError):  # the slot is empty
+                        yield f".{name}", slot.__get__(value)
 
 
 def _short(key: object) -> str:

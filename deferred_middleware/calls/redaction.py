@@ -6,11 +6,11 @@ Redacted arguments are never shown. A function declares them with ``@task(redact
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from deferred_middleware.calls.callables import AnyCallable, without_partials
+from deferred_middleware.calls.callables import AnyCallable, looked_at, with_plain_call, without_partials
+from deferred_middleware.errors.text import shortened
 
 Shown = Literal["none", "names", "short"]
 """How much of the arguments is shown."""
@@ -24,7 +24,7 @@ _REDACTED: Final = "<redacted>"
 def redacted_by(func: AnyCallable) -> frozenset[str]:
     """Return the names of the arguments of ``func`` that must not be shown."""
     # A bound method has the attributes of its function.
-    names = getattr(without_partials(func), REDACT_ATTRIBUTE, None)
+    names = looked_at(without_partials(func), REDACT_ATTRIBUTE)
     return names if isinstance(names, frozenset) else frozenset()
 
 
@@ -44,14 +44,6 @@ def show(func: AnyCallable, args: Sequence[object], kwargs: Mapping[str, object]
     return ", ".join(parts)
 
 
-def shortened(value: object, limits: reprlib.Repr = reprlib.aRepr) -> str:
-    """Return a short ``repr`` of ``value``; never raise."""
-    try:
-        return limits.repr(value)
-    except Exception as error:  # noqa: BLE001 - the user's __repr__ may raise anything, but logging must not fail
-        return f"<{type(value).__name__}, whose repr failed: {type(error).__name__}>"
-
-
 def _names(func: AnyCallable, count: int) -> list[str | None]:
     """Return the names of the first ``count`` positional arguments; None for an argument without a name.
 
@@ -59,9 +51,9 @@ def _names(func: AnyCallable, count: int) -> list[str | None]:
     """
     names: list[str | None] = []
     try:
-        for parameter in inspect.signature(func).parameters.values():
+        for parameter in inspect.signature(with_plain_call(func)).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
-    except (ValueError, TypeError):
-        pass  # some builtins have no signature
+    except Exception:  # noqa: BLE001, S110 - some builtins have no signature, and logging must not fail
+        pass
     return [*names, *[None] * count][:count]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from deferred_middleware.calls.call import call
 from deferred_middleware.calls.callables import AnyCallable
 from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue_async
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.execution.context import current_task, log_as_retried
 from deferred_middleware.wire.protocol import TASK_NAME_HEADER
 
@@ -40,7 +40,7 @@ __all__ = [
     "logAsRetried",
 ]
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 _initial = process.current_settings()
 DEFAULT_QUEUES: list[str] = list(_initial.default_queues)

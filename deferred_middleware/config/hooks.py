@@ -20,11 +20,14 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.text import log_error, shortened
+
 if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 EVENTS: Final = ("before_task", "after_task", "on_failure", "on_dead_letter", "on_refused", "on_enqueue")
 """The methods that a hook may have."""
@@ -59,8 +62,8 @@ class Hooks:
                 method(*arguments)
             except KeyboardInterrupt:
                 raise
-            except BaseException:
-                logger.exception("a hook failed in %s (%r)", event, method)
+            except BaseException as error:  # noqa: BLE001 - a hook never changes an outcome
+                log_error(logger, logging.ERROR, "a hook failed in %s (%s)", event, shortened(method), error=error)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,20 +7,20 @@ failed. So the guard answers the requests of tasks: with the handler's response,
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import webob
 
 from deferred_middleware.enqueue import request_end
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport, report_in
 from deferred_middleware.execution.middleware import DeferredMiddleware
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 
 def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:
@@ -31,7 +31,7 @@ def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Respons
     """
     report = ensure_report(environ)
     response = report.response = handler.answer(environ)
-    if isinstance(report.error, Exception):
+    if report.error is not None and issubclass(type(report.error), Exception):
         raise report.error
     return response
 
@@ -71,19 +71,30 @@ class TaskGuard(DeferredMiddleware):
             # The framework's layers may have deferred calls too. The handler has waited for those of the task.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        return (replacement_response(answer.status_int, report, path) or answer)(environ, start_response)
+        return (replacement_response(answer.status_int, report, path, answer.location) or answer)(
+            environ, start_response
+        )
 
 
-def replacement_response(status: int, report: TaskReport, path: str) -> webob.Response | None:
+def replacement_response(status: int, report: TaskReport, path: str, location: str | None) -> webob.Response | None:
     """Return the response to send in place of the framework's, which has this ``status``; None to send the framework's.
 
     Without a response of the handler, the framework's is sent unless its status is 2xx, so that the task is retried.
+    A redirect is logged as an ERROR.
     """
     if report.response is not None:
         return report.response
     if 200 <= status < 300:
         logger.error("a layer of the app answered %.200r with %d; the task did not run", path, status)
         return webob.Response(status=500, text="the task did not run\n", content_type="text/plain")
+    if 300 <= status < 400:
+        logger.error(
+            "a layer of the app redirected %.200r with %d to %.200r; the queue does not follow it, so the task did not "
+            "run",
+            path,
+            status,
+            location,
+        )
     return None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import logging
 import os
 import threading
 import time
@@ -17,9 +16,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from deferred_middleware.engines.transactions import MONITOR
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredOutbox"
 """The kind of the entities."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import atexit
 import heapq
 import itertools
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
-logger = logging.getLogger("deferred_middleware")
+from deferred_middleware.errors.loggers import get_logger
+
+logger = get_logger("deferred_middleware")
 
 _IDLE_SECONDS: Final = 10.0
 """How long the thread stays idle before it ends."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
+
+from deferred_middleware.errors.loggers import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 B = TypeVar("B", bound="Batch")
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from deferred_middleware.calls.call import Call, call
-from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, AnyCallable, label_of
+from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, AnyCallable, label_of, plain_method
 from deferred_middleware.calls.options import DECLARED_ATTRIBUTE, Options
 from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
 from deferred_middleware.enqueue.api import defer, defer_async
@@ -207,7 +207,7 @@ class _Bound(_Deferring):
         setattr(self, METHOD_ATTRIBUTE, method)
 
     def __eq__(self, other: object) -> bool:
-        return self._func == getattr(other, METHOD_ATTRIBUTE, other)
+        return self._func == plain_method(other)  # type: ignore[arg-type] # any object will do
 
     def __hash__(self) -> int:
         return hash(self._func)

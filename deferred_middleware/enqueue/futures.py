@@ -13,7 +13,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import functools
-import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
@@ -24,6 +23,7 @@ from google.appengine.runtime import default_api_stub, request_environment
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.add import Add, AddGroups, add
 from deferred_middleware.enqueue.background import ALARM
+from deferred_middleware.errors.loggers import get_logger
 
 if TYPE_CHECKING:
     from deferred_middleware.engines.engine import StartedAdd
@@ -62,7 +62,7 @@ class Scope:
             stub.SetUseRequestSecurityTicketForThread(ticket_before)
 
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 _FIRST_POLL_SECONDS: Final = 0.0005
 _MAX_POLL_SECONDS: Final = 0.01

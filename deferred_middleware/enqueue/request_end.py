@@ -8,7 +8,6 @@ always empty, and the check whether they are is cheap.
 from __future__ import annotations
 
 import contextvars
-import logging
 import os
 import threading
 import weakref
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from deferred_middleware.enqueue.background import ALARM, BeforeEnd
+from deferred_middleware.errors.loggers import get_logger
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 
 class Enqueueing(Protocol):

@@ -22,6 +22,8 @@ from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
+from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.text import log_error
 from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome, RefusedRequest
 from deferred_middleware.execution.runner import Runner, Warmup
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.config.settings import Settings
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 REPORT_KEY: Final = "deferred_middleware.delivery"
 """The key of the :class:`TaskReport` in ``environ``; no header of a request can set it."""
@@ -138,7 +140,7 @@ class TaskHandler:
         try:
             self._warmup.run()
         except WarmupError as error:
-            logger.error("%s", error, exc_info=error.__cause__)
+            log_error(logger, logging.ERROR, "%s", error, error=error.__cause__ or error)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of a request, and send the response."""

@@ -9,12 +9,14 @@ for good if the entity can't be read or unpickled (SDK: ``ext/deferred/deferred.
 
 from __future__ import annotations
 
+import types
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, payload
 from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import AnyCallable, label_text
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
+from deferred_middleware.errors.text import text_of
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
@@ -35,7 +37,7 @@ def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
 
 
 def _name(func: AnyCallable) -> str | None:
-    return getattr(func, "__name__", None) if getattr(func, "__module__", None) == _MODULE else None
+    return func.__name__ if type(func) is types.FunctionType and func.__module__ == _MODULE else None
 
 
 def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
@@ -46,7 +48,7 @@ def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
             func = getattr(owner, member)
         except AttributeError as error:
             raise CallableNotFoundError(
-                f"this version of the app lacks something that the task needs: {error}"
+                f"this version of the app lacks something that the task needs: {text_of(error)}"
             ) from error
         if settings.allowed_callables:
             allowlist.check_callable(func, settings.allowed_callables)

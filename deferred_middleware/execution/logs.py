@@ -13,6 +13,8 @@ import urllib.parse
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.text import encodable, formatted, log_error, set_traceback, text_of, traceback_of
 from deferred_middleware.execution.outcomes import Outcome
 from deferred_middleware.wire import protocol
 
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.outcomes import DeadLetter
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 # Separate loggers, so that you can turn them off, or send their records elsewhere.
-headers_logger = logging.getLogger("deferred_middleware.headers")
-_dead_letters_logger = logging.getLogger("deferred_middleware.dead_letters")
+headers_logger = get_logger("deferred_middleware.headers")
+_dead_letters_logger = get_logger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"
 """The key of a task's facts in ``json_fields``."""
@@ -69,10 +71,12 @@ def repeated(context: TaskContext, error: BaseException, settings: Settings) -> 
 
 def retry(context: TaskContext, error: BaseException) -> None:
     """Log that a task asks for another attempt."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
     logger.debug(
         "%s asks for another attempt: %s (queue %s, task %s, attempt %d)",
         context.label,
-        error,
+        text_of(error),
         context.queue,
         context.name,
         context.attempt,
@@ -82,10 +86,12 @@ def retry(context: TaskContext, error: BaseException) -> None:
 
 def postponed(context: TaskContext, error: BaseException) -> None:
     """Log that the call of a task was enqueued again."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
     logger.debug(
         "%s is enqueued again: %s (queue %s, task %s, attempt %d)",
         context.label,
-        error,
+        text_of(error),
         context.queue,
         context.name,
         context.attempt,
@@ -95,7 +101,7 @@ def postponed(context: TaskContext, error: BaseException) -> None:
 
 def failure(context: TaskContext, error: BaseException, outcome: Outcome, settings: Settings) -> None:
     """Log that a task failed, and remove our own frames from the traceback of the error."""
-    error.__traceback__ = from_users_code(error.__traceback__)
+    set_traceback(error, from_users_code(traceback_of(error)))
     last = outcome is not Outcome.FAILED or context.is_last_attempt
     level = logging.ERROR if last else settings.retry_log_level
     if not logger.isEnabledFor(level):
@@ -104,12 +110,13 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
     what = _WHAT_HAPPENED[outcome]
     if outcome is Outcome.FAILED and last:
         what = "failed in its last attempt"
-    description = (
+    description = encodable(
         urllib.parse.unquote(str(context.environ.get("PATH_INFO")))
         if call is None
         else call.describe(settings.log_arguments)
     )
-    logger.log(
+    log_error(
+        logger,
         level,
         "task %s %s: %s (queue %s, attempt %d)",
         context.name,
@@ -117,7 +124,7 @@ def failure(context: TaskContext, error: BaseException, outcome: Outcome, settin
         description,
         context.queue,
         context.attempt,
-        exc_info=error,
+        error=error,
         extra=_fields(context, outcome, call=description, error=type(error).__name__),
     )
 
@@ -204,9 +211,7 @@ def from_users_code(found: TracebackType | None) -> TracebackType | None:
 
 def traceback_text(error: BaseException, limit: int) -> str:
     """Return the traceback as a text of at most ``limit`` characters; the middle of a longer text is left out."""
-    import traceback  # only needed on the local server
-
-    text = "".join(traceback.format_exception(error))
+    text = formatted(error)
     if len(text) <= limit:
         return text
     head = limit // 4

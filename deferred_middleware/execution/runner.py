@@ -18,6 +18,8 @@ from deferred_middleware.calls.callables import AnyCallable, agrees, label_text
 from deferred_middleware.calls.payload import content_of
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, SettingsError, TaskContentError, WarmupError
+from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.text import cause_of, set_cause, text_of
 from deferred_middleware.execution import logs
 from deferred_middleware.execution.context import CURRENT_TASK
 from deferred_middleware.execution.outcomes import DeadLetter, Failure, Outcome
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.retry_later import RetryLater
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 
 class Warmup:
@@ -61,7 +63,7 @@ class Warmup:
                 milliseconds = (time.perf_counter() - started) * 1000
                 raise WarmupError(
                     self._module,
-                    f"the warm-up module {self._module} can't be imported: {type(error).__name__}: {error} "
+                    f"the warm-up module {self._module} can't be imported: {type(error).__name__}: {text_of(error)} "
                     f"(after {milliseconds:.0f} ms)",
                 ) from error
             self.done = True
@@ -138,8 +140,7 @@ class Runner:
             logs.headers(context)
         try:
             if tracing.API_MODULE in sys.modules and tracing.is_active():
-                with tracing.consumer_span(context):
-                    wait_for_result(func, func(*args, **kwargs))
+                tracing.run_in_span(context, lambda: wait_for_result(func, func(*args, **kwargs)))
             elif (result := func(*args, **kwargs)) is not None:
                 wait_for_result(func, result)
             if request_end.UNDER_WAY or request_end.FAILED:
@@ -181,19 +182,28 @@ class Runner:
 
         from deferred_middleware.execution.retry_later import RetryLater
 
-        if isinstance(error, PermanentTaskFailure):
+        # The type decides: isinstance() would also read the attribute __class__ of a user's exception.
+        kind = type(error)
+        if issubclass(kind, PermanentTaskFailure):
             return self._failed(context, body, error, Outcome.PERMANENT_FAILURE)
-        if isinstance(error, RetryLater):
-            if context.attempt < error.max_attempts_of(context):
+        if issubclass(kind, RetryLater):
+            assert isinstance(error, RetryLater)
+            try:
+                again = context.attempt < error.max_attempts_of(context)
+            except Exception as problem:  # noqa: BLE001 - a subclass may lack what RetryLater sets
+                set_cause(problem, error)
+                return self._failed(context, body, problem, _outcome_of_failure(context))
+            if again:
                 return self._postpone(context, body, content, error)
             return self._failed(context, body, error, Outcome.ATTEMPTS_EXHAUSTED)
-        if context.max_attempts is not None and context.attempt >= context.max_attempts:
-            return self._failed(context, body, error, Outcome.ATTEMPTS_EXHAUSTED)
-        if isinstance(error, SingularTaskFailure) and not context.is_last_attempt:
+        outcome = _outcome_of_failure(context)
+        if outcome is Outcome.ATTEMPTS_EXHAUSTED:
+            return self._failed(context, body, error, outcome)
+        if issubclass(kind, SingularTaskFailure) and not context.is_last_attempt:
             context.error = error
             logs.retry(context, error)
             return Outcome.RETRY
-        return self._failed(context, body, error, Outcome.FAILED)
+        return self._failed(context, body, error, outcome)
 
     def _postpone(self, context: TaskContext, body: bytes, content: bytes, error: RetryLater) -> Outcome:
         """Enqueue the call again. If that fails, the attempt has failed, and the queue retries the task."""
@@ -202,7 +212,7 @@ class Runner:
         try:
             enqueue_again(context, content, error)
         except Exception as problem:  # noqa: BLE001 - whatever the problem, the task must not be acknowledged
-            problem.__cause__ = problem.__cause__ or error
+            set_cause(problem, cause_of(problem) or error)
             return self._failed(context, body, problem, Outcome.FAILED)
         context.error = error
         logs.postponed(context, error)
@@ -223,6 +233,12 @@ class Runner:
             logs.dead_letter(letter, self._settings)
             hooks.fire("on_dead_letter", letter)
         return outcome
+
+
+def _outcome_of_failure(context: TaskContext) -> Outcome:
+    """Return the outcome for an exception that says nothing about retries."""
+    limit = context.max_attempts
+    return Outcome.FAILED if limit is None or context.attempt < limit else Outcome.ATTEMPTS_EXHAUSTED
 
 
 def _reason_not_to_retry(context: TaskContext, outcome: Outcome) -> str | None:

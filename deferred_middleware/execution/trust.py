@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import BodyError, SecretKeyMissingError, UntrustedRequestError
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.signature import keyring_for
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 _NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import sys
@@ -65,7 +66,8 @@ class TaskRun:
             answer = self.body[:500].decode("utf-8", "replace").strip()
             raise TaskRunError(f"{what}: {answer}", self)
         if sys.version_info >= (3, 11):
-            self.error.add_note(what)
+            with contextlib.suppress(Exception):  # the exception may refuse notes
+                BaseException.add_note(self.error, what)
         raise self.error
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from deferred_middleware.calls.callables import AnyCallable, label_of
 from deferred_middleware.calls.options import OPTION_NAMES
-from deferred_middleware.calls.redaction import shortened
 from deferred_middleware.errors import nearest
+from deferred_middleware.errors.text import shortened
 from deferred_middleware.testing.records import CapturedTask, describe
 
 _MISSING = object()

@@ -11,7 +11,7 @@ from typing import Any
 
 from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.callables import AnyCallable, Label
-from deferred_middleware.calls.redaction import shortened
+from deferred_middleware.errors.text import shortened
 
 
 class Clock:

@@ -27,7 +27,6 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import logging
 import os
 import re
 import time
@@ -36,9 +35,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities, protocol
 
-logger = logging.getLogger("deferred_middleware")
+logger = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredPayload"
 """The kind of the entities."""

@@ -9,14 +9,16 @@ imported.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from deferred_middleware.errors.text import encodable, formatted, text_of
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
+    from opentelemetry import trace
+
     from deferred_middleware.execution.context import TaskContext
 
 _SYSTEM: Final = "gcp_cloud_tasks"
@@ -42,8 +44,7 @@ def is_active() -> bool:
     return api is not None and not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
 
 
-@contextlib.contextmanager
-def consumer_span(context: TaskContext) -> Iterator[None]:
+def run_in_span(context: TaskContext, run: Callable[[], object]) -> None:
     """Run the call of a task in a span of its own. The span records an exception of the call, which goes on."""
     from opentelemetry import propagate, trace
 
@@ -52,13 +53,42 @@ def consumer_span(context: TaskContext) -> Iterator[None]:
         name: str(environ[key]) for name in protocol.TRACE_HEADERS if (key := protocol.environ_key(name)) in environ
     }
     tracer = trace.get_tracer(_LIBRARY)
+    failure = None
     with tracer.start_as_current_span(
         context.label,
         context=propagate.extract(carrier),
         kind=trace.SpanKind.CONSUMER,
         attributes=_attributes(context),
-    ):
-        yield
+    ) as span:
+        # The context managers of OpenTelemetry ask the exception for its text and set its attributes, which may raise
+        # another exception in its place. So they don't see it.
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failure = error
+            _record(span, error)
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        del failure  # it refers to this frame
+
+
+def _record(span: trace.Span, error: BaseException) -> None:
+    """Record an exception in the span, with the attributes of OpenTelemetry's semantic conventions."""
+    from opentelemetry.trace import Status, StatusCode
+
+    name = f"{type(error).__module__}.{type(error).__qualname__}"
+    message = text_of(error)
+    span.add_event(
+        "exception",
+        {
+            "exception.type": encodable(name.removeprefix("builtins.")),
+            "exception.message": message,
+            "exception.stacktrace": formatted(error),
+        },
+    )
+    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {message}"))
 
 
 def _attributes(context: TaskContext) -> Mapping[str, str | int]:

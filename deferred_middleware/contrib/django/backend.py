@@ -9,7 +9,6 @@ fails. ``task_finished`` is sent when a task has succeeded, or has failed in its
 
 from __future__ import annotations
 
-import traceback
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +21,7 @@ from django.utils.crypto import get_random_string
 
 from deferred_middleware.config.process import current_deployment
 from deferred_middleware.enqueue.api import defer
+from deferred_middleware.errors.text import formatted
 from deferred_middleware.execution.context import current_task
 
 _OPTIONS = ("target", "retry_options", "deadline", "headers")
@@ -79,7 +79,7 @@ def run(task: Task[Any, Any], args: list[Any], kwargs: dict[str, Any], result_id
         if _is_final(error):
             kind = type(error)
             path = f"{kind.__module__}.{kind.__qualname__}"
-            text = "".join(traceback.format_exception(kind, error, error.__traceback__))
+            text = formatted(error)
             result.errors.append(TaskError(exception_class_path=path, traceback=text))
             _update_result(result, status=TaskResultStatus.FAILED, finished_at=timezone.now())
             task_finished.send(sender, task_result=result)

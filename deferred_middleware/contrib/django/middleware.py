@@ -67,7 +67,11 @@ class TaskMiddleware:
             # Calls that defer_async started in the request, and for which nobody has waited.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        answer = None if report is None else replacement_response(response.status_code, report, path)
+        answer = (
+            None
+            if report is None
+            else replacement_response(response.status_code, report, path, response.headers.get("Location"))
+        )
         if answer is None:
             return response
         return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))

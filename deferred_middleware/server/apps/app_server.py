@@ -32,6 +32,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import WSGITask
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -262,7 +263,7 @@ def run(config: AppServerConfig) -> int:
         _write_event(status, event="ready")
     if server.serve():
         return 0
-    logging.getLogger(__name__).warning(
+    get_logger(__name__).warning(
         "Requests were still running %.0f seconds after the stop signal; they are cut off.", STOP_GRACE_SECONDS
     )
     # The interpreter's own exit would wait for the threads that still run.

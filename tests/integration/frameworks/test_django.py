@@ -117,6 +117,18 @@ def test_a_page_in_the_tasks_place_does_not_drop_it(tasks: DeferredTasks, caplog
     assert "the task did not run" in caplog.text
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_in_the_tasks_place_is_an_error(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """A middleware that redirects, as SecurityMiddleware does, is an ERROR with status and Location."""
+    django_site.answers["all"] = HttpResponse(status=status, headers={"Location": "https://example.com/"})
+    defer(django_site.note, 1)
+
+    assert tasks.run(raise_errors=False).status == status
+    assert f"with {status} to 'https://example.com/'" in caplog.text
+
+
 def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a middleware reads request.body, the task can still read it."""
     monkeypatch.setattr(django_site.Noting, "read_body", True)

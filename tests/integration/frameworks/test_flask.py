@@ -162,12 +162,16 @@ def test_a_page_in_the_tasks_place_does_not_drop_it(answer: Any, caplog: pytest.
     assert "the task did not run" in caplog.text
 
 
-def test_a_redirect_in_the_tasks_place_stands() -> None:
-    """A response other than 2xx is passed on unchanged, because it makes the queue retry."""
+def test_a_redirect_in_the_tasks_place_stands(caplog: pytest.LogCaptureFixture) -> None:
+    """A response other than 2xx is passed on unchanged, and logged as an ERROR with its status and Location."""
     app = make_app(ANSWER=("", 302, {"Location": "/login"}))
     with capture_tasks() as tasks:
         defer(look_around, 1)
         assert run(app, tasks).status == 302
+
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "with 302 to '" in record.getMessage()
+    assert "/login'" in record.getMessage()
 
 
 def test_the_body_may_have_been_read_before() -> None:
