@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 MAX_OPCODES = 100_000
 """The default limit of opcodes to read."""
+_FRAME_OPCODE_BYTES = 9
 
 
 @dataclass(eq=False, slots=True)
@@ -107,6 +108,10 @@ class _Machine:
         self.names: list[Name] = []
         """The names that have been read, in order."""
         self.protocol = 0
+        self.frame_end = 0
+        """The position at which the current frame ends, or at which the last one has ended."""
+        self.previous_position = 0
+        """The position of the previous opcode."""
 
     def pop(self) -> Node:
         node = self.stack[-1] if self.stack else None
@@ -222,6 +227,19 @@ class _Machine:
     def begin(self, protocol: int) -> None:
         self.protocol = protocol
 
+    def check_frame(self, opcode: str, argument: Any, position: int, length: int) -> None:
+        """Raise unless the opcode at ``position`` respects the frames, as pickle writes them (PEP 3154)."""
+        previous_end, is_inside = self.frame_end, position < self.frame_end
+        if self.previous_position < previous_end < position:
+            raise _MalformedError("an opcode crosses the end of a frame")
+        self.previous_position = position
+        if opcode == "FRAME":
+            if is_inside and position + _FRAME_OPCODE_BYTES != previous_end:
+                raise _MalformedError("a frame starts inside a frame")
+            self.frame_end = position + _FRAME_OPCODE_BYTES + argument
+            if self.frame_end > length:
+                raise _MalformedError("a frame ends after the end of the pickle")
+
 
 _LITERALS = (
     "INT",
@@ -303,6 +321,8 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     problem = "it has no end"
     try:
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if machine.frame_end or opcode.name == "FRAME":
+                machine.check_frame(opcode.name, argument, position or 0, len(data))
             if opcode.name == "STOP":
                 node = machine.pop()
                 trailing_bytes = len(data) - (position or 0) - 1
