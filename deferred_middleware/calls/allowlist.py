@@ -153,7 +153,7 @@ def _holds(module: str, qualname: str, func: AnyCallable) -> bool:
 
 def _name_of(node: Node, depth: int) -> Name | None:
     """Return the name that the list must have for a callable; None if it can't be determined."""
-    while isinstance(node, Made) and str(node.maker) == _PARTIAL:
+    while isinstance(node, Made) and _is_named(node.maker, _PARTIAL):
         # The callable in the state is the one that is called. Pickle writes the same object in both places.
         parts = _items(node.arguments), _items(node.state)
         if parts[0] is None or parts[1] is None or node.items or node.by_new:
@@ -165,7 +165,7 @@ def _name_of(node: Node, depth: int) -> Name | None:
         return node
     if not isinstance(node, Made):
         return None
-    if str(node.maker) == _GETATTR:
+    if _is_named(node.maker, _GETATTR):
         arguments = _items(node.arguments)
         return None if arguments is None or not _is_plain(node) else _attribute(arguments, depth)
     return _class_of(node, depth)
@@ -179,7 +179,7 @@ def _attribute(arguments: list[Node], depth: int) -> Name | None:
     if not (isinstance(attribute, Value) and isinstance(attribute.value, str) and attribute.value.isidentifier()):
         return None
     holder = _class_of(owner, depth - 1) if isinstance(owner, Made) else owner
-    if isinstance(owner, Made) and str(owner.maker) == _GETATTR:
+    if isinstance(owner, Made) and _is_named(owner.maker, _GETATTR):
         # A class inside a class, as it is pickled before protocol 4.
         holder = _name_of(owner, depth - 1)
     return Name(holder.module, f"{holder.qualname}.{attribute.value}") if isinstance(holder, Name) else None
@@ -190,16 +190,21 @@ def _class_of(made: Made, depth: int) -> Name | None:
     cls: Node | None = made.maker
     if not made.by_new:
         arguments = _items(made.arguments)
-        if str(made.maker) != _MAKES_NEW or not arguments:
+        if not _is_named(made.maker, _MAKES_NEW) or not arguments:
             return None
         cls = arguments[0]
     if isinstance(cls, Made):
-        cls = _name_of(cls, depth - 1) if depth and str(cls.maker) == _GETATTR else None
+        cls = _name_of(cls, depth - 1) if depth and _is_named(cls.maker, _GETATTR) else None
     return cls if isinstance(cls, Name) else None
 
 
 def _items(node: Node | None) -> list[Node] | None:
     return node.items if isinstance(node, Group) and node.kind == "tuple" else None
+
+
+def _is_named(node: Node, name: str) -> bool:
+    # The text of another node than a name may be endless.
+    return isinstance(node, Name) and str(node) == name
 
 
 def _is_plain(made: Made) -> bool:

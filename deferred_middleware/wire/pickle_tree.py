@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 MAX_OPCODES = 100_000
 """The default limit of opcodes to read."""
+MAX_NAME_CHARACTERS = 1_000
+"""The longest name of an attribute, and of a module."""
 _FRAME_OPCODE_BYTES = 9
 
 
@@ -108,6 +110,8 @@ class _Machine:
         self.names: list[Name] = []
         """The names that have been read, in order."""
         self.protocol = 0
+        self.opcodes = 0
+        """The number of opcodes before the current one."""
         self.frame_end = 0
         """The position at which the current frame ends, or at which the last one has ended."""
         self.previous_position = 0
@@ -160,6 +164,9 @@ class _Machine:
         return items
 
     def remember(self, index: Any) -> None:
+        # Pickle numbers the entries, so there are fewer than opcodes. The unpickler allocates memory up to the index.
+        if not 0 <= int(index) <= self.opcodes:
+            raise _MalformedError("an opcode writes an entry of the memo that is out of bounds")
         self.memo[int(index)] = self.top()
 
     def recall(self, index: Any) -> None:
@@ -206,6 +213,8 @@ class _Machine:
 
     def name(self, module: str, qualname: str) -> Name:
         """Return the name that the unpickler looks up. Before protocol 3, the name in the pickle is one of Python 2."""
+        if max(len(module), len(qualname)) > MAX_NAME_CHARACTERS:
+            raise _MalformedError(f"a name has more than {MAX_NAME_CHARACTERS:,} characters")
         if self.protocol < 3:
             if (module, qualname) in _compat_pickle.NAME_MAPPING:
                 module, qualname = _compat_pickle.NAME_MAPPING[module, qualname]
@@ -237,8 +246,9 @@ class _Machine:
             if is_inside and position + _FRAME_OPCODE_BYTES != previous_end:
                 raise _MalformedError("a frame starts inside a frame")
             self.frame_end = position + _FRAME_OPCODE_BYTES + argument
-            if self.frame_end > length:
-                raise _MalformedError("a frame ends after the end of the pickle")
+        # The end is checked last, so that the parts of a truncated pickle are read.
+        if opcode == "STOP" and self.frame_end > length:
+            raise _MalformedError("a frame ends after the end of the pickle")
 
 
 _LITERALS = (
@@ -330,6 +340,7 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
             if number >= max_opcodes:
                 problem = f"it has more than {max_opcodes:,} opcodes"
                 break
+            machine.opcodes = number
             if opcode.name in ("GLOBAL", "INST"):
                 argument = machine.name_at(data, position or 0)
             _OPCODES[opcode.name](machine, argument)
