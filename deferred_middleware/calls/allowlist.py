@@ -18,10 +18,13 @@ A payload may have these in the callable's place. The list has to have:
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from typing import Final
+import types
+from typing import Any, Final
 
-from deferred_middleware.calls.callables import AnyCallable, agrees, label_of, without_partials
+from deferred_middleware.calls.callables import AnyCallable, label_of
 from deferred_middleware.errors import NotAllowedError
 from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Value, sketch
 
@@ -34,6 +37,14 @@ _GETATTR: Final = "builtins.getattr"
 _PARTIAL: Final = "functools.partial"
 # The function that makes objects without a __reduce__ of their own, before protocol 2.
 _MAKES_NEW: Final = "copyreg._reconstructor"
+_NOTHING: Final = object()
+_DECORATOR: Final = "deferred_middleware.enqueue.decorator"
+_DESCRIPTORS: Final = (
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_BOUND_BUILTINS: Final = (types.BuiltinMethodType, types.MethodWrapperType)
 _LEGACY: Final = "google.appengine.ext.deferred.deferred"
 
 
@@ -66,34 +77,83 @@ def check_payload(data: bytes, allowed: tuple[str, ...], *, legacy: bool) -> Non
 
 def check_callable(func: AnyCallable, allowed: tuple[str, ...]) -> None:
     """Raise :class:`NotAllowedError` unless the list names ``func``."""
-    label = label_of(func)
-    if f"{label.module}:{label.qualname}" in allowed:
-        return
     for entry in allowed:
         module, _, qualname = entry.partition(":")
-        if _is_own_function(func, module) if qualname == OWN_FUNCTIONS else agrees(module, qualname, func):
+        if _is_own_function(func, module) if qualname == OWN_FUNCTIONS else _holds(module, qualname, func):
             return
+    label = label_of(func)
     raise _refused(f"{label.module}:{label.qualname}")
 
 
 def is_legacy_wrapper(func: AnyCallable) -> bool:
     """Tell whether ``func`` is one of the functions that are accepted if ``legacy`` is true."""
-    return getattr(func, "__module__", None) == _LEGACY and getattr(func, "__name__", None) in (
-        "invoke_member",
-        "run_from_datastore",
-    )
+    return legacy_wrapper_name(func) is not None
+
+
+def legacy_wrapper_name(func: object) -> str | None:
+    """Return the name of the function of ``google.appengine.ext.deferred`` that ``func`` is; None if it is another."""
+    module = sys.modules.get(_LEGACY)
+    if module is None or type(func) is not types.FunctionType:
+        return None
+    held = vars(module)
+    return next((name for name in ("invoke_member", "run_from_datastore") if held.get(name) is func), None)
 
 
 def _is_own_function(func: AnyCallable, module: str) -> bool:
-    func = without_partials(func)
-    if isinstance(func, type) or getattr(func, "__module__", None) != module or module not in sys.modules:
+    func = _without_partials(func)
+    if isinstance(func, type) or module not in sys.modules:
         return False
-    return vars(sys.modules[module]).get(getattr(func, "__name__", "")) is func
+    held = vars(sys.modules[module])
+    if getattr(func, "__module__", None) != module:
+        return False
+    # An object that is callable has no name of its own, unless it is a decorated function.
+    return hasattr(func, "__name__") and any(value is func for value in held.values())
+
+
+def _without_partials(func: AnyCallable) -> AnyCallable:
+    # A subclass of partial may call something else than what it holds.
+    while type(func) is functools.partial:
+        func = func.func
+    return func
+
+
+def _holds(module: str, qualname: str, func: AnyCallable) -> bool:
+    """Tell whether ``func``, or the class of the object ``func``, is what a loaded module has under this name.
+
+    What ``func`` says about itself (``__module__``, ``__qualname__``, ``__name__``) does not count, because the payload
+    may have set it.
+    """
+    func = _without_partials(func)
+    found: Any = sys.modules.get(module)
+    if found is None:
+        return False
+    for number, part in enumerate(qualname.split(".")):
+        # A module may have a __getattr__. On a class, the attribute itself is needed, not what it binds to.
+        found = getattr(found, part, _NOTHING) if number == 0 else inspect.getattr_static(found, part, _NOTHING)
+        if found is _NOTHING:
+            return False
+    if isinstance(found, (staticmethod, classmethod)):
+        found = found.__func__
+    if found is func or found is type(func):
+        return True
+    body = func.__func__ if isinstance(func, types.MethodType) else func
+    if type(found).__module__ == _DECORATOR:
+        found = getattr(found, "__wrapped__", _NOTHING)  # the object that @task puts in the place of a method
+    if found is body:
+        return True
+    if isinstance(found, _DESCRIPTORS) and isinstance(func, _BOUND_BUILTINS):
+        owner = func.__self__
+        is_class_method = isinstance(found, types.ClassMethodDescriptorType)
+        cls = owner if isinstance(owner, type) and is_class_method else type(owner)
+        if issubclass(cls, found.__objclass__):
+            bound: object = found.__get__(None, cls) if is_class_method else found.__get__(owner, cls)
+            return bool(bound == func)
+    return False
 
 
 def _name_of(node: Node, depth: int) -> Name | None:
     """Return the name that the list must have for a callable; None if it can't be determined."""
-    while isinstance(node, Made) and str(node.maker) == _PARTIAL:
+    while isinstance(node, Made) and _is_named(node.maker, _PARTIAL):
         # The callable in the state is the one that is called. Pickle writes the same object in both places.
         parts = _items(node.arguments), _items(node.state)
         if parts[0] is None or parts[1] is None or node.items or node.by_new:
@@ -105,7 +165,7 @@ def _name_of(node: Node, depth: int) -> Name | None:
         return node
     if not isinstance(node, Made):
         return None
-    if str(node.maker) == _GETATTR:
+    if _is_named(node.maker, _GETATTR):
         arguments = _items(node.arguments)
         return None if arguments is None or not _is_plain(node) else _attribute(arguments, depth)
     return _class_of(node, depth)
@@ -119,7 +179,7 @@ def _attribute(arguments: list[Node], depth: int) -> Name | None:
     if not (isinstance(attribute, Value) and isinstance(attribute.value, str) and attribute.value.isidentifier()):
         return None
     holder = _class_of(owner, depth - 1) if isinstance(owner, Made) else owner
-    if isinstance(owner, Made) and str(owner.maker) == _GETATTR:
+    if isinstance(owner, Made) and _is_named(owner.maker, _GETATTR):
         # A class inside a class, as it is pickled before protocol 4.
         holder = _name_of(owner, depth - 1)
     return Name(holder.module, f"{holder.qualname}.{attribute.value}") if isinstance(holder, Name) else None
@@ -130,16 +190,21 @@ def _class_of(made: Made, depth: int) -> Name | None:
     cls: Node | None = made.maker
     if not made.by_new:
         arguments = _items(made.arguments)
-        if str(made.maker) != _MAKES_NEW or not arguments:
+        if not _is_named(made.maker, _MAKES_NEW) or not arguments:
             return None
         cls = arguments[0]
     if isinstance(cls, Made):
-        cls = _name_of(cls, depth - 1) if depth and str(cls.maker) == _GETATTR else None
+        cls = _name_of(cls, depth - 1) if depth and _is_named(cls.maker, _GETATTR) else None
     return cls if isinstance(cls, Name) else None
 
 
 def _items(node: Node | None) -> list[Node] | None:
     return node.items if isinstance(node, Group) and node.kind == "tuple" else None
+
+
+def _is_named(node: Node, name: str) -> bool:
+    # The text of another node than a name may be endless.
+    return isinstance(node, Name) and str(node) == name
 
 
 def _is_plain(made: Made) -> bool:

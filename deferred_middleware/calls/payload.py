@@ -142,10 +142,19 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
 
 def _load_from_stream(data: bytes) -> tuple[object, int]:
     """Return the object that is pickled at the start of ``data``, and the position of its end."""
-    stream = io.BytesIO(data)
-    # Before protocol 4, which has frames, the unpickler reads each opcode by itself unless the stream can look ahead.
-    source = stream if data.startswith(_FRAMED) else io.BufferedReader(stream)
+    source = as_stream(data)
     return pickle.Unpickler(source).load(), source.tell()  # noqa: S301 - the caller trusts the sender
+
+
+def as_stream(data: bytes) -> io.BufferedReader:
+    """Return a stream from which the unpickler reads ``data`` byte after byte, wherever its frames end.
+
+    If the unpickler reads a frame from a stream, and an opcode crosses the end of the frame, the unpickler skips the
+    rest of the frame. It would load something else than :func:`deferred_middleware.wire.pickle_tree.sketch` reads. This
+    stream shows the unpickler all of ``data`` at the first look, so that it never reads again (CPython:
+    ``Modules/_pickle.c``, ``_Unpickler_ReadFromFile``).
+    """
+    return io.BufferedReader(io.BytesIO(data), max(len(data), 1))
 
 
 def _decompressed(data: bytes, limit_bytes: int) -> bytes:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from deferred_middleware.config import keys
 from deferred_middleware.config.hooks import Hooks
@@ -32,7 +33,10 @@ class Deployment:
     application: str = ""
     """The ID of the app (the project), without the region that the platform puts before it; empty if not known."""
     environment: str | None = None
-    """``standard`` on App Engine standard, ``localdev`` on the local server."""
+    """``standard`` on App Engine standard, ``localdev`` on the local server.
+
+    :meth:`from_environ` believes ``GAE_ENV=standard`` only if the platform's other variables are set too.
+    """
 
     @property
     def on_app_engine_standard(self) -> bool:
@@ -50,14 +54,29 @@ class Deployment:
         if environ is None:
             environ = os.environ
         names = ("GAE_APPLICATION", "APPLICATION_ID", "GOOGLE_CLOUD_PROJECT")
+        environment = environ.get("GAE_ENV") or None
+        if environment == "standard" and not _is_app_engine_standard(environ):
+            environment = None
         application = next((environ[name] for name in names if environ.get(name)), "")
         return cls(
             service=environ.get("GAE_SERVICE") or None,
             version=environ.get("GAE_VERSION") or None,
             # As in s~project, or e~project in Europe.
             application=application.rpartition("~")[2],
-            environment=environ.get("GAE_ENV") or None,
+            environment=environment,
         )
+
+
+_SET_BY_APP_ENGINE: Final = ("GAE_APPLICATION", "GAE_SERVICE", "GAE_VERSION", "GAE_INSTANCE")
+
+
+def _is_app_engine_standard(environ: Mapping[str, str]) -> bool:
+    """Tell whether ``environ`` is that of an instance on App Engine standard, where ``GAE_ENV`` is ``standard``.
+
+    One variable is copied easily, into a Dockerfile or a shell. Cloud Run sets ``K_SERVICE``
+    (https://cloud.google.com/run/docs/container-contract#env-vars), App Engine standard does not.
+    """
+    return all(environ.get(name) for name in _SET_BY_APP_ENGINE) and not environ.get("K_SERVICE")
 
 
 _keys: tuple[SecretKey, ...] = ()

@@ -41,8 +41,9 @@ class SecretKeyMissingError(SettingsError):
         reason = (
             "signatures are required (DEFERRED_REQUIRE_SIGNATURE)"
             if on_app_engine_standard
-            else "this process does not run on App Engine standard (GAE_ENV is not 'standard'), which blocks forged "
-            "task requests: here anybody could run code in the app"
+            else "this process does not run on App Engine standard, which blocks forged task requests: here anybody "
+            "could run code in the app. (On App Engine standard, GAE_ENV is 'standard', GAE_APPLICATION, GAE_SERVICE, "
+            "GAE_VERSION and GAE_INSTANCE are set, and K_SERVICE is not)"
         )
         self.args = (
             f"DEFERRED_SECRET_KEYS is not set, and {reason}. Set it to a random text of at least 32 bytes, and use the "

@@ -9,19 +9,16 @@ for good if the entity can't be read or unpickled (SDK: ``ext/deferred/deferred.
 
 from __future__ import annotations
 
-import types
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import allowlist, payload
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import AnyCallable, label_text
+from deferred_middleware.calls.callables import label_text
 from deferred_middleware.errors import CallableNotFoundError, PayloadError
 from deferred_middleware.errors.text import text_of
 
 if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
-
-_MODULE: Final = "google.appengine.ext.deferred.deferred"
 
 
 def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
@@ -30,19 +27,15 @@ def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
     Raises :class:`~deferred_middleware.errors.TaskContentError` if the call can't be read here, or not yet.
     """
     func, args, _ = content
-    if _name(func) == "run_from_datastore":
+    if allowlist.legacy_wrapper_name(func) == "run_from_datastore":
         stored, label = _unbound(payload.content_of(_stored(args[0]), settings, legacy=True), settings)
         return (_StoredCall(stored, args[0]), (), {}), label
     return _unbound(content, settings)
 
 
-def _name(func: AnyCallable) -> str | None:
-    return func.__name__ if type(func) is types.FunctionType and func.__module__ == _MODULE else None
-
-
 def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
     func, args, kwargs = content
-    if _name(func) == "invoke_member":
+    if allowlist.legacy_wrapper_name(func) == "invoke_member":
         owner, member, *rest = args
         try:
             func = getattr(owner, member)

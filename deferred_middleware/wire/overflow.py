@@ -97,7 +97,7 @@ class Reference:
             return None
         try:
             reference = cls(**json.loads(body[len(protocol.OVERFLOW_MAGIC) :]))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise PayloadError(f"the reference to the task's payload is damaged: {error}") from error
         if not reference._is_valid():
             raise PayloadError("the reference to the task's payload has invalid values")
@@ -116,7 +116,8 @@ class Reference:
             and _KEY.fullmatch(self.key) is not None
             and _SHA256.fullmatch(self.sha256) is not None
             and self.namespace == ""
-            and 0 < self.chunks <= self.size
+            and self.size > 0
+            and self.chunks == -(-self.size // _CHUNK_BYTES)
         )
 
     def __bytes__(self) -> bytes:

@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 MAX_OPCODES = 100_000
 """The default limit of opcodes to read."""
+MAX_NAME_CHARACTERS = 1_000
+"""The longest name of an attribute, and of a module."""
+_FRAME_OPCODE_BYTES = 9
 
 
 @dataclass(eq=False, slots=True)
@@ -107,6 +110,12 @@ class _Machine:
         self.names: list[Name] = []
         """The names that have been read, in order."""
         self.protocol = 0
+        self.opcodes = 0
+        """The number of opcodes before the current one."""
+        self.frame_end = 0
+        """The position at which the current frame ends, or at which the last one has ended."""
+        self.previous_position = 0
+        """The position of the previous opcode."""
 
     def pop(self) -> Node:
         node = self.stack[-1] if self.stack else None
@@ -155,6 +164,9 @@ class _Machine:
         return items
 
     def remember(self, index: Any) -> None:
+        # Pickle numbers the entries, so there are fewer than opcodes. The unpickler allocates memory up to the index.
+        if not 0 <= int(index) <= self.opcodes:
+            raise _MalformedError("an opcode writes an entry of the memo that is out of bounds")
         self.memo[int(index)] = self.top()
 
     def recall(self, index: Any) -> None:
@@ -201,6 +213,8 @@ class _Machine:
 
     def name(self, module: str, qualname: str) -> Name:
         """Return the name that the unpickler looks up. Before protocol 3, the name in the pickle is one of Python 2."""
+        if max(len(module), len(qualname)) > MAX_NAME_CHARACTERS:
+            raise _MalformedError(f"a name has more than {MAX_NAME_CHARACTERS:,} characters")
         if self.protocol < 3:
             if (module, qualname) in _compat_pickle.NAME_MAPPING:
                 module, qualname = _compat_pickle.NAME_MAPPING[module, qualname]
@@ -221,6 +235,20 @@ class _Machine:
 
     def begin(self, protocol: int) -> None:
         self.protocol = protocol
+
+    def check_frame(self, opcode: str, argument: Any, position: int, length: int) -> None:
+        """Raise unless the opcode at ``position`` respects the frames, as pickle writes them (PEP 3154)."""
+        previous_end, is_inside = self.frame_end, position < self.frame_end
+        if self.previous_position < previous_end < position:
+            raise _MalformedError("an opcode crosses the end of a frame")
+        self.previous_position = position
+        if opcode == "FRAME":
+            if is_inside and position + _FRAME_OPCODE_BYTES != previous_end:
+                raise _MalformedError("a frame starts inside a frame")
+            self.frame_end = position + _FRAME_OPCODE_BYTES + argument
+        # The end is checked last, so that the parts of a truncated pickle are read.
+        if opcode == "STOP" and self.frame_end > length:
+            raise _MalformedError("a frame ends after the end of the pickle")
 
 
 _LITERALS = (
@@ -303,6 +331,8 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
     problem = "it has no end"
     try:
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if machine.frame_end or opcode.name == "FRAME":
+                machine.check_frame(opcode.name, argument, position or 0, len(data))
             if opcode.name == "STOP":
                 node = machine.pop()
                 trailing_bytes = len(data) - (position or 0) - 1
@@ -310,6 +340,7 @@ def sketch(data: bytes, max_opcodes: int = MAX_OPCODES) -> Sketch:
             if number >= max_opcodes:
                 problem = f"it has more than {max_opcodes:,} opcodes"
                 break
+            machine.opcodes = number
             if opcode.name in ("GLOBAL", "INST"):
                 argument = machine.name_at(data, position or 0)
             _OPCODES[opcode.name](machine, argument)

@@ -14,6 +14,15 @@ from google.appengine.ext import testbed
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
+APP_ENGINE_STANDARD = {
+    "GAE_ENV": "standard",
+    "GAE_APPLICATION": "s~app",
+    "GAE_SERVICE": "default",
+    "GAE_VERSION": "v1",
+    "GAE_INSTANCE": "instance-1",
+}
+"""The variables by which a process knows that it runs on App Engine standard."""
+
 
 class Queued:
     """Reads the tasks in the SDK's stub."""

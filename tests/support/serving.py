@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.corpus import PLACES
+from tests.support.delivering import APP_ENGINE_STANDARD
 from tests.support.repository import ROOT
 
 OLD_GUNICORN = ROOT / ".venvs" / "gunicorn-21.2"
@@ -49,10 +50,9 @@ class RunningServer:
             self._process = subprocess.Popen(
                 [sys.executable, *(part.format(fd=listening.fileno()) for part in COMMANDS[name])],
                 pass_fds=[listening.fileno()],
-                # Don't pass on this process's environment: wrap_wsgi_app leaves variables such as
-                # HTTP_X_APPENGINE_TASKNAME
-                # in it, and wsgiref copies its process's variables into every request's environ.
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), "GAE_ENV": "standard"},
+                # Not this process's own environment: wrap_wsgi_app leaves variables such as HTTP_X_APPENGINE_TASKNAME
+                # in it, and wsgiref copies the variables of its process into every request's environ.
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths), **APP_ENGINE_STANDARD},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -20,8 +20,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from deferred_middleware import Call, CallError, DeferredMiddleware, NotAllowedError, Settings, call, defer, defer_many
-from deferred_middleware.calls.allowlist import check_payload
-from deferred_middleware.calls.payload import dumps, loads
+from deferred_middleware.calls.allowlist import check_callable, check_payload
+from deferred_middleware.calls.payload import content_of, dumps, loads
 from deferred_middleware.config import process
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import TaskContentError
@@ -473,3 +473,48 @@ class TestTheOlderLibrarysTasks:
 
         assert self.deliver(body, "tests.support.sample:Mailer.send") == 500
         assert sample.ran == []
+
+
+FORGED_STATE = (
+    b"}(X\x0a\0\0\0__module__X\x14\0\0\0tests.support.sample"
+    b"X\x0c\0\0\0__qualname__X\x04\0\0\0noteX\x08\0\0\0__name__X\x04\0\0\0noteub"
+)
+FORGED = b"ctests.support.sample\nCaller\n)\x81" + FORGED_STATE
+
+
+@pytest.mark.parametrize(
+    "entry", ["tests.support.sample:note", "tests.support.sample:*", "google.appengine.ext.deferred.deferred:*"]
+)
+@pytest.mark.parametrize("legacy", [True, False])
+def test_what_an_object_says_about_itself_does_not_count(entry: str, legacy: bool) -> None:
+    """An object in a method's place that calls itself a listed function, or one of the older library's, is refused."""
+    forged = (
+        FORGED
+        if "google" not in entry
+        else FORGED.replace(
+            b"\x14\0\0\0tests.support.sample", b"\x26\0\0\0google.appengine.ext.deferred.deferred"
+        ).replace(b"\x04\0\0\0note", b"\x12\0\0\0run_from_datastore")
+    )
+    data = _tail(GETATTR + MAILER + b"}X\x04\0\0\0send" + forged + b"sbX\x04\0\0\0send\x86R")
+    settings = allowing("tests.support.sample:Mailer.send", entry)
+
+    check_payload(data, settings.allowed_callables, legacy=legacy)
+    with pytest.raises(NotAllowedError):
+        content_of(data, settings, legacy=legacy)
+
+
+@pytest.mark.parametrize(
+    ("func", "entry"),
+    [
+        (str.upper, "builtins:str.upper"),
+        ([].append, "builtins:list.append"),
+        (dict.fromkeys, "builtins:dict.fromkeys"),
+        ([1].__len__, "builtins:list.__len__"),
+        (functools.partial(functools.partial(print)), "builtins:print"),
+    ],
+)
+def test_a_listed_callable_is_found_by_identity(func: Callable[..., Any], entry: str) -> None:
+    """Methods of built-in classes are compared by what the class holds, too."""
+    check_callable(func, (entry,))
+    with pytest.raises(NotAllowedError):
+        check_callable(func, ("builtins:len", "builtins:str.lower", "builtins:list.extend", "builtins:dict.get"))

@@ -19,7 +19,7 @@ from deferred_middleware import DeferredMiddleware, Settings, SettingsError, cal
 from deferred_middleware.calls import payload
 from deferred_middleware.config.process import current_settings
 from tests.support import sample
-from tests.support.delivering import Queued, Response, request, task_environ
+from tests.support.delivering import APP_ENGINE_STANDARD, Queued, Response, request, task_environ
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -430,7 +430,7 @@ def test_passing_on_needs_no_sdk() -> None:
         text=True,
         timeout=60,
         check=True,
-        env={**os.environ, "GAE_ENV": "standard"},
+        env={**os.environ, **APP_ENGINE_STANDARD},
     )
 
     assert result.stdout.strip() == "[]"

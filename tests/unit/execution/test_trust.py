@@ -13,7 +13,7 @@ from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.wire.signature import Keyring
-from tests.support.delivering import task_environ
+from tests.support.delivering import APP_ENGINE_STANDARD, task_environ
 
 KEY = "k" * 32
 STANDARD = Deployment(environment="standard", application="app")
@@ -156,6 +156,40 @@ def test_elsewhere_a_key_is_needed(environment: str | None) -> None:
 
     assert isinstance(caught.value, SettingsError)
     assert "GAE_ENV" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", APP_ENGINE_STANDARD)
+@pytest.mark.parametrize("value", [None, "", "flex"])
+def test_every_variable_of_the_platform_is_needed(name: str, value: str | None) -> None:
+    """If one of the platform's variables is missing or empty, headers are not trusted, whatever the others say."""
+    environ = {key: text for key, text in {**APP_ENGINE_STANDARD, name: value}.items() if text is not None}
+    deployment = Deployment.from_environ(environ)
+
+    is_trusted = value == "flex" and name != "GAE_ENV"
+    assert deployment.on_app_engine_standard is is_trusted
+    assert Deployment.from_environ(APP_ENGINE_STANDARD).on_app_engine_standard
+    if not is_trusted:
+        with pytest.raises(SecretKeyMissingError):
+            authenticator(deployment, Settings())
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"GAE_ENV": "standard"},
+        {"GAE_ENV": "standard", "K_SERVICE": "app", "K_REVISION": "app-1", "PORT": "8080"},
+        {**APP_ENGINE_STANDARD, "K_SERVICE": "app"},
+        {name: text for name, text in APP_ENGINE_STANDARD.items() if name != "GAE_ENV"},
+    ],
+)
+def test_another_platform_is_not_app_engine(environ: dict[str, str]) -> None:
+    """On Cloud Run or a laptop, a key is needed also if somebody has set ``GAE_ENV``."""
+    deployment = Deployment.from_environ(environ)
+
+    assert not deployment.on_app_engine_standard
+    assert not deployment.on_local_server
+    with pytest.raises(SecretKeyMissingError, match="K_SERVICE"):
+        authenticator(deployment, Settings())
 
 
 def test_requiring_signatures_needs_a_key() -> None:

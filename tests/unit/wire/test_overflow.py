@@ -335,7 +335,12 @@ GOOD = dataclasses.asdict(overflow.Reference.to(b"content", None))
         {"size": 2**40},
         {"size": True},
         {"chunks": 0},
+        {"chunks": 2},
         {"chunks": 10**9},
+        {"size": 1_000_001},
+        {"size": 9_000_000, "chunks": 9_000_000},
+        {"size": 9_000_000, "chunks": 8},
+        {"size": 0, "chunks": 0},
         {"chunks": "1"},
         {"sha256": ""},
         {"sha256": None},
@@ -350,6 +355,12 @@ def test_a_damaged_reference_is_an_error(changed: dict[str, Any]) -> None:
 
     with pytest.raises(PayloadError):
         overflow.Reference.parse(body, 10_000_000)
+
+
+def test_a_deep_reference_is_an_error() -> None:
+    """JSON that is nested too deep to be read is damaged."""
+    with pytest.raises(PayloadError, match="damaged"):
+        overflow.Reference.parse(protocol.OVERFLOW_MAGIC + b'{"key":' + b"[" * 200_000, 10_000_000)
 
 
 @given(st.binary(max_size=200))
