@@ -93,12 +93,16 @@ def install_keys(keys: tuple[SecretKey, ...]) -> None:
     _keys = keys
 
 
+# The script of an app process of the local server.
+_APP_PROCESS_SCRIPT = "/deferred_middleware/server/apps/entry.py"
+
+
 def _is_our_command(arguments: Sequence[str]) -> bool:
     """Tell whether a process with these arguments is the ``deferred-middleware`` command, or was started by it."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument == "-m":
             return following.partition(".")[0] == "deferred_middleware"
-        if os.path.basename(argument) == "deferred-middleware":
+        if os.path.basename(argument) == "deferred-middleware" or argument.endswith(_APP_PROCESS_SCRIPT):
             return True
     return False
 

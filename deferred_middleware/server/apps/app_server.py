@@ -1,7 +1,7 @@
 """What runs inside an app process: one service of the app, served by waitress.
 
-The supervisor starts the process as ``python -m deferred_middleware.server.apps.app_server`` and writes one line to its
-standard input: an :class:`AppServerConfig` as JSON. Standard input stays open after that. Its end means that the
+The supervisor starts the process with the script ``entry.py`` and writes one line to its standard input: an
+:class:`AppServerConfig` as JSON. Standard input stays open after that. Its end means that the
 supervisor has ended, for whatever reason; this process then ends at once, with everything that it started. The process
 reports its start on the status pipe, as one line of JSON: ``{"event": "ready"}`` or
 ``{"event": "failed", "message": …, "traceback": …}``.
@@ -23,7 +23,6 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -272,15 +271,11 @@ def run(config: AppServerConfig) -> int:
 
 
 def _enter(directory: str) -> None:
-    """Change to ``directory``, if one is given, and make the app's modules importable."""
-    here = os.getcwd()
+    """Change to ``directory``, if one is given, and make the app's modules importable, before all others."""
     if directory:
         os.chdir(directory)
-        # "python -m" has put the directory there that the command was started in, which this app must not import from.
-        if sys.path[0] in ("", here) and not Path(__file__).is_relative_to(here):
-            del sys.path[0]
-        here = directory
-    if here not in sys.path and "" not in sys.path:
+    here = os.getcwd()
+    if sys.path[:1] != [here]:
         sys.path.insert(0, here)
 
 
@@ -312,7 +307,3 @@ def _configure_logging(service: str) -> None:
         logging.basicConfig(level=logging.INFO, format=f"[{service}] %(levelname)s %(name)s: %(message)s")
     # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -22,8 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deferred_middleware.server.apps import entry
 from deferred_middleware.server.apps.app_server import AppServerConfig
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
+
+# realpath, because Python puts the real directory of a script on its path.
+_SCRIPT = os.path.realpath(entry.__file__)
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +101,7 @@ class SpawnedApp:
         self._listener_fd = config.listener.fileno()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deferred_middleware.server.apps.app_server"],
+                [sys.executable, _SCRIPT],
                 stdin=subprocess.PIPE,
                 env=dict(config.environ),
                 pass_fds=(self._listener_fd, self._status_write_fd),

@@ -148,7 +148,7 @@ def read_app_yaml(path: Path) -> AppYaml:
         service=str(info.service or info.module or "default"),
         app=entry.app,
         directory=_directory(path, entry, parsed),
-        env_variables={name: str(value) for name, value in (info.env_variables or {}).items()},
+        env_variables=_env_variables(info, path),
         notes=tuple(notes),
     )
 
@@ -259,6 +259,19 @@ def _entry(info: Any, parsed: _Parsed) -> EntrypointApp:
             f"the entrypoint {command!r} can't be served here: {error}. Use an entrypoint such as "
             "'gunicorn -b :$PORT main:app', or serve the app as MODULE:CALLABLE instead of this file.",
         ) from error
+
+
+def _env_variables(info: Any, path: Path) -> dict[str, str]:
+    """Return the variables as the app's process needs them.
+
+    On App Engine, Python starts in the folder of the file, and relative entries of ``PYTHONPATH`` are in that folder.
+    Here, Python starts in the folder of the command, so the entries are made absolute.
+    """
+    variables = {name: str(value) for name, value in (info.env_variables or {}).items()}
+    if paths := variables.get("PYTHONPATH"):
+        folder = path.absolute().parent
+        variables["PYTHONPATH"] = os.pathsep.join(str(folder / entry) for entry in paths.split(os.pathsep))
+    return variables
 
 
 def _directory(path: Path, entry: EntrypointApp, parsed: _Parsed) -> Path:

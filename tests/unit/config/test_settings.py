@@ -192,7 +192,8 @@ def test_settings_and_deployment_are_read_at_import() -> None:
     ("arguments", "ours"),
     [
         (["python", "-m", "deferred_middleware", "serve"], True),
-        (["python", "-u", "-m", "deferred_middleware.server.apps.app_server"], True),
+        (["python", "-u", "/venv/site-packages/deferred_middleware/server/apps/entry.py"], True),
+        (["python", "/home/me/apps/entry.py"], False),
         (["/venv/bin/python", "/venv/bin/deferred-middleware", "serve", "main:app"], True),
         (["python", "-m", "gunicorn", "-m", "deferred_middleware"], False),
         (["python", "main.py"], False),

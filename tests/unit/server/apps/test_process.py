@@ -7,6 +7,8 @@ import os
 import queue
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,8 +58,9 @@ class Running:
         environ = {
             **os.environ,
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), package]),
+            "PYTHONPATH": package,
         }
+        environ.update(changes.pop("variables", {}))
         self.process = AppProcess(
             AppProcessConfig(
                 app="served:app",
@@ -139,6 +142,60 @@ def test_serves_in_a_process_of_its_own(running: Start) -> None:
     service = running()
     assert service.start() == ProcessReady(service="default")
     assert int(service.get()) == service.process.pid != os.getpid()
+
+
+UNHINDERED = """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/fail":
+        raise LookupError("no such thing")
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"it ", b"works"]
+"""
+
+
+def test_the_apps_modules_take_no_place_of_the_standard_librarys(running: Start, tmp_path: Path) -> None:
+    """A module of the app can have any name of the standard library; the server's own code doesn't import it."""
+    for name in sys.stdlib_module_names:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the app has a module with this name')")
+    service = running(UNHINDERED)
+    assert service.start() == ProcessReady(service="default")
+    assert service.ask("/") == (200, "it works")
+    assert service.ask("/fail")[0] == 500
+    service.process.stop()
+
+
+def test_nor_do_those_of_the_commands_directory(running: Start, tmp_path: Path) -> None:
+    """A module in the directory of the command takes no place either, nor is it found by an app elsewhere."""
+    (tmp_path / "queue.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "only_here.py").write_text("")
+    directory = tmp_path / "svc"
+    directory.mkdir()
+    (directory / "served.py").write_text(f"import importlib.util\n{FINDS_ONLY_HERE}")
+    service = running(directory=directory)
+    assert service.start() == ProcessReady(service="default")
+    assert service.get() == "None"
+
+
+FINDS_ONLY_HERE = """
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [repr(importlib.util.find_spec("only_here")).encode()]
+"""
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONPATH": "/nowhere"}, {"PYTHONSAFEPATH": "1"}, {"PYTHONPATH": ""}])
+def test_the_process_has_the_servers_own_package(running: Start, variables: dict[str, str]) -> None:
+    """The process runs the code of the server that started it, whatever its own path would find."""
+    source = """
+import deferred_middleware
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [deferred_middleware.__file__.encode()]
+"""
+    service = running(source, variables=variables)
+    assert service.start() == ProcessReady(service="default")
+    assert service.get() == deferred_middleware.__file__
 
 
 def test_stop_leaves_no_process(running: Start) -> None:
@@ -358,3 +415,21 @@ def test_a_stop_ends_the_wait_for_a_change(running: Start, tmp_path: Path, caplo
     await_true(lambda: "It is started when its code changes again." in caplog.text)
     service.process.stop()
     assert service.process.pid is None
+
+
+def test_what_gunicorn_imports_before_the_app_is_imported_before_it() -> None:
+    """An app's module may have any name that it may have under gunicorn."""
+    report = "import sys; print(*(name for name in sys.modules if name in sys.stdlib_module_names))"
+
+    def imported(code: str) -> set[str]:
+        command = [sys.executable, "-c", f"{code}; {report}"]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+    gunicorn = imported("import gunicorn.app.wsgiapp, gunicorn.arbiter, gunicorn.glogging, gunicorn.workers.gthread")
+    server = imported(
+        "import deferred_middleware.server.apps.app_server as _; from deferred_middleware.server.apps import entry; "
+        "entry._import_standard_library()"
+    )
+    # An app can't be in the way of what is part of the interpreter.
+    private = {name for name in gunicorn if name.startswith("_")}
+    assert gunicorn - private - set(sys.builtin_module_names) <= server

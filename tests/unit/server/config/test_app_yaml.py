@@ -27,6 +27,13 @@ def read(tmp_path: Path) -> Read:
     return parsed
 
 
+@pytest.mark.parametrize(("given", "expected"), [("lib", "{0}/lib"), ("lib:/x:../y", "{0}/lib:/x:{0}/../y")])
+def test_a_relative_pythonpath_is_in_the_files_folder(read: Read, tmp_path: Path, given: str, expected: str) -> None:
+    """Entries of PYTHONPATH are in the folder of the file, wherever the command is given."""
+    found = read(RUNTIME + f"env_variables:\n  PYTHONPATH: {given}\n")
+    assert found.env_variables["PYTHONPATH"] == expected.format(tmp_path)
+
+
 def test_what_is_used_is_understood(read: Read, tmp_path: Path) -> None:
     """The service, app, directory and environment come from the file."""
     found = read(
