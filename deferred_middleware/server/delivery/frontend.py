@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
+
+from waitress.task import hop_by_hop
 
 from deferred_middleware.wire.protocol import (
     API_TICKET_HEADER,
@@ -30,6 +32,7 @@ from deferred_middleware.wire.protocol import (
 )
 
 if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PLATFORM_PREFIX = "HTTP_X_APPENGINE_"
@@ -55,7 +58,7 @@ class Frontend:
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Remove platform headers that the client may not send, add the server's own, and call the app."""
+        """Clean the request's headers, add the platform's, let the app answer, and clean its response's headers."""
         token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
         if hmac.compare_digest(token, self._delivery_token):
             environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
@@ -71,7 +74,26 @@ class Frontend:
         # The ID may be guessable.
         environ[_LOG_ID_KEY] = f"{random.getrandbits(128):032x}"
         environ[_HTTPS_KEY] = "off"
-        return self._app(environ, start_response)
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
+        ) -> Callable[[bytes], object]:
+            if exc_info is None:
+                return start_response(status, without_hop_by_hop(headers))
+            return start_response(status, without_hop_by_hop(headers), exc_info)
+
+        return self._app(environ, start)
+
+
+def without_hop_by_hop(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the headers that an app may set; gunicorn leaves the others out too.
+
+    A hop-by-hop header, such as ``Connection``, is about one connection. An app that passes on the response of another
+    server passes that server's on, and WSGI servers reject them (PEP 3333).
+    """
+    if any(name.lower() in hop_by_hop for name, _value in headers):
+        return [(name, value) for name, value in headers if name.lower() not in hop_by_hop]
+    return headers
 
 
 def _is_platform_key(key: str) -> bool:

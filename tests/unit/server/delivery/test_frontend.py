@@ -86,3 +86,25 @@ def test_log_ids_differ() -> None:
 def test_other_headers_pass() -> None:
     """Headers that aren't the platform's are unchanged."""
     assert seen(HTTP_X_REQUEST_ID="abc")["HTTP_X_REQUEST_ID"] == "abc"
+
+
+@pytest.mark.parametrize("exc_info", [None, (ValueError, ValueError("late"), None)])
+def test_hop_by_hop_headers_are_left_out(exc_info: Any) -> None:
+    """Headers about one connection, which an app passes on from another server, are dropped as by gunicorn."""
+    kept = [("Content-Type", "text/plain"), ("X-Connection", "close"), ("Content-Length", "2")]
+    dropped = ["connection", "Keep-Alive", "PROXY-AUTHENTICATE", "Proxy-Authorization", "TE", "Trailers", "Upgrade"]
+    started: list[Any] = []
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [*kept, *((name, "x") for name in [*dropped, "Transfer-Encoding"])], exc_info)
+        return [b"ok"]
+
+    def start(*arguments: Any) -> Any:
+        started.extend(arguments)
+        return lambda _data: None
+
+    frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    assert list(frontend(environ, start)) == [b"ok"]
+    assert started == ["200 OK", kept] + ([exc_info] if exc_info else [])
