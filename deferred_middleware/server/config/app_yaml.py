@@ -8,18 +8,11 @@ Its fields are described at https://cloud.google.com/appengine/docs/standard/ref
 server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``) and ``runtime``. It leaves out
 any other field that the SDK's parser does not accept, because the field may be newer than the SDK. For all other
 errors, :class:`AppYamlError` names the file and the line.
-
-On App Engine, ``entrypoint`` is the command that starts a web server, such as ``gunicorn -b :$PORT main:app``. The
-local server serves the app itself, so it only takes the app and the directory from the command:
-
-    parse_entrypoint("gunicorn --chdir src -b :$PORT main:app")     # EntrypointApp(app="main:app", directory="src")
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +22,7 @@ from typing import Any
 from google.appengine.api import appinfo, appinfo_errors, validation, yaml_errors
 
 from deferred_middleware.errors import nearest
+from deferred_middleware.server.config.entrypoint import EntrypointApp, parse_entrypoint
 from deferred_middleware.server.config.yaml_files import (
     YamlFileError,
     compose,
@@ -60,59 +54,6 @@ _TAKES = {
     "handlers": "a list of '- url: …'",
 }
 _NULL_TAG = "tag:yaml.org,2002:null"
-
-_APP = re.compile(r"(?!egg:)[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\(.*\)")
-_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-# The callable that gunicorn serves if only a module is named.
-_GUNICORN_DEFAULT = "application"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntrypointApp:
-    """``app`` is ``module:callable``; ``directory`` is the command's working directory, relative to the file's."""
-
-    app: str
-    directory: str | None = None
-
-
-def parse_entrypoint(entrypoint: str) -> EntrypointApp:
-    """Return the app that a command serves. Raises :class:`ValueError`, with the reason, if that is not known."""
-    try:
-        words = shlex.split(entrypoint)
-    except ValueError as error:
-        raise ValueError(f"it is not a command ({error})") from error
-    # An option and its value may be one word: --module=main:app.
-    values = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words]
-    apps = [value for value in values if _APP.fullmatch(value)]
-    if any(_FACTORY.fullmatch(value) for value in values):
-        raise ValueError("it calls a factory; call it in the module (app = …), and name the app that it returns")
-    is_gunicorn = any(os.path.basename(word) == "gunicorn" for word in words)
-    if not apps and is_gunicorn:
-        apps = [f"{module}:{_GUNICORN_DEFAULT}" for module in _lone_modules(words)]
-    if not apps:
-        raise ValueError("it names no WSGI app as MODULE:CALLABLE")
-    return EntrypointApp(app=apps[-1], directory=_value_of("--chdir", words) if is_gunicorn else None)
-
-
-def _lone_modules(words: list[str]) -> list[str]:
-    """Return the one word of gunicorn's command that is a module and not the value of an option."""
-    begin = next(number for number, word in enumerate(words) if os.path.basename(word) == "gunicorn")
-    found = [
-        word
-        for before, word in zip(words[begin:], words[begin + 1 :], strict=False)
-        if _MODULE.fullmatch(word) and not before.startswith("-")
-    ]
-    return found if len(found) == 1 else []
-
-
-def _value_of(option: str, words: list[str]) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == option:
-            return following
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
 
 
 class AppYamlError(YamlFileError):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import contextlib
+import io
+import shlex
 
-from deferred_middleware.server.config.app_yaml import EntrypointApp, parse_entrypoint
+import gunicorn.config  # type: ignore[import-untyped]
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from deferred_middleware.server.config.entrypoint import _GUNICORN_FLAGS, EntrypointApp, parse_entrypoint
 
 
 @pytest.mark.parametrize(
@@ -17,6 +24,19 @@ from deferred_middleware.server.config.app_yaml import EntrypointApp, parse_entr
         ("gunicorn -b :$PORT -w 2 'main:app'", "main:app"),
         ("python manage.py migrate && gunicorn mysite.wsgi:application", "mysite.wsgi:application"),
         ("gunicorn -b :$PORT mysite.wsgi", "mysite.wsgi:application"),
+        ("gunicorn main:app -c python:conf.gunicorn", "main:app"),
+        ("gunicorn main:app --config=python:conf.gunicorn", "main:app"),
+        ("gunicorn main:app --bind unix:app.sock -b unix:b.sock", "main:app"),
+        ("gunicorn -c python:conf main:app --logger-class my.logging:Logger", "main:app"),
+        ("gunicorn -k my.workers:Worker --preload main:app", "main:app"),
+        ("gunicorn -DRw2 -k gthread mysite.wsgi", "mysite.wsgi:application"),
+        ("gunicorn --proxy-protocol main:app", "main:app"),
+        ("gunicorn --proxy-protocol v1 main:app", "main:app"),
+        ("gunicorn -b :$PORT -- main:app", "main:app"),
+        ("gunicorn $OPTIONS python:app", "python:app"),
+        ("pip install gunicorn && /env/bin/gunicorn main:app | tee other:app", "main:app"),
+        ("gunicorn main:app 2> other:app", "main:app"),
+        ("uwsgi --module main:app --http-socket unix:app", "main:app"),
         ("waitress-serve --port=$PORT main:app", "main:app"),
         ("uwsgi --http-socket :$PORT --module=main:app --master", "main:app"),
     ],
@@ -47,3 +67,39 @@ def test_what_names_no_app_is_told(command: str, reason: str) -> None:
     """A command that doesn't name an app is refused with the reason."""
     with pytest.raises(ValueError, match=reason):
         parse_entrypoint(command)
+
+
+PARSER = gunicorn.config.Config().parser()
+OPTIONS = [action for action in PARSER._actions if action.option_strings and action.nargs != "?"]
+
+
+@st.composite
+def options(draw: st.DrawFn) -> list[str]:
+    """Return one of gunicorn's options, with a value that looks like an app if it takes a text."""
+    action = draw(st.sampled_from([action for action in OPTIONS if action.dest not in ("help", "version")]))
+    name = draw(st.sampled_from(action.option_strings))
+    if action.nargs == 0:
+        return [name]
+    value = draw(st.sampled_from(action.choices or ["python:conf", "unix:app", "other.module", "7"]))
+    joined = f"{name}={value}" if name.startswith("--") else f"{name}{value}"
+    return draw(st.sampled_from([[name, value], [joined]]))
+
+
+@given(before=st.lists(options(), max_size=3), after=st.lists(options(), max_size=3))
+def test_gunicorns_command_is_read_as_gunicorn_reads_it(before: list[list[str]], after: list[list[str]]) -> None:
+    """The app is the one that gunicorn's own parser finds, whatever options it has."""
+    words = [word for option in before for word in option]
+    words += ["main:app", *(word for option in after for word in option)]
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            parsed = PARSER.parse_args(words)
+        except SystemExit:
+            assume(False)
+    found = parse_entrypoint(shlex.join(["gunicorn", *words]))
+    assert found == EntrypointApp(app=parsed.args[0], directory=parsed.chdir)
+
+
+def test_gunicorns_flags_are_known() -> None:
+    """Every option of gunicorn's that takes no value is known as one."""
+    flags = {name for action in PARSER._actions if action.nargs == 0 for name in action.option_strings}
+    assert {name for name in flags if name.startswith("--")} <= _GUNICORN_FLAGS
