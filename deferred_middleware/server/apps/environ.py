@@ -17,6 +17,12 @@ from deferred_middleware.server.store.files import replacing
 # If it is set, the SDK sends tasks to Google instead of the local server (api/taskqueue/taskqueue.py).
 _CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 
+# Nothing is deployed here. On App Engine, the ID is a number too.
+_DEPLOYMENT_ID = "1"
+# That of F1, the instance class of a service that names none
+# (https://cloud.google.com/appengine/docs/standard#instance_classes).
+_MEMORY_MB = "384"
+
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +73,9 @@ def app_environ(
         "GAE_SERVICE": service.name,
         "GAE_VERSION": service.version,
         "GAE_INSTANCE": f"{service.id}-0",
+        "GAE_DEPLOYMENT_ID": _DEPLOYMENT_ID,
+        "GAE_MEMORY_MB": _MEMORY_MB,
+        "PORT": str(service.port),
         "GAE_RUNTIME": f"python3{sys.version_info.minor}",
         "GAE_APPLICATION": platform.app_id,
         "APPLICATION_ID": platform.app_id,

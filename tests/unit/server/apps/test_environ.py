@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -28,6 +29,27 @@ def test_the_environment_is_app_engines() -> None:
     assert environ["GOOGLE_CLOUD_PROJECT"] == "local-app"
     assert environ["GAE_RUNTIME"] == f"python3{sys.version_info.minor}"
     assert (environ["API_HOST"], environ["API_PORT"]) == ("127.0.0.1", "8000")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("GAE_APPLICATION", "dev~local-app"),
+        ("GAE_DEPLOYMENT_ID", "[0-9]+"),
+        ("GAE_ENV", "localdev"),
+        ("GAE_INSTANCE", ".+"),
+        ("GAE_MEMORY_MB", "[0-9]+"),
+        ("GAE_RUNTIME", "python3[0-9]+"),
+        ("GAE_SERVICE", "background"),
+        ("GAE_VERSION", "local"),
+        ("GOOGLE_CLOUD_PROJECT", "local-app"),
+        ("PORT", "8081"),
+    ],
+)
+def test_every_documented_variable_is_set(name: str, pattern: str) -> None:
+    """Each variable that App Engine documents is set, even if the shell or app.yaml sets another value."""
+    environ = app_environ(PLATFORM, SERVICE, api_ticket="ticket", env_variables={name: "?"}, source="app.yaml")
+    assert re.fullmatch(pattern, environ[name])
 
 
 def test_the_files_variables_are_set_and_the_servers_win(caplog: pytest.LogCaptureFixture) -> None:
