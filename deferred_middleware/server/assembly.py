@@ -31,7 +31,7 @@ from deferred_middleware.server.apps.environ import Platform, app_environ, base_
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
-from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile
+from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
@@ -79,6 +79,8 @@ def assemble(
     ``on_event`` is called with the events of the app processes. Raises :class:`ServerError` when something can't be
     had, such as a port.
     """
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
+    check_project(config.data_dir, project)
     secret_key = _secret_key(config)
     queues = _queues(config, stack)
     store = _store(config, stack)
@@ -91,7 +93,6 @@ def assemble(
     directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
     tickets = _tickets(services, secret_key)
     delivery_token = secrets.token_urlsafe(32)
-    project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
     platform = Platform(
         project=project,
         app_id=f"dev~{project}",

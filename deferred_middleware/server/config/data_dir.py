@@ -18,6 +18,7 @@ import hmac
 import os
 import re
 import secrets
+import shlex
 import stat
 from pathlib import Path
 
@@ -90,6 +91,38 @@ class DataDirectory:
             )
         path.chmod(_DIRECTORY_MODE)
         self.notes.append(f"{path} was open to other users (mode {mode:04o}); it is closed to them now (0700).")
+
+
+PROJECT_FILE = "project"
+"""Name of the file in the data directory that says which project its tasks and entities belong to."""
+
+_PROJECT_MODE = 0o600
+_MAX_PROJECT_FILE_BYTES = 1024
+
+
+def check_project(directory: Path, project: str) -> None:
+    """Note that the data in ``directory`` is that of ``project``, unless the project is noted already.
+
+    The project is a part of every key of an entity and of every signature. Under another one the datastore would look
+    empty, and all waiting calls would be refused. Raises :class:`ServerError` if the directory has another project's
+    data, or if the file can't be used. The caller has locked the directory.
+    """
+    path = directory / PROJECT_FILE
+    try:
+        if not os.path.lexists(path):
+            with replacing(path, mode=_PROJECT_MODE) as stream:
+                stream.write(f"{project}\n".encode())
+            return
+        # O_NONBLOCK: if someone put a pipe there, opening it must not block.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
+            noted = stream.read(_MAX_PROJECT_FILE_BYTES).decode("utf-8", "backslashreplace").strip()
+    except OSError as error:
+        raise ServerError(f"{path} can't be used: {error.strerror}.") from error
+    if noted != project:
+        raise ServerError(
+            f"{directory} has the tasks and entities of project {noted!r}, and this is project {project!r}; set "
+            f"GOOGLE_CLOUD_PROJECT={shlex.quote(noted)}, or choose another --data-dir."
+        )
 
 
 SECRET_KEYS_VARIABLE = "DEFERRED_SECRET_KEYS"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.config.data_dir import LOCK_FILE, DataDirectory
+from deferred_middleware.server.config.data_dir import LOCK_FILE, PROJECT_FILE, DataDirectory, check_project
 
 
 def mode(path: Path) -> int:
@@ -105,3 +105,32 @@ def test_it_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
     assert done.returncode == -9
     assert (tmp_path / "data" / LOCK_FILE).exists()
     DataDirectory(tmp_path / "data").close()
+
+
+@pytest.mark.parametrize(("first", "second"), [("shop-alpha", "local-app"), ("local-app", "shop-alpha"), ("a", "aa")])
+def test_another_projects_data_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    """The directory remembers its project. Under another one, both are named, with what to do; nothing changes."""
+    check_project(tmp_path, first)
+    assert mode(tmp_path / PROJECT_FILE) == 0o600
+    for _start in range(2):
+        with pytest.raises(ServerError) as caught:
+            check_project(tmp_path, second)
+        assert f"has the tasks and entities of project {first!r}, and this is project {second!r}" in str(caught.value)
+        assert f"set GOOGLE_CLOUD_PROJECT={first}, or choose another --data-dir" in str(caught.value)
+        check_project(tmp_path, first)
+
+
+def test_a_project_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    """A link, a directory or strange bytes in the file's place are an error of one sentence."""
+    path = tmp_path / PROJECT_FILE
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ServerError, match="project can't be used"):
+        check_project(tmp_path, "local-app")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ServerError, match="project can't be used"):
+        check_project(tmp_path, "local-app")
+    path.rmdir()
+    path.write_bytes(b"\xff\n")
+    with pytest.raises(ServerError, match="has the tasks and entities of project"):
+        check_project(tmp_path, "local-app")
