@@ -9,6 +9,7 @@ An error is one sentence on standard error, and the exit status is 1, or 2 for a
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ _INTERRUPTED = 128 + signal.SIGINT  # the status that a shell reports for a comm
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process, and return the exit status."""
+    _escape_what_cannot_be_encoded()
     arguments = _make_parser().parse_args(argv)
     try:
         return int(arguments.run_command(arguments))
@@ -53,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Once the server runs, the supervisor handles the signal.
         return _INTERRUPTED
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Have characters that the terminal's encoding does not have written as escapes, such as in an ASCII locale."""
+    for stream in (sys.stdout, sys.stderr):
+        # What stands in for a stream, such as in a test, may have no encoding.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -95,10 +96,27 @@ def app_environ(
             source,
             _CLOUD_TASKS_VARIABLE,
         )
+    for name, value in own.items():
+        _check_encodable(name, value, source)
     for name in sorted(set_here.keys() & own.keys()):
         if own[name] != set_here[name]:
             logger.warning("%s sets %s; the local server's own value is used instead.", source, name)
     return {**platform.inherited, **own, **set_here}
+
+
+def _check_encodable(name: str, value: str, source: object) -> None:
+    """Raise :class:`ServerError` if a variable can't be in the environment of a process."""
+    try:
+        os.fsencode(name + value)
+    except UnicodeEncodeError as error:
+        raise ServerError(
+            f"{source}: environment variable {ascii(name)[1:-1]} can't be set, because the locale's encoding "
+            f"({error.encoding}) has no {error.object[error.start]!a}; use a UTF-8 locale, such as LC_ALL=C.UTF-8."
+        ) from error
+    if "\0" in name + value or not name or "=" in name:
+        raise ServerError(
+            f"{source}: environment variable {name!r} can't be set: it has '=' in its name, no name, or a null byte."
+        )
 
 
 def external_environ(platform: Platform, service: Service, *, api_ticket: str) -> dict[str, str]:

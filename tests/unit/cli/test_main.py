@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import deferred_middleware
 from deferred_middleware.cli.main import main
+from deferred_middleware.cli.output import print_line
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -111,3 +113,20 @@ def test_reload_without_an_app_of_ours_is_told(capsys: pytest.CaptureFixture[str
     """--reload is refused if all services run outside the local server, which can't restart them."""
     assert main(["serve", "--service", "default=http://127.0.0.1:9", "--reload"]) == 1
     assert "--reload is for apps that the server runs itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"), [("ascii", b"Gr\\xfc\\xdfe \\u6f22\n"), ("latin-1", b"Gr\xfc\xdfe \\u6f22\n")]
+)
+def test_what_the_terminal_cannot_show_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, expected: bytes
+) -> None:
+    """A character that the encoding of standard output does not have is written as an escape."""
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, encoding=encoding) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit):
+            main(["--version"])
+        print_line("Grüße 漢")
+        stdout.flush()
+        assert written.getvalue().endswith(expected)

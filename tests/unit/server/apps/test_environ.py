@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from deferred_middleware.errors import ServerError
 from deferred_middleware.server.apps.environ import Platform, app_environ, external_environ
 from deferred_middleware.server.config.services import Service
 
@@ -83,3 +84,19 @@ def test_an_app_elsewhere_gets_what_it_needs_and_no_more() -> None:
         "GAE_SERVICE": "background",
         "GAE_VERSION": "local",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("A", "\ud800", r"A can't be set, because the locale's encoding \(utf-8\) has no '.ud800'; use a UTF-8"),
+        ("\ud800", "a", r".ud800 can't be set, because"),
+        ("A", "a\0b", "'A' can't be set"),
+        ("A=B", "a", "'A=B' can't be set"),
+        ("", "a", "'' can't be set"),
+    ],
+)
+def test_a_variable_that_no_process_can_have_is_named(name: str, value: str, reason: str) -> None:
+    """A variable that the system or the locale can't take is an error of one sentence, not of the start."""
+    with pytest.raises(ServerError, match=f"^worker/app.yaml: environment variable {reason}"):
+        app_environ(PLATFORM, SERVICE, api_ticket="ticket", env_variables={name: value}, source="worker/app.yaml")
