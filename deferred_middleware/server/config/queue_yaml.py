@@ -55,6 +55,8 @@ LOOK_SECONDS = 1.0
 # A changed file is read after it has stayed the same for this long, because it may still be being written.
 _SETTLED_SECONDS = 0.1
 
+_MAX_INT32 = 2**31 - 1
+
 _PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")
 # The legal values of each field, for error messages.
 _TAKES = {
@@ -130,6 +132,8 @@ def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
         value = getattr(entry, name)
         if value is not None and value < 1:
             raise _wrong(path, places.line(index, name), name, value)
+        if value is not None:
+            _check_fits(value, name, path, places.line(index, name))
     rate = PLATFORM_RATE_PER_SECOND if entry.rate is None else queueinfo.ParseRate(entry.rate)
     if not math.isfinite(rate):
         raise _wrong(path, places.line(index, "rate"), "rate", entry.rate)
@@ -143,6 +147,12 @@ def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
     )
 
 
+def _check_fits(value: int, name: str, path: str, line: int | None) -> None:
+    """Raise :class:`QueueYamlError` for a number that the API's messages, which have 32-bit fields, can't take."""
+    if value > _MAX_INT32:
+        raise QueueYamlError(path, line, f"{name}: {value} is too large; the largest value is {_MAX_INT32}.")
+
+
 def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
     if entry.retry_parameters is None:
         return RetryPolicy()
@@ -151,6 +161,8 @@ def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
         # Written so that NaN is rejected.
         if name != "task_age_limit" and not 0 <= value < math.inf:
             raise _wrong(path, places.line(index, "retry_parameters", name), name, value)
+        if isinstance(value, int):
+            _check_fits(value, name, path, places.line(index, "retry_parameters", name))
     try:
         parameters = queueinfo.TranslateRetryParameters(entry.retry_parameters)
     except (queueinfo.MalformedQueueConfiguration, ValueError, OverflowError) as error:

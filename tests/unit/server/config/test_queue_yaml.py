@@ -18,6 +18,22 @@ from deferred_middleware.server.config.queue_yaml import (
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.store.records import RetryPolicy
 
+RETRY_NUMBERS = ("task_retry_limit", "max_doublings")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["max_concurrent_requests: %d", "bucket_size: %d", *(f"retry_parameters: {{{n}: %d}}" for n in RETRY_NUMBERS)],
+)
+def test_a_number_that_the_api_cannot_take_is_named(line: str) -> None:
+    """A number beyond 32 bits, which FetchQueues could not answer with, is an error with its field and its line."""
+    field = line.replace("retry_parameters: {", "").partition(":")[0]
+    text = "queue:\n- name: mail\n  rate: 5/s\n  " + line + "\n"
+    parse_queue_yaml(text % (2**31 - 1), path="queue.yaml")
+    for number in (2**31, 999_999_999_999):
+        with pytest.raises(QueueYamlError, match=rf"^queue.yaml, line 4: {field}: {number} is too large"):
+            parse_queue_yaml(text % number, path="queue.yaml")
+
 
 def test_every_field_is_understood() -> None:
     """Each field of the platform's reference appears in the configuration."""
