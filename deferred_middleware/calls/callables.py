@@ -240,8 +240,6 @@ def reference_to(func: AnyCallable) -> AnyCallable:
     Raises :class:`NotImportableError` for a bound method that is not an attribute of its object's class. For a callable
     that pickle itself refuses, :func:`explain_unimportable` raises the error afterwards.
     """
-    if proxy_in(func) is func:
-        return _proxied_function(func)
     if isinstance(func, types.FunctionType):
         return _private_function(func) if "__" in func.__name__ else func
     if isinstance(func, types.MethodType):
@@ -250,16 +248,6 @@ def reference_to(func: AnyCallable) -> AnyCallable:
         inner: AnyCallable = reference_to(func.func)
         return func if inner is func.func else functools.partial(inner, *func.args, **func.keywords)
     return func
-
-
-def proxy_in(func: AnyCallable) -> AnyCallable | None:
-    """Return the proxy of a function that ``func`` or the partial ``func`` calls; None if there is none.
-
-    A proxy, such as that of ``wrapt``, has the ``__class__`` of what it wraps and is of another type.
-    """
-    func = without_partials(func)
-    kind: type = type(func)
-    return func if isinstance(func, types.FunctionType) and kind is not types.FunctionType else None
 
 
 def explain_unimportable(func: AnyCallable) -> None:
@@ -330,31 +318,12 @@ def _walk(module_name: str, qualname: str) -> object:
     return found
 
 
-def _proxied_function(func: AnyCallable) -> AnyCallable:
-    """Return a reference to a proxy of a function, if a class makes the proxy anew for each access.
-
-    Any other proxy is returned as it is: pickled by its name, if import finds this very object.
-    """
-    outer, _, name = func.__qualname__.rpartition(".")
-    if not outer or "<locals>" in outer:
-        return func
-    try:
-        owner = _walk(func.__module__, outer)
-        found = getattr(owner, name)
-    except (ImportError, AttributeError):
-        return func
-    is_made_anew = found is not func and type(found) is type(func) and found == func
-    return Attribute(owner, name) if is_made_anew else func
-
-
 def _method(method: types.MethodType) -> AnyCallable:
     """Return ``method``, or a reference by another name if pickle's name for it (``__func__.__name__``) is wrong."""
     owner = method.__self__
     name = _name_of(method.__func__)
     if name and getattr(owner, name, None) == method:
-        # Pickle has to be told how to pickle a proxy of a method.
-        kind: type = type(method)
-        return method if kind is types.MethodType else Attribute(owner, name)
+        return method
     classes = owner.__mro__ if isinstance(owner, type) else type(owner).__mro__
     for attribute, value in _attributes(classes):
         held = value.__func__ if isinstance(value, classmethod) else value

@@ -19,13 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import (
-    explain_unimportable,
-    own_attributes,
-    plain_method,
-    proxy_in,
-    reference_to,
-)
+from deferred_middleware.calls.callables import explain_unimportable, own_attributes, plain_method, reference_to
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
 from deferred_middleware.errors.text import text_of
@@ -53,11 +47,9 @@ def dumps(call: Call, protocol: int) -> bytes:
         func = reference_to(func)
     try:
         content = func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)
-        proxy = None if type(func) is types.FunctionType else proxy_in(func)
-        data = pickle.dumps(content, protocol) if proxy is None else _ProxyPickler.dumps(content, protocol, proxy)
+        data = pickle.dumps(content, protocol)
         # An exception needs the name of its class, besides the callable's.
-        searched = protocol < 4 or data.count(pickle.STACK_GLOBAL) > 1
-        problem = _unloadable(content if proxy is None else content[1:]) if searched else None
+        problem = _unloadable(content) if protocol < 4 or data.count(pickle.STACK_GLOBAL) > 1 else None
     except Exception as error:
         explain_unimportable(call.func)
         raise _unpicklable(call, f"can't be pickled ({text_of(error)})", main_is_wrong=False) from error
@@ -66,25 +58,6 @@ def dumps(call: Call, protocol: int) -> bytes:
     if b"__main__" in data and mentions_main(data):
         raise _unpicklable(call, "refers to __main__", main_is_wrong=True)
     return data
-
-
-class _ProxyPickler(pickle.Pickler):
-    """Pickles a proxy of a function by name. Pickle then checks that import finds this very object."""
-
-    def __init__(self, stream: io.BytesIO, protocol: int, proxy: Any) -> None:
-        super().__init__(stream, protocol)
-        self.proxy = proxy
-
-    @classmethod
-    def dumps(cls, content: object, protocol: int, proxy: object) -> bytes:
-        """Return the pickle of ``content``, in which ``proxy`` is pickled by name."""
-        stream = io.BytesIO()
-        cls(stream, protocol, proxy).dump(content)
-        return stream.getvalue()
-
-    def reducer_override(self, obj: Any) -> Any:
-        """Return the name of the proxy, and leave every other object to pickle."""
-        return obj.__qualname__ if obj is self.proxy else NotImplemented
 
 
 def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
