@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import secrets
+import sys
 
 import pytest
 
 from deferred_middleware import Settings, defer
-from deferred_middleware.config.process import install_settings
+from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.process import install_hooks, install_settings
 from tests.support import sample
 from tests.support.delivering import Queued
 from tests.support.module_trace import documented_way, trace
 
 MAX_MODULES = 10
 """The maximum number of modules that a deferred call may pass."""
+
+
+@pytest.fixture(autouse=True)
+def plain_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be an app without hooks and OpenTelemetry, which other tests of this process may have installed or imported."""
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)
+    install_hooks(Hooks())
 
 
 @pytest.mark.parametrize("signed", [True, False])

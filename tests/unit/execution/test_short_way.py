@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import secrets
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deferred_middleware import DeferredMiddleware, Settings, defer
+from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.process import install_hooks
 from deferred_middleware.testing import capture_tasks
 from tests.support import sample
 from tests.support.delivering import task_environ
@@ -36,6 +39,13 @@ def delivery(settings: Settings) -> tuple[DeferredMiddleware, WSGIEnvironment]:
     headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in task.headers.items()}
     headers["HTTP_X_APPENGINE_TASKNAME"] = task.name
     return middleware, task_environ(task.body, task.url, **headers)
+
+
+@pytest.fixture(autouse=True)
+def plain_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be an app without hooks and OpenTelemetry, which other tests of this process may have installed or imported."""
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace", raising=False)
+    install_hooks(Hooks())
 
 
 @pytest.mark.parametrize("signed", [True, False])
