@@ -196,9 +196,9 @@ def app(environ, start_response):
 # takes ten seconds.
 HASTY = """
 import runpy
-from deferred_middleware.server import processes
+from deferred_middleware.server.apps import process
 
-processes.MIN_PAUSE_SECONDS = processes.MAX_PAUSE_SECONDS = 0.01
+process.MIN_PAUSE_SECONDS = process.MAX_PAUSE_SECONDS = 0.01
 runpy.run_module("deferred_middleware", run_name="__main__", alter_sys=True)
 """
 THREADS = 6

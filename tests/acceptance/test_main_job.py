@@ -237,7 +237,7 @@ def test_a_call_that_this_version_lacks_waits_for_one_that_has_it(serve: Serve, 
     server.wait_for_output("ValueError: not yet")
 
     deploy(server, CHORES)
-    server.wait_for_output("CallableNotFoundError: this version of the app lacks what the task needs")
+    server.wait_for_output("CallableNotFoundError: this version of the app lacks something that the task needs")
     assert recorder.is_silent(0)
     deploy(server, CHORES + added)
 

@@ -34,6 +34,10 @@ class Remote:
         asked.append(name)
         return Remote()
 
+    def __getstate__(self) -> None:
+        """Return that there is no state; before Python 3.11 pickle would ask the instance for this method."""
+        return
+
     def __call__(self, *args: object) -> Any:
         """Note the arguments."""
         sample.ran.append(args)
