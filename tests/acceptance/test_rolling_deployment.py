@@ -202,7 +202,7 @@ def test_every_task_runs_where_it_can(deployment: Deployment) -> None:
     deployment.wait_until_done()
     # Some tasks did reach the version that lacks their function.
     for version, other in (("old", "new"), ("new", "old")):
-        assert f"this version of the app lacks what the task needs: Can't get attribute 'only_{other}'" in (
+        assert f"this version of the app lacks something that the task needs: Can't get attribute 'only_{other}'" in (
             deployment.versions[version].output
         )
 

@@ -45,11 +45,11 @@ AT_ONCE = 20
 REQUESTS = 1_000_000 if os.environ.get("DEFERRED_SOAK") else 20_000
 ANSWERS = {
     b"forbidden\n",
-    b"tasks are posted\n",
+    b"send tasks with POST\n",
     b"no such page\n",
-    b"its body can't be read\n",
-    b"its body has no Content-Length\n",
-    b"its body is too large\n",
+    b"the body can't be read\n",
+    b"the body has no Content-Length\n",
+    b"the body is too large\n",
 }
 
 Environ = dict[str, Any]
