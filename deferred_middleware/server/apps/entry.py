@@ -22,6 +22,7 @@ STANDARD_LIBRARY_FIRST = [
     "grp",
     "html",
     "http.client",
+    "ipaddress",
     "lzma",
     "pwd",
     "quopri",
@@ -30,6 +31,7 @@ STANDARD_LIBRARY_FIRST = [
     "socketserver",
     "ssl",
     "tempfile",
+    "textwrap",
     "zipfile",
     "zlib",
 ]
