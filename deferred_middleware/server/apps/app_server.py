@@ -51,7 +51,8 @@ class AppServerConfig:
     """What an app process reads from its standard input.
 
     ``app`` is ``module:callable``, found in ``directory``, by default the directory that the process was started in.
-    ``socket_fd`` and ``status_fd`` are inherited file descriptors.
+    ``socket_fd``, ``status_fd`` and ``api_fd`` are inherited file descriptors; without the last one, API calls go over
+    HTTP.
     """
 
     app: str
@@ -63,6 +64,7 @@ class AppServerConfig:
     api_ticket: str
     default_hostname: str
     directory: str = ""
+    api_fd: int | None = None
 
     def to_line(self) -> bytes:
         """Return the configuration as the line of JSON that :meth:`from_line` reads."""
@@ -220,8 +222,9 @@ def main() -> int:
     threading.Thread(target=_watch_supervisor, args=(supervisor_pipe,), name="supervisor-watcher", daemon=True).start()
     # The supervisor handles Ctrl-C, and then stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for descriptor in (config.socket_fd, config.status_fd):
-        os.set_inheritable(descriptor, False)
+    for descriptor in (config.socket_fd, config.status_fd, config.api_fd):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
     return run(config)
 
 
@@ -241,6 +244,11 @@ def run(config: AppServerConfig) -> int:
             )
             return 1
         _configure_logging(config.service)
+        # An app that doesn't use the SDK need not import it.
+        if config.api_fd is not None and "google.appengine.api.apiproxy_stub_map" in sys.modules:
+            from deferred_middleware.server.apps import api_client
+
+            api_client.install(socket.socket(fileno=config.api_fd))
         frontend = Frontend(
             app,
             delivery_token=config.delivery_token,
