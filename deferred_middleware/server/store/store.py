@@ -157,8 +157,8 @@ class TaskStore:
     def complete_later(self, take: Callable[[], Sequence[Completion]]) -> Future[list[bool]]:
         """Submit results like :meth:`complete`, to be written with the next commit within a few milliseconds.
 
-        The thread that commits calls ``take`` when it is about to write them, so results can still be added until then. It
-        may call ``take`` twice; both calls must return the same results.
+        The thread that commits calls ``take`` when it is about to write them, so results can still be added until then.
+        It may call ``take`` twice; both calls must return the same results.
         """
         return self._complete(take, delayable=True)
 
