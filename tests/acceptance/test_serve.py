@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -302,6 +304,24 @@ def test_an_app_process_ends_with_the_queue_process_at_once(serve: Serve, record
     while server.processes():
         assert time.monotonic() - killed < 2.0
         time.sleep(0.01)
+
+
+def test_idle_connections_keep_nobody_out(serve: Serve, recorder: Recorder) -> None:
+    """With thousands of idle connections, new requests, API calls and commands are answered, and tasks run."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    server = serve(APP)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for url in (server.services["default"], server.admin):
+            host, _, port = url.removeprefix("http://").partition(":")
+            for _ in range(1500):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert server.get("/notes") == "[]"
+        for number in range(20):
+            server.post("/add", {"url": "/tasks/record", "payload": str(number)})
+        assert {recorder.next()["body"] for _ in range(20)} == {str(number) for number in range(20)}
+        assert json.loads(server.command("queues", "--json").stdout)["queues"]
 
 
 def test_requests_wait_while_the_app_restarts(serve: Serve) -> None:
