@@ -217,7 +217,11 @@ class DatastoreStub(SnapshotDatastoreStub):
             self._closed = True
             self._changes += 1
             changes = self._changes
-        self._write_up_to(changes)
+        try:
+            self._write_up_to(changes)
+        except apiproxy_errors.ApplicationError as error:
+            # What was acknowledged is in the file.
+            logger.error("%s", error.error_detail)
 
     def _write_up_to(self, changes: int) -> None:
         with self._write_lock:
@@ -246,8 +250,12 @@ class DatastoreStub(SnapshotDatastoreStub):
         return entities
 
     def _write_file(self, entities: Sequence[Any], staged: Sequence[str]) -> None:
-        with replacing(self._path, mode=0o600) as stream:
-            _write(stream, entities, staged)
+        try:
+            with replacing(self._path, mode=0o600) as stream:
+                _write(stream, entities, staged)
+        except OSError as error:
+            problem = f"the datastore's file {self._path} can't be written: {error.strerror}"
+            raise apiproxy_errors.ApplicationError(datastore_pb.Error.INTERNAL_ERROR, problem) from error
 
 
 def _transaction_of(add: Any) -> Any:
