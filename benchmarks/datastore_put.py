@@ -59,7 +59,8 @@ def main() -> int:
                 for wanted in (0, 10_000, 100_000):
                     _ask(url, "fill", wanted - stored)
                     stored = wanted
-                    medians.append(statistics.median(_ask(url, "put", _PUTS)) * 1e3)
+                    # The best of several medians: after the fill, the system still writes to the disk.
+                    medians.append(min(statistics.median(_ask(url, "put", _PUTS)) for _ in range(5)) * 1e3)
                     print(f"{wanted:7,} entities: {medians[-1]:.2f} ms")
             finally:
                 server.terminate()
