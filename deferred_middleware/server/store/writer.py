@@ -15,6 +15,7 @@ disk has space again, it runs only operations that add no tasks.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import queue
@@ -158,8 +159,10 @@ class GroupCommitWriter:
         more = True
         try:
             while more:
-                batch, more = self._take()
+                entry = self._wait()
+                # Everything that is submitted while another thread has its turn shares the next commit.
                 with self._turn:
+                    batch, more = self._drain(entry)
                     with self._lock:
                         delayed, self._delayable = self._delayable, []
                     if delayed or batch:
@@ -172,22 +175,27 @@ class GroupCommitWriter:
             with self._turn:
                 self._connection.close()
 
-    def _take(self) -> tuple[list[_PendingOperation], bool]:
-        """Wait for something to do; return the operations that can't be delayed, and whether to continue."""
-        batch: list[_PendingOperation] = []
+    def _wait(self) -> _PendingOperation | _Signal | None:
+        """Wait for something to do; return the first operation or signal. None: there are only delayable operations."""
         entry = self._queue.get()
-        try:
-            if entry is _Signal.DELAYABLE:
-                entry = self._queue.get(timeout=_MAX_DELAY_SECONDS)
+        if entry is _Signal.DELAYABLE:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_MAX_DELAY_SECONDS)
+            return None
+        return entry
+
+    def _drain(self, entry: _PendingOperation | _Signal | None) -> tuple[list[_PendingOperation], bool]:
+        """Return the operations that can't be delayed, from ``entry`` on, and whether to continue after them."""
+        batch: list[_PendingOperation] = []
+        with contextlib.suppress(queue.Empty):
             while entry is not _Signal.STOP:
                 if isinstance(entry, _PendingOperation):
                     batch.append(entry)
                 if len(batch) == _MAX_BATCH:
                     return batch, True
                 entry = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, True
-        return batch, False
+            return batch, False
+        return batch, True
 
     def _commit(self, delayed: list[_PendingOperation], batch: list[_PendingOperation]) -> None:
         try:

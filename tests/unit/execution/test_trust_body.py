@@ -95,3 +95,16 @@ def test_a_body_that_ends_early_is_refused() -> None:
     """A body shorter than announced is refused."""
     assert status_of(io.BytesIO(b"012"), CONTENT_LENGTH="4") == 400
     assert status_of(io.BytesIO(b""), CONTENT_LENGTH="4") == 400
+
+
+def test_another_request_behind_a_body_is_not_read() -> None:
+    """If the server's stream gives less than the length at a time, no more than the length is read in all."""
+
+    class Dripping(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(4, size if size is not None and size >= 0 else 4))
+
+    stream = Dripping(b"0123456789POST / HTTP/1.1")
+
+    assert read_body(task_environ(b"", CONTENT_LENGTH="10", **{"wsgi.input": stream}), 100) == b"0123456789"
+    assert stream.getvalue()[stream.tell() :] == b"POST / HTTP/1.1"

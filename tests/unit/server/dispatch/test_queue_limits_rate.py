@@ -96,6 +96,40 @@ def test_a_smaller_bucket_spills() -> None:
     assert bucket.available() == 2
 
 
+def test_a_change_of_the_rate_begins_when_it_is_made() -> None:
+    """Idle time before the change counts at the old rate, and idle time after it at the new one."""
+    clock = Clock()
+    bucket = TokenBucket(1, 100, clock=clock)
+    bucket.take(100)
+    clock.now += 3
+    bucket.change(10, 100)
+    assert bucket.available() == 3
+    clock.now += 1
+    assert bucket.available() == 13
+
+
+def test_a_larger_bucket_starts_as_full_as_the_old_one_was() -> None:
+    """A new size brings no tokens, and is filled at the rate up to its end."""
+    clock = Clock()
+    bucket = TokenBucket(1, 2, clock=clock)
+    bucket.change(1, 5)
+    assert bucket.available() == 2
+    clock.now += 100
+    assert bucket.available() == 5
+
+
+def test_a_take_after_idling_costs_a_token() -> None:
+    """Tokens are taken from what the idle time has added, and what is over the size is lost first."""
+    clock = Clock()
+    bucket = TokenBucket(1, 2, clock=clock)
+    clock.now += 100
+    bucket.take(1)
+    assert bucket.available() == 1
+    bucket.take(3)
+    clock.now += 3
+    assert bucket.available() == 1
+
+
 def test_a_503_pauses_and_recovery_doubles() -> None:
     """After a 503 nothing begins during the pause; then the limit starts at 1 and doubles with each other response."""
     clock = Clock()

@@ -587,6 +587,68 @@ def test_a_paused_queue_runs_when_it_is_resumed(world: World, how: str) -> None:
     world.store.wait_for("waits", "succeeded", queue="held")
 
 
+@pytest.mark.parametrize("rated", [False, True])
+def test_a_pause_withdraws_what_was_claimed_and_not_begun(world: World, rated: bool) -> None:
+    """No claimed task begins while its queue is paused, all run after that, and the limits are as before."""
+    rate = 10_000.0 if rated else None
+    queues = QueueRegistry(
+        [QueueConfig(name="default", max_concurrent_requests=200, rate_per_second=rate, bucket_size=500)]
+    )
+    scheduler = world.start(concurrency=1, queues=queues)
+    for number in range(30):  # until the queue is known as a fast one, so that its tasks are claimed ahead
+        world.add(f"quick{number}")
+    world.app.wait_for(30)
+    gate = threading.Event()
+    world.app.answer = lambda seen: 200 if gate.wait(_PATIENCE_SECONDS) else 500
+    eta_usec = int(time.time() * 1e6)
+    names = [f"task{number:03}" for number in range(100)]
+    world.store.add([NewTask(queue="default", url="/", retry=QUICK, name=name, eta_usec=eta_usec) for name in names])
+    scheduler.wake()
+    world.app.wait_for(31)
+    claimed = sum(numbers.get("running", 0) for numbers in world.store.queries.counts().values())
+    assert claimed > 1
+
+    world.store.operations.pause("default")
+    scheduler.wake()
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while sum(numbers.get("running", 0) for numbers in world.store.queries.counts().values()) > 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    gate.set()
+    world.store.wait_for(world.app.seen[30].name, "succeeded")
+    time.sleep(0.1)
+    assert len(world.app.seen) == 31
+
+    world.store.operations.resume("default")
+    scheduler.wake()
+    seen = world.app.wait_for(130)
+    assert sorted(one.name for one in seen[30:]) == names
+    for name in names:
+        world.store.wait_for(name, "succeeded")
+    allowance = scheduler._limits.allowance("default", frozenset())
+    assert allowance.number == 200
+
+
+def test_all_forced_tasks_run_at_once(world: World) -> None:
+    """As many forced tasks as the service has slots run at a time, however many are forced together."""
+    gate = threading.Event()
+    world.app.answer = lambda seen: 200 if gate.wait(_PATIENCE_SECONDS) else 500
+    queues = QueueRegistry([QueueConfig(name="default", rate_per_second=0.0)])
+    scheduler = world.start(concurrency=12, queues=queues)
+    for number in range(11):
+        world.add(f"task{number}")
+    for number in range(11):
+        task = world.store.queries.get("default", f"task{number}")
+        assert task is not None
+        assert world.store.force_run(task.id)
+    scheduler.wake()
+    world.app.wait_for(11)
+    assert world.app.concurrent == 11
+    gate.set()
+    for number in range(11):
+        world.store.wait_for(f"task{number}", "succeeded")
+
+
 def test_a_forced_task_runs_in_a_paused_queue(world: World) -> None:
     """A forced task runs although its queue is paused."""
     scheduler = world.start(queues=QueueRegistry([queue("held", rate_per_second=0)]))

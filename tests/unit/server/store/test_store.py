@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -61,6 +62,30 @@ def test_chosen_names_are_digits_and_unique(store: TaskStore) -> None:
     names = [result.name for result in store.add([new_task() for _ in range(500)])]
     assert len(set(names)) == 500
     assert all(name.isdigit() for name in names)
+
+
+def test_chosen_names_begin_with_the_time_and_are_not_chosen_again(
+    store: TaskStore, clock: Clock, tmp_path: Path
+) -> None:
+    """A name begins with the microseconds of its choice, and a restarted server repeats none."""
+    names = [store.add([new_task()])[0].name for _ in range(3)]
+    assert [int(name[:16]) for name in names] == [NOW, NOW + 1, NOW + 2]
+    assert {len(name) for name in names} == {20}
+    run_all(store)
+    path = Path(store._database.read("PRAGMA database_list")[0][2])
+    store.close()
+    clock.usec += 10
+    with contextlib.closing(TaskStore(path, clock=clock)) as reopened:
+        later = [result.name for result in reopened.add([new_task() for _ in range(3)])]
+    assert not set(names) & set(later)
+    assert min(later) > max(names)
+
+
+def test_a_deleted_tasks_chosen_name_stays_blocked(store: TaskStore) -> None:
+    """A name that the server chose is blocked after its task was deleted, as one that the app chose."""
+    name = store.add([new_task()])[0].name
+    assert store.operations.delete_by_name("default", [name])[0] is not None
+    assert store.add([new_task(name)])[0].outcome == "tombstoned"
 
 
 def test_a_taken_name_differs_from_a_tombstone(store: TaskStore) -> None:
