@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +228,7 @@ def capture_tasks(
 def _task_from_request(add: Any, clock: Clock) -> CapturedTask:
     headers = {h.key.decode("latin-1"): h.value.decode("latin-1") for h in add.header}
     host = next((value for name, value in headers.items() if name.lower() == "host"), "")
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc)
     eta = datetime.datetime.fromtimestamp(add.eta_usec / 1e6, datetime.timezone.utc)
     call, error = None, None
     try:
