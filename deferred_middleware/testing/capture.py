@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import payload
@@ -17,7 +20,7 @@ from deferred_middleware.testing.delivery import AttemptCounts, TaskRun, TaskRun
 from deferred_middleware.testing.expectations import Expectation, mismatch_message
 from deferred_middleware.testing.records import CapturedTask, Clock
 from deferred_middleware.testing.stub import CapturingStub, installed, target_from_host
-from deferred_middleware.wire import overflow
+from deferred_middleware.wire import entities, overflow
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -58,11 +61,13 @@ class DeferredTasks:
     @property
     def enqueued(self) -> list[CapturedTask]:
         """Every task that was enqueued, or that was enqueued after :meth:`clear`, in order."""
+        self._stub.report_committed()
         return list(self._enqueued)
 
     @property
     def pending(self) -> list[CapturedTask]:
         """The tasks that the queue would still have: they have not run yet, or failed."""
+        self._stub.report_committed()
         return list(self._pending)
 
     def clear(self) -> None:
@@ -188,7 +193,8 @@ class DeferredTasks:
         self._enqueued.append(task)
         self._pending.append(task)
         if self.immediate:
-            run = self._make_attempt(task)
+            # The task of a queue is in no transaction of this thread.
+            run = _in_own_thread(self._make_attempt, task) if entities.in_transaction() else self._make_attempt(task)
             if not run.ok:
                 self._immediate_failures.append(run)
 
@@ -201,6 +207,23 @@ class DeferredTasks:
     def _raise_immediate_failures(self) -> None:
         for run in self._immediate_failures:
             run.raise_if_failed()
+
+
+def _in_own_thread(function: Callable[[CapturedTask], TaskRun], task: CapturedTask) -> TaskRun:
+    """Return ``function(task)``, called in another thread with a copy of this thread's context."""
+    outcome: Future[TaskRun] = Future()
+    context = contextvars.copy_context()
+
+    def call() -> None:
+        try:
+            outcome.set_result(context.run(function, task))
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=call, name="deferred_middleware immediate task")
+    thread.start()
+    thread.join()
+    return outcome.result()
 
 
 @contextlib.contextmanager
