@@ -29,6 +29,9 @@ RUN_LIMIT = 1000
 """How many tasks one :meth:`DeferredTasks.run_all` runs before it raises :class:`TaskRunError`."""
 
 
+_SHOWN_TASKS = 20
+
+
 class DeferredTasks:
     """The tasks that are enqueued while a test runs; made by :func:`capture_tasks`.
 
@@ -70,6 +73,15 @@ class DeferredTasks:
         self._stub.report_committed()
         return list(self._pending)
 
+    def __repr__(self) -> str:
+        self._stub.report_committed()
+        failed = sum(not run.ok for run in self.runs)
+        lines = [f"  {task}" for task in self._enqueued[:_SHOWN_TASKS]]
+        if len(self._enqueued) > _SHOWN_TASKS:
+            lines.append(f"  and {len(self._enqueued) - _SHOWN_TASKS} more")
+        counts = f"{len(self._enqueued)} enqueued, {len(self._pending)} pending, attempts: {len(self.runs)}"
+        return "\n".join([f"<DeferredTasks: {counts}, failed: {failed}>", *lines])
+
     def clear(self) -> None:
         """Forget all tasks and attempts. Used task names stay taken."""
         for task in self._pending:
@@ -85,6 +97,7 @@ class DeferredTasks:
         compared if they are given, the last two to within 5 seconds. ``_times`` is the number of calls to expect
         instead of 1.
         """
+        __tracebackhide__ = True
         expected = Expectation.from_arguments(func, args, kwargs)
         times = kwargs.get("_times", 1)
         found = [task for task in self._enqueued if expected.differences(task) == []]
@@ -96,6 +109,7 @@ class DeferredTasks:
 
     def assert_not_enqueued(self, func: AnyCallable, /, *args: Any, **kwargs: Any) -> None:
         """Assert that ``func`` was not deferred with these arguments; without arguments, that it was not deferred."""
+        __tracebackhide__ = True
         expected = Expectation.from_arguments(func, args, kwargs)
         for task in self._enqueued:
             differences = expected.differences(task)
@@ -104,6 +118,7 @@ class DeferredTasks:
 
     def assert_nothing_enqueued(self) -> None:
         """Assert that no task was enqueued."""
+        __tracebackhide__ = True
         if self._enqueued:
             raise AssertionError("\n".join(["These tasks were enqueued:", *(f"  {task}" for task in self._enqueued)]))
 
@@ -123,6 +138,7 @@ class DeferredTasks:
             deliveries: how many times to deliver the task if it succeeds; a queue may deliver a task more than once.
             raise_errors: whether to raise the error of the last attempt.
         """
+        __tracebackhide__ = True
         if task is None:
             if len(self._pending) != 1:
                 listed = "\n".join(f"  {pending}" for pending in self._pending)
@@ -157,6 +173,7 @@ class DeferredTasks:
             limit: how many tasks to run at most; with more, :class:`TaskRunError` is raised.
             raise_errors: whether to raise the error of a task's last attempt, which leaves the other tasks pending.
         """
+        __tracebackhide__ = True
         first = len(self.runs)
         tried: set[CapturedTask] = set()
         while due := self._due(tried, include_scheduled):
@@ -172,6 +189,7 @@ class DeferredTasks:
         return sorted(due, key=lambda task: task.due_posix)
 
     def _make_attempt(self, task: CapturedTask) -> TaskRun:
+        __tracebackhide__ = True
         if self.app is None:
             raise TaskRunError("no app to run the tasks is set: assign deferred_tasks.app, or call capture_tasks(app)")
         counts = self._next_counts.get(task, AttemptCounts())

@@ -66,6 +66,7 @@ class TaskRun:
 
     def raise_if_failed(self) -> None:
         """If the task failed, raise its exception, or :class:`TaskRunError` if it raised none."""
+        __tracebackhide__ = True
         if self.ok:
             return
         what = f"{self.task}: attempt {self.attempt} ended with status {self.status}"
