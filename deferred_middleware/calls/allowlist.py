@@ -24,7 +24,7 @@ import sys
 import types
 from typing import Any, Final
 
-from deferred_middleware.calls.callables import AnyCallable, label_of
+from deferred_middleware.calls.callables import AnyCallable, asked, is_proxy, label_of
 from deferred_middleware.errors import NotAllowedError
 from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Value, sketch
 
@@ -125,13 +125,17 @@ def _holds(module: str, qualname: str, func: AnyCallable) -> bool:
     """
     func = _without_partials(func)
     found: Any = sys.modules.get(module)
+    holder: Any = None
     if found is None:
         return False
     for number, part in enumerate(qualname.split(".")):
+        holder = found
         # A module may have a __getattr__. On a class, the attribute itself is needed, not what it binds to.
         found = getattr(found, part, _NOTHING) if number == 0 else inspect.getattr_static(found, part, _NOTHING)
         if found is _NOTHING:
             return False
+    if is_proxy(func) and isinstance(holder, type):
+        return found is func or _binds_to(found, holder, func)
     if isinstance(found, (staticmethod, classmethod)):
         found = found.__func__
     if found is func or found is type(func):
@@ -149,6 +153,16 @@ def _holds(module: str, qualname: str, func: AnyCallable) -> bool:
             bound: object = found.__get__(None, cls) if is_class_method else found.__get__(owner, cls)
             return bool(bound == func)
     return False
+
+
+def _binds_to(found: Any, holder: type, proxy: AnyCallable) -> bool:
+    """Tell whether ``proxy`` is what the attribute ``found`` of the class ``holder`` makes for each access."""
+    owner = asked(proxy, "__self__") if isinstance(proxy, types.MethodType) else holder
+    cls = owner if isinstance(owner, type) else type(owner)
+    if not issubclass(cls, holder) or inspect.getattr_static(type(found), "__get__", None) is None:
+        return False
+    bound = found.__get__(None if owner is cls else owner, cls)
+    return bound is proxy or (type(bound) is type(proxy) and bool(bound == proxy))
 
 
 def _name_of(node: Node, depth: int) -> Name | None:

@@ -17,11 +17,11 @@ from deferred_middleware.calls.callables import (
     check_kind,
     innermost,
     label_of,
-    outside_main,
     plain_method,
     with_plain_call,
 )
 from deferred_middleware.calls.options import NO_OPTIONS, Options, with_declared
+from deferred_middleware.calls.references import outside_main
 from deferred_middleware.errors import ArgumentsError, NeverRanError
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ import io
 import pickle
 from typing import Any
 
+from deferred_middleware.calls.references import NamePickler
 
-class _Finder(pickle.Pickler):
+
+class _Finder(NamePickler):
     """Collects the exceptions in an object while it pickles the object."""
 
     def __init__(self) -> None:
@@ -19,10 +21,10 @@ class _Finder(pickle.Pickler):
         self.exceptions: list[BaseException] = []
 
     def reducer_override(self, obj: Any) -> Any:
-        """Note an exception, and leave every object to pickle."""
+        """Note an exception."""
         if issubclass(type(obj), BaseException):
             self.exceptions.append(obj)
-        return NotImplemented
+        return super().reducer_override(obj)
 
 
 def exceptions_in(value: object) -> list[BaseException]:

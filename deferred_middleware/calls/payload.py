@@ -18,8 +18,9 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.calls import references
 from deferred_middleware.calls.call import Call, Content
-from deferred_middleware.calls.callables import explain_unimportable, own_attributes, plain_method, reference_to
+from deferred_middleware.calls.callables import own_attributes, plain_method
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import CallableNotFoundError, PayloadError, UnpicklableArgumentError
 from deferred_middleware.errors.text import text_of
@@ -44,20 +45,29 @@ def dumps(call: Call, protocol: int) -> bytes:
     """
     func, kwargs = call.func, call.kwargs
     if type(func) is not types.FunctionType or "__" in func.__name__:  # the others are pickled as they are
-        func = reference_to(func)
+        func = references.reference_to(func)
     try:
         content = func, call.args, kwargs if type(kwargs) is dict else dict(kwargs)
-        data = pickle.dumps(content, protocol)
+        data = _pickled(content, protocol)
         # An exception needs the name of its class, besides the callable's.
         problem = _unloadable(content) if protocol < 4 or data.count(pickle.STACK_GLOBAL) > 1 else None
     except Exception as error:
-        explain_unimportable(call.func)
+        references.explain_unimportable(call.func)
         raise _unpicklable(call, f"can't be pickled ({text_of(error)})", main_is_wrong=False) from error
     if problem is not None:
         raise _unpicklable(call, f"can't be run: {problem}", main_is_wrong=False)
     if b"__main__" in data and mentions_main(data):
         raise _unpicklable(call, "refers to __main__", main_is_wrong=True)
     return data
+
+
+def _pickled(value: object, protocol: int) -> bytes:
+    try:
+        return pickle.dumps(value, protocol)
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - raised again here, unless names help
+        return references.dumps_by_name(value, protocol)
 
 
 def loads(data: bytes, settings: Settings | None = None, *, legacy: bool = False) -> Call:
@@ -157,7 +167,7 @@ def _unloadable(value: object) -> str | None:
     from deferred_middleware.calls import exception_arguments  # few calls have an object as an argument
 
     for exception in exception_arguments.exceptions_in(value):
-        data = pickle.dumps(exception, pickle.HIGHEST_PROTOCOL)
+        data = _pickled(exception, pickle.HIGHEST_PROTOCOL)
         try:
             pickle.loads(data)  # noqa: S301 - pickled above
         except Exception as error:  # noqa: BLE001 - unpickling runs the user's own code, which may raise anything
@@ -202,7 +212,7 @@ def mentions_main(data: bytes) -> bool:
 
 def _problem(value: object, main_is_wrong: bool) -> str | None:
     try:
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        data = _pickled(value, pickle.HIGHEST_PROTOCOL)
         unloadable = _unloadable(value)
     except RecursionError:
         return f": {type(value).__name__} is nested too deep for pickle. Store it, and pass its key."

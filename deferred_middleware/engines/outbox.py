@@ -18,6 +18,7 @@ from typing import Any, Final
 from deferred_middleware.engines.transactions import MONITOR
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities
+from deferred_middleware.wire.monotonic import monotonic
 
 logger = get_logger("deferred_middleware")
 
@@ -102,9 +103,9 @@ class _Sweeps:
     def run_if_due(self, send: Send) -> None:
         """Sweep if the last sweep of this process was at least a minute ago. Failures are logged."""
         with self._lock:
-            if time.monotonic() < self._next:
+            if monotonic() < self._next:
                 return
-            self._next = time.monotonic() + _SWEEP_INTERVAL_SECONDS
+            self._next = monotonic() + _SWEEP_INTERVAL_SECONDS
         try:
             sweep(send)
         except Exception:
@@ -115,4 +116,4 @@ _SWEEPS: Final = _Sweeps()
 
 
 def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    return datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)

@@ -22,6 +22,7 @@ from deferred_middleware.engines import answers, transactions
 from deferred_middleware.engines.engine import AddFailure, StartedAdd, TaskMessage
 from deferred_middleware.errors import sdk
 from deferred_middleware.wire import protocol
+from deferred_middleware.wire.monotonic import monotonic
 
 if TYPE_CHECKING:
     from deferred_middleware.enqueue.prepare import PreparedCall
@@ -45,7 +46,7 @@ _MAX_WAITING_BYTES: Final = 4 * protocol.MAX_ADD_BYTES
 class Timing:
     """The sources of time and randomness. ``clock`` and ``sleep`` use seconds; ``chance`` returns a value in [0, 1)."""
 
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = monotonic
     sleep: Callable[[float], object] = time.sleep
     chance: Callable[[], float] = random.random
 

@@ -7,11 +7,11 @@ import heapq
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
 from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.wire.monotonic import monotonic
 
 logger = get_logger("deferred_middleware")
 
@@ -39,7 +39,7 @@ class Alarm:
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Call ``function`` in ``seconds``. An exception from it is logged."""
         with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, next(self._numbers), function))
+            heapq.heappush(self._due, (monotonic() + seconds, next(self._numbers), function))
             if self._running or self._taken_over:
                 self._changed.notify_all()
                 return
@@ -85,12 +85,12 @@ class Alarm:
 
     def _next_due(self) -> Callable[[], object] | None:
         """Remove the next due function and return it, or None if none is due."""
-        if self._due and self._due[0][0] <= time.monotonic():
+        if self._due and self._due[0][0] <= monotonic():
             return heapq.heappop(self._due)[2]
         return None
 
     def _seconds_to_next(self) -> float | None:
-        return max(self._due[0][0] - time.monotonic(), 0) if self._due else None
+        return max(self._due[0][0] - monotonic(), 0) if self._due else None
 
 
 def _call(function: Callable[[], object]) -> None:

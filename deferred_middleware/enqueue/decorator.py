@@ -9,8 +9,9 @@
     defer(send_welcome, 7, "secret")                    # has the options above as well
 
 A type checker checks the arguments of ``defer``, ``defer_async`` and ``call`` against the function's signature. To set
-options for one call, use ``options``. In a class, put ``@task`` above ``@classmethod`` and ``@staticmethod``. A
-module's function stays the same object. For a method, the class holds a descriptor.
+options for one call, use ``options``. In a class, put ``@task`` on top, above ``@classmethod``, ``@staticmethod`` and
+every other decorator. A decorator above the ``@task`` of a module's function has to use ``functools.wraps``, and the
+task runs what the module holds. A module's function stays the same object. For a method, the class holds a descriptor.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, AnyCallable, label_of, plain_method
 from deferred_middleware.calls.options import DECLARED_ATTRIBUTE, Options
 from deferred_middleware.calls.redaction import REDACT_ATTRIBUTE
+from deferred_middleware.calls.references import held_for
 from deferred_middleware.enqueue.api import defer, defer_async
 
 if TYPE_CHECKING:
@@ -176,19 +178,19 @@ class _Deferring:
         self._overrides = overrides
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return self._func(*args, **kwargs)
+        return held_for(self._func)(*args, **kwargs)
 
     def defer(self, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
         """Defer a call."""
-        return defer(self._func, *args, **{**self._overrides, **kwargs})
+        return defer(held_for(self._func), *args, **{**self._overrides, **kwargs})
 
     def defer_async(self, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
         """Start to defer a call."""
-        return defer_async(self._func, *args, **{**self._overrides, **kwargs})
+        return defer_async(held_for(self._func), *args, **{**self._overrides, **kwargs})
 
     def call(self, /, *args: Any, **kwargs: Any) -> Call:
         """Return a call."""
-        return call(self._func, *args, **{**self._overrides, **kwargs})
+        return call(held_for(self._func), *args, **{**self._overrides, **kwargs})
 
     def options(self, /, **options: object) -> _Deferring:
         """Return a copy with other options."""
@@ -199,6 +201,9 @@ class _Deferring:
 
 class _Bound(_Deferring):
     """A bound method with the methods that defer it. It equals the plain bound method."""
+
+    __deferred_method__: types.MethodType | None = None
+    """See :data:`METHOD_ATTRIBUTE`."""
 
     def __init__(self, method: types.MethodType) -> None:
         super().__init__(method, {})
@@ -212,6 +217,12 @@ class _Bound(_Deferring):
     def __hash__(self) -> int:
         return hash(self._func)
 
+    def __getattr__(self, name: str) -> Any:
+        # A decorator above @task, such as one made with wrapt, looks for the function's attributes here.
+        if name in (DECLARED_ATTRIBUTE, REDACT_ATTRIBUTE):
+            return getattr(self._func, name)
+        raise AttributeError(name)
+
     def __reduce__(self) -> tuple[object, ...]:
         return getattr, (self.__self__, self.__func__.__name__)
 
@@ -220,9 +231,14 @@ class _Method:
     """The descriptor that a class holds for a decorated method."""
 
     def __init__(self, func: Any) -> None:
-        functools.update_wrapper(self, func.__func__ if isinstance(func, (classmethod, staticmethod)) else func)
+        body = func.__func__ if isinstance(func, (classmethod, staticmethod)) else func
+        functools.update_wrapper(self, body)
         self._func = func
-        _attach(self.__wrapped__)
+        self._body = body
+        # If another decorator is above @task, functools.wraps gives them to what the class holds then.
+        for name in _METHODS:
+            setattr(self, name, _Misplaced(f"{body.__qualname__}.{name}"))
+        _attach(body)
 
     def __get__(self, instance: object, owner: type[object] | None = None) -> Any:
         bound = self._func.__get__(instance, owner)
@@ -230,9 +246,17 @@ class _Method:
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         # While the class is being made, and beneath another decorator.
-        return self.__wrapped__(*args, **kwargs)
+        return self._body(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _METHODS:
-            raise TypeError(f"{self.__qualname__}.{name}: put @task above @classmethod and @staticmethod")
-        raise AttributeError(name)
+
+class _Misplaced:
+    """Stands for a method that defers, where it can't know the object or class that the call belongs to."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Raise TypeError."""
+        raise TypeError(
+            f"{self._name}: in a class, put @task on top: above @classmethod, @staticmethod and every other decorator."
+        )

@@ -167,7 +167,7 @@ class TaskContext:
         remaining = self.seconds_remaining
         if remaining is None:
             return None
-        return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=remaining)
+        return datetime.datetime.fromtimestamp(time.time() + remaining, datetime.timezone.utc)
 
     @property
     def seconds_remaining(self) -> float | None:

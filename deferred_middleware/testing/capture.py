@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.calls import payload
@@ -16,13 +20,16 @@ from deferred_middleware.testing.delivery import AttemptCounts, TaskRun, TaskRun
 from deferred_middleware.testing.expectations import Expectation, mismatch_message
 from deferred_middleware.testing.records import CapturedTask, Clock
 from deferred_middleware.testing.stub import CapturingStub, installed, target_from_host
-from deferred_middleware.wire import overflow
+from deferred_middleware.wire import entities, overflow
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 RUN_LIMIT = 1000
 """How many tasks one :meth:`DeferredTasks.run_all` runs before it raises :class:`TaskRunError`."""
+
+
+_SHOWN_TASKS = 20
 
 
 class DeferredTasks:
@@ -57,12 +64,23 @@ class DeferredTasks:
     @property
     def enqueued(self) -> list[CapturedTask]:
         """Every task that was enqueued, or that was enqueued after :meth:`clear`, in order."""
+        self._stub.report_committed()
         return list(self._enqueued)
 
     @property
     def pending(self) -> list[CapturedTask]:
         """The tasks that the queue would still have: they have not run yet, or failed."""
+        self._stub.report_committed()
         return list(self._pending)
+
+    def __repr__(self) -> str:
+        self._stub.report_committed()
+        failed = sum(not run.ok for run in self.runs)
+        lines = [f"  {task}" for task in self._enqueued[:_SHOWN_TASKS]]
+        if len(self._enqueued) > _SHOWN_TASKS:
+            lines.append(f"  and {len(self._enqueued) - _SHOWN_TASKS} more")
+        counts = f"{len(self._enqueued)} enqueued, {len(self._pending)} pending, attempts: {len(self.runs)}"
+        return "\n".join([f"<DeferredTasks: {counts}, failed: {failed}>", *lines])
 
     def clear(self) -> None:
         """Forget all tasks and attempts. Used task names stay taken."""
@@ -79,6 +97,7 @@ class DeferredTasks:
         compared if they are given, the last two to within 5 seconds. ``_times`` is the number of calls to expect
         instead of 1.
         """
+        __tracebackhide__ = True
         expected = Expectation.from_arguments(func, args, kwargs)
         times = kwargs.get("_times", 1)
         found = [task for task in self._enqueued if expected.differences(task) == []]
@@ -90,6 +109,7 @@ class DeferredTasks:
 
     def assert_not_enqueued(self, func: AnyCallable, /, *args: Any, **kwargs: Any) -> None:
         """Assert that ``func`` was not deferred with these arguments; without arguments, that it was not deferred."""
+        __tracebackhide__ = True
         expected = Expectation.from_arguments(func, args, kwargs)
         for task in self._enqueued:
             differences = expected.differences(task)
@@ -98,6 +118,7 @@ class DeferredTasks:
 
     def assert_nothing_enqueued(self) -> None:
         """Assert that no task was enqueued."""
+        __tracebackhide__ = True
         if self._enqueued:
             raise AssertionError("\n".join(["These tasks were enqueued:", *(f"  {task}" for task in self._enqueued)]))
 
@@ -117,6 +138,7 @@ class DeferredTasks:
             deliveries: how many times to deliver the task if it succeeds; a queue may deliver a task more than once.
             raise_errors: whether to raise the error of the last attempt.
         """
+        __tracebackhide__ = True
         if task is None:
             if len(self._pending) != 1:
                 listed = "\n".join(f"  {pending}" for pending in self._pending)
@@ -151,6 +173,7 @@ class DeferredTasks:
             limit: how many tasks to run at most; with more, :class:`TaskRunError` is raised.
             raise_errors: whether to raise the error of a task's last attempt, which leaves the other tasks pending.
         """
+        __tracebackhide__ = True
         first = len(self.runs)
         tried: set[CapturedTask] = set()
         while due := self._due(tried, include_scheduled):
@@ -166,6 +189,7 @@ class DeferredTasks:
         return sorted(due, key=lambda task: task.due_posix)
 
     def _make_attempt(self, task: CapturedTask) -> TaskRun:
+        __tracebackhide__ = True
         if self.app is None:
             raise TaskRunError("no app to run the tasks is set: assign deferred_tasks.app, or call capture_tasks(app)")
         counts = self._next_counts.get(task, AttemptCounts())
@@ -187,7 +211,8 @@ class DeferredTasks:
         self._enqueued.append(task)
         self._pending.append(task)
         if self.immediate:
-            run = self._make_attempt(task)
+            # The task of a queue is in no transaction of this thread.
+            run = _in_own_thread(self._make_attempt, task) if entities.in_transaction() else self._make_attempt(task)
             if not run.ok:
                 self._immediate_failures.append(run)
 
@@ -200,6 +225,23 @@ class DeferredTasks:
     def _raise_immediate_failures(self) -> None:
         for run in self._immediate_failures:
             run.raise_if_failed()
+
+
+def _in_own_thread(function: Callable[[CapturedTask], TaskRun], task: CapturedTask) -> TaskRun:
+    """Return ``function(task)``, called in another thread with a copy of this thread's context."""
+    outcome: Future[TaskRun] = Future()
+    context = contextvars.copy_context()
+
+    def call() -> None:
+        try:
+            outcome.set_result(context.run(function, task))
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=call, name="deferred_middleware immediate task")
+    thread.start()
+    thread.join()
+    return outcome.result()
 
 
 @contextlib.contextmanager
@@ -227,7 +269,7 @@ def capture_tasks(
 def _task_from_request(add: Any, clock: Clock) -> CapturedTask:
     headers = {h.key.decode("latin-1"): h.value.decode("latin-1") for h in add.header}
     host = next((value for name, value in headers.items() if name.lower() == "host"), "")
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc)
     eta = datetime.datetime.fromtimestamp(add.eta_usec / 1e6, datetime.timezone.utc)
     call, error = None, None
     try:

@@ -40,6 +40,7 @@ class Expectation:
         Raises :class:`TypeError` for a naive ``_eta``, an option that can't be compared, a misspelt option, and
         arguments that don't fit the function's signature. An expectation with such a mistake would match no task.
         """
+        __tracebackhide__ = True
         options = {name: value for name, value in kwargs.items() if name in _OPTIONS}
         own = {name: value for name, value in kwargs.items() if name not in _OPTIONS}
         signature = _signature(func)
@@ -84,6 +85,7 @@ class Expectation:
 
 def _check_name(name: str, signature: inspect.Signature | None) -> None:
     """Raise :class:`TypeError` unless ``name``, which starts with an underscore, is an argument of the function."""
+    __tracebackhide__ = True
     parameters = {} if signature is None else signature.parameters
     if name in parameters:
         return

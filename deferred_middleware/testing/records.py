@@ -15,18 +15,19 @@ from deferred_middleware.errors.text import shortened
 
 
 class Clock:
-    """The wall clock of captured tasks: the real time, which a test can advance.
+    """The wall clock of captured tasks: the time of the process, which a test can advance.
 
-    ``source`` returns seconds since 1970; a test that stops time gives its own.
+    If a library such as freezegun or time-machine has stopped the time, this clock is stopped too, and moves with it.
+    ``source`` returns seconds since 1970; by default it is ``time.time()``.
     """
 
-    def __init__(self, source: Callable[[], float] = time.time) -> None:
+    def __init__(self, source: Callable[[], float] | None = None) -> None:
         self._source = source
         self._ahead_seconds = 0.0
 
     def __call__(self) -> float:
         """Return the time in seconds since 1970."""
-        return self._source() + self._ahead_seconds
+        return (time.time() if self._source is None else self._source()) + self._ahead_seconds
 
     @property
     def now(self) -> datetime.datetime:
@@ -40,6 +41,9 @@ class Clock:
         if seconds < 0:
             raise ValueError(f"a clock can only be advanced, not by {seconds} s")
         self._ahead_seconds += seconds
+
+
+_NO_DELAY = datetime.timedelta(milliseconds=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,8 +95,9 @@ class CapturedTask:
         return None if self.call is None else self.call.label
 
     def is_due(self, clock: Clock) -> bool:
-        """Return whether ``clock`` has reached the task's ETA."""
-        return self.due_posix <= clock()
+        """Return whether ``clock`` has reached the task's ETA. A task that was enqueued without delay is always due."""
+        has_delay = self.eta - self.enqueued > _NO_DELAY
+        return not has_delay or self.due_posix <= clock()
 
     def __str__(self) -> str:
         what = self.url if self.call is None else describe(self.call.func, self.args, self.kwargs)

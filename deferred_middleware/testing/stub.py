@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
     """The SDK's stub, which checks names, queues and limits.
 
     Args:
-        on_add: is called with the ``TaskQueueAddRequest`` of each task that was added.
+        on_add: is called with the ``TaskQueueAddRequest`` of each task that was added. While a transaction commits,
+            the datastore stub is locked, so it is called after that.
         on_delete: is called with a queue and the names of the tasks that the app deleted, or None for a purge.
         queue_yaml: the path of a queue.yaml; only its queues exist then. By default every queue exists.
     """
@@ -37,6 +39,7 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
     ) -> None:
         super().__init__(queue_config_path=queue_yaml, _all_queues_valid=queue_yaml is None, auto_task_running=False)
         self._on_add = on_add
+        self._committed: collections.deque[Any] = collections.deque()
         self._on_delete = on_delete
 
     def MakeSyncCall(self, service: str, call: str, request: Any, response: Any, request_id: Any = None) -> None:
@@ -44,7 +47,7 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
         if call == "Add":  # the datastore stub adds a transaction's tasks so, when the transaction commits
             added = taskqueue_pb.TaskQueueAddResponse()
             super().MakeSyncCall(service, call, request, added, request_id)
-            self._on_add(_named(request, added))
+            self._committed.append(_named(request, added))
             return
         super().MakeSyncCall(service, call, request, response, request_id)
         if call == "BulkAdd":
@@ -56,6 +59,11 @@ class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] 
             self._on_delete(request.queue_name.decode(), [name.decode() for name in request.task_name])
         elif call == "PurgeQueue":
             self._on_delete(request.queue_name.decode(), None)
+
+    def report_committed(self) -> None:
+        """Report the tasks of transactions that have committed."""
+        while self._committed:
+            self._on_add(self._committed.popleft())
 
     def forget(self, queue: str, name: str) -> None:
         """Delete a finished task. Its name stays taken."""
@@ -78,6 +86,13 @@ def target_from_host(host: str) -> str | None:
     return host.removesuffix(suffix) if host.endswith(suffix) else None
 
 
+def _after_call(service: str, call: str, *_: object) -> None:
+    """Report the tasks of a transaction after its commit."""
+    stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
+    if call == "Commit" and isinstance(stub, CapturingStub):
+        stub.report_committed()
+
+
 @contextmanager
 def installed(stub: CapturingStub) -> Iterator[None]:
     """Make ``stub`` the SDK's taskqueue API. The other APIs stay as they are."""
@@ -91,6 +106,8 @@ def installed(stub: CapturingStub) -> Iterator[None]:
     if no_host:
         os.environ[_HTTP_HOST] = HOSTNAME
     proxy.ReplaceStub("taskqueue", stub)
+    # The proxy keeps one hook of each name. It calls the hook when the datastore stub is not locked any more.
+    proxy.GetPostCallHooks().Append("deferred_middleware.testing", _after_call, "datastore_v3")
     try:
         # A test client's request doesn't have the app's hostname, and without it the SDK drops targets silently.
         with mock.patch.object(

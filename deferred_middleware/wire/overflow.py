@@ -37,6 +37,7 @@ from typing import Any, Final
 from deferred_middleware.errors import PayloadError, PayloadFinishedError, PayloadMissingError
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities, protocol
+from deferred_middleware.wire.monotonic import monotonic
 
 logger = get_logger("deferred_middleware")
 
@@ -253,11 +254,11 @@ def sweep(*, max_seconds: float = 300.0) -> int:
     """
     from google.appengine.api import datastore
 
-    ends_at = time.monotonic() + max_seconds
-    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    ends_at = monotonic() + max_seconds
+    now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
     connection = entities.outside_transaction()
     removed = 0
-    while time.monotonic() < ends_at:
+    while monotonic() < ends_at:
         query = datastore.Query(KIND, {f"{EXPIRES} <": now}, keys_only=True, namespace="")
         keys = query.Get(_BATCH)
         if not keys:

@@ -213,7 +213,7 @@ def test_the_order_of_decorators_is_told() -> None:
             """Never called."""
 
     method: Any = Wrong.__dict__["make"].__func__
-    with pytest.raises(TypeError, match="above @classmethod"):
+    with pytest.raises(TypeError, match="above @classmethod, @staticmethod"):
         method.defer()
 
 
