@@ -23,7 +23,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
     from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
 
     try:
-        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text()
+        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(errors="backslashreplace")
     except OSError as error:
         raise ServerError(f"{arguments.file} can't be read: {error.strerror}.") from error
     lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
