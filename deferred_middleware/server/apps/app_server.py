@@ -31,7 +31,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import WSGITask
 
-from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.loggers import get_logger, log_to_terminal
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -302,8 +302,4 @@ def _write_event(status: Any, **event: str) -> None:
 
 def _configure_logging(service: str) -> None:
     """Send log records to standard error, unless the app has configured logging when it was imported."""
-    root = logging.getLogger()
-    if not root.handlers:
-        logging.basicConfig(level=logging.INFO, format=f"[{service}] %(levelname)s %(name)s: %(message)s")
-    # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    log_to_terminal(f"[{service}] %(levelname)s %(name)s: %(message)s")
