@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 STOP_GRACE_SECONDS = 5.0
 """How long running requests may go on after SIGTERM."""
 
+_MAX_BODY_BYTES = 1 << 30  # as by default in waitress
 _CONNECTION_LIMIT = 1000
 _SERVER_SOFTWARE = "deferred-middleware"
 
@@ -136,10 +137,19 @@ class AppServer:
     """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
     At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
-    connection is the queue process's, and gets a thread of its own.
+    connection is the queue process's, and gets a thread of its own. A request whose body has ``max_body_bytes`` or more
+    is refused with 413, before the body is read if its length is known.
     """
 
-    def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        sock: socket.socket,
+        *,
+        threads: int,
+        delivery_token: str = "",
+        max_body_bytes: int = _MAX_BODY_BYTES,
+    ) -> None:
         self._channels: dict[int, Any] = {}
         # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
         self._stopping = False
@@ -152,6 +162,7 @@ class AppServer:
             # select() can't take descriptors above 1023.
             asyncore_use_poll=True,
             connection_limit=_CONNECTION_LIMIT,
+            max_request_body_size=max_body_bytes,
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = _Channel
