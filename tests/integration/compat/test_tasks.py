@@ -40,6 +40,9 @@ def app() -> Any:
     return webapp2.WSGIApplication([webapp2.Route("/_cb/deferred/<module>/<name>", module.DeferredHandler)])
 
 
+SERVER = {"SERVER_SOFTWARE": "gunicorn/23.0.0"}
+
+
 def look_around() -> None:
     """Record what the module's helpers return inside a task."""
     sample.ran.append((module.isFromTaskQueue(), module.getRetryCount(), webapp2.get_request().path))
@@ -159,7 +162,7 @@ def test_the_helpers_outside_of_a_task(caplog: pytest.LogCaptureFixture) -> None
     assert module.isFromTaskQueue() is False
     assert module.getRetryCount() == 0
     headers = {"X-AppEngine-TaskName": "x", "X-AppEngine-QueueName": "q"}
-    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers=headers)) is True
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is True
     assert module.isFromTaskQueue(webapp2.Request.blank("/")) is False
     module.logAsRetried("failed")
     assert caplog.records[0].levelname == "ERROR"
@@ -170,11 +173,11 @@ def test_the_helpers_outside_of_a_task(caplog: pytest.LogCaptureFixture) -> None
 def test_a_request_without_the_queues_headers_is_not_from_it(lacking: str) -> None:
     """On App Engine standard, all headers of the queue are needed, and the IP of a user must be the queue's."""
     headers = {"X-AppEngine-TaskName": "x", "X-AppEngine-QueueName": "q", "X-Appengine-User-IP": "0.1.0.2"}
-    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers=headers)) is True
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is True
 
     headers[lacking] = "1.2.3.4" if "IP" in lacking else ""
 
-    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers=headers)) is False
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is False
 
 
 @pytest.mark.parametrize("keys", [(), ("k" * 32,)])
