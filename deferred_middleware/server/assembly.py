@@ -24,6 +24,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
+from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
@@ -128,7 +129,15 @@ def assemble(
         token=running.token,
     )
 
-    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
+    rpc = RpcApplication(stub_map, tickets, pages=json_api)
+    configs = _process_configs(
+        config,
+        platform,
+        tickets,
+        listeners,
+        delivery_token=delivery_token,
+        api_connections=ApiConnections(rpc.answer),
+    )
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -139,7 +148,7 @@ def assemble(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
         admin_app=Guard(
-            RpcApplication(stub_map, tickets, pages=json_api),
+            rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
         ),
         admin_listener=admin_listener,
@@ -303,6 +312,7 @@ def _process_configs(
     listeners: Sequence[socket.socket],
     *,
     delivery_token: str,
+    api_connections: ApiConnections,
 ) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
     configs = []
@@ -325,6 +335,7 @@ def _process_configs(
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 start_timeout_seconds=config.start_timeout_seconds,
+                api_connections=api_connections,
             )
         )
     return configs

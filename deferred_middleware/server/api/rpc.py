@@ -1,4 +1,4 @@
-"""The API calls of the SDK: ``POST /rpc_http``.
+"""The API calls of the SDK: ``POST /rpc_http``, and over the app processes' own connections.
 
 An app's unmodified SDK sends each API call as a ``remote_api`` request: the service, the method, the request as bytes,
 and the API ticket, which shows that the app belongs to this server. The answer is always HTTP 200; an error is inside.
@@ -177,13 +177,18 @@ class RpcApplication:
             return _plain(start_response, "405 Method Not Allowed", b"Use POST for API calls.\n", ("Allow", "POST"))
         # The server has read the whole body and sets its length, also if the body came in chunks.
         length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length > MAX_CALL_BYTES:
-            answer = _failure(_Code.REQUEST_TOO_LARGE, f"an API call may have at most {MAX_CALL_BYTES:,} bytes")
-            return _respond(start_response, answer)
-        body = environ["wsgi.input"].read(length)
-        return _respond(start_response, self._answer(body))
+        # A call that is too large is not read.
+        answer = _too_large() if length > MAX_CALL_BYTES else self._answer(environ["wsgi.input"].read(length))
+        return _respond(start_response, answer)
+
+    def answer(self, body: bytes) -> bytes:
+        """Answer an API call: the bytes of a ``remote_api`` request; return those of the response."""
+        answer: bytes = self._answer(body).SerializeToString()
+        return answer
 
     def _answer(self, body: bytes) -> Any:
+        if len(body) > MAX_CALL_BYTES:
+            return _too_large()
         try:
             shown = _ticket_in(body)
         except ValueError:
@@ -281,6 +286,10 @@ def _lacks_method(stub: object, method: str, error: Exception) -> bool:
     if not isinstance(error, AttributeError) or error.obj is not stub:
         return False
     return (error.name or "").endswith(f"_{method}")
+
+
+def _too_large() -> Any:
+    return _failure(_Code.REQUEST_TOO_LARGE, f"an API call may have at most {MAX_CALL_BYTES:,} bytes")
 
 
 def _failure(code: int, detail: str) -> Any:
