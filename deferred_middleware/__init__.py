@@ -19,6 +19,7 @@ from deferred_middleware.config import process  # noqa: F401 - it reads the envi
 if TYPE_CHECKING:
     from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
 
+    from deferred_middleware.calls import payload
     from deferred_middleware.calls.call import Call, call
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.enqueue.api import defer, defer_async, defer_many
@@ -82,11 +83,13 @@ __all__ = [
     "defer_batch",
     "defer_many",
     "log_as_retried",
+    "payload",
     "task",
 ]
 
 _NAMES_BY_MODULE = {
     "google.appengine.ext.deferred": ("PermanentTaskFailure", "SingularTaskFailure"),
+    "deferred_middleware.calls": ("payload",),
     "deferred_middleware.calls.call": ("Call", "call"),
     "deferred_middleware.config.settings": ("Settings",),
     "deferred_middleware.enqueue.api": ("defer", "defer_async", "defer_many"),
@@ -113,7 +116,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    value: object = getattr(importlib.import_module(_MODULES[name]), name)
+    found = importlib.import_module(_MODULES[name])
+    # A module is an attribute of its package only after it is imported.
+    value: object = getattr(found, name, None) or importlib.import_module(f"{_MODULES[name]}.{name}")
     globals()[name] = value
     return value
 

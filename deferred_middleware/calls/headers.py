@@ -52,15 +52,19 @@ def headers_of(options: Options) -> dict[str, str]:
     return headers
 
 
+def own_headers_in(environ: WSGIEnvironment) -> dict[str, str]:
+    """Return the caller's own headers of a task, by the names that the caller gave."""
+    names = str(environ.get(protocol.environ_key(protocol.OWN_HEADERS_HEADER), "")).split()
+    values = {name: environ.get(protocol.environ_key(name)) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def options_in(environ: WSGIEnvironment) -> dict[str, Any]:
     """Return the options that the headers of a task's request describe, as arguments for ``Options``.
 
     The task's name and its number of earlier attempts are not among them, because they belong to this one task.
     """
-    found: dict[str, Any] = {}
-    names = str(environ.get(protocol.environ_key(protocol.OWN_HEADERS_HEADER), "")).split()
-    values = {name: environ.get(protocol.environ_key(name)) for name in names}
-    found["headers"] = {name: value for name, value in values.items() if value is not None}
+    found: dict[str, Any] = {"headers": own_headers_in(environ)}
     deadline = environ.get(protocol.environ_key(protocol.DEADLINE_HEADER))
     if deadline:
         found["deadline_seconds"] = float(deadline)

@@ -12,6 +12,7 @@ import contextlib
 import io
 import pickle
 import struct
+import sys
 import traceback
 import types
 import zlib
@@ -34,6 +35,9 @@ _MAX_DEPTH: Final = 40
 _WAY_OUT: Final = "Pass what identifies it (a key, an id, a path) and open or load it in the task."
 _FRAMED: Final = (b"\x80\x04\x95", b"\x80\x05\x95")  # the start of a pickle with frames
 _FRAME_BYTES: Final = struct.Struct("<Q")
+# Python 3.13 names this module in pickled paths (https://github.com/python/cpython/issues/133789); 3.14 has it too.
+_PATHS_OF_3_13: Final = b"pathlib._local"
+_READS_PATHS_OF_3_13: Final = sys.version_info >= (3, 13)
 
 
 def dumps(call: Call, protocol: int) -> bytes:
@@ -92,7 +96,9 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
 
         allowlist.check_payload(data, settings.allowed_callables, legacy=legacy)
     try:
-        if data.startswith(_FRAMED) and _FRAME_BYTES.unpack_from(data, 3)[0] == len(data) - 11:
+        if not _READS_PATHS_OF_3_13 and _PATHS_OF_3_13 in data:
+            content, end = _load_from_stream(data, _UnpicklerOfNewerPythons)
+        elif data.startswith(_FRAMED) and _FRAME_BYTES.unpack_from(data, 3)[0] == len(data) - 11:
             # The payload is one frame and nothing else (PEP 3154), as pickle writes it up to 64 KB. Without a stream,
             # loading it takes half the time.
             content, end = pickle.loads(data), len(data)  # noqa: S301 - the caller trusts the sender
@@ -123,10 +129,17 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
     return func, args if type(args) is tuple else tuple(args), kwargs
 
 
-def _load_from_stream(data: bytes) -> tuple[object, int]:
+class _UnpicklerOfNewerPythons(pickle.Unpickler):
+    """Finds the classes of a newer Python under the names that they have in this one."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        return super().find_class("pathlib" if module == _PATHS_OF_3_13.decode() else module, name)
+
+
+def _load_from_stream(data: bytes, unpickler: type[pickle.Unpickler] = pickle.Unpickler) -> tuple[object, int]:
     """Return the object that is pickled at the start of ``data``, and the position of its end."""
     source = as_stream(data)
-    return pickle.Unpickler(source).load(), source.tell()  # noqa: S301 - the caller trusts the sender
+    return unpickler(source).load(), source.tell()
 
 
 def as_stream(data: bytes) -> io.BufferedReader:

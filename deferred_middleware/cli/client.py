@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.errors.text import printable
 from deferred_middleware.server.admin.server_file import SERVER_FILE, RunningServer, read_server_file
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -117,9 +118,9 @@ class AdminClient:
             content = json.loads(data)
             if not isinstance(content, dict):
                 raise ValueError
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if status == 403:
-                raise ServerError(f"{address}: {data.decode('utf-8', 'replace').strip()[:500]}") from error
+                raise ServerError(f"{address}: {printable(data.decode('utf-8', 'replace').strip()[:500])}") from error
             raise NotRunningError(
                 f"{self._found_in_file or address + ' '}answers with status {status} and no JSON: "
                 "another program uses that address now."
@@ -132,7 +133,8 @@ class AdminClient:
         if status >= 400:
             problem = content.get("error", {})
             kind = NotFoundError if problem.get("code") in ("no-such-task", "no-such-queue") else ServerError
-            raise kind(str(problem.get("message", f"The server answered with status {status}.")))
+            message = problem.get("message") if isinstance(problem, dict) else None
+            raise kind(printable(str(message or f"The server answered with status {status}.")))
         return content
 
     def _connection_error(self, error: Exception) -> ServerError:

@@ -9,7 +9,8 @@ from typing import Any
 
 from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, NotFoundError, add_client_arguments
 from deferred_middleware.cli.command import Command
-from deferred_middleware.cli.output import count, print_json, print_line, relative_time
+from deferred_middleware.cli.output import count, print_error, print_json, print_line, relative_time
+from deferred_middleware.errors.text import printable
 
 FAILED_MEANWHILE = 5
 """Exit status: the queues are drained, and tasks failed for good meanwhile."""
@@ -137,11 +138,11 @@ class _Progress:
     def show(self, queues: list[dict[str, Any]], failures: int) -> None:
         text = _remaining_work(queues) + (f", {failures:,} failed for good" if failures else "")
         if self._terminal:
-            sys.stderr.write("\r" + text.ljust(self._width))
+            sys.stderr.write("\r" + printable(text).ljust(self._width))
             sys.stderr.flush()
             self._width = len(text)
         elif text != self._shown and time.monotonic() >= self._next_line:
-            sys.stderr.write(text + "\n")
+            print_error(text)
             self._next_line = time.monotonic() + _SECONDS_PER_LINE
         self._shown = text
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from deferred_middleware import __version__
 from deferred_middleware.cli import check, drain, maintenance, queues, serve, tasks
+from deferred_middleware.cli.output import print_error
 from deferred_middleware.errors import ServerError
 
 PROGRAM = "deferred-middleware"
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServerError as error:
         if arguments.traceback:
             app_traceback = getattr(error, "app_traceback", "")
-            sys.stderr.write(app_traceback or traceback.format_exc())
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
+            print_error((app_traceback or traceback.format_exc()).rstrip("\n"))
+        print_error(f"{PROGRAM}: {error}")
         return int(getattr(error, "exit_status", 1))
     except BrokenPipeError:
         # The reader of the output, such as `head`, closed the pipe. Python would write the rest of the buffer at exit.

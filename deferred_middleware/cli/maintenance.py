@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from deferred_middleware.cli.command import Command
-from deferred_middleware.cli.output import count, print_line
+from deferred_middleware.cli.output import count, print_error, print_line
 from deferred_middleware.errors import ServerError
 
 
@@ -23,7 +23,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
     from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
 
     try:
-        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text()
+        text = sys.stdin.read() if arguments.file == "-" else Path(arguments.file).read_text(errors="backslashreplace")
     except OSError as error:
         raise ServerError(f"{arguments.file} can't be read: {error.strerror}.") from error
     lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
@@ -36,7 +36,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
             task = replay(line, queue=arguments.queue, target=arguments.target)
         except (ReplayError, taskqueue.Error, apiproxy_errors.Error, AssertionError) as error:
             failed += 1
-            sys.stderr.write(f"dead letter {number}: not enqueued: {error or type(error).__name__}\n")
+            print_error(f"dead letter {number}: not enqueued: {error or type(error).__name__}")
         else:
             print_line(f"dead letter {number}: enqueued as {task.name} in queue {task.queue_name}")
     return 1 if failed else 0
@@ -75,7 +75,7 @@ def _sweep_outbox() -> int:
     report = outbox.sweep(CloudTasksEngine().send)
     print_line(f"{count(report.sent, 'transactional task')} sent to Cloud Tasks.")
     if report.failed:
-        sys.stderr.write(f"{count(report.failed, 'transactional task')} could not be sent; the log says why.\n")
+        print_error(f"{count(report.failed, 'transactional task')} could not be sent; the log says why.")
     return 1 if report.failed else 0
 
 

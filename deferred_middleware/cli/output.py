@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from deferred_middleware.errors.text import printable, without_controls
+
 _GAP = "  "
 _MIN_COLUMN_WIDTH = 12
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -21,8 +23,13 @@ def print_json(content: object) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line of text."""
-    sys.stdout.write(text + "\n")
+    """Print a line of text, with its control characters escaped."""
+    sys.stdout.write(without_controls(text) + "\n")
+
+
+def print_error(text: str) -> None:
+    """Print a line of text to standard error, with its control characters escaped."""
+    sys.stderr.write(without_controls(text) + "\n")
 
 
 def print_answer(arguments: argparse.Namespace, answer: object, sentence: str) -> None:
@@ -49,11 +56,6 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, ri
             text = cell if len(cell) <= width else cell[: width - 1] + "…"
             parts.append(text.rjust(width) if heading in right else text.ljust(width))
         print_line(_GAP.join(parts).rstrip())
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with its control characters escaped, so that it can't control the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def printable_lines(text: str) -> list[str]:

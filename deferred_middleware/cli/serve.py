@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deferred_middleware.cli.command import Command
 from deferred_middleware.errors import ServerError
+from deferred_middleware.errors.loggers import log_to_terminal
 from deferred_middleware.server.config.data_dir import DataDirectory
 from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_served
 
@@ -20,7 +21,7 @@ def serve_apps(arguments: argparse.Namespace) -> int:
     served = parse_served(arguments.apps, arguments.services, remote=arguments.remote_services)
     if arguments.reload:
         _check_reload(served)
-    logging.basicConfig(level=logging.INFO, format="[queue] %(levelname)s %(name)s: %(message)s")
+    log_to_terminal("[queue] %(levelname)s %(name)s: %(message)s")
     # Importing the server takes half a second. A data directory that another server uses is reported before that.
     with DataDirectory(arguments.data_dir) as data_dir:
         for note in data_dir.notes:
@@ -47,8 +48,6 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         raise ServerError(
             "The local server needs the packages of the extra 'server': pip install 'deferred_middleware[server]'."
         ) from error
-    # waitress warns if there are more requests than threads, which is usual under load.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     config = ServeConfig(
         served=served,
         host=arguments.host,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from deferred_middleware.calls.call import call
 from deferred_middleware.calls.callables import AnyCallable
 from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue_async
+from deferred_middleware.errors import BodyError, SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.execution.context import current_task, log_as_retried
-from deferred_middleware.wire.protocol import TASK_NAME_HEADER
+from deferred_middleware.execution.trust import Authenticator
+from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
     import webob
@@ -88,10 +91,30 @@ def _wait_for(future: Any, name: str | None, raise_if_exists: bool) -> Any:
 
 
 def isFromTaskQueue(request: webob.Request | None = None) -> bool:
-    """Return whether a task is running, or with ``request``, whether that request delivers a task."""
-    if request is not None:
-        return bool(request.headers.get(TASK_NAME_HEADER))
-    return current_task() is not None
+    """Return whether a task is running, or with ``request``, whether the task queue sent that request.
+
+    A request is checked as the one of a deferred call is: its headers, and its signature where one is required. So the
+    answer is False for requests that others forge. To check a signature, the body of the request is read; webob keeps
+    it.
+    """
+    task = current_task()
+    if request is None:
+        return task is not None
+    if task is not None and task.environ is request.environ:
+        return True
+    if not request.headers.get(protocol.TASK_NAME_HEADER):
+        return False
+    settings = process.current_settings()
+    if (request.content_length or 0) > settings.max_payload_bytes:
+        return False
+    try:
+        trusted = Authenticator(settings, process.current_deployment())
+        body = request.body if protocol.environ_key(protocol.SIGNATURE_HEADER) in request.environ else b""
+        # The stream of the request itself stays as it is.
+        trusted.body_of({**request.environ, "wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))})
+    except (UntrustedRequestError, BodyError, SecretKeyMissingError):
+        return False
+    return True
 
 
 def getRetryCount() -> int:

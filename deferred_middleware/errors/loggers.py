@@ -3,12 +3,19 @@
 By default, ``dictConfig`` and ``fileConfig`` disable every logger that exists when they are called
 (``disable_existing_loggers``, https://docs.python.org/3/library/logging.config.html). An app that configures logging
 after its imports would see no failure of a task. To turn a logger off, set its level.
+
+Texts in their records, such as the path of a request, are escaped: no handler gets a control character or a line break
+that somebody else has chosen (:mod:`deferred_middleware.errors.text`).
 """
 
 from __future__ import annotations
 
 import logging
 import operator
+from collections.abc import Mapping
+from typing import Any
+
+from deferred_middleware.errors.text import printable, text_of, without_controls
 
 
 def _ignore(logger: logging.Logger, value: bool) -> None:
@@ -19,6 +26,50 @@ class _NeverDisabled(logging.Logger):
     _is_disabled = False
     # The getter is written in C, because each call of isEnabledFor() reads the attribute.
     disabled = property(operator.attrgetter("_is_disabled"), _ignore)
+
+    def makeRecord(
+        self, name: str, level: int, fn: str, lno: int, msg: object, args: Any, *rest: Any, **more: Any
+    ) -> logging.LogRecord:
+        return super().makeRecord(name, level, fn, lno, msg, escaped(args), *rest, **more)
+
+
+def escaped(args: Any) -> Any:
+    """Return the arguments of a log record, with texts and exceptions as printable texts."""
+    if isinstance(args, Mapping):
+        return {name: _escaped(value) for name, value in args.items()}
+    return tuple(map(_escaped, args))
+
+
+def _escaped(value: object) -> object:
+    if isinstance(value, BaseException):
+        value = text_of(value)
+    return printable(value) if isinstance(value, str) else value
+
+
+class EscapingFormatter(logging.Formatter):
+    """Formats the records of a process of ours for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of ``record``, of which control characters are escaped."""
+        return without_controls(super().format(record))
+
+
+def log_to_terminal(format: str) -> None:
+    """Log at INFO and above to standard error, with control characters escaped.
+
+    The records of waitress are escaped for any other handler too: they have the paths of requests.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(EscapingFormatter(format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    logging.getLogger("waitress").addFilter(_escape_arguments)
+
+
+def _escape_arguments(record: logging.LogRecord) -> bool:
+    record.args = escaped(record.args or ())
+    return True
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -2,12 +2,16 @@
 
 An exception of a user may refuse attributes, its ``str`` or ``repr`` may raise, and its text may have lone surrogates,
 which UTF-8 can't encode. The functions here never raise for such an object.
+
+Text from elsewhere, such as the path of a request, may also have control characters. On a terminal they could do
+anything, and in a log a line break could begin a line that nobody has logged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import reprlib
 import traceback
 from collections.abc import Callable
@@ -15,6 +19,9 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 _MAX_CAUSES: Final = 20
+# Control characters, lone surrogates, and characters that change the direction of what follows; but not a tab and the
+# end of a line.
+_UNSAFE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # The descriptors of BaseException, which a class of a user can't replace.
 _TRACEBACK: Final[Any] = vars(BaseException)["__traceback__"]
 _CAUSE: Final[Any] = vars(BaseException)["__cause__"]
@@ -23,6 +30,16 @@ _CAUSE: Final[Any] = vars(BaseException)["__cause__"]
 def encodable(text: str) -> str:
     """Return ``text`` with a backslash escape in place of each character that UTF-8 can't encode."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` as one line, with an escape in place of each character that is not printable."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def without_controls(text: str) -> str:
+    """Return ``text`` with an escape in place of each control character except line ends and tabs."""
+    return text if text.isprintable() else _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def text_of(error: BaseException) -> str:
@@ -88,7 +105,7 @@ def _formatted_by_us(error: BaseException) -> str:
         with contextlib.suppress(Exception):
             frames = "Traceback (most recent call last):\n" + "".join(traceback.format_tb(traceback_of(one)))
         parts.append(f"{frames}{type(one).__module__}.{type(one).__qualname__}: {text_of(one)}\n")
-    return encodable("\nThe above exception was the direct cause of the following exception:\n\n".join(parts))
+    return without_controls("\nThe above exception was the direct cause of the following exception:\n\n".join(parts))
 
 
 def log_error(
@@ -104,15 +121,11 @@ def log_error(
         return
     exc_info = (type(error), error, traceback_of(error))
     text = _formatted_by_python(error)
-    if text is not None and _is_encodable(text):
+    if text is not None and without_controls(text) == text:
         logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
         return
     file, line, function, _ = logger.findCaller(stacklevel=2)
     record = logger.makeRecord(logger.name, level, file, line, message, args, exc_info, function, extra)
     # A formatter uses this text, and doesn't format the exception itself.
-    record.exc_text = (_formatted_by_us(error) if text is None else encodable(text)).rstrip("\n")
+    record.exc_text = (_formatted_by_us(error) if text is None else without_controls(text)).rstrip("\n")
     logger.handle(record)
-
-
-def _is_encodable(text: str) -> bool:
-    return text.isascii() or encodable(text) == text

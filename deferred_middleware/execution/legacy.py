@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deferred_middleware.calls import allowlist, payload
 from deferred_middleware.calls.call import Call, Content
 from deferred_middleware.calls.callables import label_text
-from deferred_middleware.errors import CallableNotFoundError, PayloadError
+from deferred_middleware.errors import CallableNotFoundError, PayloadError, TaskContentError
 from deferred_middleware.errors.text import text_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,19 @@ def resolved(content: Content, settings: Settings) -> tuple[Content, str]:
 
     Raises :class:`~deferred_middleware.errors.TaskContentError` if the call can't be read here, or not yet.
     """
+    try:
+        return _resolved(content, settings)
+    except (TaskContentError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # The arguments of the library's functions can be anything, a property of the object may raise anything, and the
+        # datastore may fail.
+        raise PayloadError(
+            f"the older library's call can't be read: {type(error).__name__}: {text_of(error)}"
+        ) from error
+
+
+def _resolved(content: Content, settings: Settings) -> tuple[Content, str]:
     func, args, _ = content
     if allowlist.legacy_wrapper_name(func) == "run_from_datastore":
         stored, label = _unbound(payload.content_of(_stored(args[0]), settings, legacy=True), settings)
@@ -43,6 +56,8 @@ def _unbound(content: Content, settings: Settings) -> tuple[Content, str]:
             raise CallableNotFoundError(
                 f"this version of the app lacks something that the task needs: {text_of(error)}"
             ) from error
+        if not callable(func):
+            raise PayloadError(f"the attribute {member!r} of a {type(owner).__name__} can't be called")
         if settings.allowed_callables:
             allowlist.check_callable(func, settings.allowed_callables)
         args = tuple(rest)

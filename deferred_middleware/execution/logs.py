@@ -163,9 +163,9 @@ def dead_letter(letter: DeadLetter, settings: Settings) -> None:
         context.queue,
         letter.reason,
         "`deferred-middleware replay` runs it again from this line"
-        if record.is_signed
-        else "`deferred-middleware replay` can't run it again from this line, because the line is not signed "
-        "(DEFERRED_SECRET_KEYS)",
+        if record.unsigned_because is None
+        else "`deferred-middleware replay` can't run it again from this line, because the line is not signed: "
+        + record.unsigned_because,
         dead_letters.MARK,
         record.text,
     )

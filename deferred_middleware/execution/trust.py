@@ -6,13 +6,15 @@ these headers from all other requests
 App Engine have the same headers. On App Engine standard, the headers are therefore trusted, and a signature is checked
 if there is one. Elsewhere anybody can send these headers, and only a signature is trusted.
 
-``REMOTE_ADDR`` and ``SERVER_SOFTWARE`` prove nothing: the SDK's own middleware copies headers of the client into the
-former (SDK: ``runtime/middlewares.py``, WsgiEnvSettingMiddleware).
+``REMOTE_ADDR`` proves nothing: the SDK's own middleware copies headers of the client into it (SDK:
+``runtime/middlewares.py``, WsgiEnvSettingMiddleware).
 
 WSGI can't distinguish ``X-AppEngine-TaskName`` from ``X_AppEngine_TaskName``. App Engine does not remove the latter,
-and some servers give both the same key. If both were sent, servers join the values with a comma, so a value with a
-comma is never trusted. That includes the user's IP, which the platform sets under its exact name on every request from
-outside.
+and some servers give both the same key. Of these, some join the values with a comma if both were sent, so a value with
+a comma is never trusted. That includes the user's IP, which the platform sets under its exact name on every request
+from outside. Others keep only the value that came last, so a stranger can replace the user's IP (cheroot, Granian,
+Tornado, Twisted). Nothing in a request reveals that. So headers are trusted only from the servers that are known to
+drop underscores or to join values. A server names itself in ``SERVER_SOFTWARE``, which no header can set.
 
 WSGI gives the length of the body in ``CONTENT_LENGTH``. Without it, as with ``Transfer-Encoding: chunked``, the end of
 the body is known only if the server sets ``wsgi.input_terminated``, which says that the stream ends with the body
@@ -47,6 +49,9 @@ _USER_IP: Final = protocol.environ_key(protocol.USER_IP_HEADER)
 _TASK_QUEUE_IP: Final = protocol.TASK_QUEUE_IP
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 _CHUNK_BYTES: Final = 65_536
+_CAREFUL_SERVERS: Final = ("gunicorn", "waitress", "Werkzeug/", "WSGIServer/", "Apache", "deferred-middleware")
+"""How ``SERVER_SOFTWARE`` begins of servers that never let one spelling of a header replace another one: mod_wsgi is
+Apache, and ``WSGIServer`` is the standard library's, also in Django's ``runserver``."""
 
 
 class Authenticator:
@@ -84,6 +89,12 @@ class Authenticator:
         if signature is None and self._signature_required:
             raise UntrustedRequestError("signature-missing", "it has no signature")
         if signature is None or self._verify is None:
+            if not str(environ.get("SERVER_SOFTWARE", "")).startswith(_CAREFUL_SERVERS):
+                raise UntrustedRequestError(
+                    "server",
+                    "it has no signature that can be checked, and this server (SERVER_SOFTWARE) may let a stranger "
+                    "replace the platform's headers; serve with gunicorn, or sign tasks with DEFERRED_SECRET_KEYS",
+                )
             # Only on App Engine standard there may be a signature but no key: another version of the app has the key.
             return read_body(environ, self._max_bytes)
         # The time as the signer has it, also if a test has stopped it.

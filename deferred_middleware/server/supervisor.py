@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.server_file import content_of
 from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
+from deferred_middleware.server.api.rpc import MAX_HTTP_BODY_BYTES
 from deferred_middleware.server.apps.app_server import AppServer
 from deferred_middleware.server.apps.environ import environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
@@ -222,7 +223,7 @@ class Supervisor:
 @contextlib.contextmanager
 def _admin_server(app: WSGIApplication, listener: socket.socket) -> Iterator[None]:
     # A duplicate, because waitress closes its socket before the listener's owner does.
-    server = AppServer(app, listener.dup(), threads=_ADMIN_THREADS)
+    server = AppServer(app, listener.dup(), threads=_ADMIN_THREADS, max_body_bytes=MAX_HTTP_BODY_BYTES)
     thread = threading.Thread(target=server.serve, name="admin")
     thread.start()
     try:

@@ -161,6 +161,7 @@ def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
         "SERVER_NAME": HOSTNAME,
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "deferred-middleware",
         "REMOTE_ADDR": protocol.TASK_QUEUE_IP,
         "CONTENT_TYPE": content_type or protocol.CONTENT_TYPE,
         "CONTENT_LENGTH": str(len(task.body)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ from tests.support.corpus import (
     signature_of,
     spellings,
 )
-from tests.support.serving import COMMANDS, FOLDING, OLD_GUNICORN, RunningServer, host_of
+from tests.support.serving import COMMANDS, FOLDING, OLD_GUNICORN, REPLACING, RunningServer, host_of
 from tests.support.watching import KEY, NAME, QUEUE, USER_IP
 
 HEADERS = {NAME: "X-AppEngine-TaskName", QUEUE: "X-AppEngine-QueueName", USER_IP: "X-AppEngine-User-IP"}
@@ -212,3 +213,23 @@ def test_a_request_that_is_framed_otherwise_runs_no_other_task(server: RunningSe
     assert [unpickled for ran, unpickled in seen if ran == b"0" and unpickled != b"0"] == []
     # Our response is never a 5xx, but a server may answer 501 by itself.
     assert re.findall(rb"HTTP/1.[01] 5\d\d [^\0]*?X-Ran", answer) == []
+
+
+@pytest.mark.parametrize("name", REPLACING)
+@pytest.mark.parametrize("forged_first", [True, False])
+def test_a_server_that_keeps_the_last_spelling_runs_only_signed_tasks(
+    name: str, forged_first: bool, tmp_path: Path
+) -> None:
+    """Where a stranger can replace the platform's header with the user's IP, headers alone are not trusted."""
+    server = RunningServer(name, tmp_path / "output")
+    try:
+        forged, platform = ["X_AppEngine_User_IP: 0.1.0.2"], ["X-AppEngine-User-IP: 198.51.100.7"]
+        ips = forged + platform if forged_first else platform + forged
+        names = ["X_AppEngine_TaskName: task1", "X_AppEngine_QueueName: default"]
+
+        assert b" 403 " in server.ask(http("standard", LENGTH, *names, *ips), ends=False).partition(b"\r\n")[0]
+        assert server.ran() == 0
+        assert b" 200 " in server.ask(signed(LENGTH), ends=False).partition(b"\r\n")[0]
+        assert server.ran() == 1, server.output
+    finally:
+        server.stop()

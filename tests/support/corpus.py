@@ -57,12 +57,12 @@ NAMES = [None, "", "task1", "other"]
 QUEUES = [None, "", "default", "other"]
 USER_IPS = [None, "0.1.0.2", "198.51.100.7"]
 METHODS = ["POST", "GET"]
-# Address, software and content type: the middleware ignores all of them.
+# Address, server and content type: the middleware ignores the address and the type. All these servers are careful.
 IRRELEVANT = [
-    (None, None, "application/octet-stream"),
-    ("0.1.0.2", "Development/2.0", "application/octet-stream"),
+    (None, "waitress", "application/octet-stream"),
+    ("0.1.0.2", "WSGIServer/0.2 CPython/3.11.7", "application/octet-stream"),
     ("0.1.0.2", "gunicorn/21.2.0", "application/x-www-form-urlencoded"),
-    ("10.0.0.1", "Google App Engine/1.9", None),
+    ("10.0.0.1", "Werkzeug/3.1.3", None),
 ]
 
 

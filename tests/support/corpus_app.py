@@ -8,6 +8,9 @@ of task runs, and another with the number of imports and unpickled names.
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import os
 import socket
 import sys
 import wsgiref.simple_server
@@ -53,6 +56,15 @@ class _Quiet(wsgiref.simple_server.WSGIRequestHandler):
         super().finish()
 
 
+async def _serve_with_tornado(listening: socket.socket) -> None:
+    # Imported by name, because the type checker also runs where only the package's own dependencies are.
+    container: Any = importlib.import_module("tornado.wsgi").WSGIContainer(app)
+    server: Any = importlib.import_module("tornado.httpserver").HTTPServer(container)
+    listening.setblocking(False)
+    server.add_sockets([listening])
+    await asyncio.Event().wait()
+
+
 def main(name: str, descriptor: str) -> None:
     """Serve on a listening socket until killed."""
     listening = socket.socket(fileno=int(descriptor))
@@ -60,6 +72,13 @@ def main(name: str, descriptor: str) -> None:
         import waitress
 
         waitress.serve(app, sockets=[listening], threads=4)
+    if name == "cheroot":
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")  # as systemd hands over a socket, which is 3
+        if listening.fileno() != 3:
+            os.dup2(listening.fileno(), 3)
+        importlib.import_module("cheroot.wsgi").Server(listening.getsockname(), app).start()
+    if name == "tornado":
+        asyncio.run(_serve_with_tornado(listening))
     server = wsgiref.simple_server.WSGIServer(listening.getsockname(), _Quiet, bind_and_activate=False)
     server.socket.close()
     server.socket = listening

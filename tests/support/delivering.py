@@ -65,6 +65,7 @@ def task_environ(
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "8080",
         "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "gunicorn/23.0.0",
         "CONTENT_TYPE": "application/octet-stream",
         "CONTENT_LENGTH": str(len(body)),
         "HTTP_X_APPENGINE_QUEUENAME": "default",

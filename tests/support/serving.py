@@ -28,6 +28,11 @@ COMMANDS = {
     "waitress": ["-m", "tests.support.corpus_app", "waitress", "{fd}"],
     "wsgiref": ["-m", "tests.support.corpus_app", "wsgiref", "{fd}"],
 }
+REPLACING = {
+    "cheroot": ["-m", "tests.support.corpus_app", "cheroot", "{fd}"],
+    "tornado": ["-m", "tests.support.corpus_app", "tornado", "{fd}"],
+}
+"""Servers that keep the last of two spellings of a header."""
 FOLDING = ("gunicorn 21.2", "wsgiref")
 """The servers that convert an underscore in a header's name to a hyphen."""
 
@@ -38,7 +43,7 @@ def host_of(place: str) -> str:
 
 
 class RunningServer:
-    """One of :data:`COMMANDS` as a process."""
+    """One of :data:`COMMANDS` or :data:`REPLACING` as a process."""
 
     def __init__(self, name: str, log: Path) -> None:
         self.name = name
@@ -48,7 +53,7 @@ class RunningServer:
             self.port = listening.getsockname()[1]
             # The socket already listens, so no wait is needed: early connections stay in the backlog.
             self._process = subprocess.Popen(
-                [sys.executable, *(part.format(fd=listening.fileno()) for part in COMMANDS[name])],
+                [sys.executable, *(part.format(fd=listening.fileno()) for part in (COMMANDS | REPLACING)[name])],
                 pass_fds=[listening.fileno()],
                 # Not this process's own environment: wrap_wsgi_app leaves variables such as HTTP_X_APPENGINE_TASKNAME
                 # in it, and wsgiref copies the variables of its process into every request's environ.
@@ -63,13 +68,17 @@ class RunningServer:
         """The output of the process."""
         return self._log.read_text()
 
-    def ask(self, request: bytes) -> bytes:
-        """Send raw bytes as a request, and return the response up to the end of the connection."""
+    def ask(self, request: bytes, *, ends: bool = True) -> bytes:
+        """Send raw bytes as a request, and return the response up to the end of the connection.
+
+        If ``ends`` is true, our side of the connection is closed, which Tornado takes for the end of the whole.
+        """
         with socket.create_connection(("127.0.0.1", self.port), timeout=TIMEOUT_SECONDS) as connection:
             answer = bytearray()
             try:
                 connection.sendall(request)
-                connection.shutdown(socket.SHUT_WR)
+                if ends:
+                    connection.shutdown(socket.SHUT_WR)
                 while piece := connection.recv(65_536):
                     answer += piece
             except (BrokenPipeError, ConnectionResetError):
@@ -78,7 +87,7 @@ class RunningServer:
 
     def ran(self) -> int:
         """Return the number of task runs since the last call."""
-        answer = self.ask(b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n")
+        answer = self.ask(b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n", ends=False)
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), (answer, self.output)
         return int(answer.lower().partition(b"x-ran: ")[2].split(b"\r\n")[0])
 

@@ -15,11 +15,11 @@ Source: https://fetch.spec.whatwg.org/#origin-header and https://www.w3.org/TR/f
 from __future__ import annotations
 
 import hmac
-import logging
 import re
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER, environ_key
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _HEADERS = (
     ("Referrer-Policy", "same-origin"),
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def admin_names(host: str, allowed: Collection[str]) -> set[str]:

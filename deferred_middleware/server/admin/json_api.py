@@ -284,7 +284,10 @@ def _number(given: Mapping[str, str], name: str, default: int | None, highest: i
 
 def _body(environ: WSGIEnvironment) -> Mapping[str, Any]:
     """Return the JSON object in a request's body; an empty one if the request has no body."""
-    length = int(environ.get("CONTENT_LENGTH") or 0)
+    given = environ.get("CONTENT_LENGTH") or "0"
+    if not (given.isascii() and given.isdigit()):
+        raise _bad("The Content-Length must be a number.")
+    length = int(given[:20])  # enough digits to be too large; int() refuses thousands of digits
     if length > _MAX_BODY_BYTES:
         raise _ApiError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The body may have at most {_MAX_BODY_BYTES} bytes."
@@ -294,7 +297,7 @@ def _body(environ: WSGIEnvironment) -> Mapping[str, Any]:
         return {}
     try:
         content = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise _bad("The body must be a JSON object.")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deferred_middleware.errors.text import without_controls
 from deferred_middleware.server.admin.server_file import RunningServer
 from deferred_middleware.server.config.served import ServeConfig
 from deferred_middleware.wire.protocol import is_loopback
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def print_line(text: str) -> None:
     """Print a line. If standard output is closed, the line is dropped, so that the server can still stop cleanly."""
     try:
-        print(text, flush=True)  # noqa: T201 - the one place that prints
+        print(without_controls(text), flush=True)  # noqa: T201 - the one place that prints
     except OSError as error:
         logger.debug("Standard output can't be written to: %s", error)
         # Python would try to write the rest again at exit, and fail again.

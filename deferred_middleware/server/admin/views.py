@@ -17,7 +17,7 @@ import dataclasses
 import json
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import unquote
 
 from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, keyword_pairs, literal, render
@@ -50,6 +50,9 @@ class PayloadView:
     kwargs: dict[str, str] = field(default_factory=dict)
     compressed: bool = False
     problem: str | None = None
+
+
+_SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 
 
 def view_of(body: bytes) -> PayloadView:
@@ -147,7 +150,7 @@ def _overflow(reference: bytes) -> PayloadView:
         fields = json.loads(reference)
         if not isinstance(fields, dict):
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = "the reference to a payload in the datastore is damaged"
         return PayloadView(kind="overflow", text=literal(reference), problem=problem)
     shown = ", ".join(f"{str(key)[:40]} {literal(value)}" for key, value in list(fields.items())[:10])
@@ -181,10 +184,10 @@ def task_summary(task: TaskSummary) -> dict[str, Any]:
 
 
 def task_details(task: StoredTask, attempts: list[AttemptRecord]) -> dict[str, Any]:
-    """Return a task with its headers, its payload as text, and its attempts."""
+    """Return a task with its headers, its payload as text, and its attempts. Signatures and credentials are masked."""
     return {
         **task_summary(task),
-        "headers": [list(header) for header in task.headers],
+        "headers": [[name, _shown(name, value)] for name, value in task.headers],
         "body_bytes": len(task.body),
         "payload": dataclasses.asdict(view_of(task.body)),
         "attempts": [
@@ -192,3 +195,12 @@ def task_details(task: StoredTask, attempts: list[AttemptRecord]) -> dict[str, A
             for attempt in attempts
         ],
     }
+
+
+def _shown(name: str, value: str) -> str:
+    """Return the value of a header for people: nobody can send a task again with what is shown."""
+    key = protocol.environ_key(name)
+    if key == _SIGNATURE:
+        claims, mark, _ = value.rpartition(";s=")
+        return f"{claims}{mark}…"  # which key, when it was signed and how long it is valid
+    return "…" if key in protocol.SECRET_ENVIRON_KEYS else value

@@ -2,6 +2,7 @@
 
 An app's unmodified SDK sends each API call as a ``remote_api`` request: the service, the method, the request as bytes,
 and the API ticket, which shows that the app belongs to this server. The answer is always HTTP 200; an error is inside.
+The ticket is looked for in the bytes of the message. Nothing else is decoded before it is checked.
 Source: the SDK's ``google/appengine/runtime/default_api_stub.py``.
 
 A call does not say which protocol buffers its bytes are, so :func:`message_types` has a table. Sources: the calls in
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import hmac
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
@@ -133,6 +134,11 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
 
 
 RPC_PATH = "/rpc_http"
+MAX_CALL_BYTES = 32 << 20
+"""The size of an API call (https://cloud.google.com/appengine/docs/standard/quotas, "API request size")."""
+MAX_HTTP_BODY_BYTES = MAX_CALL_BYTES + (1 << 20)
+"""The bound for the HTTP server, which reads a body before the ticket in it can be checked. It is larger, so that a
+call of the SDK that is a little too large gets an answer that names the reason."""
 
 _Code = remote_api_pb.RpcError
 # The SDK's client turns the codes back into the exceptions.
@@ -170,10 +176,10 @@ class RpcApplication:
         if environ["REQUEST_METHOD"] != "POST":
             return _plain(start_response, "405 Method Not Allowed", b"Use POST for API calls.\n", ("Allow", "POST"))
         # The server has read the whole body and sets its length, also if the body came in chunks.
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        answer = self.answer(body)
-        start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(answer)))])
-        return [answer]
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        # A call that is too large is not read.
+        answer = _too_large() if length > MAX_CALL_BYTES else self._answer(environ["wsgi.input"].read(length))
+        return _respond(start_response, answer)
 
     def answer(self, body: bytes) -> bytes:
         """Answer an API call: the bytes of a ``remote_api`` request; return those of the response."""
@@ -181,16 +187,21 @@ class RpcApplication:
         return answer
 
     def _answer(self, body: bytes) -> Any:
+        if len(body) > MAX_CALL_BYTES:
+            return _too_large()
         try:
-            call = remote_api_pb.Request.FromString(body)
-        except DecodeError as error:
-            return _failure(_Code.BAD_REQUEST, f"this is not an API call: {error}")
-        shown = call.request_id.encode()
+            shown = _ticket_in(body)
+        except ValueError:
+            return _failure(_Code.BAD_REQUEST, "this is not an API call: the message is malformed")
         if not any(hmac.compare_digest(shown, ticket) for ticket in self._tickets):
             return _failure(
                 _Code.SECURITY_VIOLATION,
                 "the API ticket is not this server's; did another server, or an earlier one, start the app?",
             )
+        try:
+            call = remote_api_pb.Request.FromString(body)
+        except DecodeError as error:
+            return _failure(_Code.BAD_REQUEST, f"this is not an API call: {error}")
         name = f"{call.service_name}.{call.method}"
         stub = self._stub_map.GetStub(call.service_name)
         try:
@@ -202,7 +213,7 @@ class RpcApplication:
         try:
             request = request_type.FromString(call.request)
         except DecodeError as error:
-            return _failure(_Code.PARSE_ERROR, str(error))
+            return _failure(_Code.BAD_REQUEST, f"the request of {name} is malformed: {error}")
         response = response_type()
         try:
             stub.MakeSyncCall(call.service_name, call.method, request, response, call.request_id)
@@ -218,8 +229,56 @@ class RpcApplication:
         except Exception as error:
             if _lacks_method(stub, call.method, error):
                 return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+            if _is_malformed(request):
+                return _failure(_Code.BAD_REQUEST, f"the request of {name} is malformed: {error}")
             logger.exception("The API call %s failed.", name)
             return _failure(_Code.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+_TICKET_FIELD = remote_api_pb.Request.DESCRIPTOR.fields_by_name["request_id"].number
+_MAX_FIELDS = 100
+"""How many fields of a call are looked at; the SDK's client sends four."""
+_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+
+
+def _ticket_in(body: bytes) -> bytes:
+    """Return the ticket in a serialized call, without decoding anything else; empty bytes if there is none.
+
+    Raises :class:`ValueError` if the bytes are no message (https://protobuf.dev/programming-guides/encoding/).
+    """
+    ticket, position = b"", 0
+    for _ in range(_MAX_FIELDS):
+        if position == len(body):
+            return ticket
+        tag, position = _varint(body, position)
+        field, kind = tag >> 3, tag & 7
+        if kind == _VARINT:
+            _, position = _varint(body, position)
+        elif kind == _BYTES:
+            length, start = _varint(body, position)
+            position = start + length
+            if field == _TICKET_FIELD:
+                ticket = body[start:position]  # as in protobuf, the last one counts
+        elif kind in (_FIXED_64, _FIXED_32):
+            position += 8 if kind == _FIXED_64 else 4
+        else:
+            raise ValueError("a field has an unknown type")
+        if position > len(body):
+            raise ValueError("a field has no end")
+    if position == len(body):
+        return ticket
+    raise ValueError("there are too many fields")
+
+
+def _varint(body: bytes, position: int) -> tuple[int, int]:
+    """Return the number at ``position``, and the position after it."""
+    number = 0
+    for index, byte in enumerate(body[position : position + _MAX_VARINT_BYTES]):
+        number |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return number, position + index + 1
+    raise ValueError("a number has no end")
 
 
 def _lacks_method(stub: object, method: str, error: Exception) -> bool:
@@ -229,11 +288,37 @@ def _lacks_method(stub: object, method: str, error: Exception) -> bool:
     return (error.name or "").endswith(f"_{method}")
 
 
+def _too_large() -> Any:
+    return _failure(_Code.REQUEST_TOO_LARGE, f"an API call may have at most {MAX_CALL_BYTES:,} bytes")
+
+
 def _failure(code: int, detail: str) -> Any:
     response = remote_api_pb.Response()
     response.rpc_error.code = code
     response.rpc_error.detail = detail
     return response
+
+
+def _is_malformed(message: Message) -> bool:
+    """Tell whether a message lacks a required field, or has a text that is not UTF-8, which protobuf reads as bytes."""
+    if not message.IsInitialized():
+        return True
+    for field, value in message.ListFields():
+        if isinstance(value, (str, int, float)) or field.type == field.TYPE_BYTES:
+            continue
+        items = value if isinstance(value, Sequence) and not isinstance(value, bytes) else [value]
+        for item in items:
+            if field.type == field.TYPE_STRING and isinstance(item, bytes):
+                return True
+            if field.type in (field.TYPE_MESSAGE, field.TYPE_GROUP) and _is_malformed(item):
+                return True
+    return False
+
+
+def _respond(start_response: StartResponse, response: Any) -> Iterable[bytes]:
+    answer = response.SerializeToString()
+    start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(answer)))])
+    return [answer]
 
 
 def _as_text(detail: object) -> str:

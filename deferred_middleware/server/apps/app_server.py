@@ -31,7 +31,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import WSGITask
 
-from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.loggers import get_logger, log_to_terminal
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -44,6 +44,7 @@ STOP_GRACE_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
+_MAX_BODY_BYTES = 1 << 30  # as by default in waitress
 _CONNECTION_LIMIT = 1000
 # When that many are open, a tenth of them is closed: those that have been idle for longest.
 _CROWDED = 900
@@ -144,10 +145,19 @@ class AppServer:
 
     At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
     connection is the queue process's, and gets a thread of its own. Idle connections keep nobody out: if there are
-    many, those that have been idle for longest are closed.
+    many, those that have been idle for longest are closed. A request whose body has ``max_body_bytes`` or more is
+    refused with 413, before the body is read if its length is known.
     """
 
-    def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        sock: socket.socket,
+        *,
+        threads: int,
+        delivery_token: str = "",
+        max_body_bytes: int = _MAX_BODY_BYTES,
+    ) -> None:
         self._channels: dict[int, Any] = {}
         # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
         self._stopping = False
@@ -160,6 +170,7 @@ class AppServer:
             # select() can't take descriptors above 1023.
             asyncore_use_poll=True,
             connection_limit=_CONNECTION_LIMIT,
+            max_request_body_size=max_body_bytes,
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = _Channel
@@ -352,8 +363,4 @@ def _write_event(status: Any, **event: str) -> None:
 
 def _configure_logging(service: str) -> None:
     """Send log records to standard error, unless the app has configured logging when it was imported."""
-    root = logging.getLogger()
-    if not root.handlers:
-        logging.basicConfig(level=logging.INFO, format=f"[{service}] %(levelname)s %(name)s: %(message)s")
-    # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    log_to_terminal(f"[{service}] %(levelname)s %(name)s: %(message)s")

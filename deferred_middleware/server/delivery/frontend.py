@@ -13,7 +13,7 @@ queue process; any other request is not.
 from __future__ import annotations
 
 import hmac
-import random
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -71,8 +71,8 @@ class Frontend:
             environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
         environ[_API_TICKET_KEY] = self._api_ticket
         environ[_HOSTNAME_KEY] = self._default_hostname
-        # The ID may be guessable.
-        environ[_LOG_ID_KEY] = f"{random.getrandbits(128):032x}"
+        # Not from the module random, whose numbers the app may have seeded.
+        environ[_LOG_ID_KEY] = os.urandom(16).hex()
         environ[_HTTPS_KEY] = "off"
 
         def start(

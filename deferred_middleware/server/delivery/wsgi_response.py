@@ -7,17 +7,18 @@ Rules: https://peps.python.org/pep-3333/ and https://www.rfc-editor.org/rfc/rfc9
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING
 
 from waitress.task import hop_by_hop
 
+from deferred_middleware.errors.loggers import get_logger
+
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _ERROR = b"The server encountered an unexpected internal server error"
 

@@ -6,12 +6,12 @@ for: the response, the end of an app process, and the end of a handler that outl
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.services import Service, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, HttpAttempt
@@ -28,7 +28,7 @@ from deferred_middleware.server.store.store import TaskStore
 if TYPE_CHECKING:
     from deferred_middleware.server.dispatch.worker import ServiceWorker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class AttemptRunner:

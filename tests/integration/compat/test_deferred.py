@@ -292,3 +292,62 @@ def test_after_a_roll_back_the_sdk_runs_what_ours_enqueued(tasks: DeferredTasks,
 
     assert status is http.HTTPStatus.OK
     assert sample.ran
+
+
+class Troublesome:
+    """An object whose attributes raise or can't be called."""
+
+    number = 1
+
+    @property
+    def raises(self) -> Any:
+        """Raise what no handler expects."""
+        raise SystemExit("not me")
+
+    @property
+    def circular(self) -> Any:
+        """Raise a RecursionError."""
+        return self.circular
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (sdk.deferred.invoke_member, (), {}),
+        (sdk.deferred.invoke_member, (1,), {}),
+        (sdk.deferred.invoke_member, (Troublesome(), 1), {}),
+        (sdk.deferred.invoke_member, (Troublesome(), "raises"), {}),
+        (sdk.deferred.invoke_member, (Troublesome(), "circular"), {}),
+        (sdk.deferred.invoke_member, (Troublesome(), "number"), {}),
+        (sdk.deferred.invoke_member, (Troublesome(), "\ud800"), {}),
+        (sdk.deferred.run_from_datastore, (), {}),
+        (sdk.deferred.run_from_datastore, (1,), {}),
+        (sdk.deferred.run_from_datastore, (None,), {}),
+        (sdk.deferred.run_from_datastore, ("no key",), {}),
+        (sdk.deferred.run_from_datastore, ("\ud800",), {}),
+        (sdk.deferred.run_from_datastore, ([],), {}),
+        (sdk.deferred.run_from_datastore, (["no", "key"],), {}),
+    ],
+)
+def test_a_malformed_call_is_a_payload_error(content: Any) -> None:
+    """A call of the older library that can't be resolved is unreadable, with an error that says so."""
+    from deferred_middleware.execution import legacy
+
+    bed = testbed.Testbed()
+    bed.activate()
+    bed.init_datastore_v3_stub()
+    try:
+        with pytest.raises((PayloadError, CallableNotFoundError)):
+            legacy.resolved(content, Settings())
+    finally:
+        bed.deactivate()
+
+
+def test_a_failing_datastore_leaves_the_task_in_the_queue(tasks: DeferredTasks) -> None:
+    """If the datastore can't be asked, the task is answered with 500, and stays."""
+    from tests.support.delivering import request, task_environ
+
+    body = pickle.dumps((sdk.deferred.run_from_datastore, ("no key",), {}))
+
+    assert tasks.app is not None
+    assert request(tasks.app, task_environ(body, LEGACY_URL)).status == 500

@@ -40,6 +40,9 @@ def app() -> Any:
     return webapp2.WSGIApplication([webapp2.Route("/_cb/deferred/<module>/<name>", module.DeferredHandler)])
 
 
+SERVER = {"SERVER_SOFTWARE": "gunicorn/23.0.0"}
+
+
 def look_around() -> None:
     """Record what the module's helpers return inside a task."""
     sample.ran.append((module.isFromTaskQueue(), module.getRetryCount(), webapp2.get_request().path))
@@ -158,8 +161,52 @@ def test_the_helpers_outside_of_a_task(caplog: pytest.LogCaptureFixture) -> None
     """Outside a task, isFromTaskQueue() is false unless a task's request is given, and logAsRetried() logs an ERROR."""
     assert module.isFromTaskQueue() is False
     assert module.getRetryCount() == 0
-    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers={"X-AppEngine-TaskName": "x"})) is True
+    headers = {"X-AppEngine-TaskName": "x", "X-AppEngine-QueueName": "q"}
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is True
     assert module.isFromTaskQueue(webapp2.Request.blank("/")) is False
     module.logAsRetried("failed")
     assert caplog.records[0].levelname == "ERROR"
     assert caplog.records[0].funcName == "test_the_helpers_outside_of_a_task"
+
+
+@pytest.mark.parametrize("lacking", ["X-AppEngine-TaskName", "X-AppEngine-QueueName", "X-Appengine-User-IP"])
+def test_a_request_without_the_queues_headers_is_not_from_it(lacking: str) -> None:
+    """On App Engine standard, all headers of the queue are needed, and the IP of a user must be the queue's."""
+    headers = {"X-AppEngine-TaskName": "x", "X-AppEngine-QueueName": "q", "X-Appengine-User-IP": "0.1.0.2"}
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is True
+
+    headers[lacking] = "1.2.3.4" if "IP" in lacking else ""
+
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", SERVER, headers=headers)) is False
+
+
+@pytest.mark.parametrize("keys", [(), ("k" * 32,)])
+def test_where_others_could_send_the_headers_they_prove_nothing(
+    monkeypatch: pytest.MonkeyPatch, keys: tuple[Any, ...]
+) -> None:
+    """Outside App Engine standard, a request without a valid signature is not from the queue."""
+    monkeypatch.setattr(process, "_deployment", Deployment())
+    process.install_settings(Settings(secret_keys=keys))
+    headers = {"X-AppEngine-TaskName": "x", "X-AppEngine-QueueName": "q"}
+
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers=headers, POST=b"body")) is False
+    headers["X-Deferred-Signature"] = "v1;forged"
+    assert module.isFromTaskQueue(webapp2.Request.blank("/", headers=headers, POST=b"body")) is False
+
+
+def test_a_signed_request_is_from_the_queue(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signature counts with its own body only, and the request can be read afterwards."""
+    monkeypatch.setattr(process, "_deployment", Deployment())
+    key: Any = "k" * 32
+    process.install_settings(Settings(secret_keys=(key,)))
+    module.addTask("q", look_around).get_result()
+    (task,) = tasks.enqueued
+    headers = {**task.headers, "X-AppEngine-TaskName": task.name, "X-AppEngine-QueueName": task.queue}
+
+    request = webapp2.Request.blank(task.url, headers=headers, POST=task.body)
+    assert module.isFromTaskQueue(request) is True
+    assert request.body == task.body
+    forged = webapp2.Request.blank(task.url, headers=headers, POST=task.body + b"x")
+    assert module.isFromTaskQueue(forged) is False
+    process.install_settings(Settings(secret_keys=(key,), max_payload_bytes=len(task.body) - 1))
+    assert module.isFromTaskQueue(request) is False

@@ -215,3 +215,27 @@ def test_what_follows_compressed_data_is_an_error() -> None:
     for wrong in (packed + b".", packed[:-1], packed[:-5], zlib.compress(data + b"."), zlib.compress(packed)):
         with pytest.raises(PayloadError):
             loads(wrong)
+
+
+@pytest.mark.parametrize("name", ["PosixPath", "PurePosixPath", "PureWindowsPath"])
+@pytest.mark.parametrize("allowed", [(), ("tests.support.sample:note",)])
+def test_the_paths_of_python_3_13_are_read(name: str, allowed: tuple[str, ...]) -> None:
+    """A path that Python 3.13 has pickled, in any protocol, is read by each other version."""
+    import pathlib
+
+    in_text = f"(ctests.support.sample\nnote\n(cpathlib._local\n{name}\n(V/data\ntRt(dt.".encode()
+    by_stack = (
+        b"\x80\x04(\x8c\x14tests.support.sample\x8c\x04note\x93(\x8c\x0epathlib._local\x8c"
+        + bytes([len(name)])
+        + name.encode()
+        + b"\x93(X\x05\x00\x00\x00/datatRt}t."
+    )
+    for data in (in_text, by_stack):
+        loaded = loads(data, Settings(allowed_callables=allowed))
+        assert loaded.args == (getattr(pathlib, name)("/data"),)
+        assert type(loaded.args[0]) is getattr(pathlib, name)
+
+
+def test_the_name_of_the_module_is_only_a_text_elsewhere() -> None:
+    """A text that is the name of the module stays as it is."""
+    assert loads(dumps(call(sample.note, "pathlib._local"), 5)).args == ("pathlib._local",)

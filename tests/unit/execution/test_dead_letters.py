@@ -19,7 +19,9 @@ from deferred_middleware import DeferredMiddleware, PermanentTaskFailure, Settin
 from deferred_middleware.cli.main import main
 from deferred_middleware.config import process
 from deferred_middleware.config.process import current_deployment, current_settings, install_settings
-from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
+from deferred_middleware.execution.context import TaskContext
+from deferred_middleware.execution.dead_letters import MARK, ReplayError, record, replay
+from deferred_middleware.execution.outcomes import DeadLetter, Outcome
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import sample
 from tests.support.delivering import request, task_environ
@@ -66,9 +68,15 @@ def dead_letter(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, value: o
     return line_in(caplog)
 
 
+def content_of(line: str) -> dict[str, Any]:
+    """Return what the JSON of a log line says."""
+    content: dict[str, Any] = json.loads(line[line.index(MARK) + len(MARK) :])
+    return content
+
+
 def changed(line: str, **parts: Any) -> str:
     """Return the JSON of a log line with some parts replaced."""
-    return json.dumps({**json.loads(line[line.index(MARK) + len(MARK) :]), **parts})
+    return json.dumps({**content_of(line), **parts})
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -109,7 +117,12 @@ def test_it_is_run_again_after_its_signature_has_expired(
         {"path": "/_cb/deferred/os/system"},
         {"queue": "default"},
         {"application": "another-app"},
+        {"name": "another-name"},
+        {"service": "background"},
+        {"reason": "another reason"},
         {"headers": {}},
+        {"signature": "v1;k="},
+        {"signature": "\ud800"},
     ],
 )
 def test_what_was_changed_is_not_run(
@@ -127,13 +140,14 @@ def test_who_reads_the_log_cannot_post_it(tasks: DeferredTasks, caplog: pytest.L
     """The log line contains neither the task's signature nor another one that the handler accepts."""
     line = dead_letter(tasks, caplog)
     (enqueued,) = tasks.enqueued
-    kept = json.loads(line[line.index(MARK) + len(MARK) :])
+    kept = content_of(line)
     environ = task_environ(
         base64.b64decode(kept["body"]),
         kept["path"],
         HTTP_X_APPENGINE_QUEUENAME=kept["queue"],
         HTTP_X_APPENGINE_TASKNAME=kept["name"],
         **kept["headers"],
+        HTTP_X_DEFERRED_SIGNATURE=kept["signature"],
     )
     own = enqueued.headers["X-Deferred-Signature"]
 
@@ -160,11 +174,49 @@ def test_another_apps_keys_do_not_run_it(tasks: DeferredTasks, caplog: pytest.Lo
         replay(line)
 
 
-@pytest.mark.parametrize("line", ["", "no JSON", "{}", '{"path": 1}', f"{MARK}[]", '{"body": "!"}'])
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "no JSON", "{}", '{"path": 1}', f"{MARK}[]", '{"body": "!"}', f'{{"body": {DEEP}', f'{MARK}{{"a":{DEEP}'],
+    ids=range(8),
+)
 def test_what_is_no_dead_letter_is_told(line: str) -> None:
     """Text that is not a dead letter raises an error with a one-sentence message."""
     with pytest.raises(ReplayError, match="is not a dead letter"):
         replay(line)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"application": "\ud800"},
+        {"path": "/\u20ac"},
+        {"path": None},
+        {"name": 1},
+        {"body": ["QQ=="]},
+        {"body": "\ud800"},
+        {"service": "evil.example"},
+        {"service": "default\n"},
+        {"service": ["default"]},
+        {"headers": {"HTTP_X_DEFERRED_NAMESPACE": None}},
+        {"headers": []},
+        {"signature": 1},
+        {"SCRIPT_NAME": "/_cb"},
+        {"more": {}},
+    ],
+    ids=str,
+)
+def test_a_part_of_the_wrong_kind_is_told(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, parts: dict[str, Any]
+) -> None:
+    """A part that is of the wrong type, malformed or unknown makes the line no dead letter."""
+    line = dead_letter(tasks, caplog)
+
+    with pytest.raises(ReplayError, match="is not a dead letter"):
+        replay(changed(line, **parts))
+    assert tasks.pending == []
 
 
 @pytest.mark.parametrize("how", ["setting", "redact"])
@@ -225,17 +277,36 @@ def test_the_new_task_keeps_what_the_caller_asked_for(tasks: DeferredTasks, capl
     assert tasks.run().ok
 
 
-def test_a_header_that_the_task_did_not_have_is_left_out(
-    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("removed", "added"),
+    [
+        ("", {"HTTP_HOST": "evil.example"}),
+        ("", {"HTTP_X_OTHER": "1"}),
+        ("", {"HTTP_X_TENANT": "b"}),
+        ("", {"HTTP_X_TENANT": " a"}),
+        ("HTTP_X_TENANT", {}),
+        ("", {"HTTP_X_DEFERRED_NAMESPACE": "b"}),
+        ("", {"HTTP_X_DEFERRED_MAX_ATTEMPTS": "1"}),
+        ("HTTP_X_DEFERRED_OWN_HEADERS", {}),
+        ("", {"QUERY_STRING": "x=1"}),
+        ("", {"SCRIPT_NAME": ""}),
+        ("", {"SCRIPT_NAME": "/_cb/deferred"}),
+        ("", {"REQUEST_METHOD": "POST"}),
+    ],
+)
+def test_a_header_that_was_changed_is_not_taken(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, removed: str, added: dict[str, str]
 ) -> None:
-    """A header added to the log line, such as Host, is not sent, so it can't redirect the task."""
+    """Only headers that were signed count, so the line can neither redirect the task nor change its URL or tenant."""
     line = dead_letter(tasks, caplog)
-    headers = json.loads(line[line.index(MARK) + len(MARK) :])["headers"]
+    content = content_of(line)
+    headers = {key: value for key, value in content["headers"].items() if key != removed} | added
+    # The path without what the added header says.
+    path = content["path"].removeprefix(added.get("SCRIPT_NAME", ""))
 
-    again = replay(changed(line, headers={**headers, "HTTP_HOST": "evil.example", "HTTP_X_OTHER": "1"}))
-
-    assert "evil.example" not in again.headers.values()
-    assert "X-Other" not in again.headers
+    with pytest.raises(ReplayError, match="it is not what was signed"):
+        replay(changed(line, headers=headers, path=path))
+    assert tasks.pending == []
 
 
 @pytest.mark.parametrize(
@@ -251,16 +322,18 @@ def test_it_runs_again_in_its_service(
     target: str,
 ) -> None:
     """The new task targets the version that replays it; if that is unknown, the service's default version."""
-    line = changed(dead_letter(tasks, caplog), service=service)
-    deployment = dataclasses.replace(current_deployment(), version=version)
+    deployment = dataclasses.replace(current_deployment(), service=service)
     monkeypatch.setattr(process, "_deployment", deployment)
+    line = dead_letter(tasks, caplog)
+    assert content_of(line)["service"] == service
+    monkeypatch.setattr(process, "_deployment", dataclasses.replace(deployment, version=version))
     monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", "app.example")
 
     assert replay(line).target == target
 
 
 def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a key, the line says that it can't be replayed; with a key, also an unsigned task's line is signed."""
+    """Without a key, the line can't be replayed. Nor can it with a key, if the task itself was not signed."""
     deployment = dataclasses.replace(current_deployment(), environment="standard")
     monkeypatch.setattr(process, "_deployment", deployment)
     with capture_tasks() as tasks:
@@ -272,7 +345,7 @@ def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatc
         assert "X-Deferred-Signature" not in first.headers
         tasks.run(first, raise_errors=False)
         unsigned = line_in(caplog)
-        assert "can't run it again from this line, because the line is not signed" in unsigned
+        assert "can't run it again from this line, because the line is not signed: this process has no" in unsigned
         with pytest.raises(ReplayError, match="no signature"):
             replay(unsigned)
 
@@ -280,9 +353,70 @@ def test_what_is_not_signed_says_so(caplog: pytest.LogCaptureFixture, monkeypatc
         install_settings(dataclasses.replace(current_settings(), secret_keys=(secrets.token_hex(32),)))  # type: ignore[arg-type] # a text will do
         tasks.app = DeferredMiddleware(app)
         tasks.run(second, raise_errors=False)
-        sample.ran.append("mended")
-        replay(line_in(caplog))
-        assert tasks.run().ok
+        assert "because the line is not signed: the task itself was not signed" in line_in(caplog)
+        with pytest.raises(ReplayError, match="no signature"):
+            replay(line_in(caplog))
+
+
+@pytest.mark.parametrize("change", ["name", "header", "path", "body"])
+def test_a_record_is_signed_only_for_what_was_signed(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """If the request is not the one that was signed any more, because a layer or the task changed it, nor is the line.
+
+    So nobody can get another call signed.
+    """
+    content = content_of(dead_letter(tasks, caplog))
+    (enqueued,) = tasks.enqueued
+    environ = task_environ(
+        enqueued.body,
+        content["path"],
+        **content["headers"],
+        HTTP_X_APPENGINE_QUEUENAME="mail",
+        HTTP_X_APPENGINE_TASKNAME=content["name"],
+        HTTP_X_DEFERRED_SIGNATURE=enqueued.headers["X-Deferred-Signature"],
+    )
+    letter = DeadLetter(
+        context=TaskContext(environ),
+        call=None,
+        error=ValueError(),
+        outcome=Outcome.PERMANENT_FAILURE,
+        reason="a reason",
+        body=enqueued.body,
+    )
+    assert record(letter, current_settings()).unsigned_because is None
+
+    if change == "body":
+        letter = dataclasses.replace(letter, body=b"other")
+    elif change == "path":
+        environ["PATH_INFO"] = "/_cb/deferred/os/system"
+    else:
+        environ["HTTP_X_APPENGINE_TASKNAME" if change == "name" else "HTTP_X_DEFERRED_REDACTED"] = "1"
+
+    assert record(letter, current_settings()).unsigned_because == "the task itself was not signed"
+
+
+def test_damaged_options_of_an_unsigned_task_are_no_problem() -> None:
+    """The record of a task whose headers describe no options can be written, and has these headers."""
+    environ = task_environ(
+        b"",
+        HTTP_X_DEFERRED_RETRY_OPTIONS="[" * 100_000,
+        HTTP_X_DEFERRED_DEADLINE="soon",
+        HTTP_X_DEFERRED_MAX_ATTEMPTS="\ud800",
+    )
+    letter = DeadLetter(
+        context=TaskContext(environ),
+        call=None,
+        error=ValueError(),
+        outcome=Outcome.PERMANENT_FAILURE,
+        reason="a reason",
+        body=b"",
+    )
+
+    written = record(letter, Settings())
+
+    assert json.loads(written.text)["headers"]["HTTP_X_DEFERRED_DEADLINE"] == "soon"
+    assert written.unsigned_because == "this process has no DEFERRED_SECRET_KEYS"
 
 
 @pytest.mark.parametrize(("shown", "told"), [("none", "(…)"), ("names", "(value)"), ("short", "('word')")])
@@ -323,7 +457,7 @@ def test_the_command_runs_lines(
     monkeypatch.delitem(os.environ, "API_HOST", raising=False)
     good = dead_letter(tasks, caplog)
     path = tmp_path / "log"
-    path.write_text(f"something else\n{good}\n{changed(good, queue='x')}\n")
+    path.write_bytes(f"something else: \xff\n{good}\n{changed(good, queue='x')}\n".encode("latin-1"))
 
     assert main(["replay", str(path)]) == 1
 

@@ -82,14 +82,40 @@ def test_anything_else_is_refused(name: str | None, queue: str | None, ip: str |
     assert check_of(authenticator(deployment), **facts, HTTP_X_DEFERRED_SIGNATURE=signed) is not None
 
 
-@pytest.mark.parametrize("software", ["Development/2.0", "gunicorn/23", None])
-def test_address_and_software_are_no_evidence(software: str | None) -> None:
-    """REMOTE_ADDR and SERVER_SOFTWARE don't affect whether a request is accepted."""
+def test_the_address_is_no_evidence() -> None:
+    """REMOTE_ADDR doesn't affect whether a request is accepted."""
     standard = authenticator(STANDARD, Settings())
 
-    forged = {"HTTP_X_APPENGINE_TASKNAME": None, "REMOTE_ADDR": "0.1.0.2", "SERVER_SOFTWARE": software}
-    assert check_of(standard, **forged) == "task-name"
-    assert check_of(standard, REMOTE_ADDR="10.0.0.1", SERVER_SOFTWARE=software) is None
+    assert check_of(standard, HTTP_X_APPENGINE_TASKNAME=None, REMOTE_ADDR="0.1.0.2") == "task-name"
+    assert check_of(standard, REMOTE_ADDR="10.0.0.1") is None
+
+
+SERVERS = {
+    "gunicorn/23.0.0": True,
+    "gunicorn": True,
+    "waitress": True,
+    "WSGIServer/0.2 CPython/3.11.7": True,
+    "Werkzeug/3.1.3": True,
+    "Apache/2.4.62": True,
+    "Cheroot/11.1.2 Server": False,
+    "CherryPy/18.10": False,
+    "Granian": False,
+    "Development/2.0": False,
+    "not gunicorn": False,
+    "": False,
+    None: False,  # Tornado and Twisted set none
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_headers_are_trusted_only_from_servers_that_are_careful(server: str | None) -> None:
+    """On App Engine standard, a server that may replace one spelling of a header by another one needs signatures."""
+    expected = None if SERVERS[server] else "server"
+
+    assert check_of(authenticator(STANDARD, Settings()), SERVER_SOFTWARE=server) == expected
+    unverified = {"HTTP_X_DEFERRED_SIGNATURE": signature(), "SERVER_SOFTWARE": server}
+    assert check_of(authenticator(STANDARD, Settings()), **unverified) == expected
+    assert check_of(authenticator(STANDARD), **unverified) is None, "a signature is enough"
 
 
 def test_a_missing_signature_is_accepted_on_app_engine_only() -> None:

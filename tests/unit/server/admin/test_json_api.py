@@ -33,12 +33,11 @@ class Api:
         def wake() -> None:
             self.woken += 1
 
-        self._app: Any = validator(
-            JsonApi(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42}, token=TOKEN)
-        )
+        self._app: Any = JsonApi(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42}, token=TOKEN)
+        self.validates = True
 
     def ask(
-        self, method: str, path: str, body: bytes = b"", *, token: str | None = TOKEN
+        self, method: str, path: str, body: bytes = b"", *, token: str | None = TOKEN, **more: str
     ) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Return the status, content and headers of a response."""
         path, _, query = path.partition("?")
@@ -58,6 +57,7 @@ class Api:
             "wsgi.multithread": True,
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
+            **more,
         }
         if token is not None:
             environ["HTTP_X_DEFERRED_ADMIN_TOKEN"] = token
@@ -67,9 +67,10 @@ class Api:
             started[:] = given
             return lambda _data: None
 
-        result = self._app(environ, start_response)
+        result: Any = (validator(self._app) if self.validates else self._app)(environ, start_response)
         data = b"".join(result)
-        result.close()
+        if self.validates:
+            result.close()
         return int(started[0].split()[0]), json.loads(data) if data else {}, dict(started[1])
 
     def get(self, path: str) -> dict[str, Any]:
@@ -392,3 +393,22 @@ def test_head_is_get_without_the_content(api: Api) -> None:
     status, content, headers = api.ask("HEAD", "/queues")
     assert (status, content) == (200, {})
     assert int(headers["Content-Length"]) > 50
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 60_000, b"{" * 60_000, b'{"a":' * 12_000, b"\xff", b'"\\ud800"', b"nul"], ids=range(6)
+)
+def test_a_malformed_body_is_a_bad_request(api: Api, body: bytes) -> None:
+    """JSON that is damaged or nested too deep is answered with 400."""
+    status, content, _ = api.ask("POST", "/queues/default/pause", body)
+
+    assert (status, content["error"]["code"]) == (400, "bad-request")
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "1, 1", "\u0663", "9" * 10_000])
+def test_a_malformed_length_is_a_bad_request(api: Api, length: str) -> None:
+    """A Content-Length that is no number is answered with 400, one that is too large with 413."""
+    api.validates = False
+    status, _, _ = api.ask("POST", "/queues/default/pause", b"{}", CONTENT_LENGTH=length)
+
+    assert status == (413 if length.startswith("9") else 400)

@@ -7,6 +7,7 @@ import collections
 import datetime
 import decimal
 import functools
+import json
 import pickle
 import sys
 import zlib
@@ -18,7 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, render
-from deferred_middleware.server.admin.views import MAX_BODY_BYTES, PayloadView, view_of
+from deferred_middleware.server.admin.views import MAX_BODY_BYTES, PayloadView, task_details, view_of
+from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.pickle_tree import MAX_OPCODES, sketch
 
@@ -263,3 +265,49 @@ def test_whatever_it_is_there_is_a_view(body: bytes) -> None:
     assert len(shown.text) < 8 * MAX_CHARACTERS + 1000
     if shown.kind != "text":
         assert shown.text.isprintable()
+
+
+def test_the_reference_to_a_large_payload_may_be_nested_deep() -> None:
+    """A reference whose JSON is nested too deep is damaged."""
+    assert "damaged" in (view_of(protocol.OVERFLOW_MAGIC + b"[" * 100_000).problem or "")
+
+
+def test_signatures_and_credentials_are_masked() -> None:
+    """The details of a task show which key signed it, but nothing with which it can be sent again."""
+    claims = f"v1;k={'0' * 16};i=1;e=2;n=3;t=0;b=4"
+    headers = (
+        ("X-Deferred-Signature", f"{claims};s=secret"),
+        ("x-deferred-signature", "secret"),
+        ("Authorization", "Bearer secret"),
+        ("cookie", "secret"),
+        ("X-Appengine-Api-Ticket", "secret"),
+        ("X-Tenant", "a"),
+    )
+    task = StoredTask(
+        id=1,
+        queue="default",
+        name="a",
+        state="ready",
+        eta_usec=1,
+        created_usec=1,
+        first_attempt_usec=None,
+        finished_usec=None,
+        method="POST",
+        url="/",
+        target="",
+        retry=None,
+        dispatch_deadline_usec=None,
+        retry_count=0,
+        execution_count=0,
+        previous_response=None,
+        retry_reason=None,
+        headers=headers,
+        body=b"",
+    )
+
+    shown = task_details(task, [])
+
+    assert "secret" not in json.dumps(shown)
+    assert ["X-Deferred-Signature", f"{claims};s=…"] in shown["headers"]
+    assert [name for name, _ in shown["headers"]] == [name for name, _ in headers]
+    assert ["X-Tenant", "a"] in shown["headers"]
