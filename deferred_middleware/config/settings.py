@@ -25,6 +25,7 @@ from deferred_middleware.wire import protocol
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
+_PATH: Final = re.compile(r"/[!-)+->@-~]*\*?")  # printable, without ? and, except at the end, *
 _URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -63,9 +64,9 @@ def callables(value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def paths(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the paths in a list."""
+    """Return the paths in a list. A ``*`` at the end of a path stands for any text, but ``/*`` would be every path."""
     paths = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
-    if not all(re.fullmatch(r"/[\x21-\x7e]*", path) and "?" not in path for path in paths):
+    if not all(_PATH.fullmatch(path) and path != "/*" for path in paths):
         raise ValueError(value)
     return paths
 
@@ -196,10 +197,11 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="legacy_urls",
         variable="DEFERRED_LEGACY_URLS",
         convert=paths,
-        accepts="paths that start with a slash, separated by commas",
+        accepts="paths that start with a slash, separated by commas; * at the end of a path stands for any text",
         meaning=(
-            "Further paths at which tasks are run, such as /_ah/queue/deferred. They are for tasks that "
-            "google.appengine.ext.deferred enqueued before the app moved to this library."
+            "Further paths at which tasks are run, such as /_ah/queue/deferred, or /_ah/queue/deferred* for all paths "
+            "that start so. They are for tasks that google.appengine.ext.deferred enqueued before the app moved to "
+            "this library."
         ),
     ),
     Setting(

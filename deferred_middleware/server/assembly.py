@@ -37,6 +37,7 @@ from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
@@ -101,9 +102,23 @@ def assemble(
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
+    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
+    environs = {
+        service.id: external_environ(platform, service, api_ticket=ticket)
+        for ticket, service in tickets.items()
+        if service.external
+    }
+    all_environs = {**{one.service: one.environ for one in configs}, **environs}
+    warn_of_different_keys(all_environs.values())
+    voucher = Voucher(all_environs, application=project)
+
     process_ends = ProcessEnds(service.id for service in services if not service.external)
     scheduler = Scheduler(
-        store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
+        store,
+        directory,
+        Deliverer(delivery_token=delivery_token, voucher=voucher),
+        queues=queues,
+        process_ends=process_ends,
     )
     stub_map = make_stub_map(
         app_id=platform.app_id,
@@ -128,13 +143,6 @@ def assemble(
         token=running.token,
     )
 
-    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
-    environs = {
-        service.id: external_environ(platform, service, api_ticket=ticket)
-        for ticket, service in tickets.items()
-        if service.external
-    }
-    warn_of_different_keys([*(one.environ for one in configs), *environs.values()])
     return ServerParts(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
