@@ -27,6 +27,8 @@ _MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
 _PATH: Final = re.compile(r"/[!-)+->@-~]*\*?")  # printable, without ? and, except at the end, *
 _URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+SAME_VERSION: Final = "same"
+DEFAULT_VERSION: Final = "default"
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -46,6 +48,13 @@ def service(value: str | None) -> str | None:
     if value is not None and not _SERVICE_NAME.fullmatch(value):
         raise ValueError(value)
     return None if value is None else str.__str__(value)  # of an enum member, its value
+
+
+def version(value: str) -> str:
+    """Return a version's name, or one of the words that stand for a version."""
+    if not _SERVICE_NAME.fullmatch(value):
+        raise ValueError(value)
+    return str.__str__(value)
 
 
 def module(value: str | None) -> str | None:
@@ -176,6 +185,16 @@ TABLE: Final[tuple[Setting, ...]] = (
         meaning=(
             "The service that runs the tasks enqueued from the default service, at the same version. Tasks of other "
             "services run in their own service."
+        ),
+    ),
+    Setting(
+        field="background_version",
+        variable="DEFERRED_BACKGROUND_VERSION",
+        convert=version,
+        accepts="same, default, or the name of a version: [a-z0-9-], up to 63 characters",
+        meaning=(
+            "The version of the background module: the version that enqueues the task (same), the module's default "
+            "version (default), or the version with this name."
         ),
     ),
     Setting(
@@ -317,6 +336,7 @@ class Settings:
 
     default_queues: tuple[str, ...] = ("default",)
     background_module: str | None = None
+    background_version: str = SAME_VERSION
     warmup_module: str | None = None
     url_prefix: str = protocol.URL_PREFIX
     legacy_urls: tuple[str, ...] = ()
