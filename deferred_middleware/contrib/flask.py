@@ -79,7 +79,7 @@ class FlaskDeferred:
             f"{prefix}<path:label>", ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False
         )
         app.url_map.converters[_ANY_TEXT] = _AnyText
-        for url in self._handler.settings.legacy_urls:
+        for url in self._handler.settings.unnamed_urls:
             rule = f"{url[:-1]}<{_ANY_TEXT}:label>" if url.endswith("*") else url
             app.add_url_rule(rule, ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False)
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]

@@ -283,8 +283,10 @@ def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | 
 
 
 def url_for(call: Call, settings: Settings) -> str:
-    """Return the path that the task is posted to: its ``_url``, or the prefix with the call's label."""
+    """Return the path that the task is posted to: its ``_url``, the default URL, or the prefix with the label."""
     if call.options.url is None:
+        if settings.default_url is not None:
+            return settings.default_url
         return f"{settings.url_prefix}/{call.label.path}"
     if f"{call.options.url}/".startswith(f"{settings.url_prefix}/"):
         raise OptionError(

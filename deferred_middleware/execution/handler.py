@@ -117,7 +117,7 @@ class TaskHandler:
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
         """The start of the path of a task's request."""
-        legacy = settings.legacy_urls
+        legacy = settings.unnamed_urls
         self._legacy = frozenset(url for url in legacy if not url.endswith("*"))
         self._prefixes = (self.prefix, *(url[:-1] for url in legacy if url.endswith("*")))
         self._warmup = Warmup(settings.warmup_module)
