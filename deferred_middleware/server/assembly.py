@@ -24,6 +24,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
+from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
@@ -102,21 +103,12 @@ def assemble(
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
-    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
-    environs = {
-        service.id: external_environ(platform, service, api_ticket=ticket)
-        for ticket, service in tickets.items()
-        if service.external
-    }
-    all_environs = {**{one.service: one.environ for one in configs}, **environs}
-    warn_of_different_keys(all_environs.values())
-    voucher = Voucher(all_environs, application=project)
-
     process_ends = ProcessEnds(service.id for service in services if not service.external)
+    deliverer = Deliverer(delivery_token=delivery_token)
     scheduler = Scheduler(
         store,
         directory,
-        Deliverer(delivery_token=delivery_token, voucher=voucher),
+        deliverer,
         queues=queues,
         process_ends=process_ends,
     )
@@ -143,11 +135,29 @@ def assemble(
         token=running.token,
     )
 
+    rpc = RpcApplication(stub_map, tickets, pages=json_api)
+    configs = _process_configs(
+        config,
+        platform,
+        tickets,
+        listeners,
+        delivery_token=delivery_token,
+        api_connections=ApiConnections(rpc.answer),
+    )
+    environs = {
+        service.id: external_environ(platform, service, api_ticket=ticket)
+        for ticket, service in tickets.items()
+        if service.external
+    }
+    all_environs = {**{one.service: one.environ for one in configs}, **environs}
+    warn_of_different_keys(all_environs.values())
+    deliverer.voucher = Voucher(all_environs, application=project)
+
     return ServerParts(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
         admin_app=Guard(
-            RpcApplication(stub_map, tickets, pages=json_api),
+            rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
         ),
         admin_listener=admin_listener,
@@ -311,6 +321,7 @@ def _process_configs(
     listeners: Sequence[socket.socket],
     *,
     delivery_token: str,
+    api_connections: ApiConnections,
 ) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
     configs = []
@@ -333,6 +344,7 @@ def _process_configs(
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 start_timeout_seconds=config.start_timeout_seconds,
+                api_connections=api_connections,
             )
         )
     return configs

@@ -16,7 +16,7 @@ from tests.support.running import TELL, Recorder, Serve, await_end
 APP = (
     TELL
     + """
-import signal, threading, time
+import signal, subprocess, threading, time
 from google.appengine.api import app_identity, memcache, modules, taskqueue, wrap_wsgi_app
 from google.appengine.ext import ndb
 
@@ -49,6 +49,11 @@ def hang(environ):
     record(environ)
     if not os.path.exists("go-on"):
         threading.Event().wait()
+
+def hold_the_lock(environ):
+    subprocess.Popen(["sleep", "1000"])
+    tell(path="holds")
+    sum(range(10**12))
 
 def finish_slowly(environ):
     tell(path="began")
@@ -93,6 +98,7 @@ ROUTES = {
     "/add": add, "/headers": headers, "/transaction": transaction, "/put": put, "/notes": notes,
     "/services": services, "/tasks/record": record, "/tasks/fail-twice": fail_twice, "/tasks/die-once": die_once,
     "/tasks/hang": hang, "/tasks/slow": finish_slowly,
+    "/tasks/hold-the-lock": hold_the_lock,
 }
 
 def handle(environ, start_response):
@@ -282,6 +288,20 @@ def test_a_killed_app_process_is_replaced_and_its_task_retried(serve: Serve, rec
     assert second["headers"]["x-appengine-taskexecutioncount"] == "0"
     assert "was killed by signal 9 (SIGKILL); it is started again" in server.output
     assert server.stop() == 0
+
+
+def test_an_app_process_ends_with_the_queue_process_at_once(serve: Serve, recorder: Recorder) -> None:
+    """When the queue process is killed, its app ends too, with what it started, even while it runs code in C."""
+    server = serve(APP)
+    server.post("/add", {"url": "/tasks/hold-the-lock"})
+    recorder.next()
+    time.sleep(0.1)  # until sum() holds the interpreter's lock
+    os.kill(server.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    server.wait()
+    while server.processes():
+        assert time.monotonic() - killed < 2.0
+        time.sleep(0.01)
 
 
 def test_requests_wait_while_the_app_restarts(serve: Serve) -> None:

@@ -95,13 +95,13 @@ class Deliverer:
     """Sends tasks to services over persistent connections.
 
     Every request has the ``delivery_token``, which proves to a service that the task queue sent the request. External
-    services don't get the token, because with it they could pose as the queue. The ``voucher`` signs tasks that were
-    enqueued without a signature.
+    services don't get the token, because with it they could pose as the queue. If there is a ``voucher``, it signs tasks that
+    were enqueued without a signature; it is set before the first delivery.
     """
 
     def __init__(self, *, delivery_token: str, voucher: Voucher | None = None) -> None:
         self._delivery_token = delivery_token
-        self._voucher = voucher
+        self.voucher = voucher
         # Guards _busy, _idle and _closed.
         self._lock = threading.Lock()
         self._busy: set[ServiceConnection] = set()
@@ -138,7 +138,7 @@ class Deliverer:
         headers = request_headers(task, host)
         if not service.external:
             headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
-        if self._voucher is not None and (signature := self._voucher.signature(task, service)) is not None:
+        if self.voucher is not None and (signature := self.voucher.signature(task, service)) is not None:
             headers.append((protocol.SIGNATURE_HEADER, signature))
         lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
         head = "\r\n".join(lines)
