@@ -95,8 +95,8 @@ class Deliverer:
     """Sends tasks to services over persistent connections.
 
     Every request has the ``delivery_token``, which proves to a service that the task queue sent the request. External
-    services don't get the token, because with it they could pose as the queue. If there is a ``voucher``, it signs tasks that
-    were enqueued without a signature; it is set before the first delivery.
+    services don't get the token, because with it they could pose as the queue. If there is a ``voucher``, it signs
+    tasks that were enqueued without a signature. Set it before the first delivery.
     """
 
     def __init__(self, *, delivery_token: str, voucher: Voucher | None = None) -> None:

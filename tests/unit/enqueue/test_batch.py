@@ -392,6 +392,33 @@ def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[i
     assert response.status == status
 
 
+class FailureHook:
+    """A hook that keeps the errors of failures."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def on_failure(self, failure: Any) -> None:
+        """Keep the error."""
+        self.errors.append(failure.error)
+
+
+def test_a_failed_enqueue_that_a_task_does_not_wait_for_is_a_failure_of_the_task(many: Engine) -> None:
+    """The hook gets the error of the enqueue, and the queue a 500."""
+    many.answer = lambda adds: [Code.PERMISSION_DENIED] * len(adds)
+    hook = FailureHook()
+    body = payload.dumps(call(task, False), 5)
+
+    response = request(
+        DeferredMiddleware(App(None), hooks=[hook]), task_environ(body, f"/_cb/deferred/{__name__}/task")
+    )
+    enqueues.clear()
+
+    assert response.status == 500
+    (error,) = hook.errors
+    assert isinstance(error, EnqueueError)
+
+
 def test_plain_calls_of_a_batch_in_a_coalescing_request_are_enqueued(many: Engine) -> None:
     """The calls of a defer_batch() are enqueued when the batch ends, whatever the request does with others."""
     futures: list[EnqueueFuture] = []
