@@ -25,7 +25,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a header's name (R
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # a header's value (RFC 9110, section 5.5)
 _TARGET: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?){0,2}")
 # The only header of the platform's that a task may set. It makes an attempt fail at once if no instance is free.
-_ALLOWED_PLATFORM_HEADERS: Final = ("x-appengine-fail-fast",)
+_ALLOWED_PLATFORM_HEADERS: Final = ("x-appengine-fail-fast", "x-appengine-failfast")
 _MAX_ETA_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 

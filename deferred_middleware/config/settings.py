@@ -1,7 +1,6 @@
 """The settings: one table of names, conversions and meanings, and the value that holds them.
 
-Each conversion makes a setting's value from a variable's text, or checks a value that was given in code. It raises
-:class:`ValueError` for a value that is not accepted. A variable that is set to the empty string counts as not set.
+A variable that is set to the empty string counts as not set.
 
 :mod:`deferred_middleware.config.process` reads the settings of the process.
 """
@@ -12,122 +11,17 @@ import dataclasses
 import logging
 import os
 import pickle
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from deferred_middleware.config import keys
+from deferred_middleware.config import conversions, keys
 from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.errors import DeferredWarning, SettingsError, nearest
 from deferred_middleware.wire import protocol
 
-_SERVICE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
-_URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-
-
-def queues(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the queue names in a list."""
-    names = value.split(",") if isinstance(value, str) else value
-    queues = tuple(name.strip() for name in names)
-    if not queues or not all(protocol.QUEUE_NAME_PATTERN.fullmatch(name) for name in queues):
-        raise ValueError(value)
-    if len(set(queues)) < len(queues):
-        raise ValueError(value)
-    return queues
-
-
-def service(value: str | None) -> str | None:
-    """Return a service's name."""
-    if value is not None and not _SERVICE_NAME.fullmatch(value):
-        raise ValueError(value)
-    return None if value is None else str.__str__(value)  # of an enum member, its value
-
-
-def module(value: str | None) -> str | None:
-    """Return a module's dotted name."""
-    if value is not None and not _MODULE_NAME.fullmatch(value):
-        raise ValueError(value)
-    return None if value is None else str.__str__(value)  # of an enum member, its value
-
-
-def callables(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Return a list of callables: module:qualname, or module:* for the functions that a module defines itself."""
-    names = tuple(name.strip() for name in (value.split(",") if isinstance(value, str) else value))
-    if not all(_CALLABLE_NAME.fullmatch(name) for name in names):
-        raise ValueError(value)
-    return names
-
-
-def paths(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the paths in a list."""
-    paths = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else tuple(value)
-    if not all(re.fullmatch(r"/[\x21-\x7e]*", path) and "?" not in path for path in paths):
-        raise ValueError(value)
-    return paths
-
-
-def url_prefix(value: str) -> str:
-    """Return a path without a slash at its end."""
-    if not _URL_PREFIX.fullmatch(value):
-        raise ValueError(value)
-    return str.__str__(value)
-
-
-def boolean(value: str | bool) -> bool:
-    """Return a boolean."""
-    if isinstance(value, bool):
-        return value
-    if value.lower() in ("true", "1"):
-        return True
-    if value.lower() in ("false", "0"):
-        return False
-    raise ValueError(value)
-
-
-def integer(lowest: int, highest: int) -> Callable[[str | int], int]:
-    """Return a conversion to a whole number from ``lowest`` to ``highest``."""
-
-    def convert(value: str | int) -> int:
-        if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
-            raise ValueError(value)
-        number = int(value)
-        if not lowest <= number <= highest:
-            raise ValueError(value)
-        return number
-
-    return convert
-
-
-def seconds(value: str | float) -> float:
-    """Return a number of seconds."""
-    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
-        raise ValueError(value)
-    seconds = float(value)
-    if not 0 <= seconds <= 600:
-        raise ValueError(value)
-    return seconds
-
-
-def log_level(value: str | int) -> int:
-    """Return the number of a log level."""
-    if isinstance(value, str) and value.upper() in LEVELS:
-        return int(getattr(logging, value.upper()))
-    return integer(0, 100)(value)
-
-
-def one_of(*words: str) -> Callable[[str], str]:
-    """Return a conversion that accepts only ``words``."""
-
-    def convert(value: str) -> str:
-        if value not in words:
-            raise ValueError(value)
-        return str.__str__(value)
-
-    return convert
+SAME_VERSION: Final = "same"
+DEFAULT_VERSION: Final = "default"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,7 +53,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="default_queues",
         variable="DEFERRED_DEFAULT_QUEUES",
         alias="DEFAULT_QUEUES",
-        convert=queues,
+        convert=conversions.queues,
         accepts="queue names ([a-zA-Z0-9-], up to 100 characters each) separated by commas, each once",
         meaning=(
             "The queues for calls without _queue. An unnamed call goes to one of them at random. A named call always "
@@ -170,7 +64,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         field="background_module",
         variable="DEFERRED_BACKGROUND_MODULE",
         alias="BACKGROUND_MODULE",
-        convert=service,
+        convert=conversions.service,
         accepts="the name of a service: [a-z0-9-], up to 63 characters",
         meaning=(
             "The service that runs the tasks enqueued from the default service, at the same version. Tasks of other "
@@ -178,28 +72,49 @@ TABLE: Final[tuple[Setting, ...]] = (
         ),
     ),
     Setting(
+        field="background_version",
+        variable="DEFERRED_BACKGROUND_VERSION",
+        convert=conversions.version,
+        accepts="same, default, or the name of a version: [a-z0-9-], up to 63 characters",
+        meaning=(
+            "The version of the background module: the version that enqueues the task (same), the module's default "
+            "version (default), or the version with this name."
+        ),
+    ),
+    Setting(
         field="warmup_module",
         variable="DEFERRED_WARMUP_MODULE",
         alias="WARMUP_MODULE",
-        convert=module,
+        convert=conversions.module,
         accepts="the dotted name of a module that can be imported",
         meaning="A module that is imported once, before the first payload is decoded.",
     ),
     Setting(
         field="url_prefix",
         variable="DEFERRED_URL_PREFIX",
-        convert=url_prefix,
+        convert=conversions.url_prefix,
         accepts="a path such as /_cb/deferred, with a slash at its start and none at its end",
         meaning="The path under which tasks are delivered.",
     ),
     Setting(
         field="legacy_urls",
         variable="DEFERRED_LEGACY_URLS",
-        convert=paths,
-        accepts="paths that start with a slash, separated by commas",
+        convert=conversions.paths,
+        accepts="paths that start with a slash, separated by commas; * at the end of a path stands for any text",
         meaning=(
-            "Further paths at which tasks are run, such as /_ah/queue/deferred. They are for tasks that "
-            "google.appengine.ext.deferred enqueued before the app moved to this library."
+            "Further paths at which tasks are run, such as /_ah/queue/deferred, or /_ah/queue/deferred* for all paths "
+            "that start so. They are for tasks that google.appengine.ext.deferred enqueued before the app moved to "
+            "this library."
+        ),
+    ),
+    Setting(
+        field="default_url",
+        variable="DEFERRED_DEFAULT_URL",
+        convert=conversions.path,
+        accepts="a path such as /_ah/queue/deferred, outside of the URL prefix",
+        meaning=(
+            "The path for all calls without _url, in place of the URL prefix with the name of the call. Tasks that are "
+            "delivered there are run."
         ),
     ),
     Setting(
@@ -216,14 +131,14 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="require_signature",
         variable="DEFERRED_REQUIRE_SIGNATURE",
-        convert=boolean,
+        convert=conversions.boolean,
         accepts="true or false",
         meaning="Whether a task without a signature is refused on App Engine standard. Elsewhere it is always refused.",
     ),
     Setting(
         field="allowed_callables",
         variable="DEFERRED_ALLOWED_CALLABLES",
-        convert=callables,
+        convert=conversions.callables,
         accepts="names such as shop.mail:send, shop.orders:Order.close or shop.jobs:*, separated by commas",
         meaning=(
             "The callables that a task may call. Nothing else is deferred or run, and nothing that a payload names is "
@@ -234,14 +149,14 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="pickle_protocol",
         variable="DEFERRED_PICKLE_PROTOCOL",
-        convert=integer(0, pickle.HIGHEST_PROTOCOL),
+        convert=conversions.integer(0, pickle.HIGHEST_PROTOCOL),
         accepts=f"a whole number from 0 to {pickle.HIGHEST_PROTOCOL}",
         meaning="The pickle protocol of the payloads that are written. Every protocol can be read.",
     ),
     Setting(
         field="max_payload_bytes",
         variable="DEFERRED_MAX_PAYLOAD_BYTES",
-        convert=integer(1, 2**31),
+        convert=conversions.integer(1, 2**31),
         accepts="a whole number of bytes, at least 1",
         meaning=(
             "The largest payload. A larger payload is an error at defer(), and a larger request body is refused with "
@@ -252,7 +167,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="enqueue_seconds",
         variable="DEFERRED_ENQUEUE_SECONDS",
-        convert=seconds,
+        convert=conversions.seconds,
         accepts="a number of seconds, 0 to 600",
         meaning=(
             "How long an enqueue is retried after transient errors and time-outs, under a name that is generated once. "
@@ -262,7 +177,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="coalesce",
         variable="DEFERRED_COALESCE",
-        convert=boolean,
+        convert=conversions.boolean,
         accepts="true or false",
         meaning=(
             "Whether the defer_async calls of a request are enqueued together when the app has returned its response. "
@@ -272,15 +187,15 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="log_level",
         variable="DEFERRED_LOG_LEVEL",
-        convert=log_level,
-        accepts=f"one of {', '.join(LEVELS)}, or a number",
+        convert=conversions.log_level,
+        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
         meaning="The level of the log line for a task that succeeded.",
     ),
     Setting(
         field="retry_log_level",
         variable="DEFERRED_RETRY_LOG_LEVEL",
-        convert=log_level,
-        accepts=f"one of {', '.join(LEVELS)}, or a number",
+        convert=conversions.log_level,
+        accepts=f"one of {', '.join(conversions.LEVELS)}, or a number",
         meaning=(
             "The log level for a failed attempt that is going to be retried. An attempt that is known to be the last "
             "(its _retry_options have a task_retry_limit and no task_age_limit) is always an ERROR."
@@ -289,7 +204,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="log_arguments",
         variable="DEFERRED_LOG_ARGUMENTS",
-        convert=one_of("none", "names", "short"),
+        convert=conversions.one_of("none", "names", "short"),
         accepts="none, names or short",
         meaning=(
             "How much of a call's arguments is logged when the call fails: nothing, the names, or the values, "
@@ -315,9 +230,11 @@ class Settings:
 
     default_queues: tuple[str, ...] = ("default",)
     background_module: str | None = None
+    background_version: str = SAME_VERSION
     warmup_module: str | None = None
     url_prefix: str = protocol.URL_PREFIX
     legacy_urls: tuple[str, ...] = ()
+    default_url: str | None = None
     secret_keys: tuple[SecretKey, ...] = dataclasses.field(default_factory=_keys_of_process, repr=False)
     require_signature: bool = False
     allowed_callables: tuple[str, ...] = ()
@@ -337,6 +254,14 @@ class Settings:
             except (ValueError, TypeError, AttributeError):
                 raise setting.error(setting.variable, value) from None
             object.__setattr__(self, setting.field, converted)
+        if self.default_url is not None and f"{self.default_url}/".startswith(f"{self.url_prefix}/"):
+            # Below the prefix, a URL names the call that it runs.
+            raise SettingsError("DEFERRED_DEFAULT_URL", self.default_url, f"a path outside of {self.url_prefix}")
+
+    @property
+    def unnamed_urls(self) -> tuple[str, ...]:
+        """The paths of tasks that don't name their calls: the legacy URLs and the default URL."""
+        return self.legacy_urls if self.default_url is None else (*self.legacy_urls, self.default_url)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, got_request_exception, has_request_context, request
+from werkzeug.routing import BaseConverter
 
 from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
 from deferred_middleware.enqueue import batch
@@ -39,6 +40,16 @@ if TYPE_CHECKING:
 
 ENDPOINT = "deferred_middleware"
 """The endpoint of the route: the value of ``request.endpoint`` while a task runs."""
+
+
+_ANY_TEXT = "deferred_middleware_any_text"
+
+
+class _AnyText(BaseConverter):
+    """Matches the rest of a path, also an empty one, for a legacy URL that ends with ``*``."""
+
+    regex = ".*?"
+    part_isolating = False
 
 
 class FlaskDeferred:
@@ -67,8 +78,10 @@ class FlaskDeferred:
         app.add_url_rule(
             f"{prefix}<path:label>", ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False
         )
-        for url in self._handler.settings.legacy_urls:
-            app.add_url_rule(url, ENDPOINT, self.view, methods=["POST"], strict_slashes=True)
+        app.url_map.converters[_ANY_TEXT] = _AnyText
+        for url in self._handler.settings.unnamed_urls:
+            rule = f"{url[:-1]}<{_ANY_TEXT}:label>" if url.endswith("*") else url
+            app.add_url_rule(rule, ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False)
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
         # Flask logs the exception of a view. That of a task has been logged already, with its call.
         app.logger.addFilter(_is_not_logged_yet)

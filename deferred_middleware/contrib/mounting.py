@@ -56,7 +56,7 @@ class TaskGuard(DeferredMiddleware):
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request to the app. If it is a task's, send the handler's response, whatever the app returned."""
         path = environ.get("PATH_INFO", "")
-        if not path.startswith(self._prefix) and path not in self._legacy:
+        if not self._handler.runs(path):
             return super().__call__(environ, start_response)
         report = ensure_report(environ)
         try:

@@ -43,7 +43,8 @@ class Webapp2Deferred(TaskGuard):
     def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         handler = TaskHandler.installed(settings, hooks)
         # A SimpleRoute's template is a regular expression. A Route's template gives angle brackets a meaning.
-        paths = [re.escape(handler.prefix) + ".*", *map(re.escape, handler.settings.legacy_urls)]
+        urls = (f"{handler.prefix}*", *handler.settings.unnamed_urls)
+        paths = [re.escape(url[:-1]) + ".*" if url.endswith("*") else re.escape(url) for url in urls]
         route = webapp2.SimpleRoute(f"(?:{'|'.join(paths)})", _make_handler_class(handler))
         app.router.match_routes.insert(0, route)
         handle_in_app = app.handle_exception

@@ -58,7 +58,7 @@ def has_api() -> bool:
 
 
 def request_facts() -> Hashable | None:
-    """Return the request's hostnames and namespaces that a task needs, and whether the taskqueue API is available.
+    """Return the request's hostnames and namespaces that a task needs, and what answers the taskqueue API.
 
     Returns None on a development server, because the SDK's modules API must be called there for each target's hostname.
     """
@@ -70,6 +70,7 @@ def request_facts() -> Hashable | None:
         context.get("DEFAULT_VERSION_HOSTNAME"),
         namespace_manager.google_apps_namespace(),
         namespace_manager.get_namespace(),
+        answered_by_stub(),
     )
 
 
@@ -87,7 +88,7 @@ def host_of(target: str) -> str | None:
     """
     hostname = app_identity.get_default_version_hostname()
     if hostname is None:
-        if _answered_by_stub():
+        if answered_by_stub():
             return None
         raise TargetUnknownError(target)
     if _is_development_server():
@@ -109,7 +110,7 @@ def _is_development_server() -> bool:
     return software.startswith("Dev") and software != "Development/1.0 (testbed)"
 
 
-def _answered_by_stub() -> bool:
+def answered_by_stub() -> bool:
     """Tell whether the app is under test: the SDK's stub, or a subclass of it, answers the taskqueue API."""
     module = sys.modules.get(_STUB_MODULE)
     stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import random
 import sys
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.calls import allowlist, headers, payload, redaction
 from deferred_middleware.calls.options import NO_OPTIONS, warn
 from deferred_middleware.config.process import current_process
+from deferred_middleware.config.settings import DEFAULT_VERSION, SAME_VERSION
 from deferred_middleware.engines import transactions
-from deferred_middleware.engines.current import engine_and_context
+from deferred_middleware.engines.current import answered_by_stub, engine_and_context
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import OptionError, sdk
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_TEMPLATES: Final = 1000
 """How many templates are cached. Beyond that, the cache is cleared."""
+_enqueued_on_stub: Final = itertools.count(1)
 _OPENTELEMETRY: Final = "opentelemetry.trace"
 
 
@@ -67,6 +70,8 @@ class CallTemplate:
     signer: Signer | None
     overhead_bytes: int
     """The size of a task without its body."""
+    on_stub: bool
+    """Whether the SDK's stub answers, in a test."""
 
     def message(self, name: str | None, body: bytes, eta_posix: float | None, nonce: str) -> TaskMessage:
         """Return a message, which may be too large. ``nonce`` is 24 random hexadecimal digits."""
@@ -140,8 +145,11 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
     named_by_us = options.name is None and retry_seconds > 0
     # 128 evenly distributed random bits, as the platform recommends for names.
     digits = os.urandom(16).hex()
+    if template.on_stub:
+        # The stub orders tasks of the same time by name, and tests rely on the order of enqueueing.
+        digits = f"{next(_enqueued_on_stub):08d}{digits[8:]}"
     name = digits if named_by_us else options.name
-    message, overflowed = template.message(name, body, options.eta_posix, digits[:24]), None
+    message, overflowed = template.message(name, body, options.eta_posix, digits[8:]), None
     if template.overhead_bytes + len(body) > engine.max_task_bytes:
         message, overflowed = _smaller(call, message, template, transactional, engine.max_task_bytes)
     return PreparedCall(
@@ -232,7 +240,8 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
         raise _target_unknown(call, queue, target) from error
     except Exception as error:
         raise sdk.explain(error, call.label, queue, options.name) from error
-    return CallTemplate(template, signer, template.overhead_bytes + (signature.LENGTH if signer is not None else 0))
+    overhead_bytes = template.overhead_bytes + (signature.LENGTH if signer is not None else 0)
+    return CallTemplate(template, signer, overhead_bytes, answered_by_stub())
 
 
 def queue_for(call: Call, settings: Settings) -> str:
@@ -256,22 +265,28 @@ def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | 
     """Return the target, or None if the process doesn't know its own service and version.
 
     A ``_target`` is used as it is given; a single label means the default version of that service. Without ``_target``,
-    the call stays in the service that enqueues it. From the default service, it goes to the same version of the
-    background module, if there is one.
+    the call stays in the service that enqueues it. From the default service, it goes to the background module, if there
+    is one: to the same version, to the module's default version, or to a version with a given name.
     """
     if call.options.target is not None:
         return call.options.target
-    service = deployment.service
+    service, version = deployment.service, deployment.version
     if settings.background_module and service == "default":
         service = settings.background_module
-    if service is None or deployment.version is None:
+        if settings.background_version == DEFAULT_VERSION:
+            return service
+        if settings.background_version != SAME_VERSION:
+            version = settings.background_version
+    if service is None or version is None:
         return None
-    return f"{deployment.version}.{service}"
+    return f"{version}.{service}"
 
 
 def url_for(call: Call, settings: Settings) -> str:
-    """Return the path that the task is posted to: its ``_url``, or the prefix with the call's label."""
+    """Return the path that the task is posted to: its ``_url``, the default URL, or the prefix with the label."""
     if call.options.url is None:
+        if settings.default_url is not None:
+            return settings.default_url
         return f"{settings.url_prefix}/{call.label.path}"
     if f"{call.options.url}/".startswith(f"{settings.url_prefix}/"):
         raise OptionError(

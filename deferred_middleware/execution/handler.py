@@ -117,6 +117,9 @@ class TaskHandler:
         self._hooks = hooks
         self.prefix = f"{settings.url_prefix}/"
         """The start of the path of a task's request."""
+        legacy = settings.unnamed_urls
+        self._legacy = frozenset(url for url in legacy if not url.endswith("*"))
+        self._prefixes = (self.prefix, *(url[:-1] for url in legacy if url.endswith("*")))
         self._warmup = Warmup(settings.warmup_module)
         self._runner = Runner(settings, hooks, self._warmup)
         self._authenticator = Authenticator(settings, process.current_deployment())
@@ -134,6 +137,15 @@ class TaskHandler:
         if given:
             process.install_hooks(Hooks(given))
         return cls(settings or process.current_settings(), process.current_hooks())
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """What the paths of all tasks' requests start with. The paths of other requests may start so, too."""
+        return (*self._prefixes, *self._legacy)
+
+    def runs(self, path: str) -> bool:
+        """Tell whether a request for ``path`` delivers a task: below our prefix, or at one of the legacy URLs."""
+        return path.startswith(self._prefixes) or path in self._legacy
 
     def warm_up(self) -> None:
         """Import the warm-up module if it is not imported yet. A failure is logged; the next task tries again."""

@@ -61,17 +61,16 @@ class DeferredMiddleware:
         self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix
-        self._legacy = frozenset(handler.settings.legacy_urls)
         self._warms_up = handler.settings.warmup_module is not None
         # Nearly all requests are for the app, and one comparison recognizes them.
-        ours = (self._prefix, *self._legacy, *([protocol.WARMUP_PATH] if self._warms_up else []))
+        ours = (*handler.starts, *([protocol.WARMUP_PATH] if self._warms_up else []))
         self._prefixes: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of the request, or pass the request to the app."""
         path = environ.get("PATH_INFO", "")
         if path.startswith(self._prefixes):
-            if path.startswith(self._prefix) or path in self._legacy:
+            if path.startswith(self._prefix) or self._handler.runs(path):
                 return self._handler(environ, start_response)
             if self._warms_up and path == protocol.WARMUP_PATH:
                 return self._warm_up(environ, start_response)

@@ -38,6 +38,7 @@ from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
@@ -108,8 +109,13 @@ def assemble(
     )
 
     process_ends = ProcessEnds(service.id for service in services if not service.external)
+    deliverer = Deliverer(delivery_token=delivery_token)
     scheduler = Scheduler(
-        store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
+        store,
+        directory,
+        deliverer,
+        queues=queues,
+        process_ends=process_ends,
     )
     stub_map = make_stub_map(
         app_id=platform.app_id,
@@ -148,7 +154,10 @@ def assemble(
         for ticket, service in tickets.items()
         if service.external
     }
-    warn_of_different_keys([*(one.environ for one in configs), *environs.values()])
+    all_environs = {**{one.service: one.environ for one in configs}, **environs}
+    warn_of_different_keys(all_environs.values())
+    deliverer.voucher = Voucher(all_environs, application=project)
+
     return ServerParts(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),

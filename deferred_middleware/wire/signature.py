@@ -26,13 +26,10 @@ import re
 import struct
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.wire import protocol
-
-if TYPE_CHECKING:
-    from deferred_middleware.config.keys import SecretKey
 
 VERSION: Final = "v1"
 LIFETIME_SECONDS: Final = (protocol.MAX_TASK_AGE_DAYS + 1) * 24 * 3600
@@ -71,7 +68,15 @@ _UNSIGNED: Final = frozenset({_SIGNATURE, protocol.environ_key(protocol.SERVER_T
 _Headers = tuple[tuple[str, str], ...]
 
 
-def derive(key: SecretKey, purpose: bytes) -> bytes:
+class KeyMaterial(Protocol):
+    """A secret key, such as :class:`deferred_middleware.config.keys.SecretKey`."""
+
+    def to_bytes(self) -> bytes:
+        """Return the bytes of the key."""
+        ...
+
+
+def derive(key: KeyMaterial, purpose: bytes) -> bytes:
     """Return the 32-byte subkey of ``key`` for one purpose (RFC 5869, for output of one block)."""
     extracted = hmac.digest(_SALT, key.to_bytes(), "sha256")
     return hmac.digest(extracted, purpose + b"\x01", "sha256")
@@ -95,7 +100,7 @@ def path_of(url: str) -> bytes:
 class Keyring:
     """The keys of a process, newest first: the newest key signs, and all keys verify."""
 
-    def __init__(self, keys: Iterable[SecretKey], application: str) -> None:
+    def __init__(self, keys: Iterable[KeyMaterial], application: str) -> None:
         self._subkeys: dict[str, bytes] = {}
         for key in keys:
             key_id = hashlib.sha256(derive(key, _IDENTIFYING)).hexdigest()[:16]
@@ -251,7 +256,7 @@ class Signer:
 
 
 @functools.lru_cache(maxsize=8)
-def keyring_for(keys: tuple[SecretKey, ...], application: str) -> Keyring:
+def keyring_for(keys: tuple[KeyMaterial, ...], application: str) -> Keyring:
     """Return the keyring of ``keys`` for the app with the ID ``application``; each keyring is made once."""
     return Keyring(keys, application)
 

@@ -106,7 +106,11 @@ SETTINGS: dict[str, Any] = {
         "django.middleware.csrf.CsrfViewMiddleware",
     ],
     "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "ATOMIC_REQUESTS": True}},
-    "DEFERRED": {"LOG_LEVEL": "INFO", "LEGACY_URLS": ["/_ah/queue/deferred"], "HOOKS": [f"{__name__}.NotingHook"]},
+    "DEFERRED": {
+        "LOG_LEVEL": "INFO",
+        "LEGACY_URLS": ["/_ah/queue/deferred", "/old*"],
+        "HOOKS": [f"{__name__}.NotingHook"],
+    },
     "TASKS": {
         "default": {
             "BACKEND": "deferred_middleware.contrib.django.backend.DeferredBackend",

@@ -47,10 +47,8 @@ class TaskMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         self._get_response = get_response
         settings = current_settings()
-        self._prefix = f"{settings.url_prefix}/"
-        self._legacy = frozenset(settings.legacy_urls)
         self._coalesce = settings.coalesce
-        task_handler()
+        self._runs = task_handler().runs
         # Django logs the exception of a view. That of a task has been logged already, with its call.
         logging.getLogger("django.request").addFilter(is_not_logged_yet)
 
@@ -58,8 +56,7 @@ class TaskMiddleware:
         """Pass the request on. If it delivers a task, return the task handler's response."""
         environ = getattr(request, "environ", {})
         path = environ.get("PATH_INFO", "")
-        is_task = path.startswith(self._prefix) or path in self._legacy
-        report = ensure_report(environ) if is_task else None
+        report = ensure_report(environ) if self._runs(path) else None
         try:
             with batch.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)

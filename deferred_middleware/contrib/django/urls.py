@@ -14,4 +14,8 @@ app_name = "deferred_middleware"
 _settings = current_settings()
 
 urlpatterns = [re_path(f"^{re.escape(_settings.url_prefix.lstrip('/'))}/", run_task, name="task")]
-urlpatterns += [re_path(f"^{re.escape(url.lstrip('/'))}$", run_task) for url in _settings.legacy_urls]
+for _url in _settings.unnamed_urls:
+    _path = _url.lstrip("/")
+    # re_path() searches, so a pattern without an end matches everything that starts so.
+    _pattern = f"^{re.escape(_path[:-1])}" if _path.endswith("*") else f"^{re.escape(_path)}$"
+    urlpatterns.append(re_path(_pattern, run_task))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import Response, ServiceConnection
+from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
@@ -94,11 +95,13 @@ class Deliverer:
     """Sends tasks to services over persistent connections.
 
     Every request has the ``delivery_token``, which proves to a service that the task queue sent the request. External
-    services don't get the token, because with it they could pose as the queue.
+    services don't get the token, because with it they could pose as the queue. If there is a ``voucher``, it signs
+    tasks that were enqueued without a signature. Set it before the first delivery.
     """
 
-    def __init__(self, *, delivery_token: str) -> None:
+    def __init__(self, *, delivery_token: str, voucher: Voucher | None = None) -> None:
         self._delivery_token = delivery_token
+        self.voucher = voucher
         # Guards _busy, _idle and _closed.
         self._lock = threading.Lock()
         self._busy: set[ServiceConnection] = set()
@@ -135,6 +138,8 @@ class Deliverer:
         headers = request_headers(task, host)
         if not service.external:
             headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
+        if self.voucher is not None and (signature := self.voucher.signature(task, service)) is not None:
+            headers.append((protocol.SIGNATURE_HEADER, signature))
         lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
         head = "\r\n".join(lines)
         # Each line ends with one line break, and the last one adds the empty line.

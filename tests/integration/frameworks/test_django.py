@@ -68,6 +68,16 @@ def test_an_older_librarys_task_goes_through_middleware_too(tasks: DeferredTasks
     assert seen[:2] == [("middleware", "/_ah/queue/deferred"), ("ran", 1)]
 
 
+@pytest.mark.parametrize("path", ["/old", "/old/", "/old/shop//buy", "/older"])
+def test_a_star_stands_for_any_text_in_a_legacy_url(tasks: DeferredTasks, path: str) -> None:
+    """A task that is posted to a path that starts like a legacy URL with a star runs; other paths are the site's."""
+    defer(django_site.note, 1, _url=path)
+
+    assert tasks.run().ok
+    assert seen[:2] == [("middleware", path), ("ran", 1)]
+    assert Client().post("/ol").status_code == 404
+
+
 def test_only_the_tasks_view_is_exempt_from_csrf(tasks: DeferredTasks) -> None:
     """Other views still refuse a POST without a CSRF token."""
     assert Client(enforce_csrf_checks=True).post("/signup/ann").status_code == 403

@@ -96,6 +96,18 @@ def test_an_older_librarys_task_is_a_request_too() -> None:
     assert seen[0] == (1, "shop", "nobody", ENDPOINT, "POST")
 
 
+@pytest.mark.parametrize("path", ["/old", "/old/", "/old/shop//buy", "/older"])
+def test_a_star_stands_for_any_text_in_a_legacy_url(path: str) -> None:
+    """A task that is posted to a path that starts like a legacy URL with a star runs; other paths are the app's."""
+    app = make_app(Settings(legacy_urls=("/old*",)))
+    with capture_tasks() as tasks:
+        defer(look_around, 1, _url=path)
+        assert run(app, tasks).ok
+
+    assert seen[0] == (1, "shop", "nobody", ENDPOINT, "POST")
+    assert app.test_client().post("/ol").status_code == 404
+
+
 def test_other_requests_are_as_before() -> None:
     """The app's own pages are unchanged, and the task's URL accepts only POST."""
     client = make_app().test_client()

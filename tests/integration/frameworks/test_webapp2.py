@@ -59,6 +59,18 @@ def test_an_older_librarys_task_is_a_request_too() -> None:
     assert seen == [(1, "/old", "shop")]
 
 
+@pytest.mark.parametrize("path", ["/old.x", "/old.x/", "/old.x/shop//buy", "/old.xy"])
+def test_a_star_stands_for_any_text_in_a_legacy_url(path: str) -> None:
+    """A task that is posted to a path that starts like a legacy URL with a star runs; other paths are the app's."""
+    app = make_app(legacy_urls=("/old.x*",))
+    with capture_tasks(app) as tasks:
+        defer(look_around, 1, _url=path)
+        assert tasks.run().ok
+
+    assert seen == [(1, path, "shop")]
+    assert webapp2.Request.blank("/oldxx", POST=b"").get_response(app).status_int != 403
+
+
 def test_other_requests_are_as_before() -> None:
     """The app's own pages are unchanged."""
     assert webapp2.Request.blank("/").get_response(make_app()).body == b"hello"

@@ -40,6 +40,10 @@ def test_nothing_set_gives_the_defaults() -> None:
         ("DEFERRED_WARMUP_MODULE", "app.warm_up", "warmup_module", "app.warm_up"),
         ("WARMUP_MODULE", "main", "warmup_module", "main"),
         ("DEFERRED_URL_PREFIX", "/tasks", "url_prefix", "/tasks"),
+        ("DEFERRED_BACKGROUND_VERSION", "default", "background_version", "default"),
+        ("DEFERRED_BACKGROUND_VERSION", "v2", "background_version", "v2"),
+        ("DEFERRED_DEFAULT_URL", "/_ah/queue/deferred", "default_url", "/_ah/queue/deferred"),
+        ("DEFERRED_LEGACY_URLS", "/_ah/queue/deferred, /old*", "legacy_urls", ("/_ah/queue/deferred", "/old*")),
         ("DEFERRED_ALLOWED_CALLABLES", "a.b:C.d, e:*", "allowed_callables", ("a.b:C.d", "e:*")),
         ("DEFERRED_PICKLE_PROTOCOL", "2", "pickle_protocol", 2),
         ("DEFERRED_MAX_PAYLOAD_BYTES", "1000", "max_payload_bytes", 1000),
@@ -64,6 +68,18 @@ def test_a_variable_sets_its_field(variable: str, text: str, field: str, value: 
         ("DEFERRED_BACKGROUND_MODULE", "v1.background"),
         ("DEFERRED_WARMUP_MODULE", "app/warm"),
         ("DEFERRED_WARMUP_MODULE", "app..warm"),
+        ("DEFERRED_BACKGROUND_VERSION", "v2.background"),
+        ("DEFERRED_BACKGROUND_VERSION", "V2"),
+        ("DEFERRED_DEFAULT_URL", "old"),
+        ("DEFERRED_DEFAULT_URL", "//old"),
+        ("DEFERRED_DEFAULT_URL", "/old*"),
+        ("DEFERRED_DEFAULT_URL", "/old#x"),
+        ("DEFERRED_LEGACY_URLS", "old"),
+        ("DEFERRED_LEGACY_URLS", "/old?x=1"),
+        ("DEFERRED_LEGACY_URLS", "/old/*/new"),
+        ("DEFERRED_LEGACY_URLS", "/old**"),
+        ("DEFERRED_LEGACY_URLS", "/*"),
+        ("DEFERRED_LEGACY_URLS", "*"),
         ("DEFERRED_URL_PREFIX", "tasks"),
         ("DEFERRED_URL_PREFIX", "/tasks/"),
         ("DEFERRED_URL_PREFIX", "/"),
@@ -93,6 +109,13 @@ def test_a_wrong_value_is_an_error_that_names_it(variable: str, text: str) -> No
     assert (caught.value.variable, caught.value.value) == (variable, text)
     (setting,) = (row for row in TABLE if variable in (row.variable, row.alias))
     assert str(caught.value) == f"{variable}={text!r} can't be used: it takes {setting.accepts}."
+
+
+@pytest.mark.parametrize("url", ["/_cb/deferred", "/_cb/deferred/x"])
+def test_the_default_url_is_outside_of_the_prefix(url: str) -> None:
+    """Below the prefix, a URL names a call; one for all calls can't."""
+    with pytest.raises(SettingsError, match="outside of /_cb/deferred"):
+        Settings(default_url=url)
 
 
 def test_the_canonical_name_wins() -> None:

@@ -129,6 +129,56 @@ def test_an_inner_batch_leaves_with_the_outer_one(many: Engine) -> None:
     assert inner.done()
 
 
+def test_each_call_of_an_inner_batch_leaves_with_the_outer_one(many: Engine) -> None:
+    """An inner batch with several calls hands all of them to the outer batch, in order."""
+    with defer_batch() as outer:
+        with defer_batch() as inner:
+            tasks = [defer(sample.note, 1), defer(sample.note, 2)]
+            future = defer_async(sample.note, 3)
+        assert len(outer) == 3
+        assert len(inner) == 0
+        assert inner.report is None
+        assert not any(task.was_enqueued for task in tasks)
+
+    assert [len(names) for names in many.rpcs] == [3]
+    assert [task.name for task in tasks] == many.rpcs[0][:2]
+    assert all(task.was_enqueued for task in tasks)
+    assert future.result(BOUND_SECONDS).was_enqueued
+
+
+def test_an_async_batch_is_what_its_block_gets(many: Engine) -> None:
+    """``async with defer_batch() as batch`` gives the batch, with its length and, at the end, its report."""
+
+    async def gathers() -> defer_batch:
+        async with defer_batch() as batch:
+            defer(sample.note, 1)
+            assert len(batch) == 1
+        return batch
+
+    batch = asyncio.run(gathers())
+
+    assert isinstance(batch, defer_batch)
+    assert batch.report is not None
+    assert batch.report.ok
+
+
+def test_a_batch_cannot_be_entered_twice_at_a_time(many: Engine) -> None:
+    """Entering an open batch is an error that loses no call; after its end the batch can be used again."""
+    batch = defer_batch()
+    with batch:
+        defer(sample.note, 1)
+        with pytest.raises(RuntimeError, match="entered already"), batch:
+            pass
+        defer(sample.note, 2)
+    assert [len(names) for names in many.rpcs] == [2]
+
+    with batch:
+        defer(sample.note, 3)
+    assert [len(names) for names in many.rpcs] == [2, 1]
+    defer(sample.note, 4)
+    assert [len(names) for names in many.rpcs] == [2, 1, 1]
+
+
 def test_waiting_inside_would_wait_for_itself(many: Engine) -> None:
     """Asking for a result inside the block raises an error, which says that the result comes after the block."""
     with defer_batch():
@@ -287,6 +337,28 @@ def test_a_request_that_raises_sends_none(many: Engine) -> None:
     assert many.rpcs == []
 
 
+def test_a_request_that_raises_reports_its_coalesced_calls(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """The calls that are not sent are logged with their number, and their futures end with the app's error."""
+    futures: list[EnqueueFuture] = []
+    error = KeyError("oops")
+
+    def work() -> None:
+        futures.extend([defer_async(sample.note, 1), defer_async(sample.note, 2)])
+        raise error
+
+    with pytest.raises(KeyError):
+        coalesced(work)
+
+    assert many.rpcs == []
+    assert "2 deferred calls were not enqueued, because the batch or the request" in caplog.text
+    for future in futures:
+        assert future.done()
+        with pytest.raises(EnqueueError) as caught:
+            future.result(BOUND_SECONDS)
+        assert caught.value.__cause__ is error
+    assert not request_end.UNDER_WAY
+
+
 enqueues: list[Any] = []
 
 
@@ -318,6 +390,33 @@ def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[i
 
     assert [len(names) for names in many.rpcs] == rpcs
     assert response.status == status
+
+
+class FailureHook:
+    """A hook that keeps the errors of failures."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def on_failure(self, failure: Any) -> None:
+        """Keep the error."""
+        self.errors.append(failure.error)
+
+
+def test_a_failed_enqueue_that_a_task_does_not_wait_for_is_a_failure_of_the_task(many: Engine) -> None:
+    """The hook gets the error of the enqueue, and the queue a 500."""
+    many.answer = lambda adds: [Code.PERMISSION_DENIED] * len(adds)
+    hook = FailureHook()
+    body = payload.dumps(call(task, False), 5)
+
+    response = request(
+        DeferredMiddleware(App(None), hooks=[hook]), task_environ(body, f"/_cb/deferred/{__name__}/task")
+    )
+    enqueues.clear()
+
+    assert response.status == 500
+    (error,) = hook.errors
+    assert isinstance(error, EnqueueError)
 
 
 def test_plain_calls_of_a_batch_in_a_coalescing_request_are_enqueued(many: Engine) -> None:

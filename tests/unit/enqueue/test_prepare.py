@@ -83,6 +83,30 @@ def test_the_target_is_version_and_service(
     assert target_for(made, Settings(background_module=background), deployment) == target
 
 
+@pytest.mark.parametrize(
+    ("version", "deployment", "given", "target"),
+    [
+        ("same", DEFAULT, None, "v1.background"),
+        ("same", Deployment(service="default"), None, None),
+        ("default", DEFAULT, None, "background"),
+        ("default", Deployment(service="default"), None, "background"),
+        ("v7", DEFAULT, None, "v7.background"),
+        ("v7", Deployment(service="default"), None, "v7.background"),
+        ("v7", Deployment(service="api", version="v2"), None, "v2.api"),
+        ("default", Deployment(service="background", version="v2"), None, "v2.background"),
+        ("v7", DEFAULT, "worker", "worker"),
+        ("default", Deployment(), None, None),
+    ],
+)
+def test_the_version_of_the_background_module_can_be_set(
+    version: str, deployment: Deployment, given: str | None, target: str | None
+) -> None:
+    """The setting concerns only what goes from the default service to the background module."""
+    settings = Settings(background_module="background", background_version=version)
+
+    assert target_for(call(sample.note, _target=given), settings, deployment) == target
+
+
 def test_the_url_names_the_call() -> None:
     """The URL is the prefix with module and qualname."""
     assert url_for(call(sample.Mailer().send, "bob"), Settings()) == "/_cb/deferred/tests.support.sample/Mailer.send"

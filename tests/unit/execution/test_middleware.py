@@ -408,6 +408,30 @@ def test_given_settings_hold_for_both_sides(queued: Queued) -> None:
     assert request(middleware, task_environ(task.payload, task.url)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "runs"),
+    [
+        ("/old", True),
+        ("/old/", False),
+        ("/older", False),
+        ("/_ah/queue/deferred", True),
+        ("/_ah/queue/deferred/shop/buy", True),
+        ("/_ah/queue/deferred_2", True),
+        ("/_ah/queue/defer", False),
+        ("/x/_ah/queue/deferred", False),
+        ("/_ah/queue/deferred*", True),
+    ],
+)
+def test_a_star_at_the_end_of_a_legacy_url_stands_for_any_text(path: str, runs: bool) -> None:
+    """Tasks run at the legacy URLs and at what starts like those with a star; other requests are the app's."""
+    middleware = DeferredMiddleware(app, settings=Settings(legacy_urls=("/old", "/_ah/queue/deferred*")))
+
+    response = request(middleware, task_environ(pickle.dumps((sample.note, (path,), {})), path))
+
+    assert response.body == (b"done\n" if runs else b"app")
+    assert sample.ran == ([((path,), {})] if runs else [])
+
+
 def test_a_warm_up_module_that_is_not_there_stops_the_start() -> None:
     """A misspelt warm-up module raises an error at startup, before any task is lost."""
     with pytest.raises(SettingsError, match="DEFERRED_WARMUP_MODULE='no_such_module'"):

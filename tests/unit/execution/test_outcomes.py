@@ -294,6 +294,20 @@ def test_without_the_enqueue_the_attempt_has_failed(listener: Listener, caplog: 
     assert "nothing answers the SDK's taskqueue API" in caplog.text
 
 
+def test_the_reason_to_postpone_is_the_cause_if_that_fails(listener: Listener) -> None:
+    """The error that hooks get leads to the RetryLater that the task raised."""
+    again = RetryLater(60)
+
+    deliver(listener, sample.raises, again)
+
+    error = listener.told("on_failure").error
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    assert not isinstance(error, RetryLater)
+    assert any(isinstance(one, RetryLater) for one in chain)
+
+
 @pytest.mark.parametrize(
     ("cap", "of_function", "attempts", "status"),
     [

@@ -1,0 +1,123 @@
+"""The local server signs tasks that were enqueued without a signature, so that the app runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import urllib.parse
+from typing import Any
+
+import pytest
+
+from deferred_middleware import Settings
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.process import Deployment
+from deferred_middleware.errors import UntrustedRequestError
+from deferred_middleware.execution.trust import Authenticator
+from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.vouching import Voucher
+from deferred_middleware.server.store.records import ClaimedTask
+from tests.support.storing import TASK
+
+KEY, OTHER_KEY = "k" * 40, "o" * 40
+SERVICE = Service(name="default", version="local", host="127.0.0.1", port=1, concurrency=1)
+LEGACY = dataclasses.replace(
+    TASK, url="/_ah/queue/deferred", headers=(("Content-Type", "application/octet-stream"),), body=b"a pickle"
+)
+
+
+def deliverer(**environ: str) -> Deliverer:
+    """Return a deliverer to a service with this environment."""
+    return Deliverer(delivery_token="token", voucher=Voucher({SERVICE.id: environ}, application="shop"))
+
+
+def delivered(task: ClaimedTask, **environ: str) -> dict[str, Any]:
+    """Return the WSGI environment of the request that delivers a task."""
+    head, _, body = deliverer(**environ).request(task, SERVICE, "localhost").partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ")
+    made: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": urllib.parse.unquote(target, "latin-1"),
+        "QUERY_STRING": "",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+    }
+    for line in lines:
+        name, _, value = line.partition(": ")
+        made["HTTP_" + name.upper().replace("-", "_")] = value
+    return made
+
+
+def authenticator(key: str = KEY) -> Authenticator:
+    """Return the check of an app on the local server."""
+    deployment = Deployment(application="shop", environment="localdev")
+    return Authenticator(Settings(secret_keys=(SecretKey(key),)), deployment)
+
+
+@pytest.mark.parametrize("url", ["/_ah/queue/deferred", "/a%20b/%C3%A9", "/a;b=c"])
+def test_a_task_without_a_signature_gets_one(url: str) -> None:
+    """The app accepts a task that the older library has enqueued, whatever its path."""
+    environ = delivered(dataclasses.replace(LEGACY, url=url), DEFERRED_SECRET_KEYS=f"{KEY}, {OTHER_KEY}")
+
+    assert authenticator().body_of(environ) == b"a pickle"
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("PATH_INFO", "/elsewhere"),
+        ("HTTP_X_APPENGINE_QUEUENAME", "other"),
+        ("HTTP_X_APPENGINE_TASKNAME", "other"),
+        ("HTTP_X_DEFERRED_MAX_ATTEMPTS", "1"),
+        ("wsgi.input", io.BytesIO(b"a pickl3")),
+    ],
+)
+def test_the_signature_is_for_this_task_only(changed: str, value: object) -> None:
+    """A signature of the server is no more use for another request than any other signature."""
+    environ = delivered(LEGACY, DEFERRED_SECRET_KEYS=KEY) | {changed: value}
+
+    with pytest.raises(UntrustedRequestError):
+        authenticator().body_of(environ)
+
+
+def test_the_signature_is_that_of_the_services_key() -> None:
+    """A service with another key refuses the task."""
+    with pytest.raises(UntrustedRequestError, match="unknown key"):
+        authenticator().body_of(delivered(LEGACY, DEFERRED_SECRET_KEYS=OTHER_KEY))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        dataclasses.replace(LEGACY, method="GET", body=b""),
+        dataclasses.replace(LEGACY, method="PUT"),
+        dataclasses.replace(LEGACY, url="/_ah/queue/deferred?x=1"),
+        dataclasses.replace(LEGACY, url="/_ah/queue/deferred#x"),
+        dataclasses.replace(LEGACY, headers=(("X-Deferred-Namespace", "(default)"),)),
+        dataclasses.replace(LEGACY, headers=(("x_deferred_signature", "forged"),)),
+    ],
+)
+def test_other_tasks_get_none(task: ClaimedTask) -> None:
+    """Tasks that are no calls, and tasks of our own library, are delivered as they were enqueued."""
+    request = deliverer(DEFERRED_SECRET_KEYS=KEY).request(task, SERVICE, "localhost")
+
+    assert b"X-Deferred-Signature" not in request
+
+
+@pytest.mark.parametrize(("text", "signed"), [("true", False), ("True", False), ("1", False), ("false", True)])
+def test_a_service_that_requires_signatures_gets_none_from_the_server(text: str, signed: bool) -> None:
+    """As on App Engine, such a service refuses a task that was enqueued without a signature."""
+    environ = delivered(LEGACY, DEFERRED_SECRET_KEYS=KEY, DEFERRED_REQUIRE_SIGNATURE=text)
+
+    assert ("HTTP_X_DEFERRED_SIGNATURE" in environ) is signed
+
+
+def test_a_service_that_is_not_known_gets_none() -> None:
+    """Without the key of a service the server can't sign."""
+    other = dataclasses.replace(SERVICE, name="other")
+
+    assert b"X-Deferred-Signature" not in deliverer(DEFERRED_SECRET_KEYS=KEY).request(LEGACY, other, "localhost")
+    assert "HTTP_X_DEFERRED_SIGNATURE" not in delivered(LEGACY)
