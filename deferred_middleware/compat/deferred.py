@@ -24,7 +24,7 @@ from deferred_middleware.calls.callables import AnyCallable, check_kind
 from deferred_middleware.compat.sdk_task import SdkTask
 from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue
-from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport
+from deferred_middleware.execution.handler import REPORT_KEY, FinishingResponse, TaskHandler, TaskReport
 from deferred_middleware.execution.legacy import resolved
 
 if TYPE_CHECKING:
@@ -107,11 +107,13 @@ class Handler:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of a request, as a WSGI app. Every exception of the task has a response."""
-        return self._handler().answer(environ)(environ, start_response)
+        return self._handler()(environ, start_response)
 
     def _answer(self, environ: WSGIEnvironment) -> tuple[tuple[str, http.HTTPStatus, _Headers], TaskReport]:
         report = TaskReport()
         response: webob.Response = self._handler().answer({"PATH_INFO": "", **environ, REPORT_KEY: report})
+        if isinstance(response, FinishingResponse):
+            response.finish()
         headers = [(name, value) for name, value in response.headers.items() if name.lower() != "content-length"]
         return (response.text.strip(), http.HTTPStatus(response.status_int), headers), report
 

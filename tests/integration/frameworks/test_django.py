@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import django
 import pytest
 from django.conf import settings as django_settings
 from django.core import checks, signals
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.wsgi import get_wsgi_application
-from django.db import connection
-from django.http import HttpResponse
+from django.db import IntegrityError, connection
+from django.http import HttpResponse, HttpResponseRedirect
 from django.test import Client, override_settings
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
 from deferred_middleware.config.process import current_settings, install_settings
+from deferred_middleware.execution import dead_letters
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import adds, django_site
 from tests.support.django_site import seen
@@ -127,6 +128,104 @@ def test_a_redirect_in_the_tasks_place_is_an_error(
 
     assert tasks.run(raise_errors=False).status == status
     assert f"with {status} to 'https://example.com/'" in caplog.text
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the error records in the log."""
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("page", [None, HttpResponse("sorry")])
+@pytest.mark.parametrize("propagates", [False, True])
+def test_a_commit_that_fails_is_a_failed_attempt(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    page: HttpResponse | None,
+    propagates: bool,
+) -> None:
+    """If the COMMIT of ATOMIC_REQUESTS is refused, the attempt fails, and the log has one ERROR with the traceback."""
+    monkeypatch.setattr(django_site.Noting, "page", page)
+    defer(django_site.refuse_commit, 1)
+
+    with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=propagates):
+        run = tasks.run(raise_errors=False)
+
+    assert (run.status, str(run.outcome), type(run.error)) == (500, "Outcome.FAILED", IntegrityError)
+    (record,) = errors(caplog)
+    assert "failed and will be retried: tests.support.django_site/refuse_commit(1)" in record.getMessage()
+    assert record.exc_info
+    assert record.exc_info[1] is run.error
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM parts")
+        assert cursor.fetchall() == []
+
+
+def raise_after(response: HttpResponse) -> HttpResponse:
+    """Fail after the view."""
+    raise LookupError("after")
+
+
+def deny_after(response: HttpResponse) -> HttpResponse:
+    """Fail after the view with an exception that Django answers with 403."""
+    raise PermissionDenied
+
+
+LAYERS: dict[str, Callable[[HttpResponse], HttpResponse]] = {
+    "raises": raise_after,
+    "denies": deny_after,
+    "answers 503": lambda response: HttpResponse(status=503),
+    "redirects": lambda response: HttpResponseRedirect("/login"),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [
+        (None, 500, "Outcome.FAILED"),
+        (ValueError("x"), 500, "Outcome.FAILED"),
+        (SingularTaskFailure("x"), 408, "Outcome.RETRY"),
+        (PermanentTaskFailure("x"), 200, "Outcome.PERMANENT_FAILURE"),
+    ],
+)
+def test_a_layer_that_fails_fails_only_a_task_that_was_done(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    layer: str,
+    error: Exception | None,
+    status: int,
+    outcome: str,
+) -> None:
+    """A middleware that raises or answers with another status than 2xx fails a finished task; other outcomes stand."""
+    monkeypatch.setattr(django_site.Noting, "after", staticmethod(LAYERS[layer]))
+    if error is None:
+        defer(django_site.note, 1)
+    else:
+        defer(django_site.raise_it, error)
+
+    run = tasks.run(raise_errors=False)
+
+    assert (run.status, str(run.outcome)) == (status, outcome)
+    texts = [record.getMessage() for record in errors(caplog)]
+    if error is None:
+        assert len([text for text in texts if "failed and will be retried" in text]) == 1
+        assert {"raises": "after", "answers 503": "with 503", "redirects": "with 302"}.get(layer, "") in str(run.error)
+    if layer == "raises" and error is not None:
+        assert len([text for text in texts if "the task keeps its outcome" in text]) == 1
+
+
+def test_a_layer_that_fails_in_the_last_attempt_makes_a_dead_letter(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the attempt was the last that the task's options allow, the failure of a layer makes it a dead letter."""
+    monkeypatch.setattr(django_site.Noting, "after", staticmethod(raise_after))
+    defer(django_site.note, 1, _retry_options={"task_retry_limit": 0})
+
+    assert tasks.run(raise_errors=False).status == 500
+    assert "failed in its last attempt" in caplog.text
+    assert dead_letters.MARK in caplog.text
 
 
 def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
