@@ -95,9 +95,8 @@ def deliver(app: WSGIApplication, task: CapturedTask, counts: AttemptCounts) -> 
 
 
 def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
-    host = f"{task.target}.{HOSTNAME}" if task.target else HOSTNAME
     platform = {
-        "Host": host,
+        "Host": task.host,
         "User-Agent": protocol.TASK_QUEUE_USER_AGENT,
         protocol.DEFAULT_VERSION_HOSTNAME_HEADER: HOSTNAME,
         protocol.USER_IP_HEADER: protocol.TASK_QUEUE_IP,
@@ -122,7 +121,7 @@ def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
         "SCRIPT_NAME": "",
         "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
         "QUERY_STRING": query,
-        "SERVER_NAME": HOSTNAME,
+        "SERVER_NAME": task.host.rpartition(":")[0] or task.host,
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "REMOTE_ADDR": protocol.TASK_QUEUE_IP,
