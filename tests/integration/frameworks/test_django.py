@@ -304,6 +304,75 @@ def test_the_check_tells_what_is_missing(tasks: DeferredTasks) -> None:
     assert found == {"deferred_middleware.E001", "deferred_middleware.E002"}
 
 
+def found_with(**settings: Any) -> list[str]:
+    """Return the IDs of our checks that find something with these settings."""
+    with override_settings(**settings):
+        return [str(message.id) for message in checks.run_checks() if "deferred" in str(message.id)]
+
+
+@pytest.mark.parametrize(
+    ("debug", "allowed", "warned"),
+    [
+        (True, [], False),
+        (True, ["localhost"], True),
+        (True, [".localhost"], False),
+        (True, ["shop.appspot.com"], True),
+        (False, ["*"], False),
+        (False, ["www.example.com"], True),
+        (False, ["shop.ew.r.appspot.com"], False),
+        (False, [".appspot.com"], False),
+        (False, [".localhost"], False),
+    ],
+)
+def test_the_check_tells_of_hosts(tasks: DeferredTasks, debug: bool, allowed: list[str], warned: bool) -> None:
+    """manage.py check warns if ALLOWED_HOSTS refuses the hosts of tasks."""
+    assert found_with(DEBUG=debug, ALLOWED_HOSTS=allowed) == ["deferred_middleware.W004"] * warned
+
+
+LEGACY = r"^_ah/queue/deferred$"
+
+
+@pytest.mark.parametrize(
+    ("exempt", "warnings"), [([], 2), ([r"^_cb/deferred/"], 1), ([r"^_cb/deferred/", LEGACY], 0), ([r"^static/"], 2)]
+)
+def test_the_check_tells_of_redirects(tasks: DeferredTasks, exempt: list[str], warnings: int) -> None:
+    """manage.py check warns of SECURE_SSL_REDIRECT unless each URL of tasks is exempt; the hint is what helps."""
+    middleware = [*django_settings.MIDDLEWARE, "django.middleware.security.SecurityMiddleware"]
+    settings: dict[str, Any] = {"MIDDLEWARE": middleware, "SECURE_SSL_REDIRECT": True}
+
+    assert found_with(**settings, SECURE_REDIRECT_EXEMPT=exempt) == ["deferred_middleware.W005"] * warnings
+    assert found_with(MIDDLEWARE=middleware, SECURE_SSL_REDIRECT=False) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "main", "warned"),
+    [
+        ("application = get_wsgi_application()", None, True),
+        ("application = wrap_wsgi_app(get_wsgi_application())", None, False),
+        ("application = api.wrap_wsgi_app(get_wsgi_application())", None, False),
+        ("application = get_wsgi_application()", "app = wrap_wsgi_app(application)", False),
+        ("application = = # no Python", None, True),
+    ],
+)
+def test_the_check_tells_of_a_missing_wrapper(
+    tasks: DeferredTasks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    main: str | None,
+    warned: bool,
+) -> None:
+    """manage.py check warns if neither the module of WSGI_APPLICATION nor main.py calls wrap_wsgi_app."""
+    (tmp_path / "checked_wsgi.py").write_text(source)
+    if main is not None:
+        (tmp_path / "main.py").write_text(main)
+    monkeypatch.delitem(sys.modules, "main", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert found_with(WSGI_APPLICATION="checked_wsgi.application") == ["deferred_middleware.W003"] * warned
+    assert "checked_wsgi" not in sys.modules
+
+
 if django.VERSION >= (6, 0):
     from django.tasks import TaskContext, TaskResult, task
     from django.tasks.exceptions import InvalidTask
