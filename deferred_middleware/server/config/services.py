@@ -112,9 +112,9 @@ class ServiceDirectory:
                 self._by_address.setdefault(f"{host}:{service.port}", service)
 
         default = self.default
-        hosts = ("localhost", *_LOOPBACK_HOSTS) if default.host in _LOOPBACK_HOSTS else (default.host.lower(),)
+        names = ("localhost", *_LOOPBACK_HOSTS) if default.host in _LOOPBACK_HOSTS else (default.host.lower(),)
         # An app that has run since before may know the service by another name.
-        self._default_hostnames = tuple(f"{host}:{default.port}" for host in hosts)
+        self._default_hostnames = tuple(f"{host}:{default.port}" for host in names)
 
     def __iter__(self) -> Iterator[Service]:
         return iter(self._services)
