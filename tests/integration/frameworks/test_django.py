@@ -329,6 +329,17 @@ def test_the_check_tells_of_hosts(tasks: DeferredTasks, debug: bool, allowed: li
     assert found_with(DEBUG=debug, ALLOWED_HOSTS=allowed) == ["deferred_middleware.W004"] * warned
 
 
+def test_a_task_is_delivered_to_the_host_of_the_request(tasks: DeferredTasks) -> None:
+    """A task that a view deferred has the host of the view's request; the next one outside of requests has it too."""
+    with override_settings(ALLOWED_HOSTS=["shop.example.com"]):
+        assert Client(headers={"Host": "shop.example.com"}).post("/signup/ann").status_code == 202
+        assert tasks.run().ok
+        defer(django_site.note, 1)
+        assert tasks.run().ok
+
+    assert {task.host for task in tasks.enqueued} == {"shop.example.com"}
+
+
 LEGACY = r"^_ah/queue/deferred$"
 
 

@@ -12,7 +12,7 @@ import pytest
 from deferred_middleware import defer
 from deferred_middleware.contrib.flask import Deferred
 from deferred_middleware.testing import capture_tasks
-from tests.support import django_site, sample
+from tests.support import sample
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -44,20 +44,6 @@ def test_a_flask_request_gives_its_host(host: str) -> None:
     with capture_tasks(app.wsgi_app) as tasks:
         assert app.test_client().get("/", headers={"Host": host}).status_code == 200
         assert tasks.run().task.host == host
-
-
-def test_a_django_request_gives_its_host() -> None:
-    """A task that a Django view deferred has the host of the view's request; the next one outside has it too."""
-    application = django_site.application()
-    from django.test import Client, override_settings
-
-    with override_settings(ALLOWED_HOSTS=["shop.example.com"]), capture_tasks(application) as tasks:
-        assert Client(headers={"Host": "shop.example.com"}).post("/signup/ann").status_code == 202
-        assert tasks.run().ok
-        defer(django_site.note, 1)
-        assert tasks.run().ok
-
-    assert {task.host for task in tasks.enqueued} == {"shop.example.com"}
 
 
 @pytest.mark.parametrize(("configured", "host"), [(True, "testserver"), (False, "localhost")])
