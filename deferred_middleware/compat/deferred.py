@@ -28,7 +28,7 @@ from deferred_middleware.compat.sdk_task import SdkTask
 from deferred_middleware.config import process
 from deferred_middleware.enqueue.api import enqueue
 from deferred_middleware.errors.loggers import get_logger
-from deferred_middleware.execution.handler import REPORT_KEY, TaskHandler, TaskReport, report_in
+from deferred_middleware.execution.handler import REPORT_KEY, FinishingResponse, TaskHandler, TaskReport, report_in
 from deferred_middleware.execution.legacy import resolved
 from deferred_middleware.wire import overflow, protocol
 
@@ -145,6 +145,8 @@ class Handler:
         if isinstance(request.get("CONTENT_LENGTH"), int):
             request["CONTENT_LENGTH"] = str(request["CONTENT_LENGTH"])
         report.response = response = self._handler().answer(request)
+        if isinstance(response, FinishingResponse):
+            response.finish()  # the caller sends a copy
         if report.error is not None:
             raise report.error
         return _parts_of(response)

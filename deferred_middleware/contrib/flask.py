@@ -13,8 +13,10 @@ In an app factory, use ``deferred = Deferred()`` and ``deferred.init_app(app)``.
 ``DeferredMiddleware``, which runs tasks outside of Flask.
 
 The app's error handlers are called for a task's exception, but their response is discarded: the queue always gets the
-status of the task's outcome. If a ``before_request`` function returns a response, the task doesn't run; the queue gets
-an error, and retries it. The queue has no CSRF token; with Flask-WTF, call ``csrf.exempt(deferred.view)``.
+status of the task's outcome. If a layer of the app fails after the task is done, such as an ``after_request`` function
+that commits, the attempt has failed, and the queue retries the task. If a ``before_request`` function returns a
+response, the task doesn't run; the queue gets an error, and retries it. The queue has no CSRF token; with Flask-WTF,
+call ``csrf.exempt(deferred.view)``.
 
 At the end of any other request the extension waits for the calls that ``defer_async`` started. With
 ``DEFERRED_COALESCE`` the request's calls are enqueued together at its end. They are dropped if a view raises an
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, got_request_exception, has_request_context, request
 from werkzeug.routing import BaseConverter
 
-from deferred_middleware.contrib.mounting import TaskGuard, run_mounted
+from deferred_middleware.contrib.mounting import TaskGuard, is_logged_by_us, note_layer_failure, run_mounted
 from deferred_middleware.enqueue import batch
 from deferred_middleware.execution.handler import TaskHandler, report_in
 
@@ -83,9 +85,9 @@ class FlaskDeferred:
             rule = f"{url[:-1]}<{_ANY_TEXT}:label>" if url.endswith("*") else url
             app.add_url_rule(rule, ENDPOINT, self.view, methods=["POST"], strict_slashes=True, merge_slashes=False)
         app.wsgi_app = TaskGuard(app.wsgi_app, self._handler)  # type: ignore[method-assign]
-        # Flask logs the exception of a view. That of a task has been logged already, with its call.
+        # Flask logs the exception of a view. That of a task, or of a layer around it, is logged with the task's call.
         app.logger.addFilter(_is_not_logged_yet)
-        got_request_exception.connect(_drop_batch, app)
+        got_request_exception.connect(_on_exception, app)
         app.extensions[ENDPOINT] = self
 
     def view(self, label: str = "") -> Response:
@@ -98,17 +100,20 @@ class FlaskDeferred:
         return Response(answer.body, answer.status, list(answer.headers.items()))
 
 
-def _drop_batch(app: Flask, exception: BaseException, **extra: object) -> None:
-    """Drop the calls that the request deferred, because its view raised; Flask turns the exception into a response."""
+def _on_exception(app: Flask, exception: BaseException, **extra: object) -> None:
+    """Drop the calls that the request deferred, because its view raised; Flask turns the exception into a response.
+
+    If the request is a task's and the exception is not the task's, a layer of the app has failed.
+    """
     batch.drop_request(exception)
+    note_layer_failure(request.environ, exception)
 
 
 def _is_not_logged_yet(record: logging.LogRecord) -> bool:
-    """Return False for a log record about the exception of a task, which the handler has logged."""
+    """Return False for a log record about the exception of a task or of a layer around it, which our log has."""
     if not record.exc_info or not has_request_context():
         return True
-    report = report_in(request.environ)
-    return report is None or report.error is None or record.exc_info[1] is not report.error
+    return not is_logged_by_us(report_in(request.environ), record.exc_info[1])
 
 
 Deferred = FlaskDeferred

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import webapp2
 
-from deferred_middleware.contrib.mounting import TaskGuard
+from deferred_middleware.contrib.mounting import TaskGuard, note_layer_failure
 from deferred_middleware.enqueue import batch
 from deferred_middleware.execution.handler import TaskHandler, report_in
 
@@ -53,6 +53,7 @@ class Webapp2Deferred(TaskGuard):
             # webapp2 turns every exception of a handler into a response.
             if not isinstance(error, webapp2.HTTPException):
                 batch.drop_request(error)
+                note_layer_failure(request.environ, error)
             return handle_in_app(request, response, error)
 
         app.handle_exception = handle_exception

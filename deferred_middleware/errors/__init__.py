@@ -163,7 +163,22 @@ class PayloadMissingError(PayloadError):
 
 
 class PayloadFinishedError(PayloadMissingError):
-    """The payload was removed from the datastore because the task is done, but the queue delivered it again."""
+    """The payload was removed from the datastore because the task is done, but the queue delivered it again.
+
+    ``retry_count`` is that of the attempt in which the call returned; None if it is not known.
+    """
+
+    def __init__(self, key: str, retry_count: int | None, message: str) -> None:
+        self.retry_count = retry_count
+        super().__init__(key, message)
+
+
+class LayerError(DeferredError):
+    """After the task was done, a layer of the app answered its request with ``status``, so the attempt failed."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        super().__init__(f"a layer of the app answered with {status} after the task was done")
 
 
 class CallableNotFoundError(TaskContentError, ImportError):

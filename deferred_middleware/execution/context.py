@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
     from deferred_middleware.calls.call import Call, Content
+    from deferred_middleware.wire import overflow
 
 _NAME = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
@@ -48,7 +49,7 @@ class TaskContext:
     not a number, the fact is None, or 0 for a count.
     """
 
-    __slots__ = ("_call", "_request", "_started", "content", "environ", "error", "label")
+    __slots__ = ("_call", "_request", "_started", "content", "environ", "error", "label", "stored")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
         self.environ = environ
@@ -58,6 +59,8 @@ class TaskContext:
         """The callable, its positional arguments and its keyword arguments, from which :attr:`call` is made."""
         self.error: BaseException | None = None
         """The exception that the attempt raised, for hooks; None while it runs, and if it succeeded."""
+        self.stored: overflow.Reference | None = None
+        """The reference to the payload, if it is in the datastore."""
         self._call: Call | None = None
         self._request: webob.Request | None = None
         self._started = time.monotonic()

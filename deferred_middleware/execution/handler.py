@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import webob
@@ -28,7 +28,7 @@ from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome, RefusedRequest
 from deferred_middleware.execution.runner import Runner, Warmup
 from deferred_middleware.execution.trust import Authenticator
-from deferred_middleware.wire import protocol
+from deferred_middleware.wire import overflow, protocol
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -51,7 +51,11 @@ class TaskReport:
     outcome: Outcome | None = None
     """How the attempt ended; None if the request was refused, or did not reach the task's handler."""
     error: BaseException | None = None
-    """The exception that the task raised."""
+    """The exception that the task raised, or with which a layer of the app failed after the task was done."""
+    layer_error: BaseException | None = None
+    """An exception that the glue has seen in a layer of the app."""
+    attempt: tuple[TaskContext, bytes] | None = None
+    """The context and the body of the attempt, for :meth:`TaskHandler.fail`."""
 
 
 def report_in(environ: WSGIEnvironment) -> TaskReport | None:
@@ -76,6 +80,38 @@ class _FixedResponse(webob.Response):
         return body
 
 
+class FinishingResponse(webob.Response):
+    """The response to a task that is done, and whose payload is in the datastore.
+
+    The payload is removed when the server asks for the body. If a layer around the handler has failed by then, the
+    queue retries the task, and the task needs its payload.
+    """
+
+    context: TaskContext
+
+    @classmethod
+    def of(cls, response: webob.Response, context: TaskContext) -> FinishingResponse:
+        """Return ``response`` with the removal of the payload of the task ``context``."""
+        made = cls(response.body, response.status, list(response.headerlist))
+        made.context = context
+        return made
+
+    def finish(self) -> None:
+        """Remove the payload."""
+        reference, self.context.stored = self.context.stored, None
+        if reference is not None:
+            # A call that raised RetryLater is in another task now.
+            overflow.finish(reference, self.context.retry_count if self.context.error is None else None)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Send the response."""
+        return self._send(super().__call__(environ, start_response))
+
+    def _send(self, parts: Iterable[bytes]) -> Iterator[bytes]:
+        self.finish()
+        yield from parts
+
+
 def _fixed(status: int, text: str, **headers: str) -> webob.Response:
     response = _FixedResponse(status=status, text=f"{text}\n", content_type="text/plain")
     for name, value in headers.items():
@@ -96,6 +132,8 @@ _RESPONSES: Final = {
     Outcome.FAILED: _fixed(500, "failed"),
     Outcome.UNREADABLE: _fixed(500, "can't be run by this version"),
 }
+_FINISHED: Final = frozenset({Outcome.DONE, Outcome.POSTPONED})
+"""The outcomes after which a payload in the datastore can be removed. That of a dead letter may be run again."""
 _NOT_POST: Final = webob.Response(status=405, text="send tasks with POST\n", content_type="text/plain", allow="POST")
 _FORBIDDEN: Final = _fixed(403, "forbidden")
 _BODY_RESPONSES: Final = {
@@ -159,7 +197,10 @@ class TaskHandler:
         return self.answer(environ)(environ, start_response)
 
     def answer(self, environ: WSGIEnvironment) -> webob.Response:
-        """Run the task of a request, and return the response. Other tasks may have the same response object."""
+        """Run the task of a request, and return the response. Other tasks may have the same response object.
+
+        Send the response by calling it. If you send a copy, call ``finish()`` of a :class:`FinishingResponse`.
+        """
         if environ["REQUEST_METHOD"] != "POST":
             return _NOT_POST
         path = environ["PATH_INFO"]
@@ -187,11 +228,15 @@ class TaskHandler:
             if outcome is Outcome.DONE and not all_enqueued:
                 outcome = Outcome.FAILED
         if REPORT_KEY in environ and (report := report_in(environ)) is not None:
-            report.outcome, report.error = outcome, context.error
-        response = _RESPONSES[outcome]
-        if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in environ:
-            return _with_traceback(response, context.error)
-        return response
+            report.outcome, report.error, report.attempt = outcome, context.error, (context, body)
+        return _response(outcome, context)
+
+    def fail(self, report: TaskReport, error: BaseException) -> webob.Response:
+        """Return the response to a task that was done before a layer of the app failed with ``error``."""
+        assert report.attempt is not None  # the task was done
+        context, body = report.attempt
+        report.outcome, report.error = self._runner.fail(context, body, error), context.error
+        return _response(report.outcome, context)
 
     def _run_in_batch(self, context: TaskContext, body: bytes, label: str | None) -> Outcome:
         """Run a task whose ``defer_async`` calls are enqueued together at its end, if it succeeds."""
@@ -202,6 +247,15 @@ class TaskHandler:
             if outcome is not Outcome.DONE:
                 batch.drop()
         return outcome
+
+
+def _response(outcome: Outcome, context: TaskContext) -> webob.Response:
+    response = _RESPONSES[outcome]
+    if context.error is not None and protocol.LOCAL_SERVER_ENVIRON_KEY in context.environ:
+        response = _with_traceback(response, context.error)
+    if context.stored is not None and outcome in _FINISHED:
+        return FinishingResponse.of(response, context)
+    return response
 
 
 def label_from_path(path: str, prefix: str) -> str:

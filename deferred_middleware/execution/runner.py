@@ -83,8 +83,6 @@ def _exists(module: str) -> bool:
 
 
 _DONE: Final = Outcome.DONE  # before Python 3.12, access to the attribute of an enumeration is slow
-_FINISHED: Final = frozenset({Outcome.DONE, Outcome.POSTPONED})
-"""The outcomes after which a payload in the datastore can be removed. That of a dead letter may be run again."""
 
 
 class Runner:
@@ -104,32 +102,42 @@ class Runner:
         ``url_label`` is the label in the URL; None if the URL is not one of ours and names no call. Every exception of
         the task becomes an outcome, except KeyboardInterrupt, which is meant for the developer at the terminal.
         """
-        reference = None
         token = CURRENT_TASK.set(context)
         try:
             content = body
             if body.startswith(protocol.OVERFLOW_MAGIC):
-                reference = overflow.Reference.parse(body, self._settings.max_payload_bytes)
-                assert reference is not None  # the body starts as a reference does
-                content = overflow.fetch(reference)
+                context.stored = overflow.Reference.parse(body, self._settings.max_payload_bytes)
+                assert context.stored is not None  # the body starts as a reference does
+                content = overflow.fetch(context.stored)
             # The payload is read in the task's namespace too: datastore keys in it may get the current namespace.
             before = namespace.enter(context.environ)
             try:
-                outcome = self._run(context, body, content, url_label)
+                return self._run(context, body, content, url_label)
             finally:
                 # The call may have changed the namespace.
                 if before is not None and namespace.manager.get_namespace() != before:
                     namespace.manager.set_namespace(before)
         except PayloadFinishedError as error:
+            context.stored = None
+            if _was_refused_outside(context, error):
+                return self._failed(context, body, error, Outcome.PERMANENT_FAILURE)
             logs.repeated(context, error, self._settings)
             return _DONE
         except TaskContentError as error:
             return self._failed(context, body, error, Outcome.UNREADABLE)
         finally:
             CURRENT_TASK.reset(token)
-        if reference is not None and outcome in _FINISHED:
-            overflow.finish(reference)
-        return outcome
+
+    def fail(self, context: TaskContext, body: bytes, error: BaseException) -> Outcome:
+        """Return the outcome for a task that was done before a layer of the app failed with ``error``.
+
+        Log the failure and call the hooks.
+        """
+        token = CURRENT_TASK.set(context)
+        try:
+            return self._failed(context, body, error, _outcome_of_failure(context))
+        finally:
+            CURRENT_TASK.reset(token)
 
     def _run(self, context: TaskContext, body: bytes, content: bytes, url_label: str | None) -> Outcome:
         """Run the task whose payload is ``content``. Raises :class:`TaskContentError` if the payload can't be read."""
@@ -225,7 +233,7 @@ class Runner:
         hooks = self._hooks
         if hooks.listens("on_failure"):
             hooks.fire("on_failure", Failure(context=context, call=context.call, error=error, outcome=outcome))
-        reason = _reason_not_to_retry(context, outcome)
+        reason = _reason_not_to_retry(context, outcome, error)
         if reason is not None:
             letter = DeadLetter(
                 context=context, call=context.call, error=error, outcome=outcome, reason=reason, body=body
@@ -241,8 +249,22 @@ def _outcome_of_failure(context: TaskContext) -> Outcome:
     return Outcome.FAILED if limit is None or context.attempt < limit else Outcome.ATTEMPTS_EXHAUSTED
 
 
-def _reason_not_to_retry(context: TaskContext, outcome: Outcome) -> str | None:
+def _was_refused_outside(context: TaskContext, error: PayloadFinishedError) -> bool:
+    """Tell whether the queue was sent an error by the attempt in which the call returned.
+
+    Then a layer outside the middleware failed after it had read the response.
+    """
+    done_in, previous = error.retry_count, context.previous_response
+    return done_in is not None and done_in < context.retry_count and previous is not None and previous >= 300
+
+
+def _reason_not_to_retry(context: TaskContext, outcome: Outcome, error: BaseException) -> str | None:
     """Return why the task is not retried; None if it is retried, as far as this process can know."""
+    if type(error) is PayloadFinishedError:
+        return (
+            f"its call returned in attempt {(error.retry_count or 0) + 1}, then a layer outside the middleware "
+            f"answered with {context.previous_response}, and the payload had been removed"
+        )
     if outcome is Outcome.PERMANENT_FAILURE:
         return "it raised PermanentTaskFailure"
     if outcome is Outcome.ATTEMPTS_EXHAUSTED:

@@ -18,6 +18,7 @@ from deferred_middleware.config.process import current_settings
 from deferred_middleware.errors import DeferredError
 from deferred_middleware.testing.delivery import AttemptCounts, TaskRun, TaskRunError, deliver
 from deferred_middleware.testing.expectations import Expectation, mismatch_message
+from deferred_middleware.testing.hosts import HostOfRequests
 from deferred_middleware.testing.records import CapturedTask, Clock
 from deferred_middleware.testing.stub import CapturingStub, installed, target_from_host
 from deferred_middleware.wire import entities, overflow
@@ -36,7 +37,8 @@ class DeferredTasks:
     """The tasks that are enqueued while a test runs; made by :func:`capture_tasks`.
 
     ``app`` is the WSGI app that runs them, with the middleware in it; it can be set later. ``clock`` decides which
-    tasks are due.
+    tasks are due. ``host`` is the host that tasks are delivered to; if it is None, it is that of the request that
+    deferred the task.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class DeferredTasks:
         queue_yaml: str | os.PathLike[str] | None = None,
         immediate: bool = False,
         clock: Clock | None = None,
+        host: str | None = None,
     ) -> None:
         self.app = app
+        self.host = host
+        self._hosts = HostOfRequests()
         self.clock = clock or Clock()
         self.immediate = immediate
         """Whether a task runs as soon as it is enqueued. Its error is then raised at the end of the test."""
@@ -207,7 +212,7 @@ class DeferredTasks:
 
     def _record_add(self, add: Any) -> None:
         """Record a task that was added, and in immediate mode run it."""
-        task = _task_from_request(add, self.clock)
+        task = _task_from_request(add, self.clock, self.host or self._hosts.current())
         self._enqueued.append(task)
         self._pending.append(task)
         if self.immediate:
@@ -251,6 +256,7 @@ def capture_tasks(
     queue_yaml: str | os.PathLike[str] | None = None,
     immediate: bool = False,
     clock: Clock | None = None,
+    host: str | None = None,
 ) -> Iterator[DeferredTasks]:
     """Capture the tasks that are enqueued inside the ``with`` block. They are sent nowhere.
 
@@ -259,14 +265,16 @@ def capture_tasks(
         queue_yaml: the path of a queue.yaml; only its queues exist then. By default every queue exists.
         immediate: whether to run each task when it is enqueued; its error is raised at the end of the block.
         clock: decides which tasks are due; by default it has the real time, and can be advanced.
+        host: the host that the tasks are delivered to, by default that of the request of Django or Flask that deferred
+            the task. Outside of a request it is that of the last request, or that of the framework's test client.
     """
-    tasks = DeferredTasks(app, queue_yaml=queue_yaml, immediate=immediate, clock=clock)
-    with installed(tasks._stub):
+    tasks = DeferredTasks(app, queue_yaml=queue_yaml, immediate=immediate, clock=clock, host=host)
+    with installed(tasks._stub), tasks._hosts.watching():
         yield tasks
         tasks._raise_immediate_failures()
 
 
-def _task_from_request(add: Any, clock: Clock) -> CapturedTask:
+def _task_from_request(add: Any, clock: Clock, host_of_request: str) -> CapturedTask:
     headers = {h.key.decode("latin-1"): h.value.decode("latin-1") for h in add.header}
     host = next((value for name, value in headers.items() if name.lower() == "host"), "")
     now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc)
@@ -288,6 +296,7 @@ def _task_from_request(add: Any, clock: Clock) -> CapturedTask:
         enqueued=now,
         due_posix=clock() + max(0.0, (eta - now).total_seconds()),
         target=target_from_host(host),
+        host=host_of_request,
         call=call,
         call_error=error,
     )

@@ -131,9 +131,8 @@ def _renew_signature(environ: WSGIEnvironment, task: CapturedTask) -> None:
 
 
 def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
-    host = f"{task.target}.{HOSTNAME}" if task.target else HOSTNAME
     platform = {
-        "Host": host,
+        "Host": task.host,
         "User-Agent": protocol.TASK_QUEUE_USER_AGENT,
         protocol.DEFAULT_VERSION_HOSTNAME_HEADER: HOSTNAME,
         protocol.USER_IP_HEADER: protocol.TASK_QUEUE_IP,
@@ -158,7 +157,7 @@ def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
         "SCRIPT_NAME": "",
         "PATH_INFO": urllib.parse.unquote(path, "latin-1"),
         "QUERY_STRING": query,
-        "SERVER_NAME": HOSTNAME,
+        "SERVER_NAME": task.host.rpartition(":")[0] or task.host,
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": "HTTP/1.1",
         "SERVER_SOFTWARE": "deferred-middleware",

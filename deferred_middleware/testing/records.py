@@ -70,6 +70,8 @@ class CapturedTask:
     """The ETA by the test's clock, in seconds since 1970."""
     target: str | None
     """The service that runs the task, such as ``v1.background``; None if the task has no target."""
+    host: str
+    """The host of the request that delivers the task."""
     call: Call | None
     call_error: Exception | None = None
     """The error of reading a call from the body, if there was one."""

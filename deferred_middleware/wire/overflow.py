@@ -12,8 +12,10 @@ The chunks have this life:
   task does.
 * If the task is known not to be enqueued, the chunks are removed. If that is *not* known, because the queue did not
   answer, they stay: if the queue has the task, the task needs them.
-* When the task is done, a small entity replaces them: the receipt. A queue may deliver a task again after it is done.
-  Without the receipt, the task would not find its payload, and would be retried for a month.
+* When the response that says that the task is done is sent, a small entity replaces them: the receipt. A queue may
+  deliver a task again after it is done. Without the receipt, the task would not find its payload, and would be retried
+  for a month. The receipt has the retry count of the attempt. If a later attempt finds it, then a layer that had read
+  the whole response failed afterwards.
 * The payload of a task that failed for good stays, so that the task can be run again.
 * Chunks that nobody could remove, and receipts, are removed after they expire: see :func:`sweep`.
 
@@ -46,6 +48,7 @@ KIND: Final = "_DeferredPayload"
 EXPIRES: Final = "expires"
 """The property of each entity that says when it may be removed, in UTC."""
 _DATA: Final = "data"
+_RETRY_COUNT: Final = "retry_count"
 _CHUNK_BYTES: Final = 1_000_000  # an entity takes at most 1,048,572 bytes, with its key and properties
 _CHUNKS_AT_ONCE: Final = 8  # in one Get; an answer takes at most 32 MB
 _KEEP_SECONDS: Final = (protocol.MAX_TASK_AGE_DAYS + 1) * 24 * 3600
@@ -197,8 +200,10 @@ def fetch(reference: Reference) -> bytes:
             raise PayloadMissingError(
                 reference.key, f"the task's payload could not be read from the datastore: {error}"
             ) from error
-        if start == 0 and found.pop(0) is not None:
-            raise PayloadFinishedError(reference.key, "the task was already done, and its payload was removed")
+        if start == 0 and (receipt := found.pop(0)) is not None:
+            raise PayloadFinishedError(
+                reference.key, receipt.get(_RETRY_COUNT), "the task was already done, and its payload was removed"
+            )
         for entity in found:
             if entity is None:
                 raise PayloadMissingError(
@@ -214,11 +219,17 @@ def fetch(reference: Reference) -> bytes:
     return bytes(gathered)
 
 
-def finish(reference: Reference) -> None:
-    """Replace the payload of a task that is done by a receipt. A failure is logged; the sweep removes the payload."""
+def finish(reference: Reference, retry_count: int | None) -> None:
+    """Replace the payload of a task that is done by a receipt. A failure is logged; the sweep removes the payload.
+
+    ``retry_count`` is that of the attempt in which the call returned; None if the call was enqueued again instead.
+    """
     connection = entities.outside_transaction()
     try:
-        connection.put([_entity(reference.root(), reference, None)])
+        receipt = _entity(reference.root(), reference, None)
+        if retry_count is not None:
+            receipt[_RETRY_COUNT] = retry_count
+        connection.put([receipt])
         connection.delete(reference.chunk_keys())
     except Exception as error:  # noqa: BLE001 - the task is done, even if its payload stays
         _log_left_behind(reference, error)

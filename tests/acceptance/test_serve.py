@@ -133,7 +133,9 @@ def test_a_task_runs_in_its_target(serve: Serve, recorder: Recorder, target: str
     assert headers["x-appengine-taskretrycount"] == headers["x-appengine-taskexecutioncount"] == "0"
     assert abs(float(headers["x-appengine-tasketa"]) - time.time()) < 60
     assert headers["user-agent"].startswith("AppEngine-Google")
-    assert headers["x-appengine-default-version-hostname"] == server.services["default"].removeprefix("http://")
+    port = server.services["default"].rpartition(":")[2]
+    assert headers["x-appengine-default-version-hostname"] == f"localhost:{port}"
+    assert headers["host"].endswith(f".localhost:{port}")
     assert "x-deferred-server-token" not in headers
     assert "x-appengine-taskpreviousresponse" not in headers
     assert server.stop() == 0

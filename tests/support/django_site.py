@@ -26,6 +26,8 @@ class Noting:
     """A middleware that records paths. Depending on its options it also reads the body, defers calls, or answers."""
 
     read_body = False
+    after: Callable[[HttpResponse], HttpResponse] | None = None
+    page: HttpResponse | None = None
     defers = False
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
@@ -39,7 +41,12 @@ class Noting:
         response = answers.get("all") or self._get_response(request)
         if self.defers:
             several(request, "quick")
-        return response
+        after = type(self).after
+        return response if after is None else after(response)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer an exception of a view with a page, if there is one."""
+        return self.page
 
 
 class NotingHook:
@@ -83,6 +90,13 @@ def use_database(value: object) -> None:
         cursor.execute("INSERT INTO things VALUES (%s)", [str(value)])
     if value == "bad":
         raise ValueError(value)
+
+
+def refuse_commit(value: object) -> None:
+    """Write a row whose reference points nowhere, which the database finds out when the transaction commits."""
+    seen.append(("ran", value))
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO parts VALUES (%s)", [str(value)])
 
 
 def raise_it(error: Exception) -> None:
@@ -131,4 +145,6 @@ def application() -> Any:
         urlpatterns.append(path("", include("deferred_middleware.contrib.django.urls")))
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE things (value TEXT)")
+            cursor.execute("CREATE TABLE wholes (name TEXT PRIMARY KEY)")
+            cursor.execute("CREATE TABLE parts (whole TEXT REFERENCES wholes (name) DEFERRABLE INITIALLY DEFERRED)")
     return get_wsgi_application()

@@ -16,6 +16,7 @@ from django.utils.module_loading import import_string
 from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.settings import Settings
+from deferred_middleware.contrib.django.checks import check_surroundings
 from deferred_middleware.errors import SettingsError, nearest
 
 NAME = "deferred_middleware.contrib.django"
@@ -34,6 +35,7 @@ class DeferredConfig(AppConfig):
         """Install the settings, for requests and for management commands, and register the check."""
         install(getattr(django_settings, "DEFERRED", {}))
         checks.register(check_site)
+        checks.register(check_surroundings)
 
 
 def install(given: Mapping[str, Any]) -> None:

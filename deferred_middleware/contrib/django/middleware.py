@@ -12,7 +12,8 @@ In ``urls.py``::
 
 Use it *instead of* ``DeferredMiddleware``, which runs tasks outside of Django. Only the view for tasks is exempt from
 CSRF protection and from login. It raises what a task raises, so that ``ATOMIC_REQUESTS`` rolls back. The queue always
-gets the status of the task's outcome.
+gets the status of the task's outcome. If a layer of the site fails after the task is done, such as the commit of
+``ATOMIC_REQUESTS``, the attempt has failed, and the queue retries the task.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+import webob
+from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponse
 
 from deferred_middleware.config.process import current_settings
-from deferred_middleware.contrib.django.views import is_not_logged_yet, task_handler
-from deferred_middleware.contrib.mounting import ensure_report, replacement_response
+from deferred_middleware.contrib.django.views import TaskResponse, is_not_logged_yet, on_exception, task_handler
+from deferred_middleware.contrib.mounting import ensure_report, response_after_layers
 from deferred_middleware.enqueue import batch, request_end
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -49,7 +52,8 @@ class TaskMiddleware:
         settings = current_settings()
         self._coalesce = settings.coalesce
         self._runs = task_handler().runs
-        # Django logs the exception of a view. That of a task has been logged already, with its call.
+        got_request_exception.connect(on_exception, dispatch_uid=__name__)
+        # Django logs the exception of a view. That of a task, or of a layer around it, is logged with the task's call.
         logging.getLogger("django.request").addFilter(is_not_logged_yet)
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
@@ -57,21 +61,30 @@ class TaskMiddleware:
         environ = getattr(request, "environ", {})
         path = environ.get("PATH_INFO", "")
         report = ensure_report(environ) if self._runs(path) else None
+        response: HttpResponse | None = None
+        raised: Exception | None = None
         try:
             with batch.RequestBatch() if self._coalesce else contextlib.nullcontext():
                 response = self._get_response(request)
+        except Exception as error:  # with DEBUG_PROPAGATE_EXCEPTIONS
+            if report is None or report.response is None:
+                raise
+            raised = error
         finally:
             # Calls that defer_async started in the request, and for which nobody has waited.
             if request_end.UNDER_WAY or request_end.FAILED:
                 request_end.settle_request()
-        answer = (
-            None
-            if report is None
-            else replacement_response(response.status_code, report, path, response.headers.get("Location"))
-        )
-        if answer is None:
-            return response
-        return HttpResponse(answer.body, status=answer.status_int, headers=dict(answer.headers))
+        answer: webob.Response | None = None
+        if response is None:
+            assert report is not None  # else the exception is raised
+            answer = response_after_layers(task_handler(), report, path, raised=raised)
+        elif report is not None:
+            location = response.headers.get("Location")
+            answer = response_after_layers(task_handler(), report, path, response.status_code, location)
+        if answer is not None:
+            return TaskResponse(answer)
+        assert response is not None  # without it, there is an answer
+        return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Drop the calls that a view deferred before it raised; then Django turns the exception into a response."""

@@ -4,9 +4,12 @@ On App Engine, a task's target, ``[instance.][version.]service``, becomes a pref
 ``Host`` header, and the platform routes the task by that header. Here, :class:`ServiceDirectory` does:
 
     directory = ServiceDirectory([default, background])
-    directory.target("local.background.127.0.0.1:8080")     # "local.background"
+    directory.target("local.background.localhost:8080")     # "local.background"
     directory.by_target("local.background")                 # the Service named "background"
-    directory.host("local.background")                      # "local.background.127.0.0.1:8080"
+    directory.host("local.background")                      # "local.background.localhost:8080"
+
+Frameworks accept ``localhost`` and the names that end in it while an app is developed, as Django's ``ALLOWED_HOSTS``
+does with ``DEBUG``. Browsers resolve these names to loopback (https://www.rfc-editor.org/rfc/rfc6761#section-6.3).
 
 If a task's target names no service of this server, the attempt fails with an error and is retried. The task never runs
 in another service.
@@ -108,6 +111,11 @@ class ServiceDirectory:
             for host in hosts:
                 self._by_address.setdefault(f"{host}:{service.port}", service)
 
+        default = self.default
+        names = ("localhost", *_LOOPBACK_HOSTS) if default.host in _LOOPBACK_HOSTS else (default.host.lower(),)
+        # An app that has run since before may know the service by another name.
+        self._default_hostnames = tuple(f"{host}:{default.port}" for host in names)
+
     def __iter__(self) -> Iterator[Service]:
         return iter(self._services)
 
@@ -122,7 +130,7 @@ class ServiceDirectory:
     @property
     def default_hostname(self) -> str:
         """``host:port`` of the default service; apps have it as ``DEFAULT_VERSION_HOSTNAME``."""
-        return self.default.address
+        return self._default_hostnames[0]
 
     def by_id(self, service_id: str) -> Service:
         """Return the service with this :attr:`Service.id`. Raises :class:`UnknownServiceError` if there is none."""
@@ -146,8 +154,10 @@ class ServiceDirectory:
             return ""
         if found is not None:
             return f"{found.version}.{found.name}"
-        suffix = "." + self.default_hostname.lower()
-        return lowered[: -len(suffix)] if lowered.endswith(suffix) else None
+        for hostname in self._default_hostnames:
+            if lowered.endswith(f".{hostname}"):
+                return lowered[: -len(hostname) - 1]
+        return None
 
     def host(self, target: str) -> str:
         """Return the ``Host`` header of a task with this target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import django
 import pytest
 from django.conf import settings as django_settings
 from django.core import checks, signals
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.core.wsgi import get_wsgi_application
-from django.db import connection
-from django.http import HttpResponse
+from django.db import IntegrityError, connection
+from django.http import HttpResponse, HttpResponseRedirect
 from django.test import Client, override_settings
 
 from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
 from deferred_middleware.config.process import current_settings, install_settings
+from deferred_middleware.execution import dead_letters
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import adds, django_site
 from tests.support.django_site import seen
@@ -139,6 +140,104 @@ def test_a_redirect_in_the_tasks_place_is_an_error(
     assert f"with {status} to 'https://example.com/'" in caplog.text
 
 
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the error records in the log."""
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("page", [None, HttpResponse("sorry")])
+@pytest.mark.parametrize("propagates", [False, True])
+def test_a_commit_that_fails_is_a_failed_attempt(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    page: HttpResponse | None,
+    propagates: bool,
+) -> None:
+    """If the COMMIT of ATOMIC_REQUESTS is refused, the attempt fails, and the log has one ERROR with the traceback."""
+    monkeypatch.setattr(django_site.Noting, "page", page)
+    defer(django_site.refuse_commit, 1)
+
+    with override_settings(DEBUG_PROPAGATE_EXCEPTIONS=propagates):
+        run = tasks.run(raise_errors=False)
+
+    assert (run.status, str(run.outcome), type(run.error)) == (500, "Outcome.FAILED", IntegrityError)
+    (record,) = errors(caplog)
+    assert "failed and will be retried: tests.support.django_site/refuse_commit(1)" in record.getMessage()
+    assert record.exc_info
+    assert record.exc_info[1] is run.error
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM parts")
+        assert cursor.fetchall() == []
+
+
+def raise_after(response: HttpResponse) -> HttpResponse:
+    """Fail after the view."""
+    raise LookupError("after")
+
+
+def deny_after(response: HttpResponse) -> HttpResponse:
+    """Fail after the view with an exception that Django answers with 403."""
+    raise PermissionDenied
+
+
+LAYERS: dict[str, Callable[[HttpResponse], HttpResponse]] = {
+    "raises": raise_after,
+    "denies": deny_after,
+    "answers 503": lambda response: HttpResponse(status=503),
+    "redirects": lambda response: HttpResponseRedirect("/login"),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [
+        (None, 500, "Outcome.FAILED"),
+        (ValueError("x"), 500, "Outcome.FAILED"),
+        (SingularTaskFailure("x"), 408, "Outcome.RETRY"),
+        (PermanentTaskFailure("x"), 200, "Outcome.PERMANENT_FAILURE"),
+    ],
+)
+def test_a_layer_that_fails_fails_only_a_task_that_was_done(
+    tasks: DeferredTasks,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    layer: str,
+    error: Exception | None,
+    status: int,
+    outcome: str,
+) -> None:
+    """A middleware that raises or answers with another status than 2xx fails a finished task; other outcomes stand."""
+    monkeypatch.setattr(django_site.Noting, "after", staticmethod(LAYERS[layer]))
+    if error is None:
+        defer(django_site.note, 1)
+    else:
+        defer(django_site.raise_it, error)
+
+    run = tasks.run(raise_errors=False)
+
+    assert (run.status, str(run.outcome)) == (status, outcome)
+    texts = [record.getMessage() for record in errors(caplog)]
+    if error is None:
+        assert len([text for text in texts if "failed and will be retried" in text]) == 1
+        assert {"raises": "after", "answers 503": "with 503", "redirects": "with 302"}.get(layer, "") in str(run.error)
+    if layer == "raises" and error is not None:
+        assert len([text for text in texts if "the task keeps its outcome" in text]) == 1
+
+
+def test_a_layer_that_fails_in_the_last_attempt_makes_a_dead_letter(
+    tasks: DeferredTasks, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the attempt was the last that the task's options allow, the failure of a layer makes it a dead letter."""
+    monkeypatch.setattr(django_site.Noting, "after", staticmethod(raise_after))
+    defer(django_site.note, 1, _retry_options={"task_retry_limit": 0})
+
+    assert tasks.run(raise_errors=False).status == 500
+    assert "failed in its last attempt" in caplog.text
+    assert dead_letters.MARK in caplog.text
+
+
 def test_the_body_may_have_been_read_before(tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a middleware reads request.body, the task can still read it."""
     monkeypatch.setattr(django_site.Noting, "read_body", True)
@@ -213,6 +312,86 @@ def test_the_check_tells_what_is_missing(tasks: DeferredTasks) -> None:
         found = {message.id for message in checks.run_checks() if "deferred" in str(message.id)}
 
     assert found == {"deferred_middleware.E001", "deferred_middleware.E002"}
+
+
+def found_with(**settings: Any) -> list[str]:
+    """Return the IDs of our checks that find something with these settings."""
+    with override_settings(**settings):
+        return [str(message.id) for message in checks.run_checks() if "deferred" in str(message.id)]
+
+
+@pytest.mark.parametrize(
+    ("debug", "allowed", "warned"),
+    [
+        (True, [], False),
+        (True, ["localhost"], True),
+        (True, [".localhost"], False),
+        (True, ["shop.appspot.com"], True),
+        (False, ["*"], False),
+        (False, ["www.example.com"], True),
+        (False, ["shop.ew.r.appspot.com"], False),
+        (False, [".appspot.com"], False),
+        (False, [".localhost"], False),
+    ],
+)
+def test_the_check_tells_of_hosts(tasks: DeferredTasks, debug: bool, allowed: list[str], warned: bool) -> None:
+    """manage.py check warns if ALLOWED_HOSTS refuses the hosts of tasks."""
+    assert found_with(DEBUG=debug, ALLOWED_HOSTS=allowed) == ["deferred_middleware.W004"] * warned
+
+
+def test_a_task_is_delivered_to_the_host_of_the_request(tasks: DeferredTasks) -> None:
+    """A task that a view deferred has the host of the view's request; the next one outside of requests has it too."""
+    with override_settings(ALLOWED_HOSTS=["shop.example.com"]):
+        assert Client(headers={"Host": "shop.example.com"}).post("/signup/ann").status_code == 202
+        assert tasks.run().ok
+        defer(django_site.note, 1)
+        assert tasks.run().ok
+
+    assert {task.host for task in tasks.enqueued} == {"shop.example.com"}
+
+
+LEGACY = r"^_ah/queue/deferred$"
+
+
+@pytest.mark.parametrize(
+    ("exempt", "warnings"), [([], 2), ([r"^_cb/deferred/"], 1), ([r"^_cb/deferred/", LEGACY], 0), ([r"^static/"], 2)]
+)
+def test_the_check_tells_of_redirects(tasks: DeferredTasks, exempt: list[str], warnings: int) -> None:
+    """manage.py check warns of SECURE_SSL_REDIRECT unless each URL of tasks is exempt; the hint is what helps."""
+    middleware = [*django_settings.MIDDLEWARE, "django.middleware.security.SecurityMiddleware"]
+    settings: dict[str, Any] = {"MIDDLEWARE": middleware, "SECURE_SSL_REDIRECT": True}
+
+    assert found_with(**settings, SECURE_REDIRECT_EXEMPT=exempt) == ["deferred_middleware.W005"] * warnings
+    assert found_with(MIDDLEWARE=middleware, SECURE_SSL_REDIRECT=False) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "main", "warned"),
+    [
+        ("application = get_wsgi_application()", None, True),
+        ("application = wrap_wsgi_app(get_wsgi_application())", None, False),
+        ("application = api.wrap_wsgi_app(get_wsgi_application())", None, False),
+        ("application = get_wsgi_application()", "app = wrap_wsgi_app(application)", False),
+        ("application = = # no Python", None, True),
+    ],
+)
+def test_the_check_tells_of_a_missing_wrapper(
+    tasks: DeferredTasks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    main: str | None,
+    warned: bool,
+) -> None:
+    """manage.py check warns if neither the module of WSGI_APPLICATION nor main.py calls wrap_wsgi_app."""
+    (tmp_path / "checked_wsgi.py").write_text(source)
+    if main is not None:
+        (tmp_path / "main.py").write_text(main)
+    monkeypatch.delitem(sys.modules, "main", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert found_with(WSGI_APPLICATION="checked_wsgi.application") == ["deferred_middleware.W003"] * warned
+    assert "checked_wsgi" not in sys.modules
 
 
 if django.VERSION >= (6, 0):

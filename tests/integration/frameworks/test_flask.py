@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
 import flask
 import pytest
-from google.appengine.api import wrap_wsgi_app
+from google.appengine.api import datastore, wrap_wsgi_app
+from google.appengine.ext import testbed
 
 from deferred_middleware import PermanentTaskFailure, Settings, SingularTaskFailure, defer, defer_async
 from deferred_middleware.contrib.flask import ENDPOINT, Deferred
+from deferred_middleware.errors import LayerError
 from deferred_middleware.testing import DeferredTasks, capture_tasks
+from deferred_middleware.wire import overflow
 from tests.support import adds
 
 seen: list[Any] = []
@@ -184,6 +189,101 @@ def test_a_redirect_in_the_tasks_place_stands(caplog: pytest.LogCaptureFixture) 
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "with 302 to '" in record.getMessage()
     assert "/login'" in record.getMessage()
+
+
+def raises(response: flask.Response) -> flask.Response:
+    """Fail after the view."""
+    raise LookupError("no commit")
+
+
+def raises_at_teardown(error: BaseException | None) -> None:
+    """Fail at the end of the request."""
+    raise LookupError("no commit")
+
+
+def raises_when_closed(response: flask.Response) -> flask.Response:
+    """Let the end of the response fail."""
+    response.call_on_close(lambda: raises(response))
+    return response
+
+
+LAYERS: dict[str, Callable[[flask.Flask], object]] = {
+    "after_request raises": lambda app: app.after_request(raises),
+    "teardown raises": lambda app: app.teardown_request(raises_at_teardown),
+    "the end of the response raises": lambda app: app.after_request(raises_when_closed),
+    "a signal's receiver raises": lambda app: app.extensions.update(
+        receiver=flask.request_finished.connect(lambda sender, response: raises(response), app, weak=False)
+    ),
+    "after_request answers 500": lambda app: app.after_request(lambda response: flask.Response(status=500)),
+    "after_request answers 404": lambda app: app.after_request(lambda response: flask.Response(status=404)),
+    "after_request redirects": lambda app: app.after_request(lambda response: flask.redirect("/")),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "config", [{}, {"TESTING": True}, {"PAGE_STATUS": 200}], ids=["plain", "propagates", "answers the error with 200"]
+)
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [(None, 500, "Outcome.FAILED"), (PermanentTaskFailure("x"), 200, "Outcome.PERMANENT_FAILURE")],
+)
+def test_a_layer_that_fails_fails_only_a_task_that_was_done(
+    caplog: pytest.LogCaptureFixture,
+    layer: str,
+    config: dict[str, Any],
+    error: Exception | None,
+    status: int,
+    outcome: str,
+) -> None:
+    """A layer that raises or answers with another status than 2xx fails a finished task; other outcomes stand.
+
+    The log has one ERROR with the traceback of the layer.
+    """
+    app = make_app(**config)
+    if "PAGE_STATUS" in config:
+        app.register_error_handler(500, lambda error: ("sorry", 200))
+    LAYERS[layer](app)
+    with capture_tasks() as tasks:
+        if error is None:
+            defer(look_around, 1)
+        else:
+            defer(fail, error)
+        answer = run(app, tasks)
+
+    assert (answer.status, str(answer.outcome)) == (status, outcome)
+    if error is None:
+        # Flask calls the functions of after_request for its error page too.
+        errors = [record for record in caplog.records if record.levelno >= logging.ERROR and record.exc_info]
+        (record,) = [record for record in errors if "while handling an error" not in record.getMessage()]
+        assert "failed and will be retried" in record.getMessage()
+        assert record.exc_info
+        assert record.exc_info[1] is answer.error
+        assert isinstance(answer.error, LookupError if "raises" in layer else LayerError)
+
+
+def test_a_large_payload_is_kept_until_all_layers_are_done(engine: testbed.Testbed) -> None:
+    """If a layer fails, the retry still has a payload from the datastore; after the success it is removed."""
+    engine.init_datastore_v3_stub()
+    app = make_app()
+    refusals = [1]
+
+    @app.after_request
+    def commit(response: flask.Response) -> flask.Response:
+        if refusals:
+            refusals.pop()
+            raise LookupError("no commit")
+        return response
+
+    content = os.urandom(200_000)
+    with capture_tasks() as tasks:
+        defer(look_around, content)
+        tasks.app = app.wsgi_app
+        answer = tasks.run(attempts=2, raise_errors=False)
+
+    assert answer.ok
+    assert [entry[0] for entry in seen] == [content, "teardown", content, "teardown"]
+    assert [entity for entity in datastore.Query(overflow.KIND).Run() if "data" in entity] == []
 
 
 def test_the_body_may_have_been_read_before() -> None:

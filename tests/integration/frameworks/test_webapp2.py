@@ -10,6 +10,7 @@ from google.appengine.api import wrap_wsgi_app
 
 from deferred_middleware import PermanentTaskFailure, Settings, defer
 from deferred_middleware.contrib.webapp2 import Deferred
+from deferred_middleware.errors import LayerError
 from deferred_middleware.testing import capture_tasks
 
 seen: list[Any] = []
@@ -85,6 +86,32 @@ def test_the_queue_hears_the_outcome(error: Exception, status: int) -> None:
 
     assert run.status == status
     assert run.error is not None
+
+
+def raise_after(response: Any) -> None:
+    """Fail after the handler."""
+    raise LookupError("after")
+
+
+@pytest.mark.parametrize("after", [raise_after, lambda response: setattr(response, "status", 503)])
+def test_a_layer_that_fails_fails_a_task_that_was_done(after: Any) -> None:
+    """A dispatcher that raises or answers with 503 after the task was done makes the attempt fail."""
+    app = webapp2.WSGIApplication([("/", MainPage)], config={"name": "shop"})
+    deferred_app = Deferred(app)
+    dispatch = app.router.dispatch
+
+    def failing(request: Any, response: Any) -> Any:
+        answer = dispatch(request, response)
+        after(answer)
+        return answer
+
+    app.router.set_dispatcher(lambda router, request, response: failing(request, response))
+    with capture_tasks(deferred_app) as tasks:
+        defer(look_around, 1)
+        run = tasks.run(raise_errors=False)
+
+    assert (run.status, str(run.outcome)) == (500, "Outcome.FAILED")
+    assert isinstance(run.error, LookupError if after is raise_after else LayerError)
 
 
 def test_a_request_that_is_not_the_queues_is_refused() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webob
@@ -47,10 +48,17 @@ def test_what_an_older_version_signed_is_checked(kind: str) -> None:
     assert sample.ran == []
 
 
+def with_hosts_of_now(noted: Any) -> Any:
+    """Return what a function notes, with the hostname that the local server has now: older ones had its address."""
+    if isinstance(noted, dict):
+        return {**noted, "host": noted["host"].replace("127.0.0.1", "localhost")}
+    return noted
+
+
 def test_what_is_enqueued_now_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that this version enqueues are of the same kinds as the stored ones, and run the same way."""
     tasks = enqueued(tmp_path / "tasks.sqlite", monkeypatch)
 
     assert tasks.keys() == OLDER.keys()
     assert {kind: deliver(task).status for kind, task in tasks.items()} == dict.fromkeys(KINDS, 200)
-    assert sample.ran == [noted for _, noted in KINDS.values()]
+    assert sample.ran == [with_hosts_of_now(noted) for _, noted in KINDS.values()]

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from tests.support import sample
 from tests.support.delivering import Queued, Response, request, task_environ
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 DAY = 24 * 3600
 
@@ -58,12 +58,16 @@ def chunks() -> list[Any]:
     return [entity for entity in entities() if "data" in entity]
 
 
-def deliver(task: taskqueue.Task) -> Response:
-    """Deliver a queued task to an app with the middleware."""
+def deliver(
+    task: taskqueue.Task, layer: Callable[[WSGIApplication], WSGIApplication] = lambda app: app, **environ: Any
+) -> Response:
+    """Deliver a queued task to an app with the middleware, and with ``layer`` around it."""
     headers = {protocol.environ_key(name): str(value) for name, value in task.headers.items()}
     headers.pop("HTTP_CONTENT_TYPE")
     headers.pop("HTTP_CONTENT_LENGTH", None)
-    return request(DeferredMiddleware(never_reached), task_environ(task.payload, task.url, **headers))
+    return request(
+        layer(DeferredMiddleware(never_reached)), task_environ(task.payload, task.url, **{**headers, **environ})
+    )
 
 
 def never_reached(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -103,7 +107,7 @@ def test_what_does_not_fit_is_kept_in_the_datastore(stored: testbed.Testbed, que
     assert sample.ran == [((content,), {})]
     assert chunks() == []
     (receipt,) = entities()
-    assert set(receipt) == {"expires"}
+    assert set(receipt) == {"expires", "retry_count"}
 
 
 def test_a_task_that_is_done_is_not_run_again(
@@ -118,6 +122,83 @@ def test_a_task_that_is_done_is_not_run_again(
 
     assert len(sample.ran) == 1
     assert "is not run again: the task was already done" in caplog.text
+
+
+def raises_after(app: WSGIApplication) -> WSGIApplication:
+    """Return a layer that fails after the app has returned, before it reads the response."""
+
+    def layer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        app(environ, start_response)
+        raise LookupError("no commit")
+
+    return layer
+
+
+def answers_after(app: WSGIApplication) -> WSGIApplication:
+    """Return a layer that answers with an error of its own."""
+
+    def layer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        closing = app(environ, lambda *args: lambda data: None)
+        if hasattr(closing, "close"):
+            closing.close()
+        start_response("502 Bad Gateway", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+        return []
+
+    return layer
+
+
+def reads_and_raises(app: WSGIApplication) -> WSGIApplication:
+    """Return a layer that fails after it has read the response."""
+
+    def layer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        b"".join(app(environ, start_response))
+        raise LookupError("no commit")
+
+    return layer
+
+
+@pytest.mark.parametrize("layer", [raises_after, answers_after])
+def test_a_layer_outside_that_fails_leaves_the_payload(
+    stored: testbed.Testbed, queued: Queued, layer: Callable[[WSGIApplication], WSGIApplication]
+) -> None:
+    """If a layer around the middleware fails, the retry has the payload, and removes it."""
+    defer(sample.note, os.urandom(200_000))
+    task = queued.one()
+
+    if layer is raises_after:
+        with pytest.raises(LookupError, match="no commit"):
+            deliver(task, layer)
+    else:
+        assert deliver(task, layer).status == 502
+    assert len(sample.ran) == len(chunks()) == 1
+    retry: Any = {"HTTP_X_APPENGINE_TASKRETRYCOUNT": "1", "HTTP_X_APPENGINE_TASKPREVIOUSRESPONSE": "502"}
+    assert deliver(task, **retry).status == 200
+
+    assert len(sample.ran) == 2
+    assert chunks() == []
+
+
+@pytest.mark.parametrize(("retries", "previous", "lost"), [("1", "500", True), ("1", "0", False), ("0", None, False)])
+def test_a_failure_after_the_payload_is_gone_is_a_dead_letter(
+    stored: testbed.Testbed,
+    queued: Queued,
+    caplog: pytest.LogCaptureFixture,
+    retries: str,
+    previous: str | None,
+    lost: bool,
+) -> None:
+    """If a layer failed after it had read the response, the retry is a permanent failure that says so."""
+    defer(sample.note, os.urandom(200_000))
+    with pytest.raises(LookupError, match="no commit"):
+        deliver(queued.one(), reads_and_raises)
+
+    retry: Any = {"HTTP_X_APPENGINE_TASKRETRYCOUNT": retries, "HTTP_X_APPENGINE_TASKPREVIOUSRESPONSE": previous}
+    answer = deliver(queued.one(), **retry)
+
+    assert answer.status == 200
+    assert (answer.headers.get("x-deferred-outcome") == "permanent-failure") is lost
+    assert ("a layer outside the middleware answered with 500" in caplog.text) is lost
+    assert len(sample.ran) == 1
 
 
 def test_a_task_that_fails_keeps_its_payload(stored: testbed.Testbed, queued: Queued) -> None:

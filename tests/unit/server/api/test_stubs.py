@@ -357,7 +357,7 @@ def test_modules_are_the_services(stubs: Any) -> None:
     assert list(modules.get_versions("background")) == ["local"]
     assert modules.get_default_version("default") == "local"
     assert modules.get_hostname("background") == "127.0.0.1:8081"
-    assert modules.get_hostname("default") == "127.0.0.1:8080"
+    assert modules.get_hostname("default") == "localhost:8080"
 
 
 def test_an_unknown_module_is_the_sdks_error(stubs: Any) -> None:

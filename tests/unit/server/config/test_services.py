@@ -39,6 +39,11 @@ def service_of(host: str | None) -> Service:
         ("0.local.background.127.0.0.1:8080", BACKGROUND),
         ("local.127.0.0.1:8080", DEFAULT),
         ("local.default.127.0.0.1:8080", DEFAULT),
+        ("background.localhost:8080", BACKGROUND),
+        ("local.Background.LOCALHOST:8080", BACKGROUND),
+        ("0.local.background.[::1]:8080", BACKGROUND),
+        ("local.localhost:8080", DEFAULT),
+        ("local.default.localhost:8080", DEFAULT),
     ],
 )
 def test_a_host_header_means_a_service(host: str | None, expected: Service) -> None:
@@ -68,7 +73,25 @@ def test_a_target_outlives_the_ports() -> None:
     assert target == "local.background"
     moved = ServiceDirectory([_service("default", 9000), _service("background", 9001)])
     assert moved.by_target(target).port == 9001
-    assert moved.host(target) == "local.background.127.0.0.1:9000"
+    assert moved.host(target) == "local.background.localhost:9000"
+
+
+@pytest.mark.parametrize(
+    ("host", "hostname"),
+    [
+        ("127.0.0.1", "localhost:8080"),
+        ("localhost", "localhost:8080"),
+        ("[::1]", "localhost:8080"),
+        ("192.168.1.5", "192.168.1.5:8080"),
+        ("dev.example.com", "dev.example.com:8080"),
+    ],
+)
+def test_the_hostname_on_loopback_is_one_that_frameworks_accept(host: str, hostname: str) -> None:
+    """On loopback, a task's Host ends in localhost, which Django and browsers accept; elsewhere in the host."""
+    directory = ServiceDirectory([dataclasses.replace(DEFAULT, host=host)])
+
+    assert directory.default_hostname == directory.host("") == hostname
+    assert directory.host("local.default") == f"local.default.{hostname}"
 
 
 def test_a_services_own_address_becomes_its_target() -> None:
