@@ -196,9 +196,9 @@ class RpcApplication:
         try:
             request_type, response_type = message_types(call.service_name, call.method)
         except KeyError:
-            return _failure(_Code.CALL_NOT_FOUND, "")
+            return _not_here(name)
         if stub is None:
-            return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+            return _not_here(name)
         try:
             request = request_type.FromString(call.request)
         except DecodeError as error:
@@ -217,9 +217,16 @@ class RpcApplication:
             return _failure(code, _as_text(error))
         except Exception as error:
             if _lacks_method(stub, call.method, error):
-                return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+                return _not_here(name)
             logger.exception("The API call %s failed.", name)
             return _failure(_Code.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _not_here(name: str) -> Any:
+    """Return the failure of a call that the server does not have; the SDK drops its text, so the log has it too."""
+    detail = f"the local server does not have {name}"
+    logger.warning("An API call failed: %s.", detail)
+    return _failure(_Code.CALL_NOT_FOUND, detail)
 
 
 def _lacks_method(stub: object, method: str, error: Exception) -> bool:
