@@ -95,7 +95,9 @@ def test_a_breakpoint_without_a_terminal_is_explained(serve: Serve) -> None:
     """Without a terminal, breakpoint() says how to debug, and the request goes on."""
     server = serve(STOPS)
     assert server.get("/stop") == "41"
-    server.wait_for_output("main.py:7 opens no debugger, because the server doesn't run in the foreground of a terminal")
+    server.wait_for_output(
+        "main.py:7 opens no debugger, because the server doesn't run in the foreground of a terminal"
+    )
 
 
 def test_a_debugger_that_needs_no_terminal_is_called(serve: Serve) -> None:

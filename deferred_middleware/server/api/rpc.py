@@ -56,6 +56,8 @@ _APP_IDENTITY_METHODS = {
     "GetAccessToken": "GetAccessToken",
 }
 _USER_METHODS = ("CreateLoginURL", "CreateLogoutURL", "GetOAuthUser")
+_IMAGES_METHODS = ("Transform", "Composite", "Histogram", "GetUrlBase", "DeleteUrlBase")
+_SEARCH_METHODS = ("IndexDocument", "DeleteDocument", "ListIndexes", "DeleteSchema", "ListDocuments", "Search")
 _TASKQUEUE_METHODS = (
     "Add",
     "BulkAdd",
@@ -87,8 +89,10 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
     from google.appengine.api import api_base_pb2, mail_service_pb2, urlfetch_service_pb2, user_service_pb2
     from google.appengine.api.app_identity import app_identity_service_pb2
     from google.appengine.api.capabilities import capability_service_pb2
+    from google.appengine.api.images import images_service_pb2
     from google.appengine.api.memcache import memcache_service_pb2
     from google.appengine.api.modules import modules_service_pb2
+    from google.appengine.api.search import search_service_pb2
     from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2
     from google.appengine.datastore import datastore_v3_bytes_pb2, entity_bytes_pb2
 
@@ -125,6 +129,10 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
         table["modules", method] = pair(modules_service_pb2, method)
     for method, stem in _APP_IDENTITY_METHODS.items():
         table["app_identity_service", method] = pair(app_identity_service_pb2, stem)
+    for method in _IMAGES_METHODS:
+        table["images", method] = pair(images_service_pb2, f"Images{method}")
+    for method in _SEARCH_METHODS:
+        table["search", method] = pair(search_service_pb2, method)
     for method in _USER_METHODS:
         table["user", method] = pair(user_service_pb2, method)
     for method in _TASKQUEUE_METHODS:

@@ -3,8 +3,8 @@
     with CodeWatcher({"default": Path("web"), "background": Path("worker")}, on_change):
         ...         # on_change("background", [Path("…/worker/tasks.py")]), in a thread of its own
 
-The whole folder of an app is watched, so new modules are found too. Files count that match one of :data:`PATTERNS` or of
-the patterns that are given, without those of installed packages. A pattern without a wildcard is the name of a file, or
+The whole folder of an app is watched, so new modules are found too. Files count that match one of :data:`PATTERNS` or
+of the given patterns, without those of installed packages. A pattern without a wildcard is the name of a file, or
 of a folder with everything in it. The package ``watchfiles``, which the extra ``reload`` installs, does the watching.
 """
 

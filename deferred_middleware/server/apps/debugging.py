@@ -46,8 +46,8 @@ def _explain_or_break(*args: object, **kwargs: object) -> object:
         return sys.__breakpointhook__(*args, **kwargs)
     caller = sys._getframe(1)
     logger.warning(
-        "breakpoint() at %s:%d opens no debugger, because the server doesn't run in the foreground of a terminal. Start "
-        "it there, or set %s to a debugger that needs no terminal, such as remote_pdb.set_trace.",
+        "breakpoint() at %s:%d opens no debugger, because the server doesn't run in the foreground of a terminal. "
+        "Start it there, or set %s to a debugger that needs no terminal, such as remote_pdb.set_trace.",
         caller.f_code.co_filename,
         caller.f_lineno,
         _VARIABLE,

@@ -28,7 +28,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>{message}</title>
 <style>body {{ font: 16px sans-serif; margin: 2em }} pre {{ background: #f4f4f4; overflow: auto; padding: 1em }}</style>
-<h1>The code of service {service} can’t be imported</h1>
+<h1>The code of service {service} can&rsquo;t be imported</h1>
 <p>{message}</p>
 <pre>{traceback}</pre>
 <p>{next}</p>

@@ -12,7 +12,8 @@ go to a callback:
     process.stop()
 
 If a process fails before it has ever served, it is not started again: a person has to correct a mistake. If a process
-fails to start after its code has changed, it is started again at the next change; until then, requests get an error page.
+fails to start after its code has changed, it is started again at the next change. Until then, requests get an error
+page.
 
 :class:`AppProcesses` are all app processes of a server: one for each service whose app runs here.
 """

@@ -61,7 +61,10 @@ _SHELL = re.compile(r"[;&|]+|\d*[<>].*")
 
 @dataclass(frozen=True, kw_only=True)
 class EntrypointApp:
-    """``app`` is ``module:callable``, or ``module:factory(…)``; ``directory`` is the command's working directory, relative to the file's."""
+    """What is served: ``app`` is ``module:callable``, or ``module:factory(…)``.
+
+    ``directory`` is the command's working directory, relative to the file's.
+    """
 
     app: str
     directory: str | None = None

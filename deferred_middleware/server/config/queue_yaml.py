@@ -61,7 +61,7 @@ _INTEGERS = ("bucket_size", "max_concurrent_requests", "task_retry_limit", "max_
 _PLATFORM_LIMITS = {"rate": 500, "bucket_size": 500, "max_concurrent_requests": 5_000}
 """The largest values that App Engine accepts.
 
-https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues#RateLimits, whose fields have other names.
+Source: https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues#RateLimits. It has other names.
 """
 
 _PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")

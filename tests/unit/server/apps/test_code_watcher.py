@@ -129,9 +129,7 @@ def test_a_folder_that_can_not_be_watched_is_told(tmp_path: Path) -> None:
         ("deep/locale/de.mo", ["locale"]),
     ],
 )
-def test_files_that_match_a_pattern_are_told(
-    tmp_path: Path, watch: Watch, name: str, patterns: Sequence[str]
-) -> None:
+def test_files_that_match_a_pattern_are_told(tmp_path: Path, watch: Watch, name: str, patterns: Sequence[str]) -> None:
     """Templates are reported, and the files that further patterns match."""
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("1")

@@ -124,7 +124,9 @@ def test_a_mail_server_on_this_machine_may_be_used(host: str, passed_on: bool) -
     assert ("APPENGINE_USE_SMTP_MAIL_SERVICE" in base_environ(given, secret_key="key")) is passed_on
 
 
-@pytest.mark.parametrize("name", ["DATASTORE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "NDB_PY2_UNPICKLE_COMPAT"])
+@pytest.mark.parametrize(
+    "name", ["DATASTORE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "NDB_PY2_UNPICKLE_COMPAT"]
+)
 def test_other_variables_are_inherited(name: str) -> None:
     """Variables of other libraries, and switches of the SDK that concern this process only, are passed on."""
     assert base_environ({name: "1"}, secret_key="key")[name] == "1"

@@ -24,9 +24,12 @@ def listener() -> Iterator[socket.socket]:
 
 def ask(listener: socket.socket, method: str = "GET", **headers: str) -> tuple[int, str, str]:
     """Return the status, the content type and the body of the answer."""
-    connection = http.client.HTTPConnection(*listener.getsockname(), timeout=WAIT_SECONDS)
+    host, port = listener.getsockname()
+    connection = http.client.HTTPConnection(host, port, timeout=WAIT_SECONDS)
     try:
-        connection.request(method, "/some/path", headers={name.replace("_", "-"): text for name, text in headers.items()})
+        connection.request(
+            method, "/some/path", headers={name.replace("_", "-"): text for name, text in headers.items()}
+        )
         response = connection.getresponse()
         return response.status, response.headers["Content-Type"], response.read().decode()
     finally:

@@ -115,7 +115,9 @@ def test_a_file_name_gets_the_module_name_suggested() -> None:
         load_application("web/main.py")
 
 
-FACTORY = WSGI_APP + """
+FACTORY = (
+    WSGI_APP
+    + """
 class site:
     @staticmethod
     def make(*args, **kwargs):
@@ -125,6 +127,7 @@ class site:
         made.given = (args, kwargs)
         return made
 """
+)
 
 
 @pytest.mark.parametrize(

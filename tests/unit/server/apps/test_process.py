@@ -437,5 +437,7 @@ def test_what_gunicorn_imports_before_the_app_is_imported_before_it() -> None:
 
 def test_the_app_is_imported_by_the_only_thread(running: Start) -> None:
     """No other thread runs while the app is imported: gevent's monkey.patch_all() needs that for the import's locks."""
-    service = running("import threading\nTHREADS = threading.enumerate()\nassert len(THREADS) == 1, THREADS\n" + ECHO_PID)
+    service = running(
+        "import threading\nTHREADS = threading.enumerate()\nassert len(THREADS) == 1, THREADS\n" + ECHO_PID
+    )
     assert service.start() == ProcessReady(service="default")

@@ -204,7 +204,8 @@ def test_the_wrong_field_is_named_among_others(field: str, value: str, line: int
     if line == 4:
         text = f"queue:\n- name: mail\n  rate: 5/s\n  {field}: {value}\n  target: worker\n"
     else:
-        text = f"queue:\n- name: mail\n  rate: 5/s\n  retry_parameters:\n    max_backoff_seconds: 5\n    {field}: {value}\n"
+        retry = f"    max_backoff_seconds: 5\n    {field}: {value}\n"
+        text = f"queue:\n- name: mail\n  rate: 5/s\n  retry_parameters:\n{retry}"
     with pytest.raises(QueueYamlError, match=rf"^queue.yaml, line {line}: {field}\b"):
         parse_queue_yaml(text, path="queue.yaml")
 
