@@ -74,7 +74,8 @@ class TaskStore:
 
     ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are due
     again once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process has
-    the store open, or if the file can't be used.
+    the store open, or if the file can't be used. ``on_failure`` is called, by any thread, when nothing can be written
+    any more: the file is no longer the one at ``path``, or the writer has failed.
 
     All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -89,10 +90,15 @@ class TaskStore:
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float] = time.time, retention: Retention | None = None
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        retention: Retention | None = None,
+        on_failure: Callable[[ServerError], object] = lambda _error: None,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, retention=self._retention)
+        self._database = Database(path, clock=clock, retention=self._retention, on_failure=on_failure)
         self._writer = self._database.writer
         self._pruner = _HistoryPruner(self._database)
         # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it
