@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 from pathlib import Path
 
 from deferred_middleware.cli.command import Command
@@ -12,15 +13,27 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.errors.loggers import log_to_terminal
 from deferred_middleware.server.config.data_dir import DataDirectory
 from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_served
+from deferred_middleware.server.first_process import run_below_first_process
+
+# The process ID of a container's first process.
+_FIRST_PROCESS = 1
 
 logger = logging.getLogger(__name__)
 
 
 def serve_apps(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops it; return the exit status. Raises :class:`ServerError` if it can't start."""
+    if os.getpid() == _FIRST_PROCESS:
+        return run_below_first_process(lambda: _serve(arguments))
+    return _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     served = parse_served(arguments.apps, arguments.services, remote=arguments.remote_services)
     if arguments.reload:
         _check_reload(served)
+    elif arguments.reload_include:
+        raise ServerError("--reload-include says which files --reload watches; add --reload.")
     log_to_terminal("[queue] %(levelname)s %(name)s: %(message)s")
     # Importing the server takes half a second. A data directory that another server uses is reported before that.
     with DataDirectory(arguments.data_dir) as data_dir:
@@ -62,6 +75,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         history_tasks=arguments.history_tasks,
         queue_yaml=arguments.queue_yaml,
         reload=arguments.reload,
+        reload_include=arguments.reload_include,
         ready_file=arguments.ready_file,
     )
     return Supervisor(config).run()
@@ -190,7 +204,14 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reload",
         action="store_true",
-        help="restart the process of a service when Python files in its app's folder change",
+        help="restart the process of a service when Python files or templates in its app's folder change",
+    )
+    parser.add_argument(
+        "--reload-include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="with --reload: other files that count, such as '*.toml' or a folder's name; may be given several times",
     )
     parser.add_argument(
         "--ready-file",

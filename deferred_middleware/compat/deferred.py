@@ -122,7 +122,7 @@ def run(data: bytes) -> Any:
     found, _ = resolved(payload.content_of(data, settings, legacy=True), settings)
     result = Call.of(found).run()
     if reference is not None:
-        overflow.finish(reference)
+        overflow.finish(reference, None)
     return result
 
 

@@ -28,6 +28,7 @@ from deferred_middleware.server.admin.server_file import content_of
 from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
 from deferred_middleware.server.api.rpc import MAX_HTTP_BODY_BYTES
 from deferred_middleware.server.apps.app_server import AppServer
+from deferred_middleware.server.apps.debugging import terminal_restored
 from deferred_middleware.server.apps.environ import environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.assembly import ServerParts, assemble
@@ -88,7 +89,7 @@ class Supervisor:
         Has to be called in the main thread, which handles signals. Raises :class:`ServerError` when the server can't
         start; everything that was started has ended then.
         """
-        with self._stop_signals(), contextlib.ExitStack() as stack:
+        with self._stop_signals(), terminal_restored(), contextlib.ExitStack() as stack:
             self._serve(stack)
             # The stack is unwound inside this block, so that a second signal is noticed meanwhile.
             with self._killing_at_second_signal():
@@ -155,6 +156,8 @@ class Supervisor:
         return CodeWatcher(
             {served.service: served.directory or Path.cwd() for served in self._config.served.apps},
             lambda service, files: self._events.put(_CodeChanged(service=service, files=files)),
+            patterns=self._config.reload_include,
+            ignored=[path for path in (self._config.data_dir, self._config.ready_file) if path is not None],
         )
 
     def _wait_until_all_serve(self, parts: ServerParts) -> bool:
@@ -206,12 +209,13 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
-        """While this is entered, signals become events."""
+        """While this is entered, signals become events. Those that were ignored before, such as by nohup, stay so."""
 
         def handle(signum: int, _frame: FrameType | None) -> None:
             self._events.put(_StopRequested(signum=signum))
 
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handled = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
         previous = {signum: signal.signal(signum, handle) for signum in handled}
         try:
             yield

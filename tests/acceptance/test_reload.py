@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.running import TELL, Recorder, Serve, Server
+from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 APP = (
     TELL
@@ -54,6 +55,17 @@ def edit(server: Server, name: str, text: str, *, until: str) -> None:
     server.wait_for_output(until, times=before + 1)
 
 
+def ask(server: Server, service: str, accept: str) -> tuple[int, str]:
+    """Return the status and the body of a service's answer."""
+    connection = http.client.HTTPConnection(server.services[service].removeprefix("http://"), timeout=WAIT_SECONDS)
+    try:
+        connection.request("GET", "/", headers={"Accept": accept})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
 def is_untouched(headers: dict[str, str]) -> bool:
     """Return whether the headers are those of a first attempt."""
     counts = (headers["HTTP_X_APPENGINE_TASKRETRYCOUNT"], headers["HTTP_X_APPENGINE_TASKEXECUTIONCOUNT"])
@@ -96,6 +108,10 @@ def test_a_broken_edit_is_told_and_mended(serve: Serve, recorder: Recorder) -> N
     server = serve(TWO, apps=["web/app.yaml", "worker/app.yaml"], arguments=RELOAD)
     edit(server, "worker/version.py", "VERSION = = 'broken'\n", until="It is started when its code changes again.")
     assert "SyntaxError: invalid syntax" in server.output
+    for accept in ("text/html", "*/*"):
+        status, page = ask(server, "worker", accept)
+        assert (status, page.startswith("<!doctype html>")) == (500, accept == "text/html")
+        assert "SyntaxError: invalid syntax" in page
     assert f'File "{server.directory / "worker" / "version.py"}", line 1' in server.output
     assert server.get("/") == "old"
     server.post("/add", {"url": "/tasks/work", "target": "worker"})
@@ -139,3 +155,24 @@ def test_a_module_that_was_missing_mends_the_app(serve: Serve, name: str) -> Non
     (server.directory / name).parent.mkdir(exist_ok=True)
     edit(server, name, NEWER, until="Service 'default' is running again.")
     assert server.get("/") == "newer"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("templates/page.html", RELOAD), ("site.toml", [*RELOAD, "--reload-include=*.toml"])],
+)
+def test_a_template_is_code_too(serve: Serve, name: str, arguments: list[str]) -> None:
+    """The app restarts when a template changes, or a file that --reload-include names."""
+    source = APP.replace("from version import VERSION", f"VERSION = open({name!r}).read()")
+    server = serve({"main.py": source, name: "old"}, arguments=arguments)
+    assert server.get("/") == "old"
+    edit(server, name, "newer", until="Service 'default' is running again.")
+    assert server.get("/") == "newer"
+
+
+def test_reload_include_needs_reload(make_server: Serve) -> None:
+    """Without --reload, --reload-include is an error."""
+    server = make_server(ONE, arguments=["--reload-include=*.toml"])
+    server.launch()
+    assert server.wait() == 1
+    assert "--reload-include says which files --reload watches; add --reload." in server.output

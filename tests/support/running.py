@@ -107,14 +107,14 @@ class Server:
         self.wait_until_ready()
         return self
 
-    def launch(self, *, stdout: int | None = None) -> None:
+    def launch(self, *, stdin: int = subprocess.DEVNULL, stdout: int | None = None) -> None:
         """Start the process without waiting; ``stdout`` is a file descriptor to use instead of the log."""
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self.directory,
                 env=self._environ,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log if stdout is None else stdout,
                 stderr=log,
                 start_new_session=True,

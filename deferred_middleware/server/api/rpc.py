@@ -57,6 +57,8 @@ _APP_IDENTITY_METHODS = {
     "GetAccessToken": "GetAccessToken",
 }
 _USER_METHODS = ("CreateLoginURL", "CreateLogoutURL", "GetOAuthUser")
+_IMAGES_METHODS = ("Transform", "Composite", "Histogram", "GetUrlBase", "DeleteUrlBase")
+_SEARCH_METHODS = ("IndexDocument", "DeleteDocument", "ListIndexes", "DeleteSchema", "ListDocuments", "Search")
 _TASKQUEUE_METHODS = (
     "Add",
     "BulkAdd",
@@ -88,8 +90,10 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
     from google.appengine.api import api_base_pb2, mail_service_pb2, urlfetch_service_pb2, user_service_pb2
     from google.appengine.api.app_identity import app_identity_service_pb2
     from google.appengine.api.capabilities import capability_service_pb2
+    from google.appengine.api.images import images_service_pb2
     from google.appengine.api.memcache import memcache_service_pb2
     from google.appengine.api.modules import modules_service_pb2
+    from google.appengine.api.search import search_service_pb2
     from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2
     from google.appengine.datastore import datastore_v3_bytes_pb2, entity_bytes_pb2
 
@@ -126,6 +130,10 @@ def _table() -> dict[tuple[str, str], MessageTypes]:
         table["modules", method] = pair(modules_service_pb2, method)
     for method, stem in _APP_IDENTITY_METHODS.items():
         table["app_identity_service", method] = pair(app_identity_service_pb2, stem)
+    for method in _IMAGES_METHODS:
+        table["images", method] = pair(images_service_pb2, f"Images{method}")
+    for method in _SEARCH_METHODS:
+        table["search", method] = pair(search_service_pb2, method)
     for method in _USER_METHODS:
         table["user", method] = pair(user_service_pb2, method)
     for method in _TASKQUEUE_METHODS:
@@ -207,9 +215,9 @@ class RpcApplication:
         try:
             request_type, response_type = message_types(call.service_name, call.method)
         except KeyError:
-            return _failure(_Code.CALL_NOT_FOUND, "")
+            return _not_here(name)
         if stub is None:
-            return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+            return _not_here(name)
         try:
             request = request_type.FromString(call.request)
         except DecodeError as error:
@@ -228,7 +236,7 @@ class RpcApplication:
             return _failure(code, _as_text(error))
         except Exception as error:
             if _lacks_method(stub, call.method, error):
-                return _failure(_Code.CALL_NOT_FOUND, f"the local server does not have {name}")
+                return _not_here(name)
             if _is_malformed(request):
                 return _failure(_Code.BAD_REQUEST, f"the request of {name} is malformed: {error}")
             logger.exception("The API call %s failed.", name)
@@ -279,6 +287,13 @@ def _varint(body: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, position + index + 1
     raise ValueError("a number has no end")
+
+
+def _not_here(name: str) -> Any:
+    """Return the failure of a call that the server does not have; the SDK drops its text, so the log has it too."""
+    detail = f"the local server does not have {name}"
+    logger.warning("An API call failed: %s.", detail)
+    return _failure(_Code.CALL_NOT_FOUND, detail)
 
 
 def _lacks_method(stub: object, method: str, error: Exception) -> bool:

@@ -2,7 +2,8 @@
 
 :func:`make_stub_map` creates the stubs: the datastore, which is kept in a file; memcache; modules, which answers from
 the :class:`~deferred_middleware.server.config.services.ServiceDirectory`; app identity; and those that need no set-up
-(URL fetch, users, capabilities, and mail, which is logged instead of sent).
+(URL fetch, users, capabilities, images, search, and mail, which is logged instead of sent). The index of search is kept
+in memory.
 
 The stubs live in the queue process only. It never calls ``wrap_wsgi_app``, which would patch ``os.environ`` and the
 start of threads for the whole process.
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from google.appengine.api import (
     apiproxy_stub_map,
     full_app_id,
@@ -24,8 +26,10 @@ from google.appengine.api import (
 )
 from google.appengine.api.app_identity import app_identity_stub
 from google.appengine.api.capabilities import capability_stub
+from google.appengine.api.images import images_stub
 from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
+from google.appengine.api.search import simple_search_stub
 
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
 from deferred_middleware.server.config.services import Service, ServiceDirectory
@@ -57,9 +61,18 @@ def make_stub_map(
     stub_map.RegisterStub("user", user_service_stub.UserServiceStub(request_data=request_data))
     stub_map.RegisterStub("capability_service", capability_stub.CapabilityServiceStub())
     stub_map.RegisterStub("mail", mail_stub.MailServiceStub())
+    stub_map.RegisterStub("images", _images_stub())
+    stub_map.RegisterStub("search", simple_search_stub.SearchServiceStub())
     stub_map.RegisterStub("taskqueue", taskqueue_stub)
     apiproxy_stub_map.apiproxy = stub_map
     return stub_map
+
+
+def _images_stub() -> Any:
+    # Pillow 10 removed the old name of this filter, which the SDK's stub still uses.
+    if not hasattr(PIL.Image, "ANTIALIAS"):
+        setattr(PIL.Image, "ANTIALIAS", PIL.Image.Resampling.LANCZOS)  # noqa: B010 - the type checker doesn't know it
+    return images_stub.ImagesServiceStub()
 
 
 class _Dispatcher(request_info.Dispatcher):  # type: ignore[misc] # the SDK has no types

@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from waitress.server import create_server
 from waitress.task import WSGITask
 
 from deferred_middleware.errors.loggers import get_logger, log_to_terminal
+from deferred_middleware.server.apps.debugging import set_standard_input
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -57,8 +59,8 @@ class AppServerConfig:
     """What an app process reads from its standard input.
 
     ``app`` is ``module:callable``, found in ``directory``, by default the directory that the process was started in.
-    ``socket_fd``, ``status_fd`` and ``api_fd`` are inherited file descriptors; without the last one, API calls go over
-    HTTP.
+    ``socket_fd``, ``status_fd``, ``api_fd`` and ``terminal_fd`` are inherited file descriptors. Without ``api_fd``, API
+    calls go over HTTP; without ``terminal_fd``, standard input is empty.
     """
 
     app: str
@@ -71,6 +73,7 @@ class AppServerConfig:
     default_hostname: str
     directory: str = ""
     api_fd: int | None = None
+    terminal_fd: int | None = None
 
     def to_line(self) -> bytes:
         """Return the configuration as the line of JSON that :meth:`from_line` reads."""
@@ -144,9 +147,9 @@ class AppServer:
     """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
     At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
-    connection is the queue process's, and gets a thread of its own. Idle connections keep nobody out: if there are
-    many, those that have been idle for longest are closed. A request whose body has ``max_body_bytes`` or more is
-    refused with 413, before the body is read if its length is known.
+    connection is the queue process's, and what ``make_deliveries`` returns adopts it. Idle connections keep nobody out:
+    if there are many, those that have been idle for longest are closed. A request whose body has ``max_body_bytes`` or
+    more is refused with 413, before the body is read if its length is known.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class AppServer:
         threads: int,
         delivery_token: str = "",
         max_body_bytes: int = _MAX_BODY_BYTES,
+        make_deliveries: Callable[..., DeliveryServer] = DeliveryServer,
     ) -> None:
         self._channels: dict[int, Any] = {}
         # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
@@ -184,7 +188,7 @@ class AppServer:
                 "SERVER_PORT": str(server.effective_port),
                 "SERVER_SOFTWARE": _SERVER_SOFTWARE,
             }
-            self._deliveries = DeliveryServer(app, delivery_token=delivery_token, permits=permits, environ=environ)
+            self._deliveries = make_deliveries(app, delivery_token=delivery_token, permits=permits, environ=environ)
         server.deliveries = self._deliveries
         self._server = server
 
@@ -252,11 +256,9 @@ class AppServer:
 def main() -> int:
     """Run one app process, as its standard input says; return its exit status."""
     supervisor_pipe = os.dup(0)
-    # The app must not read from this pipe or pass it on to its children.
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
     config = AppServerConfig.from_line(_read_line(supervisor_pipe))
+    # The app must not read from the pipe or pass it on to its children.
+    set_standard_input(config.terminal_fd)
     _start_guard(supervisor_pipe, config)
     # The supervisor handles Ctrl-C, and then stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

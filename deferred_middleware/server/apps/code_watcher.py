@@ -3,14 +3,17 @@
     with CodeWatcher({"default": Path("web"), "background": Path("worker")}, on_change):
         ...         # on_change("background", [Path("…/worker/tasks.py")]), in a thread of its own
 
-The whole folder of an app is watched, so new modules are found too. Only Python files count, without those of installed
-packages. The package ``watchfiles``, which the extra ``reload`` installs, does the watching.
+The whole folder of an app is watched, so new modules are found too. Files count that match one of :data:`PATTERNS` or
+of the given patterns, without those of installed packages. A pattern without a wildcard is the name of a file, or
+of a folder with everything in it. The package ``watchfiles``, which the extra ``reload`` installs, does the watching.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,7 +26,12 @@ _START_SECONDS = 30.0
 # A change is reported when nothing has changed for this long: an editor, or git, may write several files.
 _QUIET_MS = 100
 
+PATTERNS = ("*.py", "templates", "*.html", "*.htm", "*.jinja", "*.jinja2", "*.j2", "*.mako")
+"""The files that always count: frameworks keep templates in memory, so they are code too."""
+
 _NO_CODE = {*watchfiles.DefaultFilter.ignore_dirs, "site-packages"}
+# Files that editors and checkers put beside a file. vim creates and removes 4913.
+_TEMPORARY = re.compile("|".join([*watchfiles.DefaultFilter.ignore_entity_patterns, r"^\.", "^4913$", r"\.tmp$"]))
 
 logger = logging.getLogger(__name__)
 # It logs the number of changes, also of other files.
@@ -33,11 +41,21 @@ logging.getLogger("watchfiles").setLevel(logging.WARNING)
 class CodeWatcher:
     """While it is entered, calls ``on_change`` with a service and the files in its directory that have changed.
 
-    Raises :class:`ServerError` when a directory can't be watched.
+    ``patterns`` are further patterns of files that count. Nothing in the paths ``ignored`` counts. Raises
+    :class:`ServerError` when a directory can't be watched.
     """
 
-    def __init__(self, directories: Mapping[str, Path], on_change: Callable[[str, list[Path]], None]) -> None:
+    def __init__(
+        self,
+        directories: Mapping[str, Path],
+        on_change: Callable[[str, list[Path]], None],
+        *,
+        patterns: Iterable[str] = (),
+        ignored: Iterable[Path] = (),
+    ) -> None:
         self._directories = {service: directory.resolve() for service, directory in directories.items()}
+        self._patterns = (*PATTERNS, *(pattern.removeprefix("./").rstrip("/") for pattern in patterns))
+        self._ignored = [path.resolve() for path in ignored]
         self._on_change = on_change
         self._ending = _StopEvent()
         # Written by the thread before it sets ``watching``.
@@ -64,7 +82,7 @@ class CodeWatcher:
         try:
             changes = watchfiles.watch(
                 *sorted(set(self._directories.values())),
-                watch_filter=_may_matter,
+                watch_filter=self._may_matter,
                 step=_QUIET_MS,
                 stop_event=self._ending,
             )
@@ -78,29 +96,30 @@ class CodeWatcher:
 
     def _report(self, paths: Collection[Path]) -> None:
         for service, directory in self._directories.items():
-            files = {file for path in paths for file in _python_files(path) if _is_code(file, directory)}
-            if files:
-                self._on_change(service, sorted(files))
+            # watchfiles does not report files that were in a folder before it was watched.
+            files = {file for path in paths for file in ([path] if not path.is_dir() else path.rglob("*"))}
+            changed = sorted(file for file in files if self._counts(file, directory) and not file.is_dir())
+            if changed:
+                self._on_change(service, changed)
 
+    def _may_matter(self, change: watchfiles.Change, path: str) -> bool:
+        """Accept files that count, and new folders, which may contain some already."""
+        if change is watchfiles.Change.added and os.path.isdir(path):
+            return True
+        return any(self._counts(Path(path), directory) for directory in self._directories.values())
 
-def _may_matter(change: watchfiles.Change, path: str) -> bool:
-    """Accept Python files, and new folders, which may contain some already."""
-    return path.endswith(".py") or (change is watchfiles.Change.added and os.path.isdir(path))
-
-
-def _python_files(path: Path) -> Iterable[Path]:
-    # watchfiles does not report files that were in a folder before it was watched.
-    return path.rglob("*.py") if path.is_dir() else [path]
-
-
-def _is_code(path: Path, directory: Path) -> bool:
-    """Tell whether a file is in a directory, but not in one of its folders that hold no code of the app."""
-    # The path of the directory itself doesn't matter. Editors and checkers put hidden files and copies beside a file.
-    return (
-        path.is_relative_to(directory)
-        and not path.name.startswith((".", "flycheck_"))
-        and not _NO_CODE & set(path.relative_to(directory).parts)
-    )
+    def _counts(self, path: Path, directory: Path) -> bool:
+        """Tell whether a file is in a directory, matches a pattern, and is in no folder that holds no code."""
+        # The path of the directory itself doesn't matter.
+        if not path.is_relative_to(directory) or any(path.is_relative_to(ignored) for ignored in self._ignored):
+            return False
+        parts = path.relative_to(directory).parts
+        if not parts or _TEMPORARY.search(parts[-1]):
+            return False
+        if any(part in _NO_CODE or part.startswith(".") for part in parts[:-1]):
+            return False
+        candidates = {*parts, *("/".join(parts[: count + 1]) for count in range(len(parts)))}
+        return any(fnmatch.fnmatchcase(one, pattern) for one in candidates for pattern in self._patterns)
 
 
 class _StopEvent(threading.Event):

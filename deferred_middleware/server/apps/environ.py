@@ -14,9 +14,30 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.store.files import replacing
+from deferred_middleware.wire.protocol import is_loopback
 
-# If it is set, the SDK sends tasks to Google instead of the local server (api/taskqueue/taskqueue.py).
-_CLOUD_TASKS_VARIABLE = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+_REMOTE_DATASTORE = "entities would go to Google's datastore instead of the local one"
+STEERING = {
+    # api/taskqueue/taskqueue.py
+    "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "tasks would go to Google instead of the local server",
+    # datastore/datastore_rpc.py
+    "DATASTORE_APP_ID": _REMOTE_DATASTORE,
+    "DATASTORE_PROJECT_ID": _REMOTE_DATASTORE,
+    "DATASTORE_USE_PROJECT_ID_AS_APP_ID": _REMOTE_DATASTORE,
+    "DATASTORE_ADDITIONAL_APP_IDS": _REMOTE_DATASTORE,
+    # api/mail.py
+    "APPENGINE_USE_SMTP_MAIL_SERVICE": "mail would be sent by an SMTP server instead of being logged",
+    # api/lib_config.py and api/taskqueue/taskqueue.py
+    "SERVER_SOFTWARE": "the SDK would take it for the name of the web server",
+}
+"""The variables that make the SDK use something else than this server, and what would happen with them.
+
+None of them is passed on to an app. The paths are those of the SDK's modules that read them.
+"""
+# With these, the SDK would take what one request or task had for that of every request.
+_OF_REQUESTS_PREFIX = "HTTP_X_APPENGINE_"
+_OF_REQUESTS = "each request would seem to have this header"
+_SMTP_HOST_VARIABLE = "APPENGINE_SMTP_HOST"
 
 # Nothing is deployed here. On App Engine, the ID is a number too.
 _DEPLOYMENT_ID = "1"
@@ -29,15 +50,26 @@ logger = logging.getLogger(__name__)
 
 def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, str]:
     """Return what app processes inherit from ``environ``, with ``secret_key`` unless it has keys of its own."""
-    inherited = dict(environ)
-    if inherited.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        logger.warning(
-            "%s is not passed on to the app: with it, tasks would go to Google instead of the local server.",
-            _CLOUD_TASKS_VARIABLE,
-        )
+    inherited, left_out = _without_steering(environ)
+    for name, consequence in left_out.items():
+        logger.warning("%s is not passed on to the app: with it, %s.", name, consequence)
     if not inherited.get(SECRET_KEYS_VARIABLE, "").strip():
         inherited[SECRET_KEYS_VARIABLE] = secret_key
     return inherited
+
+
+def _without_steering(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables without those that steer the SDK elsewhere, and what would happen with each of these."""
+    left_out = {}
+    for name in environ:
+        if name.startswith(_OF_REQUESTS_PREFIX):
+            left_out[name] = _OF_REQUESTS
+        elif name in STEERING:
+            left_out[name] = STEERING[name]
+    # A server on this machine, such as one that shows mails in a browser, is no mistake.
+    if is_loopback(environ.get(_SMTP_HOST_VARIABLE, "")):
+        left_out.pop("APPENGINE_USE_SMTP_MAIL_SERVICE", None)
+    return {name: value for name, value in environ.items() if name not in left_out}, left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +119,16 @@ def app_environ(
         "API_PORT": str(platform.api_address[1]),
         "HTTP_X_APPENGINE_API_TICKET": api_ticket,
     }
-    own = dict(env_variables or {})
+    given = {name: value for name, value in (env_variables or {}).items() if name not in set_here}
+    own, left_out = _without_steering(given)
+    for name, consequence in left_out.items():
+        logger.warning("%s sets %s, which is not passed on: with it, %s.", source, name, consequence)
     if not own.get(SECRET_KEYS_VARIABLE, "").strip():
         own.pop(SECRET_KEYS_VARIABLE, None)
-    if own.pop(_CLOUD_TASKS_VARIABLE, None) is not None:
-        logger.warning(
-            "%s sets %s, which is not passed on: with it, tasks would go to Google instead of the local server.",
-            source,
-            _CLOUD_TASKS_VARIABLE,
-        )
     for name, value in own.items():
         _check_encodable(name, value, source)
-    for name in sorted(set_here.keys() & own.keys()):
-        if own[name] != set_here[name]:
+    for name in sorted(set_here.keys() & (env_variables or {}).keys()):
+        if (env_variables or {})[name] != set_here[name]:
             logger.warning("%s sets %s; the local server's own value is used instead.", source, name)
     return {**platform.inherited, **own, **set_here}
 

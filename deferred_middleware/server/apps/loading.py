@@ -2,11 +2,13 @@
 
     application = load_application("main:app")
 
-``callable`` may be dotted (``main:site.wsgi``). Nothing is called to find it: a factory is refused, with a hint.
+``callable`` may be dotted (``main:site.wsgi``). A factory is called if that is written out, with literal arguments, as
+for gunicorn: ``main:create_app()``, ``main:create_app("test", debug=True)``.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -29,19 +31,41 @@ class AppLoadError(ServerError):
         super().__init__(message)
 
 
-def split_spec(spec: str) -> tuple[str, str]:
-    """Return the module's name and the dotted callable of ``module:callable``.
+_Arguments = tuple[list[Any], dict[str, Any]]
+
+
+def split_spec(spec: str) -> tuple[str, str, _Arguments | None]:
+    """Return the module's name, the dotted callable, and the arguments for a factory; None if it is not to be called.
 
     Raises :class:`AppLoadError` if ``spec`` has another form.
     """
     module, colon, attribute = spec.partition(":")
+    arguments = None
+    if attribute.endswith(")"):
+        attribute, arguments = _split_call(spec, attribute)
     names = [*module.split("."), *attribute.split(".")]
     if not colon or not all(name.isidentifier() for name in names):
         hint = ""
         if module.endswith(".py") or os.sep in module:
             hint = f", such as {os.path.splitext(module)[0].replace(os.sep, '.')}:app"
         raise AppLoadError(spec, f"APP is given as MODULE:CALLABLE{hint or ', such as main:app'}; got {spec!r}.")
-    return module, attribute
+    return module, attribute, arguments
+
+
+def _split_call(spec: str, text: str) -> tuple[str, _Arguments]:
+    """Return the dotted name in ``name(arguments)``, and the values of the arguments."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("no call")
+        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+        if len(keywords) != len(call.keywords):
+            raise ValueError("** in a call")
+        return ast.unparse(call.func), ([ast.literal_eval(argument) for argument in call.args], keywords)
+    except (ValueError, SyntaxError) as error:
+        raise AppLoadError(
+            spec, f"APP can call a factory only with literal arguments, such as main:create_app('test'); got {spec!r}."
+        ) from error
 
 
 def load_application(spec: str) -> WSGIApplication:
@@ -50,7 +74,7 @@ def load_application(spec: str) -> WSGIApplication:
     Raises :class:`AppLoadError`, with the underlying error as its cause if there is one. The message about an error in
     the module's own code has the file and the line of the app where it happened.
     """
-    module_name, attribute = split_spec(spec)
+    module_name, attribute, arguments = split_spec(spec)
     found: Any = _import(spec, module_name)
     path = module_name
     for name in attribute.split("."):
@@ -59,8 +83,18 @@ def load_application(spec: str) -> WSGIApplication:
         except AttributeError as error:
             raise AppLoadError(spec, f"{path} has no {name!r}{_suggestion(found, name)}") from error
         path += f":{name}" if path == module_name else f".{name}"
+    if arguments is not None:
+        found = _call(spec, path, found, arguments)
     _check_is_wsgi(spec, found)
     return cast("WSGIApplication", found)
+
+
+def _call(spec: str, path: str, factory: Any, arguments: _Arguments) -> Any:
+    try:
+        return factory(*arguments[0], **arguments[1])
+    except Exception as error:
+        what = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]
+        raise AppLoadError(spec, f"Calling {path} failed: {what}{_place(error.__traceback__)}.") from error
 
 
 def _import(spec: str, module_name: str) -> ModuleType:
@@ -166,7 +200,7 @@ def _check_is_wsgi(spec: str, found: object) -> None:
         ]
         hint = "a WSGI application is called with (environ, start_response)."
         if not required:
-            hint = "it looks like a factory. Call it in the module (app = …), and give the name of the result."
+            hint = f"it looks like a factory. If it is one, call it: {spec}()."
         raise AppLoadError(
             spec, f"{spec} has the signature {signature}, so it is no WSGI application; {hint}"
         ) from error

@@ -12,13 +12,15 @@ go to a callback:
     process.stop()
 
 If a process fails before it has ever served, it is not started again: a person has to correct a mistake. If a process
-fails to start after its code has changed, it is started again at the next change.
+fails to start after its code has changed, it is started again at the next change. Until then, requests get an error
+page.
 
 :class:`AppProcesses` are all app processes of a server: one for each service whose app runs here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -29,6 +31,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from deferred_middleware.server.apps.app_server import STOP_GRACE_SECONDS
+from deferred_middleware.server.apps.error_page import ErrorPage, serving_error_page
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import (
     AppProcessConfig,
@@ -211,7 +214,8 @@ class AppProcess:
                 return
             elif run.after_change:
                 self._log_failure(run.start, "It is started when its code changes again.")
-                self._interrupted.wait()
+                with self._error_page(run.start):
+                    self._interrupted.wait()
             else:
                 deaths += 1
                 seconds = pause_seconds(deaths)
@@ -273,6 +277,17 @@ class AppProcess:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
+
+    def _error_page(self, start: StartResult) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the service's port answers with an error page."""
+        service = self._config.service
+        return serving_error_page(
+            ErrorPage(service, str(start.failure), start.traceback),
+            self._config.listener,
+            delivery_token=self._config.delivery_token,
+            # An attempt that was sent before the code changed may arrive only now. It has not failed.
+            on_delivery=lambda: self._ends.note(service, "has code that can't be imported", intended=True),
+        )
 
     def _log_failure(self, start: StartResult, what_next: str) -> None:
         """Log why the service can't be started again. Repeated failures are logged without their traceback."""

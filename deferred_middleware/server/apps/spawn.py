@@ -25,6 +25,7 @@ from pathlib import Path
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.apps import entry
 from deferred_middleware.server.apps.app_server import AppServerConfig
+from deferred_middleware.server.apps.debugging import is_at_terminal
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
 
 # realpath, because Python puts the real directory of a script on its path.
@@ -105,7 +106,8 @@ class SpawnedApp:
         connections = config.api_connections
         control = connections.control_socket(config.service) if connections is not None else None
         self._api_fd = control.fileno() if control is not None else None
-        inherited = (self._listener_fd, self._status_write_fd, self._api_fd)
+        self._terminal_fd = os.dup(0) if is_at_terminal() else None
+        inherited = (self._listener_fd, self._status_write_fd, self._api_fd, self._terminal_fd)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, _SCRIPT],
@@ -122,6 +124,8 @@ class SpawnedApp:
             os.close(self._status_write_fd)
             if control is not None:
                 control.close()
+            if self._terminal_fd is not None:
+                os.close(self._terminal_fd)
 
     def send_config(self) -> None:
         """Send the process its configuration."""
@@ -134,6 +138,7 @@ class SpawnedApp:
             socket_fd=self._listener_fd,
             status_fd=self._status_write_fd,
             api_fd=self._api_fd,
+            terminal_fd=self._terminal_fd,
             delivery_token=config.delivery_token,
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,

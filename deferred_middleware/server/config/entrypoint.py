@@ -61,7 +61,10 @@ _SHELL = re.compile(r"[;&|]+|\d*[<>].*")
 
 @dataclass(frozen=True, kw_only=True)
 class EntrypointApp:
-    """``app`` is ``module:callable``; ``directory`` is the command's working directory, relative to the file's."""
+    """What is served: ``app`` is ``module:callable``, or ``module:factory(…)``.
+
+    ``directory`` is the command's working directory, relative to the file's.
+    """
 
     app: str
     directory: str | None = None
@@ -78,17 +81,17 @@ def parse_entrypoint(entrypoint: str) -> EntrypointApp:
         commands = [_GunicornCommand(words[begin + 1 :]) for begin in begins]
         command = next((one for one in commands if one.app is not None), commands[0])
         app, directory = command.app, command.directory
-        is_factory = app is not None and _FACTORY.fullmatch(app) is not None
     else:
         # An option and its value may be one word: --module=main:app.
         values = [word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words]
-        app, directory = next((value for value in reversed(values) if _APP.fullmatch(value)), None), None
-        is_factory = any(_FACTORY.fullmatch(value) for value in values)
-    if is_factory:
-        raise ValueError("it calls a factory; call it in the module (app = …), and name the app that it returns")
+        app, directory = next((value for value in reversed(values) if _is_app(value)), None), None
     if app is None:
         raise ValueError("it names no WSGI app as MODULE:CALLABLE")
     return EntrypointApp(app=app, directory=directory)
+
+
+def _is_app(word: str) -> bool:
+    return _APP.fullmatch(word) is not None or _FACTORY.fullmatch(word) is not None
 
 
 class _GunicornCommand:

@@ -56,6 +56,13 @@ LOOK_SECONDS = 1.0
 _SETTLED_SECONDS = 0.1
 
 _MAX_INT32 = 2**31 - 1
+_MAX_INT64 = 2**63 - 1
+_INTEGERS = ("bucket_size", "max_concurrent_requests", "task_retry_limit", "max_doublings")
+_PLATFORM_LIMITS = {"rate": 500, "bucket_size": 500, "max_concurrent_requests": 5_000}
+"""The largest values that App Engine accepts.
+
+Source: https://cloud.google.com/tasks/docs/reference/rest/v2/projects.locations.queues#RateLimits. It has other names.
+"""
 
 _PUSH_ONLY = ("rate", "bucket_size", "max_concurrent_requests", "target")
 # The legal values of each field, for error messages.
@@ -130,13 +137,25 @@ def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
         return QueueConfig(name=entry.name, mode="pull", retry=retry)
     for name in ("bucket_size", "max_concurrent_requests"):
         value = getattr(entry, name)
-        if value is not None and value < 1:
-            raise _wrong(path, places.line(index, name), name, value)
         if value is not None:
+            _check_is_whole(places, index, name)
+            if value < 1:
+                raise _wrong(path, places.line(index, name), name, value)
             _check_fits(value, name, path, places.line(index, name))
     rate = PLATFORM_RATE_PER_SECOND if entry.rate is None else queueinfo.ParseRate(entry.rate)
     if not math.isfinite(rate):
         raise _wrong(path, places.line(index, "rate"), "rate", entry.rate)
+    given = {name: getattr(entry, name) for name in _PLATFORM_LIMITS}
+    for name, value in {**given, "rate": rate}.items():
+        if value is not None and value > (limit := _PLATFORM_LIMITS[name]):
+            logger.warning(
+                "%s, line %s: %s is %s; App Engine takes at most %s.",
+                path,
+                places.line(index, name),
+                name,
+                given[name],
+                f"{limit}/s" if name == "rate" else limit,
+            )
     return QueueConfig(
         name=entry.name,
         rate_per_second=rate,
@@ -153,23 +172,49 @@ def _check_fits(value: int, name: str, path: str, line: int | None) -> None:
         raise QueueYamlError(path, line, f"{name}: {value} is too large; the largest value is {_MAX_INT32}.")
 
 
+def _check_is_whole(places: _Places, index: int, *names: str) -> None:
+    """Raise :class:`QueueYamlError` for a value that the SDK's parser would turn into another number, such as 1.5."""
+    text = places.text(index, *names)
+    try:
+        is_whole = float(text).is_integer()
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise _wrong(places.path, places.line(index, *names), names[-1], text)
+
+
+def _check_age(value: str, path: str, line: int | None) -> None:
+    try:
+        seconds = queueinfo.ParseTaskAgeLimit(value)
+    except (queueinfo.MalformedQueueConfiguration, OverflowError) as error:
+        raise _wrong(path, line, "task_age_limit", value) from error
+    if seconds > _MAX_INT64:
+        raise QueueYamlError(path, line, f"task_age_limit: {value} is too large.")
+    if seconds < 1:
+        raise _wrong(path, line, "task_age_limit", value)
+
+
 def _retry(entry: Any, path: str, places: _Places, index: int) -> RetryPolicy:
     if entry.retry_parameters is None:
         return RetryPolicy()
     given = {name: value for name, value in entry.retry_parameters.ToDict().items() if value is not None}
     for name, value in given.items():
+        line = places.line(index, "retry_parameters", name)
+        if name == "task_age_limit":
+            _check_age(value, path, line)
+            continue
+        if name in _INTEGERS:
+            _check_is_whole(places, index, "retry_parameters", name)
         # Written so that NaN is rejected.
-        if name != "task_age_limit" and not 0 <= value < math.inf:
-            raise _wrong(path, places.line(index, "retry_parameters", name), name, value)
+        if not 0 <= value < math.inf:
+            raise _wrong(path, line, name, value)
         if isinstance(value, int):
-            _check_fits(value, name, path, places.line(index, "retry_parameters", name))
+            _check_fits(value, name, path, line)
     try:
         parameters = queueinfo.TranslateRetryParameters(entry.retry_parameters)
-    except (queueinfo.MalformedQueueConfiguration, ValueError, OverflowError) as error:
-        message = str(error)
-        name = "task_age_limit" if "age" in message.lower() else "max_backoff_seconds"
-        if name not in given:
-            name = next(iter(given))
+    except queueinfo.MalformedQueueConfiguration as error:
+        # Each value is legal, so the two back-offs contradict each other.
+        name = "max_backoff_seconds"
         raise _wrong(path, places.line(index, "retry_parameters", name), name, given[name]) from error
     return RetryPolicy(
         retry_limit=parameters.retry_limit if parameters.HasField("retry_limit") else None,
@@ -188,6 +233,7 @@ class _Places:
     """The lines of the queues' fields in a text. Raises :class:`QueueYamlError` if the text is not a list of queues."""
 
     def __init__(self, text: str, path: str) -> None:
+        self.path = path
         self._root = compose(text, path, QueueYamlError)
         if self._root is None:
             raise QueueYamlError(path, None, "it is empty; it needs at least 'queue:'.")
@@ -207,13 +253,21 @@ class _Places:
 
     def line(self, index: int, *names: str) -> int | None:
         """Return the line of a field of the queue with the number ``index`` in the list."""
+        node = self._node(index, *names)
+        return None if node is None else line_of(node)
+
+    def text(self, index: int, *names: str) -> str:
+        """Return the value of such a field as it is written in the file."""
+        return str(self._node(index, *names).value)
+
+    def _node(self, index: int, *names: str) -> Any:
         node = value_of(self._root, "queue")
         if not is_sequence(node):
             return None
         node = node.value[index]
         for name in names:
             node = value_of(node, name) or node
-        return line_of(node)
+        return node
 
 
 _Stamp = tuple[int, int, int] | None

@@ -99,6 +99,7 @@ class ServeConfig:
     queue_yaml: Path | None = None
     ready_file: Path | None = None
     reload: bool = False
+    reload_include: Sequence[str] = ()
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
@@ -159,7 +160,7 @@ def _apps(apps: Sequence[str], services: Sequence[str]) -> list[ServedApp]:
 def _names(modules: Sequence[str], services: Sequence[str]) -> list[str]:
     """Return the names of the services that run the apps given as ``module:callable``."""
     for app in modules:
-        if not re.fullmatch(r"[^:\s]+:[^:\s]+", app):
+        if not re.fullmatch(r"[^:\s]+:(?:[^:\s]+|[^:\s(]+\(.*\))", app):
             raise ServerError(f"Give APP as MODULE:CALLABLE, such as main:app, or as an app.yaml; got {app!r}.")
     if services and not modules:
         raise ServerError(

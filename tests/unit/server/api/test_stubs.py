@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import logging
 import os
 import sqlite3
@@ -12,15 +13,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from google.appengine.api import (
     apiproxy_stub,
     apiproxy_stub_map,
     datastore_errors,
     full_app_id,
+    images,
     mail,
     memcache,
     modules,
+    search,
     urlfetch,
     users,
 )
@@ -120,11 +124,35 @@ def test_every_method_of_every_stub_has_its_messages(stubs: Any) -> None:
     steering |= {f"{verb}{what}" for verb in ("Get", "Set") for what in ("LogMailBody", "LogMailLevel")}
     steering |= {"GetSentMessages", "ClearSentMessages"}
     names = ["datastore_v3", "memcache", "modules", "app_identity_service", "urlfetch", "user", "capability_service"]
-    for name in [*names, "mail"]:
+    for name in [*names, "mail", "images", "search"]:
         for attribute in dir(stubs.GetStub(name)):
             method = attribute.removeprefix("_Dynamic_")
             if method != attribute and method not in steering:
                 assert all(issubclass(kind, Message) for kind in message_types(name, method))
+
+
+def test_images_are_transformed(stubs: Any) -> None:
+    """The images service resizes and flips the bytes that it gets."""
+    data = io.BytesIO()
+    halves = PIL.Image.new("RGB", (40, 20), "black")
+    halves.paste("white", (0, 0, 40, 10))
+    halves.save(data, "PNG")
+    image = images.Image(data.getvalue())
+    image.resize(width=20)
+    image.vertical_flip()
+    made = PIL.Image.open(io.BytesIO(image.execute_transforms(images.PNG)))
+    assert made.size == (20, 10)
+    assert (made.getpixel((10, 0)), made.getpixel((10, 9))) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_documents_are_found(stubs: Any) -> None:
+    """The search service finds documents, and no longer those that were deleted."""
+    index = search.Index("books")
+    index.put(search.Document("1", fields=[search.TextField("title", "a long walk")]))
+    index.put(search.Document("2", fields=[search.TextField("title", "a short walk")]))
+    assert [found.doc_id for found in index.search("title:long")] == ["1"]
+    index.delete("1")
+    assert [found.doc_id for found in index.search("walk")] == ["2"]
 
 
 def test_an_unknown_method_is_a_key_error() -> None:

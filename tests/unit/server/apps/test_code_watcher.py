@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,10 @@ def watch() -> Iterator[Watch]:
     """Return a function that watches directories, by service, and returns a queue of the reported changes."""
     watchers: list[CodeWatcher] = []
 
-    def start(**directories: Path) -> Told:
+    def start(patterns: Sequence[str] = (), ignored: Sequence[Path] = (), **directories: Path) -> Told:
         told: Told = queue.SimpleQueue()
-        watchers.append(CodeWatcher(directories, lambda service, files: told.put((service, files))))
+        tell = lambda service, files: told.put((service, files))  # noqa: E731
+        watchers.append(CodeWatcher(directories, tell, patterns=patterns, ignored=ignored))
         watchers[-1].__enter__()
         return told
 
@@ -72,7 +73,8 @@ def test_a_folder_is_told_with_what_is_in_it(tmp_path: Path, watch: Watch) -> No
 def test_what_is_not_the_apps_code_is_not_told(tmp_path: Path, watch: Watch) -> None:
     """Data files, compiled files, editors' temporary files and installed packages are not reported."""
     ignored = ["data.txt", ".#main.py", "flycheck_main.py", "__pycache__/main.pyc"]
-    ignored += ["env/site-packages/other.py", ".venv/lib/other.py", ".git/hook.py"]
+    ignored += ["env/site-packages/other.py", ".venv/lib/other.py", ".git/hook.py", ".hidden/other.py"]
+    ignored += ["templates/.page.html.swp", "templates/page.html~", "templates/4913", "node_modules/page.html"]
     for name in ignored:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     told = watch(default=tmp_path)
@@ -112,3 +114,34 @@ def test_a_folder_that_can_not_be_watched_is_told(tmp_path: Path) -> None:
         CodeWatcher({"default": tmp_path / "missing"}, lambda service, files: None).__enter__()
     assert f"--reload can't watch {tmp_path / 'missing'}: " in str(caught.value)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns"),
+    [
+        ("page.html", []),
+        ("pages/page.jinja2", []),
+        ("app/templates/mail.txt", []),
+        ("site.toml", ["*.toml"]),
+        ("deep/site.toml", ["*.toml"]),
+        ("static/deep/style.css", ["static/*.css"]),
+        ("static/deep/style.css", ["./static/"]),
+        ("deep/locale/de.mo", ["locale"]),
+    ],
+)
+def test_files_that_match_a_pattern_are_told(tmp_path: Path, watch: Watch, name: str, patterns: Sequence[str]) -> None:
+    """Templates are reported, and the files that further patterns match."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("1")
+    told = watch(patterns=patterns, default=tmp_path)
+    (tmp_path / name).write_text("2")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / name])
+
+
+def test_ignored_paths_are_not_told(tmp_path: Path, watch: Watch) -> None:
+    """What the server itself writes is not reported, even if a pattern matches it."""
+    (tmp_path / "data").mkdir()
+    told = watch(patterns=["*"], ignored=[tmp_path / "data", tmp_path / "ready.json"], default=tmp_path)
+    for name in ("data/tasks.sqlite", "ready.json", "main.py"):
+        (tmp_path / name).write_text("1")
+    assert told.get(timeout=WAIT_SECONDS) == ("default", [tmp_path / "main.py"])

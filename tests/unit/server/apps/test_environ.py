@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.apps.environ import Platform, app_environ, external_environ
+from deferred_middleware.server.apps.environ import STEERING, Platform, app_environ, base_environ, external_environ
 from deferred_middleware.server.config.services import Service
 
 PLATFORM = Platform(
@@ -100,3 +100,33 @@ def test_a_variable_that_no_process_can_have_is_named(name: str, value: str, rea
     """A variable that the system or the locale can't take is an error of one sentence, not of the start."""
     with pytest.raises(ServerError, match=f"^worker/app.yaml: environment variable {reason}"):
         app_environ(PLATFORM, SERVICE, api_ticket="ticket", env_variables={name: value}, source="worker/app.yaml")
+
+
+@pytest.mark.parametrize("name", [*STEERING, "HTTP_X_APPENGINE_DEFAULT_NAMESPACE"])
+def test_what_steers_the_sdk_elsewhere_is_left_out(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A variable that makes the SDK use another server is not inherited, nor taken from app.yaml; the log says so."""
+    steering = {name: "true", "COLOR": "red"}
+    inherited = base_environ(steering, secret_key="key")
+    assert inherited == {"COLOR": "red", "DEFERRED_SECRET_KEYS": "key"}
+    environ = app_environ(PLATFORM, SERVICE, api_ticket="ticket", env_variables=steering, source="app.yaml")
+    assert environ["COLOR"] == "red"
+    assert name not in environ
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith(f"{name} is not passed on to the app: with it, ")
+    assert told[1].startswith(f"app.yaml sets {name}, which is not passed on: with it, ")
+
+
+@pytest.mark.parametrize(("host", "passed_on"), [("localhost", True), ("127.0.0.1", True), ("smtp.example.com", False)])
+def test_a_mail_server_on_this_machine_may_be_used(host: str, passed_on: bool) -> None:
+    """Mail goes to an SMTP server only if that is on this machine."""
+    given = {"APPENGINE_USE_SMTP_MAIL_SERVICE": "true", "APPENGINE_SMTP_HOST": host}
+    assert ("APPENGINE_USE_SMTP_MAIL_SERVICE" in base_environ(given, secret_key="key")) is passed_on
+
+
+@pytest.mark.parametrize(
+    "name", ["DATASTORE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS", "NDB_PY2_UNPICKLE_COMPAT"]
+)
+def test_other_variables_are_inherited(name: str) -> None:
+    """Variables of other libraries, and switches of the SDK that concern this process only, are passed on."""
+    assert base_environ({name: "1"}, secret_key="key")[name] == "1"

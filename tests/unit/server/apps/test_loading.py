@@ -102,7 +102,7 @@ def test_a_missing_submodule_names_its_package(module: Callable[[str], str], tmp
         load_application("some_package.web:app")
 
 
-@pytest.mark.parametrize("spec", ["main", "main:", ":app", "main.py", "main:create_app()", "a b:app"])
+@pytest.mark.parametrize("spec", ["main", "main:", ":app", "main.py", "main:create_app(", "a b:app"])
 def test_refuses_another_form(spec: str) -> None:
     """A spec that is not MODULE:CALLABLE is refused before anything is imported."""
     with pytest.raises(AppLoadError, match="MODULE:CALLABLE"):
@@ -113,3 +113,45 @@ def test_a_file_name_gets_the_module_name_suggested() -> None:
     """For ``web/main.py``, a common mistake, the error suggests ``web.main:app``."""
     with pytest.raises(AppLoadError, match=r"such as web\.main:app"):
         load_application("web/main.py")
+
+
+FACTORY = (
+    WSGI_APP
+    + """
+class site:
+    @staticmethod
+    def make(*args, **kwargs):
+        if args == ("fail",):
+            raise RuntimeError("no database")
+        made = lambda environ, start_response: []
+        made.given = (args, kwargs)
+        return made
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [("site.make()", ((), {})), ("site.make('a b', [1], debug=True)", (("a b", [1]), {"debug": True}))],
+)
+def test_calls_a_factory(module: Callable[[str], str], call: str, given: object) -> None:
+    """A factory is called with the literal arguments that are written."""
+    loaded = load_application(f"{module(FACTORY)}:{call}")
+    assert loaded.given == given  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("site.make('fail')", r"Calling \w+:site.make failed: RuntimeError: no database \(\w+.py:8\)\."),
+        ("site.make(open('x'))", "only with literal arguments"),
+        ("site.make(**{})", "only with literal arguments"),
+        ("site.make(", "APP is given as MODULE:CALLABLE"),
+        ("(site.make)(1)(2)", "APP is given as MODULE:CALLABLE"),
+        ("site.nothing()", "has no 'nothing'"),
+    ],
+)
+def test_explains_why_a_factory_gives_no_app(module: Callable[[str], str], call: str, expected: str) -> None:
+    """A factory that fails, and a call that is none, are errors of one sentence."""
+    with pytest.raises(AppLoadError, match=expected):
+        load_application(f"{module(FACTORY)}:{call}")

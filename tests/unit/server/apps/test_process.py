@@ -433,3 +433,11 @@ def test_what_gunicorn_imports_before_the_app_is_imported_before_it() -> None:
     # An app can't be in the way of what is part of the interpreter.
     private = {name for name in gunicorn if name.startswith("_")}
     assert gunicorn - private - set(sys.builtin_module_names) <= server
+
+
+def test_the_app_is_imported_by_the_only_thread(running: Start) -> None:
+    """No other thread runs while the app is imported: gevent's monkey.patch_all() needs that for the import's locks."""
+    service = running(
+        "import threading\nTHREADS = threading.enumerate()\nassert len(THREADS) == 1, THREADS\n" + ECHO_PID
+    )
+    assert service.start() == ProcessReady(service="default")

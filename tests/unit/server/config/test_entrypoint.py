@@ -59,7 +59,6 @@ def test_the_folder_is_found(option: str) -> None:
         ("gunicorn -b :$PORT", "names no WSGI app"),
         ("gunicorn --worker-class gthread", "names no WSGI app"),
         ("uwsgi app.ini", "names no WSGI app"),
-        ("gunicorn 'main:make_app()'", "it calls a factory"),
         ("gunicorn 'main:app", "it is not a command"),
     ],
 )
@@ -103,3 +102,16 @@ def test_gunicorns_flags_are_known() -> None:
     """Every option of gunicorn's that takes no value is known as one."""
     flags = {name for action in PARSER._actions if action.nargs == 0 for name in action.option_strings}
     assert {name for name in flags if name.startswith("--")} <= _GUNICORN_FLAGS
+
+
+@pytest.mark.parametrize(
+    ("command", "app"),
+    [
+        ("gunicorn -w 2 'main:make_app()'", "main:make_app()"),
+        ("gunicorn -b :$PORT 'main:make_app(\"a b\", debug=True)'", 'main:make_app("a b", debug=True)'),
+        ("waitress-serve --port=$PORT 'main:make_app()'", "main:make_app()"),
+    ],
+)
+def test_a_factory_is_taken_with_its_call(command: str, app: str) -> None:
+    """If the command calls a factory, the server calls it too."""
+    assert parse_entrypoint(command).app == app

@@ -184,3 +184,48 @@ def test_the_file_is_looked_for_in_order(tmp_path: Path) -> None:
     assert find_queue_yaml([first, second]) == second / "queue.yml"
     (first / "queue.yaml").touch()
     assert find_queue_yaml([first, second]) == first / "queue.yaml"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("bucket_size", "1.5", 4),
+        ("max_concurrent_requests", "true", 4),
+        ("task_retry_limit", "1.5", 6),
+        ("max_doublings", "false", 6),
+        ("task_age_limit", "99999999999999999999d", 6),
+        ("task_age_limit", "0d", 6),
+        ("task_age_limit", "5x", 6),
+        ("min_backoff_seconds", "-1", 6),
+    ],
+)
+def test_the_wrong_field_is_named_among_others(field: str, value: str, line: int) -> None:
+    """The error has the field and the line of the wrong value, whatever other fields the queue has."""
+    if line == 4:
+        text = f"queue:\n- name: mail\n  rate: 5/s\n  {field}: {value}\n  target: worker\n"
+    else:
+        retry = f"    max_backoff_seconds: 5\n    {field}: {value}\n"
+        text = f"queue:\n- name: mail\n  rate: 5/s\n  retry_parameters:\n{retry}"
+    with pytest.raises(QueueYamlError, match=rf"^queue.yaml, line {line}: {field}\b"):
+        parse_queue_yaml(text, path="queue.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "largest", "more", "shown"),
+    [
+        ("rate", "500/s", "501/s", "500/s"),
+        ("rate", "30000/m", "30001/m", "500/s"),
+        ("bucket_size", "500", "501", "500"),
+        ("max_concurrent_requests", "5000", "5001", "5000"),
+    ],
+)
+def test_more_than_the_platform_takes_is_a_warning(
+    field: str, largest: str, more: str, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A value above App Engine's own limit is used, with a warning that has the field, the line and the limit."""
+    text = "queue:\n- name: mail\n  {}: {}\n"
+    parse_queue_yaml(text.format(field, largest), path="queue.yaml")
+    assert not caplog.records
+    parse_queue_yaml(text.format(field, more), path="queue.yaml")
+    (record,) = caplog.records
+    assert record.getMessage() == f"queue.yaml, line 3: {field} is {more}; App Engine takes at most {shown}."
