@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.headers import options_in, own_headers_in
 from deferred_middleware.calls.options import Options
+from deferred_middleware.config.conversions import service as check_service
 from deferred_middleware.config.process import current_deployment, current_settings
-from deferred_middleware.config.settings import service as check_service
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
