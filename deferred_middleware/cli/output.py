@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from deferred_middleware.errors.text import printable
+
 _GAP = "  "
 _MIN_COLUMN_WIDTH = 12
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -49,11 +51,6 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, ri
             text = cell if len(cell) <= width else cell[: width - 1] + "…"
             parts.append(text.rjust(width) if heading in right else text.ljust(width))
         print_line(_GAP.join(parts).rstrip())
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with its control characters escaped, so that it can't control the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def printable_lines(text: str) -> list[str]:

@@ -64,6 +64,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         queue_yaml=arguments.queue_yaml,
         reload=arguments.reload,
         ready_file=arguments.ready_file,
+        task_lines=arguments.task_lines,
     )
     return Supervisor(config).run()
 
@@ -192,6 +193,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--reload",
         action="store_true",
         help="restart the process of a service when Python files in its app's folder change",
+    )
+    parser.add_argument(
+        "--no-task-lines",
+        action="store_false",
+        dest="task_lines",
+        help="don't print a line for each task that ran; log only failures",
     )
     parser.add_argument(
         "--ready-file",

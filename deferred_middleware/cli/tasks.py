@@ -15,10 +15,10 @@ from deferred_middleware.cli.output import (
     print_json,
     print_line,
     print_table,
-    printable,
     printable_lines,
     relative_time,
 )
+from deferred_middleware.errors.text import printable
 
 _STATES = ("ready", "running", "succeeded", "failed")
 _MAX_PAGE = 1000

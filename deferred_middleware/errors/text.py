@@ -25,6 +25,11 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with its control characters escaped, so that it can't control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def text_of(error: BaseException) -> str:
     """Return ``str(error)``, or a note that it raised."""
     return _text_by(str, error, "str")

@@ -24,6 +24,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
+from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog, TaskLines
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
@@ -103,7 +104,12 @@ def assemble(
 
     process_ends = ProcessEnds(service.id for service in services if not service.external)
     scheduler = Scheduler(
-        store, directory, Deliverer(delivery_token=delivery_token), queues=queues, process_ends=process_ends
+        store,
+        directory,
+        Deliverer(delivery_token=delivery_token),
+        queues=queues,
+        process_ends=process_ends,
+        reports=_attempt_reports(config, services, queues, stack),
     )
     stub_map = make_stub_map(
         app_id=platform.app_id,
@@ -283,6 +289,18 @@ def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[S
     return services
 
 
+def _attempt_reports(
+    config: ServeConfig, services: Sequence[Service], queues: QueueRegistry, stack: contextlib.ExitStack
+) -> AttemptReports:
+    """Return who is told of attempts that ended; ``stack`` ends its thread, after that of the scheduler."""
+    if not config.task_lines:
+        return DeadLetterLog(config.data_dir)
+    lines = TaskLines(services=[service.id for service in services], queues=queues, data_dir=config.data_dir)
+    lines.start()
+    stack.callback(lines.stop)
+    return lines
+
+
 def _tickets(services: Sequence[Service], secret_key: SigningKeyFile) -> dict[str, Service]:
     """Return the API tickets: one for each service, which tell the APIs who calls.
 
@@ -324,6 +342,7 @@ def _process_configs(
                 delivery_token=delivery_token,
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
+                task_lines=config.task_lines,
                 start_timeout_seconds=config.start_timeout_seconds,
             )
         )

@@ -32,6 +32,7 @@ from waitress.server import create_server
 from waitress.task import WSGITask
 
 from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.server.apps.failure_logs import leave_out_repeated_failures
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -63,6 +64,7 @@ class AppServerConfig:
     api_ticket: str
     default_hostname: str
     directory: str = ""
+    task_lines: bool = False
 
     def to_line(self) -> bytes:
         """Return the configuration as the line of JSON that :meth:`from_line` reads."""
@@ -241,6 +243,8 @@ def run(config: AppServerConfig) -> int:
             )
             return 1
         _configure_logging(config.service)
+        if config.task_lines:
+            leave_out_repeated_failures()
         frontend = Frontend(
             app,
             delivery_token=config.delivery_token,

@@ -99,6 +99,7 @@ class ServeConfig:
     queue_yaml: Path | None = None
     ready_file: Path | None = None
     reload: bool = False
+    task_lines: bool = True
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
