@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments
+from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments, add_yes_argument, confirm
 from deferred_middleware.cli.command import Command
 from deferred_middleware.cli.output import count, print_answer, print_json, print_table, relative_time
 
@@ -47,7 +47,9 @@ def resume_queue(arguments: argparse.Namespace) -> int:
 
 def purge_queue(arguments: argparse.Namespace) -> int:
     """Purge the queue; return the exit status."""
-    answer = AdminClient(arguments).post("queues", arguments.queue, "purge")
+    client = AdminClient(arguments)
+    confirm(arguments, f"Delete all unfinished tasks of queue {arguments.queue}?")
+    answer = client.post("queues", arguments.queue, "purge")
     print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
     return 0
 
@@ -63,6 +65,12 @@ def forget_names(arguments: argparse.Namespace) -> int:
 
 def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    add_client_arguments(parser)
+
+
+def _add_purge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    add_yes_argument(parser)
     add_client_arguments(parser)
 
 
@@ -101,7 +109,7 @@ COMMANDS = (
         summary="delete all unfinished tasks of a queue",
         description="Delete all tasks of a queue that are not finished. Running tasks run to their end. Tasks that "
         "succeeded or failed for good stay in the history.",
-        add_arguments=_add_queue_arguments,
+        add_arguments=_add_purge_arguments,
         run=purge_queue,
     ),
     Command(

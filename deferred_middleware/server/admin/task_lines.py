@@ -2,10 +2,10 @@
 
     14:03:22  default  main/send_welcome  default  #1   12 ms  ok
     14:03:22  default  main/send_invoice  default  #2  3.1 ms  OSError: no route; next try 14:03:24
-    14:03:25  default  main/send_invoice  default  #3  2.9 ms  dead letter: OSError: no route; deferred-middleware retry 7
+    14:03:25  default  main/send_invoice  default  #3  2.9 ms  dead letter: OSError: no route; deferred-middleware …
 
-The lines must not slow the tasks down. The thread that concludes an attempt only puts a few values into a list. A thread
-of its own makes the lines and writes all that are there at once.
+The lines must not slow the tasks down. The thread that concludes an attempt only puts a few values into a list. A
+thread of its own makes the lines and writes all that are there at once.
 """
 
 from __future__ import annotations

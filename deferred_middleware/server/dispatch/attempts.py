@@ -36,8 +36,9 @@ class AttemptRunner:
     """Makes attempts for all workers, and has their results written. Any thread may call any method.
 
     Tasks are sent by ``deliverer`` to their ``destinations``. ``rules`` decide what a result means, and ``results``
-    writes it to ``store``. ``reports`` is told of it, ``quarantine`` and ``limits`` follow each attempt. ``process_ends`` knows which app
-    processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin another attempt.
+    writes it to ``store``. ``reports`` is told of it; ``quarantine`` and ``limits`` follow each attempt.
+    ``process_ends`` knows which app processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin
+    another attempt.
     """
 
     def __init__(
