@@ -120,6 +120,10 @@ COMMANDS = (
         "DEFERRED_SECRET_KEYS, and enqueue its task again. The environment selects the engine: Cloud Tasks with "
         "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, or the local server with the variables that 'serve' prints for an "
         "app that runs elsewhere. In an app, call deferred_middleware.execution.dead_letters.replay() instead.",
+        examples=(
+            "deferred-middleware replay log.txt",
+            "deferred-middleware replay --queue default - < log.txt",
+        ),
         add_arguments=_add_replay_arguments,
         run=replay_dead_letters,
     ),
@@ -132,6 +136,7 @@ COMMANDS = (
         "local server set API_HOST, "
         "API_PORT and HTTP_X_APPENGINE_API_TICKET. On App Engine, call deferred_middleware.wire.overflow.sweep() in a "
         "handler that cron.yaml calls.",
+        examples=("deferred-middleware sweep --max-seconds 60",),
         add_arguments=_add_sweep_arguments,
         run=sweep_datastore,
     ),

@@ -86,6 +86,10 @@ COMMANDS = (
         summary="list the queues",
         description="List the queues. For each queue it shows how many tasks are due, wait for their ETA, wait for "
         "another attempt, are running, have succeeded, and have failed for good.",
+        examples=(
+            "deferred-middleware queues",
+            "deferred-middleware queues --json",
+        ),
         add_arguments=add_client_arguments,
         run=list_queues,
     ),
@@ -94,6 +98,7 @@ COMMANDS = (
         summary="pause a queue",
         description="Pause a queue: until you resume it, also after a restart of the server, none of its tasks is "
         "started. Running tasks run to their end, and the app can still add tasks.",
+        examples=("deferred-middleware pause default",),
         add_arguments=_add_queue_arguments,
         run=pause_queue,
     ),
@@ -101,6 +106,7 @@ COMMANDS = (
         name="resume",
         summary="resume a paused queue",
         description="Resume a paused queue: its tasks run again.",
+        examples=("deferred-middleware resume default",),
         add_arguments=_add_queue_arguments,
         run=resume_queue,
     ),
@@ -109,6 +115,10 @@ COMMANDS = (
         summary="delete all unfinished tasks of a queue",
         description="Delete all tasks of a queue that are not finished. Running tasks run to their end. Tasks that "
         "succeeded or failed for good stay in the history.",
+        examples=(
+            "deferred-middleware purge default",
+            "deferred-middleware purge default --yes",
+        ),
         add_arguments=_add_purge_arguments,
         run=purge_queue,
     ),
@@ -117,6 +127,10 @@ COMMANDS = (
         summary="make used task names available again",
         description="Make the names of finished tasks available again. Otherwise a name that the app gave to a task "
         "stays taken for days. The tasks themselves stay in the history.",
+        examples=(
+            "deferred-middleware forget default",
+            "deferred-middleware forget default my-name",
+        ),
         add_arguments=_add_forget_arguments,
         run=forget_names,
     ),

@@ -214,6 +214,11 @@ COMMANDS = (
         summary="run an app, with its task queue, on this machine",
         description="Run an app on this machine: each of its services in its own process, the task queue, and the "
         "other App Engine APIs that they use.",
+        examples=(
+            "deferred-middleware serve main:app",
+            "deferred-middleware serve app.yaml worker/app.yaml --reload",
+            "deferred-middleware serve main:app --service default --service background --port 9000",
+        ),
         add_arguments=_add_serve_arguments,
         run=serve_apps,
     ),

@@ -312,6 +312,11 @@ COMMANDS = (
         name="tasks",
         summary="list tasks",
         description="List tasks, the most recently added first.",
+        examples=(
+            "deferred-middleware tasks --state failed",
+            "deferred-middleware tasks --function send_welcome --limit 10",
+            "deferred-middleware tasks --state retrying --watch",
+        ),
         add_arguments=_add_list_arguments,
         run=list_tasks,
     ),
@@ -320,6 +325,10 @@ COMMANDS = (
         summary="show a task",
         description="Show a task: its call, its headers and its attempts. The call is read from the payload without "
         "unpickling it, so none of the payload's code runs.",
+        examples=(
+            "deferred-middleware show 42",
+            "deferred-middleware show default/my-name --json",
+        ),
         add_arguments=_add_show_arguments,
         run=show_task,
     ),
@@ -328,6 +337,7 @@ COMMANDS = (
         summary="run tasks now",
         description="Run waiting tasks now. Their ETA, their back-off, and the rate and the pause of their queue are "
         "ignored.",
+        examples=("deferred-middleware run 42",),
         add_arguments=_add_run_arguments,
         run=run_tasks,
     ),
@@ -335,6 +345,10 @@ COMMANDS = (
         name="retry",
         summary="retry tasks that failed for good",
         description="Retry tasks that failed for good, at once, and count their attempts from the beginning.",
+        examples=(
+            "deferred-middleware retry 42",
+            "deferred-middleware retry --all --queue default",
+        ),
         add_arguments=_add_retry_arguments,
         run=retry_tasks,
     ),
@@ -343,6 +357,10 @@ COMMANDS = (
         summary="delete tasks",
         description="Delete tasks in any state, with their attempts. A running task runs to its end. A name that the "
         "app chose stays taken; to make it available again, use 'forget'.",
+        examples=(
+            "deferred-middleware delete 42 43",
+            "deferred-middleware delete --failed default --yes",
+        ),
         add_arguments=_add_delete_arguments,
         run=delete_tasks,
     ),
