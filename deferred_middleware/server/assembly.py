@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 STORE_FILE = "tasks.sqlite"
 """Name of the store's file in the data directory."""
 
+# The settings that need no prefix.
+_SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
+
 _BACKLOG = 1024
 _MAX_PORT = 65535
 
@@ -119,12 +122,14 @@ def assemble(
         callers=tickets,
     )
     stack.callback(stub_map.GetStub("datastore_v3").close)
+    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         admin=_url(admin_listener),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
+        environ=_command_environ(platform, tickets, configs),
     )
     json_api = JsonApi(
         store,
@@ -134,7 +139,6 @@ def assemble(
         token=running.token,
     )
 
-    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -347,6 +351,19 @@ def _process_configs(
             )
         )
     return configs
+
+
+def _command_environ(
+    platform: Platform, tickets: Mapping[str, Service], configs: Sequence[AppProcessConfig]
+) -> dict[str, str]:
+    """Return the environment in which a command can enqueue as the default service, with that service's settings."""
+    ticket, service = next(
+        ((ticket, service) for ticket, service in tickets.items() if service.name == DEFAULT_SERVICE),
+        next(iter(tickets.items())),
+    )
+    own = next((one.environ for one in configs if one.service == service.id), {})
+    settings = {name: value for name, value in own.items() if name.startswith("DEFERRED_") or name in _SETTINGS}
+    return {**external_environ(platform, service, api_ticket=ticket), **settings}
 
 
 def warn_of_different_keys(environs: Iterable[Mapping[str, str]]) -> None:

@@ -274,6 +274,29 @@ def test_the_list_fits_a_terminal_and_can_be_watched(server: Server) -> None:
     assert "--json" in refused(server, 2, "tasks", "--watch", "--json")
 
 
+def test_a_call_from_a_shell(server: Server, recorder: Recorder) -> None:
+    """``call`` enqueues a function of the app with arguments and options, as the app's default service."""
+    assert re.fullmatch(r"chores:work is enqueued as \w+ in queue default\.\n", ok(server, "call", "chores:work", "a"))
+    recorder.next()
+    ok(server, "call", "--countdown", "3600", "--name", "mine", "chores:work", "argument=[1, 'x']")
+    task = told(server, "show", "default/mine")["task"]
+    assert task["payload"]["text"] == "chores.work(argument=[1, 'x'])"
+    for words, sentence in [
+        (["chores"], "Give the function as MODULE:FUNCTION"),
+        (["nowhere:work"], "No module named 'nowhere'"),
+        (["chores:nothing"], "has no attribute 'nothing'"),
+        (["chores:__name__"], "can't be called"),
+        (["chores:work"], "chores:work was not enqueued: "),
+        (["chores:work", "a", "b=2"], "chores:work was not enqueued: "),
+        (["--queue", "nope", "chores:work", "a"], "chores:work was not enqueued: "),
+    ]:
+        assert sentence in refused(server, 1, "call", *words)
+    assert "No server is running" in refused(server, 3, "call", "--data-dir=x", "chores:work")
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    about = ask(server, "GET", "/api/v1/", {"Host": server.admin[7:], "X-Deferred-Admin-Token": token})[1]
+    assert b"TICKET" not in about
+
+
 def test_what_deletes_tasks_asks(server: Server) -> None:
     """``purge`` and ``delete --failed`` ask at a terminal, and need --yes where there is none."""
     server.post("/defer/work", LATER)
