@@ -9,6 +9,7 @@ that arrive while an app process is restarted wait in the backlog.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import logging
@@ -25,6 +26,7 @@ from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog, TaskLines
+from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
@@ -76,18 +78,23 @@ class ServerParts:
 
 
 def assemble(
-    config: ServeConfig, stack: contextlib.ExitStack, *, on_event: Callable[[ProcessEvent], None]
+    config: ServeConfig,
+    stack: contextlib.ExitStack,
+    *,
+    on_event: Callable[[ProcessEvent], None],
+    on_store_failure: Callable[[ServerError], object],
 ) -> ServerParts:
     """Make the objects of the server that ``config`` describes; ``stack`` closes those that have to be closed.
 
-    ``on_event`` is called with the events of the app processes. Raises :class:`ServerError` when something can't be
+    ``on_event`` is called with the events of the app processes, and ``on_store_failure`` when the store can't write any
+    more. Raises :class:`ServerError` when something can't be
     had, such as a port.
     """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
     check_project(config.data_dir, project)
     secret_key = _secret_key(config)
     queues = _queues(config, stack)
-    store = _store(config, stack)
+    store = _store(config, stack, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
 
@@ -122,14 +129,12 @@ def assemble(
         callers=tickets,
     )
     stack.callback(stub_map.GetStub("datastore_v3").close)
-    configs = _process_configs(config, platform, tickets, listeners, delivery_token=delivery_token)
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         admin=_url(admin_listener),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
-        environ=_command_environ(platform, tickets, configs),
     )
     json_api = JsonApi(
         store,
@@ -139,6 +144,15 @@ def assemble(
         token=running.token,
     )
 
+    rpc = RpcApplication(stub_map, tickets, pages=json_api)
+    configs = _process_configs(
+        config,
+        platform,
+        tickets,
+        listeners,
+        delivery_token=delivery_token,
+        api_connections=ApiConnections(rpc.answer),
+    )
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -149,12 +163,12 @@ def assemble(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
         admin_app=Guard(
-            RpcApplication(stub_map, tickets, pages=json_api),
+            rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
         ),
         admin_listener=admin_listener,
         environs=environs,
-        running=running,
+        running=dataclasses.replace(running, environ=_command_environ(platform, tickets, configs)),
         ready_file=ready_file,
         server_json=server_json,
     )
@@ -179,14 +193,14 @@ def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
     return queues
 
 
-def _store(config: ServeConfig, stack: contextlib.ExitStack) -> TaskStore:
+def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callable[[ServerError], object]) -> TaskStore:
     """Open the task store."""
     retention = Retention(
         tombstone_seconds=config.tombstone_days * DAY_SECONDS,
         succeeded_seconds=config.history_days * DAY_SECONDS,
         succeeded_tasks=config.history_tasks,
     )
-    store = TaskStore(config.data_dir / STORE_FILE, retention=retention)
+    store = TaskStore(config.data_dir / STORE_FILE, retention=retention, on_failure=on_failure)
     stack.callback(store.close)
     return store
 
@@ -325,6 +339,7 @@ def _process_configs(
     listeners: Sequence[socket.socket],
     *,
     delivery_token: str,
+    api_connections: ApiConnections,
 ) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
     configs = []
@@ -348,6 +363,7 @@ def _process_configs(
                 default_hostname=platform.default_hostname,
                 task_lines=config.task_lines,
                 start_timeout_seconds=config.start_timeout_seconds,
+                api_connections=api_connections,
             )
         )
     return configs

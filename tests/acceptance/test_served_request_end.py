@@ -12,8 +12,9 @@ MAIN = (
     TELL
     + """
 import threading
-from google.appengine.api import apiproxy_stub_map, wrap_wsgi_app
+from google.appengine.api import wrap_wsgi_app
 from deferred_middleware import DeferredMiddleware, defer_async
+from deferred_middleware.server.apps import api_client
 
 gate = threading.Event()
 
@@ -21,16 +22,15 @@ def work(number):
     tell(ran=number)
 
 def hold():
-    # What is sent to the queue waits, on its way, until it is told to go on.
-    stub = apiproxy_stub_map.apiproxy.GetStub("taskqueue")
-    send = stub.http.request
+    # An answer of the queue process is not read until the test says so.
+    receive = api_client.receive_frame
 
-    def held(**request):
+    def held(connection):
         tell(held=True)
         assert gate.wait(60)
-        return send(**request)
+        return receive(connection)
 
-    stub.http.request = held
+    api_client.receive_frame = held
 
 def pages(environ, start_response):
     page, query = environ["PATH_INFO"], environ["QUERY_STRING"]

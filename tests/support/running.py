@@ -225,8 +225,8 @@ class Server:
         return found
 
     def app_processes(self) -> list[int]:
-        """Return the IDs of the processes that run the app."""
-        return [pid for pid in self.processes() if pid != self.pid]
+        """Return the IDs of the processes that run the app. Each leads a process group, which has its guard too."""
+        return [pid for pid in self.processes() if pid != self.pid and os.getpgid(pid) == pid]
 
     def discard(self) -> None:
         """Kill whatever still runs after a test."""

@@ -1,4 +1,4 @@
-"""The API calls of the SDK: ``POST /rpc_http``.
+"""The API calls of the SDK: ``POST /rpc_http``, and over the app processes' own connections.
 
 An app's unmodified SDK sends each API call as a ``remote_api`` request: the service, the method, the request as bytes,
 and the API ticket, which shows that the app belongs to this server. The answer is always HTTP 200; an error is inside.
@@ -171,9 +171,14 @@ class RpcApplication:
             return _plain(start_response, "405 Method Not Allowed", b"Use POST for API calls.\n", ("Allow", "POST"))
         # The server has read the whole body and sets its length, also if the body came in chunks.
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        answer = self._answer(body).SerializeToString()
+        answer = self.answer(body)
         start_response("200 OK", [("Content-Type", "application/octet-stream"), ("Content-Length", str(len(answer)))])
         return [answer]
+
+    def answer(self, body: bytes) -> bytes:
+        """Answer an API call: the bytes of a ``remote_api`` request; return those of the response."""
+        answer: bytes = self._answer(body).SerializeToString()
+        return answer
 
     def _answer(self, body: bytes) -> Any:
         try:

@@ -2,8 +2,9 @@
 
 The supervisor starts the process with the script ``entry.py`` and writes one line to its standard input: an
 :class:`AppServerConfig` as JSON. Standard input stays open after that. Its end means that the
-supervisor has ended, for whatever reason; this process then ends at once, with everything that it started. The process
-reports its start on the status pipe, as one line of JSON: ``{"event": "ready"}`` or
+supervisor has ended, for whatever reason; this process is then killed at once, with everything that it started, by a
+second process that waits for nothing else. A thread could not do it while the app holds the interpreter's lock. The
+process reports its start on the status pipe, as one line of JSON: ``{"event": "ready"}`` or
 ``{"event": "failed", "message": …, "traceback": …}``.
 
 The listening socket belongs to the supervisor and outlives this process. So requests that arrive during a restart wait
@@ -19,7 +20,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -43,7 +43,12 @@ if TYPE_CHECKING:
 STOP_GRACE_SECONDS = 5.0
 """How long running requests may go on after SIGTERM."""
 
+logger = logging.getLogger(__name__)
+
 _CONNECTION_LIMIT = 1000
+# When that many are open, a tenth of them is closed: those that have been idle for longest.
+_CROWDED = 900
+_MAX_ACCEPTS_IN_A_TURN = 32
 _SERVER_SOFTWARE = "deferred-middleware"
 
 
@@ -52,7 +57,8 @@ class AppServerConfig:
     """What an app process reads from its standard input.
 
     ``app`` is ``module:callable``, found in ``directory``, by default the directory that the process was started in.
-    ``socket_fd`` and ``status_fd`` are inherited file descriptors.
+    ``socket_fd``, ``status_fd`` and ``api_fd`` are inherited file descriptors; without the last one, API calls go over
+    HTTP.
     """
 
     app: str
@@ -65,6 +71,7 @@ class AppServerConfig:
     default_hostname: str
     directory: str = ""
     task_lines: bool = False
+    api_fd: int | None = None
 
     def to_line(self) -> bytes:
         """Return the configuration as the line of JSON that :meth:`from_line` reads."""
@@ -138,7 +145,8 @@ class AppServer:
     """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
     At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
-    connection is the queue process's, and gets a thread of its own.
+    connection is the queue process's, and gets a thread of its own. Idle connections keep nobody out: if there are
+    many, those that have been idle for longest are closed.
     """
 
     def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
@@ -157,6 +165,8 @@ class AppServer:
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = _Channel
+        self._accept_one = server.handle_accept
+        server.handle_accept = self._accept
         server.permits = permits = Permits(threads)
         self._deliveries: DeliveryServer | None = None
         if delivery_token:
@@ -204,6 +214,25 @@ class AppServer:
     def _turn(self, *, timeout_seconds: float) -> None:
         wasyncore.loop(timeout=timeout_seconds, use_poll=True, map=self._channels, count=1)
 
+    def _accept(self) -> None:
+        """Accept the connections that wait, because a turn of the loop looks at every open one."""
+        for _ in range(_MAX_ACCEPTS_IN_A_TURN):
+            before = len(self._channels)
+            self._accept_one()
+            if len(self._channels) <= before:
+                break
+        if len(self._channels) >= _CROWDED:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle for longest; those that were accepted just now are the last."""
+        channels = self._server.active_channels.values()
+        idle = [channel for channel in channels if not channel.requests and not channel.total_outbufs_len]
+        idle.sort(key=lambda channel: channel.last_activity)
+        for channel in idle[: _CROWDED // 10]:
+            channel.handle_close()
+        logger.debug("Connections: %d; idle ones that were closed: %d.", len(channels), min(len(idle), _CROWDED // 10))
+
     def _is_busy(self) -> bool:
         if self._deliveries is not None and self._deliveries.is_busy:
             return True
@@ -219,11 +248,12 @@ def main() -> int:
     os.dup2(null, 0)
     os.close(null)
     config = AppServerConfig.from_line(_read_line(supervisor_pipe))
-    threading.Thread(target=_watch_supervisor, args=(supervisor_pipe,), name="supervisor-watcher", daemon=True).start()
+    _start_guard(supervisor_pipe, config)
     # The supervisor handles Ctrl-C, and then stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for descriptor in (config.socket_fd, config.status_fd):
-        os.set_inheritable(descriptor, False)
+    for descriptor in (config.socket_fd, config.status_fd, config.api_fd):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
     return run(config)
 
 
@@ -245,6 +275,11 @@ def run(config: AppServerConfig) -> int:
         _configure_logging(config.service)
         if config.task_lines:
             leave_out_repeated_failures()
+        # An app that doesn't use the SDK need not import it.
+        if config.api_fd is not None and "google.appengine.api.apiproxy_stub_map" in sys.modules:
+            from deferred_middleware.server.apps import api_client
+
+            api_client.install(socket.socket(fileno=config.api_fd))
         frontend = Frontend(
             app,
             delivery_token=config.delivery_token,
@@ -289,14 +324,29 @@ def _read_line(descriptor: int) -> bytes:
         return stream.readline()
 
 
-def _watch_supervisor(descriptor: int) -> None:
-    while os.read(descriptor, 4096):
+def _start_guard(supervisor_pipe: int, config: AppServerConfig) -> None:
+    """Start the process that kills this one, and everything that it starts, at the end of the pipe.
+
+    Nobody receives the results of running tasks then, and these tasks will run again. A new supervisor may need the
+    port at once. The guard is in this process's group, which the supervisor kills when this process has ended.
+    """
+    assert os.getpgrp() == os.getpid(), "an app process leads a process group"
+    child = os.fork()
+    if child:
+        # The guard is no child of this process, in which the app may wait for any child.
+        os.waitpid(child, 0)
+        os.close(supervisor_pipe)
+        return
+    if os.fork():
+        os._exit(0)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    for descriptor in (0, 1, 2, config.socket_fd, config.status_fd, config.api_fd):
+        if descriptor is not None:
+            os.close(descriptor)
+    while os.read(supervisor_pipe, 4096):
         pass
-    # Nobody receives the results of running tasks, which will run again. A new supervisor may need the port at once, so
-    # everything that this process started ends too: this process leads its own process group.
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
+    os.kill(0, signal.SIGKILL)
 
 
 def _write_event(status: Any, **event: str) -> None:

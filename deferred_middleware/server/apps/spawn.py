@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.apps import entry
 from deferred_middleware.server.apps.app_server import AppServerConfig
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
@@ -70,7 +71,8 @@ class AppProcessConfig:
     """How to run one service. ``environ`` is the whole environment of the process; the caller closes ``listener``.
 
     ``directory`` is where the app is found and runs, by default the current directory. If the queue process writes
-    ``task_lines``, the app process leaves out what they say.
+    ``task_lines``, the app process leaves out what they say. Its API calls go over ``api_connections``; without these,
+    they go over HTTP.
     """
 
     app: str
@@ -84,6 +86,7 @@ class AppProcessConfig:
     directory: Path | None = None
     task_lines: bool = False
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
+    api_connections: ApiConnections | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +104,16 @@ class SpawnedApp:
         self._config = config
         self._status_fd, self._status_write_fd = os.pipe()
         self._listener_fd = config.listener.fileno()
+        connections = config.api_connections
+        control = connections.control_socket(config.service) if connections is not None else None
+        self._api_fd = control.fileno() if control is not None else None
+        inherited = (self._listener_fd, self._status_write_fd, self._api_fd)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, _SCRIPT],
                 stdin=subprocess.PIPE,
                 env=dict(config.environ),
-                pass_fds=(self._listener_fd, self._status_write_fd),
+                pass_fds=[descriptor for descriptor in inherited if descriptor is not None],
                 # Ctrl-C at the terminal must not reach it, and everything it starts must be in one group, to be killed.
                 start_new_session=True,
             )
@@ -115,6 +122,8 @@ class SpawnedApp:
             raise
         finally:
             os.close(self._status_write_fd)
+            if control is not None:
+                control.close()
 
     def send_config(self) -> None:
         """Send the process its configuration."""
@@ -126,6 +135,7 @@ class SpawnedApp:
             threads=config.threads,
             socket_fd=self._listener_fd,
             status_fd=self._status_write_fd,
+            api_fd=self._api_fd,
             delivery_token=config.delivery_token,
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,

@@ -31,7 +31,7 @@ class TaskCounts:
     def __init__(self, connection: sqlite3.Connection, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         rows = connection.execute("SELECT queue, state, number FROM counts WHERE number <> 0").fetchall()
         self._monotonic = monotonic
-        # Guards the two dictionaries. The writer thread changes them after each commit; any thread reads them.
+        # Guards the two dictionaries. The thread that has committed changes them; any thread reads them.
         self._lock = threading.Lock()
         self._numbers: Tally = Counter({(queue, state): number for queue, state, number in rows})
         # For each queue, the seconds in which tasks were executed, each with their number, the latest second last.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
-from deferred_middleware.server.store.files import FileLock, sync_directory
+from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
@@ -148,7 +148,7 @@ class Database:
 
     ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are ready
     again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
-    has the file open, or if the file can't be used.
+    has the file open, or if the file can't be used. ``on_failure`` is called if nothing can be written any more.
 
     Attributes:
         writer: Runs all operations that change the database.
@@ -159,7 +159,14 @@ class Database:
         choose_name: Returns a name for a task that has none.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float], retention: Retention) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float],
+        retention: Retention,
+        on_failure: Callable[[ServerError], object],
+    ) -> None:
         self._clock = clock
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +192,10 @@ class Database:
         except BaseException:
             self._lock.release()
             raise
-        self.writer = GroupCommitWriter(connection, self.counts, reserve)
+        files = OpenFiles(path, path.with_name(path.name + "-wal"))
+        self.writer = GroupCommitWriter(
+            connection, self.counts, reserve, check_files=files.check, on_failure=on_failure
+        )
         self.choose_name = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False

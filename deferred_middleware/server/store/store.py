@@ -74,7 +74,8 @@ class TaskStore:
 
     ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are due
     again once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process has
-    the store open, or if the file can't be used.
+    the store open, or if the file can't be used. ``on_failure`` is called, by any thread, when nothing can be written
+    any more: the file is no longer the one at ``path``, or the writer has failed.
 
     All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -89,14 +90,19 @@ class TaskStore:
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float] = time.time, retention: Retention | None = None
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        retention: Retention | None = None,
+        on_failure: Callable[[ServerError], object] = lambda _error: None,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, retention=self._retention)
+        self._database = Database(path, clock=clock, retention=self._retention, on_failure=on_failure)
         self._writer = self._database.writer
         self._pruner = _HistoryPruner(self._database)
-        # Written by the writer thread, read by any. True at first: an earlier server may have ended before it ran a
-        # task that a person wanted run.
+        # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it
+        # ran a task that a person wanted run.
         self._forced_waiting = True
         self.queries = TaskQueries(self._database)
         self.operations = TaskOperations(self._database)
@@ -157,8 +163,8 @@ class TaskStore:
     def complete_later(self, take: Callable[[], Sequence[Completion]]) -> Future[list[bool]]:
         """Submit results like :meth:`complete`, to be written with the next commit within a few milliseconds.
 
-        The writer thread calls ``take`` when it is about to write them, so results can still be added until then. It
-        may call ``take`` twice; both calls must return the same results.
+        The thread that commits calls ``take`` when it is about to write them, so results can still be added until then.
+        It may call ``take`` twice; both calls must return the same results.
         """
         return self._complete(take, delayable=True)
 
@@ -258,12 +264,12 @@ class TaskStore:
 class _HistoryPruner:
     """Deletes old succeeded tasks and expired tombstones, a bounded number at a time, after some results or seconds.
 
-    The writer thread calls all methods.
+    The thread that commits calls all methods.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Both are written by the writer thread only.
+        # Both are written by the thread that commits only.
         self._results = 0
         self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
 

@@ -1,8 +1,10 @@
-"""The thread that writes, and commits together what callers submit at the same time.
+"""Writes to the database, and commits together what callers submit at the same time.
 
-A commit that survives a power cut costs one fsync, whether it has one change or a thousand. Therefore only the thread
-of :class:`GroupCommitWriter` writes to the database. It takes all pending operations, runs them in one transaction,
-commits once, and then resolves the callers' futures.
+A commit that survives a power cut costs one fsync, whether it has one change or a thousand. Therefore all changes go
+through :class:`GroupCommitWriter`. If nothing else is being written, the caller's own thread runs the operation and
+commits it, because handing it to another thread and back takes longer than the commit's other work. Operations that
+are submitted meanwhile wait for the writer's thread. It takes all of them, runs them in one transaction, commits once,
+and then resolves the callers' futures.
 
 An operation that nobody waits for can be *delayable*: the writer waits a few milliseconds for other operations to share
 its commit. While a queue is busy, the results of attempts share the commit of whatever is submitted next.
@@ -39,6 +41,10 @@ _MAX_BATCH = 1000
 _MAX_DELAY_SECONDS = 0.005
 
 
+class StoreStoppedError(ServerError):
+    """The store can't write any more."""
+
+
 class _Signal(enum.Enum):
     """What the queue has besides operations."""
 
@@ -55,22 +61,37 @@ class _PendingOperation:
 
 
 class GroupCommitWriter:
-    """Runs operations on ``connection`` in its own thread, and closes the connection at the end.
+    """Runs operations on ``connection``, in its own thread or the caller's, and closes the connection at the end.
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
     raises an exception, only its own changes are undone; the other operations of the transaction are committed.
+    ``check_files`` is called after each commit, before anybody hears of it, and raises an exception if the database is
+    no longer the file at its path. That and any defect are the end of all writing; ``on_failure`` is called then.
     """
 
-    def __init__(self, connection: sqlite3.Connection, counts: TaskCounts, reserve: DiskReserve) -> None:
-        # After this method, only the writer thread uses the connection and _synchronous.
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        counts: TaskCounts,
+        reserve: DiskReserve,
+        *,
+        check_files: Callable[[], object],
+        on_failure: Callable[[ServerError], object],
+    ) -> None:
+        self._check_files = check_files
+        self._on_failure = on_failure
+        # Held by the thread that writes; it guards the connection and _synchronous.
+        self._turn = threading.Lock()
         self._connection = connection
         self._synchronous = ""
         self._counts = counts
         self._reserve = reserve
         self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
-        # Guards the three fields below. Any thread submits operations and closes; the writer thread takes the delayable
-        # operations and sets the failure.
+        # Guards the four fields below. Any thread submits operations and closes; a thread that has its turn takes the
+        # delayable operations, and sets the failure.
         self._lock = threading.Lock()
+        # How many operations were given to the writer's thread and aren't committed.
+        self._handed_over = 0
         self._delayable: list[_PendingOperation] = []
         self._is_closed = False
         self._failure: BaseException | None = None
@@ -80,7 +101,7 @@ class GroupCommitWriter:
     def submit(
         self, operation: Operation[T], *, durable: bool = True, delayable: bool = False, adds_tasks: bool = False
     ) -> Future[T]:
-        """Queue an operation; its future is resolved after the commit.
+        """Run an operation, now or together with others; its future is resolved after the commit.
 
         If ``durable`` is false, the commit need not survive a power cut, unless a durable operation shares it. If
         ``delayable`` is true, the operation may wait a few milliseconds for others; it may be called twice, and what
@@ -97,12 +118,17 @@ class GroupCommitWriter:
             if self._is_closed:
                 raise ServerError("The task store is closed.")
             pending = _PendingOperation(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
-            if not delayable:
-                self._queue.put(pending)
-            else:
+            if delayable:
                 self._delayable.append(pending)
                 if len(self._delayable) == 1:
                     self._queue.put(_Signal.DELAYABLE)
+                return future
+            # Not before operations that were handed over earlier: one of them may be this caller's.
+            if self._handed_over or not self._turn.acquire(blocking=False):
+                self._handed_over += 1
+                self._queue.put(pending)
+                return future
+        self._commit_here(pending)
         return future
 
     def close(self) -> None:
@@ -113,6 +139,19 @@ class GroupCommitWriter:
                 self._queue.put(_Signal.STOP)
         self._thread.join()
 
+    def _commit_here(self, pending: _PendingOperation) -> None:
+        """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
+        with self._lock:
+            delayed, self._delayable = self._delayable, []
+        try:
+            self._commit(delayed, [pending])
+        except BaseException as error:
+            self._fail(error, [*delayed, pending])
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._turn.release()
+
     def _run(self) -> None:
         delayed: list[_PendingOperation] = []
         batch: list[_PendingOperation] = []
@@ -120,15 +159,18 @@ class GroupCommitWriter:
         try:
             while more:
                 batch, more = self._take()
+                with self._turn:
+                    with self._lock:
+                        delayed, self._delayable = self._delayable, []
+                    if delayed or batch:
+                        self._commit(delayed, batch)
                 with self._lock:
-                    delayed, self._delayable = self._delayable, []
-                if delayed or batch:
-                    self._commit(delayed, batch)
-        except BaseException as error:  # All callers, present and future, must get an error.
-            logger.critical("The task store's writer thread failed.", exc_info=True)
+                    self._handed_over -= len(batch)
+        except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
             self._fail(error, delayed + batch)
         finally:
-            self._connection.close()
+            with self._turn:
+                self._connection.close()
 
     def _take(self) -> tuple[list[_PendingOperation], bool]:
         """Wait for something to do; return the operations that can't be delayed, and whether to continue."""
@@ -161,6 +203,7 @@ class GroupCommitWriter:
                         pending.future.set_exception(self._reserve.full_error)
                 self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
+        self._check_files()
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
                 pending.future.set_exception(failure)
@@ -223,7 +266,9 @@ class GroupCommitWriter:
             self._synchronous = level
 
     def _fail(self, error: BaseException, taken: list[_PendingOperation]) -> None:
-        """Give the error to all pending operations and to later callers."""
+        """Give the error to all pending operations and to later callers, and end the writer's thread."""
+        # The reason is a sentence if a file is gone; anything else is a defect, whose place is of interest.
+        logger.critical("%s", _stopped_error(error), exc_info=None if isinstance(error, ServerError) else error)
         with self._lock:
             self._failure = error
             pending_operations = taken + self._delayable
@@ -234,10 +279,12 @@ class GroupCommitWriter:
                 break
             if isinstance(entry, _PendingOperation):
                 pending_operations.append(entry)
+        self._queue.put(_Signal.STOP)
         for pending in pending_operations:
             if not pending.future.done():
                 pending.future.set_exception(_stopped_error(error))
+        self._on_failure(_stopped_error(error))
 
 
-def _stopped_error(error: BaseException) -> ServerError:
-    return ServerError(f"The task store stopped writing ({error}); restart the server.")
+def _stopped_error(error: BaseException) -> StoreStoppedError:
+    return StoreStoppedError(f"The task store stopped writing ({error}); restart the server.")

@@ -264,7 +264,7 @@ def test_pending_operations_share_a_commit(store: TaskStore) -> None:
         entered.set()
         assert go_on.wait(10)
 
-    store._writer.submit(hold_up)
+    threading.Thread(target=store._writer.submit, args=(hold_up,), daemon=True).start()
     assert entered.wait(10)
     with counted_commits(store) as commits:
         futures = [store._writer.submit(lambda connection, tally: None) for _ in range(50)]
@@ -287,7 +287,7 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
         raise RuntimeError("no")
 
     store.add([new_task("kept")])
-    store._writer.submit(hold_up)
+    threading.Thread(target=store._writer.submit, args=(hold_up,), daemon=True).start()
     assert entered.wait(10)
     failing = store._writer.submit(fail)
     adding = threading.Thread(target=store.add, args=([new_task("added")],))
@@ -299,6 +299,44 @@ def test_one_failing_operation_fails_alone(store: TaskStore) -> None:
     assert {task.name for task in stored_tasks(store)} == {"kept", "added"}
 
 
+def test_a_caller_commits_in_its_own_thread_while_nobody_else_does(store: TaskStore) -> None:
+    """An operation runs in the caller's thread, unless a commit is going on; then the writer's thread runs it."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold_up(*_: object) -> None:
+        entered.set()
+        assert go_on.wait(10)
+
+    def thread_name(*_: object) -> str:
+        return threading.current_thread().name
+
+    assert store._writer.submit(thread_name).result(10) == threading.current_thread().name
+    threading.Thread(target=store._writer.submit, args=(hold_up,), daemon=True).start()
+    assert entered.wait(10)
+    waiting = store._writer.submit(thread_name)
+    go_on.set()
+    assert waiting.result(10) == "store-writer"
+
+
+def test_a_callers_operations_keep_their_order(store: TaskStore) -> None:
+    """Operations of one thread run in the order of their submission, whichever threads run them."""
+    written: list[tuple[int, int]] = []
+
+    def submit(thread: int) -> None:
+        for number in range(200):
+            future = store._writer.submit(lambda *_, key=(thread, number): written.append(key))
+        future.result(10)
+
+    threads = [threading.Thread(target=submit, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(written) == 800
+    for thread_number in range(4):
+        assert [number for thread, number in written if thread == thread_number] == list(range(200))
+
+
 def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
     """Delayable operations are committed with the next operation, and run before it."""
     entered, go_on = threading.Event(), threading.Event()
@@ -308,7 +346,7 @@ def test_delayable_operations_share_the_next_commit(store: TaskStore) -> None:
         assert go_on.wait(10)
 
     written: list[int] = []
-    store._writer.submit(hold_up)
+    threading.Thread(target=store._writer.submit, args=(hold_up,), daemon=True).start()
     assert entered.wait(10)
     with counted_commits(store) as commits:
         last = store._writer.submit(lambda *_: written.append(20))
@@ -373,7 +411,7 @@ def test_every_caller_gets_an_error_if_the_writer_fails(
         store.add([new_task()])
     with pytest.raises(ServerError, match="stopped writing"):
         store.add([new_task()])
-    assert "writer thread failed" in caplog.text
+    assert "The task store stopped writing (gone); restart the server." in caplog.text
 
 
 def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
