@@ -69,6 +69,10 @@ COMMANDS = (
         description="Read Python files and find defer calls that will fail: lambdas and nested functions, unknown "
         "options, and arguments that don't fit or can't be pickled. Nothing is imported or run. The exit status is 1 "
         "if there is an error. A note marks a call that failed with google.appengine.ext.deferred and works here.",
+        examples=(
+            "deferred-middleware check .",
+            "deferred-middleware check main.py --json",
+        ),
         add_arguments=_add_check_arguments,
         run=check_code,
     ),

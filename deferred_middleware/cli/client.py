@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,23 @@ def add_client_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a copy of the server's {SERVER_FILE}, or a file with only the token",
     )
     parser.add_argument("--json", action="store_true", help="print the server's answer as JSON")
+
+
+def add_yes_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that :func:`confirm`."""
+    parser.add_argument("-y", "--yes", action="store_true", help="don't ask")
+
+
+def confirm(arguments: argparse.Namespace, question: str) -> None:
+    """Ask the person at the terminal, unless ``--yes`` is given. Raises :class:`UsageError` for any answer but yes."""
+    if arguments.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("This deletes tasks, and there is no terminal to ask at; give --yes.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("Nothing was deleted.")
 
 
 class AdminClient:

@@ -170,6 +170,10 @@ COMMANDS = (
         description="Wait until no task is due, running, or waiting to be tried again, and show meanwhile what is "
         f"left. Paused queues, queues with the rate 0 and pull queues are skipped. The exit status is "
         f"{FAILED_MEANWHILE} if tasks failed for good meanwhile.",
+        examples=(
+            "deferred-middleware drain --timeout 60",
+            "deferred-middleware drain --include-scheduled default",
+        ),
         add_arguments=_add_drain_arguments,
         run=drain_queues,
     ),

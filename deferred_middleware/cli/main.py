@@ -8,7 +8,6 @@ An error is one sentence on standard error, and the exit status is 1, or 2 for a
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import signal
@@ -17,11 +16,10 @@ import traceback
 from collections.abc import Sequence
 
 from deferred_middleware import __version__
-from deferred_middleware.cli import check, drain, maintenance, queues, serve, tasks
+from deferred_middleware.cli import check, completion, drain, maintenance, queues, serve, tasks
+from deferred_middleware.cli.command import PROGRAM, CommandParser
 from deferred_middleware.cli.output import print_error
 from deferred_middleware.errors import ServerError
-
-PROGRAM = "deferred-middleware"
 
 COMMANDS = (
     *serve.COMMANDS,
@@ -30,6 +28,7 @@ COMMANDS = (
     *drain.COMMANDS,
     *check.COMMANDS,
     *maintenance.COMMANDS,
+    *completion.COMMANDS,
 )
 """Every command, in the order of ``--help``."""
 
@@ -40,7 +39,9 @@ _INTERRUPTED = 128 + signal.SIGINT  # the status that a shell reports for a comm
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, by default that of the process, and return the exit status."""
     _escape_what_cannot_be_encoded()
-    arguments = _make_parser().parse_args(argv)
+    arguments, unknown = _make_parser().parse_known_args(argv)
+    if unknown:
+        arguments.command_parser.refuse(unknown)
     try:
         return int(arguments.run_command(arguments))
     except ServerError as error:
@@ -66,10 +67,8 @@ def _escape_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Run Python calls later, on App Engine and on your own machine."
-    )
+def _make_parser() -> CommandParser:
+    parser = CommandParser(prog=PROGRAM, description="Run Python calls later, on App Engine and on your own machine.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -1,15 +1,22 @@
-"""Commands that use the engine or the datastore themselves: ``replay`` and ``sweep``."""
+"""Commands that use the engine or the datastore themselves: ``call``, ``replay`` and ``sweep``."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from deferred_middleware.cli.client import NotRunningError
 from deferred_middleware.cli.command import Command
 from deferred_middleware.cli.output import count, print_error, print_line
-from deferred_middleware.errors import ServerError
+from deferred_middleware.errors import DeferredError, ServerError
+from deferred_middleware.errors.text import shortened, text_of
+from deferred_middleware.server.admin.server_file import SERVER_FILE, read_server_file
 
 
 def replay_dead_letters(arguments: argparse.Namespace) -> int:
@@ -79,6 +86,83 @@ def _sweep_outbox() -> int:
     return 1 if report.failed else 0
 
 
+def call_function(arguments: argparse.Namespace) -> int:
+    """Enqueue a call of the function with the arguments; return the exit status."""
+    if "API_HOST" not in os.environ and not os.environ.get("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"):
+        server = read_server_file(arguments.data_dir / SERVER_FILE)
+        if server is None:
+            raise NotRunningError(
+                f"No server is running on {arguments.data_dir}; start it with 'deferred-middleware serve', "
+                "or give its --data-dir."
+            )
+        # The package has read its settings from this process's environment already, so it starts again.
+        command = [sys.executable, "-m", "deferred_middleware", *sys.argv[1:]]
+        sys.stdout.flush()
+        os.execve(sys.executable, command, {**os.environ, **server.environ})
+    from google.appengine.api.taskqueue import taskqueue
+    from google.appengine.runtime import apiproxy_errors
+
+    _connect_sdk()
+    function = _function(arguments.function)
+    args, kwargs = _arguments(arguments.arguments)
+    options = {
+        "_queue": arguments.queue,
+        "_countdown": arguments.countdown,
+        "_name": arguments.name,
+        "_target": arguments.target,
+    }
+    try:
+        from deferred_middleware import defer
+
+        task = defer(function, *args, **kwargs, **{name: value for name, value in options.items() if value is not None})
+    except (DeferredError, taskqueue.Error, apiproxy_errors.Error) as error:
+        raise ServerError(f"{arguments.function} was not enqueued: {error or type(error).__name__}") from error
+    print_line(f"{arguments.function} is enqueued as {task.name} in queue {task.queue_name}.")
+    return 0
+
+
+def _function(name: str) -> Callable[..., object]:
+    """Return the function ``module:function``, found from the current directory first."""
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ServerError(f"Give the function as MODULE:FUNCTION, such as shop.mail:send_welcome; got {name!r}.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ServerError(f"{name}: {error}; run the command in the app's folder.") from error
+    except Exception as error:
+        raise ServerError(f"{name}: importing {module} raised {type(error).__name__}: {text_of(error)}.") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ServerError(f"{name}: {error}.") from error
+    if not callable(found):
+        raise ServerError(f"{name} can't be called: it is {shortened(found)}.")
+    return found  # type: ignore[no-any-return]
+
+
+def _arguments(words: Sequence[str]) -> tuple[list[object], dict[str, object]]:
+    """Return positional and keyword arguments. A word that is no literal of Python is a text."""
+    args: list[object] = []
+    kwargs: dict[str, object] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name.isidentifier():
+            kwargs[name] = _value(value)
+        else:
+            args.append(_value(word))
+    return args, kwargs
+
+
+def _value(word: str) -> object:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return word
+
+
 def _connect_sdk() -> None:
     """Connect this process's SDK to the local server that ``API_HOST`` and ``API_PORT`` name, if they are set.
 
@@ -103,6 +187,28 @@ def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_call_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("function", metavar="MODULE:FUNCTION", help="the function, such as shop.mail:send_welcome")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="ARG",
+        help="an argument, or NAME=ARG: a literal of Python, such as 42, or else a text; options come before it, or "
+        "after it from -- on",
+    )
+    parser.add_argument("--queue", metavar="NAME", help="the queue (default: the app's setting)")
+    parser.add_argument("--countdown", type=float, metavar="SECONDS", help="run it after this time")
+    parser.add_argument("--name", help="the task's name")
+    parser.add_argument("--target", help="the service, or version.service, that runs it")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(".deferred"),
+        metavar="DIRECTORY",
+        help="the data directory of the local server (default: %(default)s)",
+    )
+
+
 def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-seconds",
@@ -114,12 +220,29 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = (
     Command(
+        name="call",
+        summary="enqueue a call of a function",
+        description="Enqueue a call of a function of the app that the local server runs. The function's module is "
+        "imported here, from the current directory first. If API_HOST or APPENGINE_USE_CLOUDTASK_PUSH_QUEUE is set, "
+        "the environment selects the engine instead.",
+        examples=(
+            "deferred-middleware call main:send_welcome ann",
+            "deferred-middleware call --queue mail --countdown 60 shop.mail:send 42 subject='Hello there'",
+        ),
+        add_arguments=_add_call_arguments,
+        run=call_function,
+    ),
+    Command(
         name="replay",
         summary="enqueue dead letters again, from lines of the log",
         description="Read the lines that the log has for dead letters, verify the signature of each with "
         "DEFERRED_SECRET_KEYS, and enqueue its task again. The environment selects the engine: Cloud Tasks with "
         "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, or the local server with the variables that 'serve' prints for an "
         "app that runs elsewhere. In an app, call deferred_middleware.execution.dead_letters.replay() instead.",
+        examples=(
+            "deferred-middleware replay log.txt",
+            "deferred-middleware replay --queue default - < log.txt",
+        ),
         add_arguments=_add_replay_arguments,
         run=replay_dead_letters,
     ),
@@ -132,6 +255,7 @@ COMMANDS = (
         "local server set API_HOST, "
         "API_PORT and HTTP_X_APPENGINE_API_TICKET. On App Engine, call deferred_middleware.wire.overflow.sweep() in a "
         "handler that cron.yaml calls.",
+        examples=("deferred-middleware sweep --max-seconds 60",),
         add_arguments=_add_sweep_arguments,
         run=sweep_datastore,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments
+from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments, add_yes_argument, confirm
 from deferred_middleware.cli.command import Command
 from deferred_middleware.cli.output import count, print_answer, print_json, print_table, relative_time
 
@@ -47,7 +47,9 @@ def resume_queue(arguments: argparse.Namespace) -> int:
 
 def purge_queue(arguments: argparse.Namespace) -> int:
     """Purge the queue; return the exit status."""
-    answer = AdminClient(arguments).post("queues", arguments.queue, "purge")
+    client = AdminClient(arguments)
+    confirm(arguments, f"Delete all unfinished tasks of queue {arguments.queue}?")
+    answer = client.post("queues", arguments.queue, "purge")
     print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
     return 0
 
@@ -66,6 +68,12 @@ def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
     add_client_arguments(parser)
 
 
+def _add_purge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    add_yes_argument(parser)
+    add_client_arguments(parser)
+
+
 def _add_forget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this task name (default: all)")
@@ -78,6 +86,10 @@ COMMANDS = (
         summary="list the queues",
         description="List the queues. For each queue it shows how many tasks are due, wait for their ETA, wait for "
         "another attempt, are running, have succeeded, and have failed for good.",
+        examples=(
+            "deferred-middleware queues",
+            "deferred-middleware queues --json",
+        ),
         add_arguments=add_client_arguments,
         run=list_queues,
     ),
@@ -86,6 +98,7 @@ COMMANDS = (
         summary="pause a queue",
         description="Pause a queue: until you resume it, also after a restart of the server, none of its tasks is "
         "started. Running tasks run to their end, and the app can still add tasks.",
+        examples=("deferred-middleware pause default",),
         add_arguments=_add_queue_arguments,
         run=pause_queue,
     ),
@@ -93,6 +106,7 @@ COMMANDS = (
         name="resume",
         summary="resume a paused queue",
         description="Resume a paused queue: its tasks run again.",
+        examples=("deferred-middleware resume default",),
         add_arguments=_add_queue_arguments,
         run=resume_queue,
     ),
@@ -101,7 +115,11 @@ COMMANDS = (
         summary="delete all unfinished tasks of a queue",
         description="Delete all tasks of a queue that are not finished. Running tasks run to their end. Tasks that "
         "succeeded or failed for good stay in the history.",
-        add_arguments=_add_queue_arguments,
+        examples=(
+            "deferred-middleware purge default",
+            "deferred-middleware purge default --yes",
+        ),
+        add_arguments=_add_purge_arguments,
         run=purge_queue,
     ),
     Command(
@@ -109,6 +127,10 @@ COMMANDS = (
         summary="make used task names available again",
         description="Make the names of finished tasks available again. Otherwise a name that the app gave to a task "
         "stays taken for days. The tasks themselves stay in the history.",
+        examples=(
+            "deferred-middleware forget default",
+            "deferred-middleware forget default my-name",
+        ),
         add_arguments=_add_forget_arguments,
         run=forget_names,
     ),

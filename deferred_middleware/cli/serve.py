@@ -77,6 +77,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         reload=arguments.reload,
         reload_include=arguments.reload_include,
         ready_file=arguments.ready_file,
+        task_lines=arguments.task_lines,
     )
     return Supervisor(config).run()
 
@@ -214,6 +215,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --reload: other files that count, such as '*.toml' or a folder's name; may be given several times",
     )
     parser.add_argument(
+        "--no-task-lines",
+        action="store_false",
+        dest="task_lines",
+        help="don't print a line for each task that ran; log only failures",
+    )
+    parser.add_argument(
         "--ready-file",
         type=Path,
         metavar="PATH",
@@ -227,6 +234,11 @@ COMMANDS = (
         summary="run an app, with its task queue, on this machine",
         description="Run an app on this machine: each of its services in its own process, the task queue, and the "
         "other App Engine APIs that they use.",
+        examples=(
+            "deferred-middleware serve main:app",
+            "deferred-middleware serve app.yaml worker/app.yaml --reload",
+            "deferred-middleware serve main:app --service default --service background --port 9000",
+        ),
         add_arguments=_add_serve_arguments,
         run=serve_apps,
     ),

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from typing import Any
 
-from deferred_middleware.cli.client import AdminClient, UsageError, add_client_arguments, task_path
+from deferred_middleware.cli.client import (
+    AdminClient,
+    UsageError,
+    add_client_arguments,
+    add_yes_argument,
+    confirm,
+    task_path,
+)
 from deferred_middleware.cli.command import Command
 from deferred_middleware.cli.output import (
     count,
@@ -20,14 +29,27 @@ from deferred_middleware.cli.output import (
 )
 from deferred_middleware.errors.text import printable
 
-_STATES = ("ready", "running", "succeeded", "failed")
+_STATES = ("ready", "scheduled", "retrying", "running", "succeeded", "failed")
+_CLEAR = "\x1b[H\x1b[2J"
 _MAX_PAGE = 1000
 _LABEL_WIDTH = 14
 
 
 def list_tasks(arguments: argparse.Namespace) -> int:
-    """Print the tasks, the newest first; return the exit status."""
-    client = AdminClient(arguments)
+    """Print the tasks, the newest first, with ``--watch`` again and again; return the exit status."""
+    if arguments.watch is None:
+        return _list_once(AdminClient(arguments), arguments)
+    if arguments.json:
+        raise UsageError("--watch prints a table; it can't be used with --json.")
+    while True:
+        if sys.stdout.isatty():
+            sys.stdout.write(_CLEAR)
+        _list_once(AdminClient(arguments), arguments)
+        sys.stdout.flush()
+        time.sleep(arguments.watch)
+
+
+def _list_once(client: AdminClient, arguments: argparse.Namespace) -> int:
     tasks: list[dict[str, Any]] = []
     before = arguments.before
     while True:
@@ -38,6 +60,7 @@ def list_tasks(arguments: argparse.Namespace) -> int:
             function=arguments.function,
             before=before,
             limit=min(_MAX_PAGE, arguments.limit - len(tasks)),
+            calls=1,
         )
         tasks += answer["tasks"]
         before = answer["next_before"]
@@ -51,9 +74,9 @@ def list_tasks(arguments: argparse.Namespace) -> int:
         print_line("There are no such tasks.")
         return 0
     print_table(
-        ["ID", "QUEUE", "STATE", "TRIES", "LAST", "WHEN", "NAME", "FUNCTION"],
+        ["ID", "QUEUE", "STATE", "TRIES", "LAST", "TOOK", "AGE", "NEXT", "CALL"],
         [_table_row(task) for task in tasks],
-        right=("ID", "TRIES", "LAST"),
+        right=("ID", "TRIES", "LAST", "TOOK", "AGE"),
     )
     if before is not None:
         print_line(f"There are more; --before {before} shows the next ones.")
@@ -117,6 +140,7 @@ def delete_tasks(arguments: argparse.Namespace) -> int:
     client = AdminClient(arguments)
     if not arguments.failed:
         return _change_tasks(arguments, client, "delete", "is deleted")
+    confirm(arguments, f"Delete all tasks of queue {arguments.failed} that failed for good?")
     answer = client.post("queues", arguments.failed, "delete-failed")
     print_answer(arguments, answer, f"{count(answer['deleted'], 'failed task')} deleted.")
     return 0
@@ -141,17 +165,25 @@ def _change_tasks(arguments: argparse.Namespace, client: AdminClient, action: st
 
 
 def _table_row(task: dict[str, Any]) -> list[object]:
-    when = None if task["state"] == "running" else task["finished_usec"] or task["eta_usec"]
-    status = task["previous_response"]
+    now_usec = time.time() * 1e6
+    state, status = task["state"], task["previous_response"]
+    later = state == "ready" and task["method"] != "PULL" and task["eta_usec"] > now_usec
+    if later:
+        state = "retrying" if task["retry_count"] else "scheduled"
+    last = "" if status is None else "none" if status == 0 else status
+    if state == "failed" and status is not None and 200 <= status < 300:
+        last = "dropped"  # the response says that the failure is permanent
+    took = task["duration_usec"]
     return [
         task["id"],
         task["queue"],
-        task["state"],
+        state,
         task["retry_count"],
-        "" if status is None else "none" if status == 0 else status,
-        relative_time(when),
-        task["name"],
-        task["function"] or task["url"],
+        last,
+        "" if took is None else duration(took / 1e6),
+        duration(max(0.0, (now_usec - task["created_usec"]) / 1e6)),
+        relative_time(task["eta_usec"]) if later else "",
+        task["call"] or task["function"] or task["url"],
     ]
 
 
@@ -208,7 +240,12 @@ def _positive_number(text: str) -> int:
 
 def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", metavar="NAME", help="only tasks of this queue")
-    parser.add_argument("--state", choices=_STATES, help="only tasks in this state; failed means failed for good")
+    parser.add_argument(
+        "--state",
+        choices=_STATES,
+        help="only tasks in this state; scheduled and retrying are those ready tasks that wait for their ETA or for "
+        "another attempt, and failed means failed for good",
+    )
     parser.add_argument(
         "--function",
         metavar="TEXT",
@@ -224,7 +261,22 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--before", type=_positive_number, metavar="ID", help="only tasks that were added before the task with this ID"
     )
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=_seconds,
+        const=2.0,
+        metavar="SECONDS",
+        help="list them again and again, with this pause (default: 2), until Ctrl-C",
+    )
     add_client_arguments(parser)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 3600 seconds")
+    return seconds
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +299,7 @@ def _add_retry_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_delete_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser, nargs="*")
     parser.add_argument("--failed", metavar="QUEUE", help="delete every task of this queue that failed for good")
+    add_yes_argument(parser)
     add_client_arguments(parser)
 
 
@@ -259,6 +312,11 @@ COMMANDS = (
         name="tasks",
         summary="list tasks",
         description="List tasks, the most recently added first.",
+        examples=(
+            "deferred-middleware tasks --state failed",
+            "deferred-middleware tasks --function send_welcome --limit 10",
+            "deferred-middleware tasks --state retrying --watch",
+        ),
         add_arguments=_add_list_arguments,
         run=list_tasks,
     ),
@@ -267,6 +325,10 @@ COMMANDS = (
         summary="show a task",
         description="Show a task: its call, its headers and its attempts. The call is read from the payload without "
         "unpickling it, so none of the payload's code runs.",
+        examples=(
+            "deferred-middleware show 42",
+            "deferred-middleware show default/my-name --json",
+        ),
         add_arguments=_add_show_arguments,
         run=show_task,
     ),
@@ -275,6 +337,7 @@ COMMANDS = (
         summary="run tasks now",
         description="Run waiting tasks now. Their ETA, their back-off, and the rate and the pause of their queue are "
         "ignored.",
+        examples=("deferred-middleware run 42",),
         add_arguments=_add_run_arguments,
         run=run_tasks,
     ),
@@ -282,6 +345,10 @@ COMMANDS = (
         name="retry",
         summary="retry tasks that failed for good",
         description="Retry tasks that failed for good, at once, and count their attempts from the beginning.",
+        examples=(
+            "deferred-middleware retry 42",
+            "deferred-middleware retry --all --queue default",
+        ),
         add_arguments=_add_retry_arguments,
         run=retry_tasks,
     ),
@@ -290,6 +357,10 @@ COMMANDS = (
         summary="delete tasks",
         description="Delete tasks in any state, with their attempts. A running task runs to its end. A name that the "
         "app chose stays taken; to make it available again, use 'forget'.",
+        examples=(
+            "deferred-middleware delete 42 43",
+            "deferred-middleware delete --failed default --yes",
+        ),
         add_arguments=_add_delete_arguments,
         run=delete_tasks,
     ),

@@ -143,10 +143,25 @@ def headers(context: TaskContext) -> None:
 
 
 def dead_letter(letter: DeadLetter, settings: Settings) -> None:
-    """Log a dead letter with everything that is needed to run it again, unless its arguments must not be logged."""
+    """Log a dead letter, and how to run it again.
+
+    The record has everything that is needed for that, unless the local server has it, or the arguments must not be
+    logged.
+    """
     from deferred_middleware.execution import dead_letters
 
     context = letter.context
+    if protocol.LOCAL_SERVER_ENVIRON_KEY in context.environ:
+        # The local server keeps the task.
+        _dead_letters_logger.warning(
+            "task %s of queue %s is not retried, because %s; `deferred-middleware retry %s/%s` tries it again",
+            context.name,
+            context.queue,
+            letter.reason,
+            context.queue,
+            context.name,
+        )
+        return
     if settings.log_arguments != "short" or _is_redacted(letter):
         _dead_letters_logger.warning(
             "task %s of queue %s is not retried, because %s; its arguments must not be logged, so only a hook "

@@ -19,11 +19,15 @@ iterable in another one, which waits for the enqueue at its end.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.request_end import FAILED, UNDER_WAY
+from deferred_middleware.errors.text import shortened
 from deferred_middleware.execution.handler import TaskHandler
 from deferred_middleware.wire import protocol
 
@@ -51,6 +55,11 @@ class DeferredMiddleware:
     def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
+        if _is_asgi(app):
+            raise TypeError(
+                f"DeferredMiddleware wraps a WSGI app, and {shortened(app)} is an ASGI app; give the framework's WSGI "
+                "app, or convert this one, such as with a2wsgi.ASGIMiddleware"
+            )
         self._wrap(app, TaskHandler.installed(settings, hooks))
 
     def _wrap(self, app: WSGIApplication, handler: TaskHandler) -> None:
@@ -106,3 +115,17 @@ class DeferredMiddleware:
             close()
         start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "0")])
         return []
+
+
+def _is_asgi(app: object) -> bool:
+    """Tell whether an app is called as ``await app(scope, receive, send)`` (https://asgi.readthedocs.io)."""
+    while isinstance(app, functools.partial):
+        app = app.func
+    # The app's class is looked at, because a proxy or a mock has any attribute.
+    called = app if isinstance(app, (types.FunctionType, types.MethodType)) else getattr(type(app), "__call__", None)  # noqa: B004
+    function = called.__func__ if isinstance(called, types.MethodType) else called
+    if not isinstance(function, types.FunctionType):
+        return False
+    code = function.__code__
+    names = [name for name in code.co_varnames[: code.co_argcount] if name != "self"]
+    return inspect.iscoroutinefunction(function) or names[:3] == ["scope", "receive", "send"]

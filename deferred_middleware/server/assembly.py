@@ -9,6 +9,7 @@ that arrive while an app process is restarted wait in the backlog.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import logging
@@ -24,6 +25,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
+from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog, TaskLines
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 
 STORE_FILE = "tasks.sqlite"
 """Name of the store's file in the data directory."""
+
+# The settings that need no prefix.
+_SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 
 _BACKLOG = 1024
 _MAX_PORT = 65535
@@ -116,6 +121,7 @@ def assemble(
         deliverer,
         queues=queues,
         process_ends=process_ends,
+        reports=_attempt_reports(config, services, queues, stack),
     )
     stub_map = make_stub_map(
         app_id=platform.app_id,
@@ -167,7 +173,7 @@ def assemble(
         ),
         admin_listener=admin_listener,
         environs=environs,
-        running=running,
+        running=dataclasses.replace(running, environ=_command_environ(platform, tickets, configs)),
         ready_file=ready_file,
         server_json=server_json,
     )
@@ -306,6 +312,18 @@ def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[S
     return services
 
 
+def _attempt_reports(
+    config: ServeConfig, services: Sequence[Service], queues: QueueRegistry, stack: contextlib.ExitStack
+) -> AttemptReports:
+    """Return who is told of attempts that ended; ``stack`` ends its thread, after that of the scheduler."""
+    if not config.task_lines:
+        return DeadLetterLog(config.data_dir)
+    lines = TaskLines(services=[service.id for service in services], queues=queues, data_dir=config.data_dir)
+    lines.start()
+    stack.callback(lines.stop)
+    return lines
+
+
 def _tickets(services: Sequence[Service], secret_key: SigningKeyFile) -> dict[str, Service]:
     """Return the API tickets: one for each service, which tell the APIs who calls.
 
@@ -348,11 +366,25 @@ def _process_configs(
                 delivery_token=delivery_token,
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
+                task_lines=config.task_lines,
                 start_timeout_seconds=config.start_timeout_seconds,
                 api_connections=api_connections,
             )
         )
     return configs
+
+
+def _command_environ(
+    platform: Platform, tickets: Mapping[str, Service], configs: Sequence[AppProcessConfig]
+) -> dict[str, str]:
+    """Return the environment in which a command can enqueue as the default service, with that service's settings."""
+    ticket, service = next(
+        ((ticket, service) for ticket, service in tickets.items() if service.name == DEFAULT_SERVICE),
+        next(iter(tickets.items())),
+    )
+    own = next((one.environ for one in configs if one.service == service.id), {})
+    settings = {name: value for name, value in own.items() if name.startswith("DEFERRED_") or name in _SETTINGS}
+    return {**external_environ(platform, service, api_ticket=ticket), **settings}
 
 
 def warn_of_different_keys(environs: Iterable[Mapping[str, str]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 from google.appengine.ext.remote_api import remote_api_bytes_pb2
 
+from tests.support.repository import ROOT
 from tests.support.running import TELL, WAIT_SECONDS, Recorder, Serve, Server
 
 # POST /defer/<function> takes the options of defer() as JSON and defers a function of the module "chores".
@@ -102,7 +106,9 @@ def test_a_task_from_list_to_end(server: Server, recorder: Recorder) -> None:
 
     tasks = ok(server, "tasks", "--function", "chores/work").splitlines()
     assert re.fullmatch(
-        rf"ID +QUEUE .* FUNCTION\n +2 .*\n +1 +default +ready +0 .* {name} +chores/work", "\n".join(tasks)
+        r"ID +QUEUE .* CALL\n +2 .*\n +1 +default +scheduled +0 +\d+ m?s  in (60|59) min  "
+        r"chores\.work\('a\\x1b\[31mb'\)",
+        "\n".join(tasks),
     )
 
     shown = ok(server, "show", f"default/{name}")
@@ -138,7 +144,7 @@ def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
     drained = told(server, "drain")
     assert (drained["drained"], drained["failed_meanwhile"], drained["left_alone"]) == (True, 0, [])
     assert told(server, "retry", "--all") == {"retried": 0}
-    assert told(server, "purge", "default") == {"queue": "default", "deleted": 0}
+    assert told(server, "purge", "default", "--yes") == {"queue": "default", "deleted": 0}
     assert told(server, "forget", "default", "mine") == {"queue": "default", "forgotten": 1}
     assert told(server, "delete", "1") == {"tasks": [{"task": 1, "done": "delete"}]}
 
@@ -149,7 +155,7 @@ def test_dead_letters_are_retried_one_or_all(server: Server, recorder: Recorder)
     failed = server.command("drain")
     # The tasks may have failed before the command first looked.
     assert failed.returncode in (0, 5)
-    assert ok(server, "tasks", "--state", "failed").count("chores/refuse") == 3
+    assert ok(server, "tasks", "--state", "failed").count("chores.refuse(") == 3
     assert "failed for good" in ok(server, "show", "1")
 
     (server.directory / "forgive").touch()
@@ -218,8 +224,93 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
     ok(server, "drain")
     for _ in range(3):
         server.post("/defer/work", LATER)
-    assert ok(server, "purge", "default") == "3 tasks of queue default deleted.\n"
+    assert ok(server, "purge", "default", "--yes") == "3 tasks of queue default deleted.\n"
     assert [task["state"] for task in told(server, "tasks")["tasks"]] == ["succeeded"]
+
+
+def test_the_list_shows_what_a_task_waits_for(server: Server) -> None:
+    """Scheduled and retrying tasks can be asked for; a task that was dropped with a 200 doesn't look like a success."""
+    server.post("/defer/work", LATER)
+    server.post("/defer/fail_once", {"_retry_options": {"min_backoff_seconds": 3600}})
+    server.post("/defer/refuse", {})
+    server.wait_for_output("next try")
+    server.wait_for_output("dead letter")
+    assert [task["id"] for task in told(server, "tasks", "--state", "scheduled")["tasks"]] == [1]
+    assert [task["id"] for task in told(server, "tasks", "--state", "retrying")["tasks"]] == [2]
+    assert [task["id"] for task in told(server, "tasks", "--state", "ready")["tasks"]] == [2, 1]
+    assert told(server, "tasks", "--state", "retrying", "--function", "work")["tasks"] == []
+    dropped, retrying, scheduled = ok(server, "tasks").splitlines()[1:]
+    assert re.match(r" +3 +default +failed +1 +dropped +\d+ m?s +\d+ m?s +chores\.refuse\(", dropped)
+    assert re.match(r" +2 +default +retrying +1 +500 +\d+ m?s +\d+ m?s +in \d+ min +chores\.fail_once\(", retrying)
+    assert re.match(r" +1 +default +scheduled +0 +\d+ m?s +in \d+ min +chores\.work\(", scheduled)
+
+
+def at_a_terminal(server: Server, *arguments: str, typed: bytes = b"", until: bytes = b"") -> tuple[str, int]:
+    """Run a command at a terminal of 100 columns, interrupt it after ``until``; return what it shows and its status."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(server.directory)
+        os.environ.update(PYTHONPATH=str(ROOT), COLUMNS="100")
+        os.execv(sys.executable, [sys.executable, "-m", "deferred_middleware", *arguments])
+    shown = b""
+    with contextlib.suppress(OSError):  # the command has ended
+        while select.select([terminal], [], [], WAIT_SECONDS)[0] and (data := os.read(terminal, 65536)):
+            shown += data
+            if typed and b"[y/N]" in shown:
+                os.write(terminal, typed)
+                typed = b""
+            if until and shown.count(until) == 2:
+                os.kill(pid, signal.SIGINT)
+    os.close(terminal)
+    return shown.decode().replace("\r", ""), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_list_fits_a_terminal_and_can_be_watched(server: Server) -> None:
+    """At a terminal no row is wider than it is, and ``--watch`` lists the tasks again and again until Ctrl-C."""
+    server.post("/defer/work", LATER)
+    shown, status = at_a_terminal(server, "tasks", "--watch", "0.1", until=b"chores.work")
+    assert status == 130
+    assert max(len(row) for row in shown.replace("\x1b[H\x1b[2J", "").splitlines()) <= 100
+    assert "--json" in refused(server, 2, "tasks", "--watch", "--json")
+
+
+def test_a_call_from_a_shell(server: Server, recorder: Recorder) -> None:
+    """``call`` enqueues a function of the app with arguments and options, as the app's default service."""
+    assert re.fullmatch(r"chores:work is enqueued as \w+ in queue default\.\n", ok(server, "call", "chores:work", "a"))
+    recorder.next()
+    ok(server, "call", "--countdown", "3600", "--name", "mine", "chores:work", "argument=[1, 'x']")
+    task = told(server, "show", "default/mine")["task"]
+    assert task["payload"]["text"] == "chores.work(argument=[1, 'x'])"
+    for words, sentence in [
+        (["chores"], "Give the function as MODULE:FUNCTION"),
+        (["nowhere:work"], "No module named 'nowhere'"),
+        (["chores:nothing"], "has no attribute 'nothing'"),
+        (["chores:__name__"], "can't be called"),
+        (["chores:work"], "chores:work was not enqueued: "),
+        (["chores:work", "a", "b=2"], "chores:work was not enqueued: "),
+        (["--queue", "nope", "chores:work", "a"], "chores:work was not enqueued: "),
+    ]:
+        assert sentence in refused(server, 1, "call", *words)
+    assert "No server is running" in refused(server, 3, "call", "--data-dir=x", "chores:work")
+    token = json.loads((server.data_dir / "server.json").read_text())["token"]
+    about = ask(server, "GET", "/api/v1/", {"Host": server.admin[7:], "X-Deferred-Admin-Token": token})[1]
+    assert b"TICKET" not in about
+
+
+def test_what_deletes_tasks_asks(server: Server) -> None:
+    """``purge`` and ``delete --failed`` ask at a terminal, and need --yes where there is none."""
+    server.post("/defer/work", LATER)
+    server.post("/defer/refuse", {})
+    server.wait_for_output("dead letter")
+    for command in (["purge", "default"], ["delete", "--failed", "default"]):
+        assert "give --yes" in refused(server, 2, *command)
+        for typed in (b"\n", b"n\n", b"\x04"):
+            shown, status = at_a_terminal(server, *command, typed=typed)
+            assert (status, "Nothing was deleted." in shown) == (2, True)
+    assert len(told(server, "tasks")["tasks"]) == 2
+    assert "1 task of queue default deleted." in at_a_terminal(server, "purge", "default", typed=b"y\n")[0]
+    assert ok(server, "delete", "--failed", "default", "--yes") == "1 failed task deleted.\n"
+    assert told(server, "tasks")["tasks"] == []
 
 
 def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import re
@@ -91,7 +90,7 @@ def test_pages_are_sound_rst(path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_is_documented(command: Command) -> None:
     """Some page has each command, and each of its arguments."""
-    parser = command.add_parser(argparse.ArgumentParser().add_subparsers())
+    parser = command.make_parser()
     pages = "".join(PAGES.values())
 
     assert f"``{command.name}" in pages or f"deferred-middleware {command.name}" in pages

@@ -18,8 +18,9 @@ from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import shows_token
-from deferred_middleware.server.admin.views import task_details, task_summary
+from deferred_middleware.server.admin.views import task_details, task_summary, view_of
 from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.store.queries import Waiting
 from deferred_middleware.server.store.records import State, StoredTask
 from deferred_middleware.server.store.store import TaskStore
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
@@ -34,6 +35,8 @@ _MAX_BODY_BYTES = 64 * 1024
 _MAX_TASKS_PER_PAGE = 1000
 _TASKS_PER_PAGE = 100
 _STATES: tuple[str, ...] = get_args(State)
+_WAITING: tuple[str, ...] = get_args(Waiting)
+_MAX_CALL_CHARACTERS = 200
 
 logger = logging.getLogger(__name__)
 
@@ -169,24 +172,38 @@ class JsonApi:
 
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        unknown = sorted(set(query) - {"queue", "state", "function", "before", "limit"})
+        unknown = sorted(set(query) - {"queue", "state", "function", "before", "limit", "calls"})
         if unknown:
-            raise _bad(f"tasks can't be found by {unknown[0]!r}; use queue, state, function, before and limit.")
+            raise _bad(f"tasks can't be found by {unknown[0]!r}; use queue, state, function, before, limit and calls.")
         given = {name: values[-1] for name, values in query.items()}
         state = given.get("state")
-        if state is not None and state not in _STATES:
-            raise _bad(f"state={state!r} is not a state; the states are {', '.join(_STATES)}.")
+        if state is not None and state not in (*_STATES, *_WAITING):
+            raise _bad(f"state={state!r} is not a state; the states are {', '.join((*_STATES, *_WAITING))}.")
         queue = given.get("queue")
         if queue is not None:
             self._known_queue(queue)
         page = self._store.queries.find(
             queue=queue,
-            state=state,
+            state=None if state in _WAITING else state,
+            waiting=state if state in _WAITING else None,
             contains=given.get("function") or None,
             before_id=_number(given, "before", None, 2**62),
             limit=_number(given, "limit", _TASKS_PER_PAGE, _MAX_TASKS_PER_PAGE) or _TASKS_PER_PAGE,
         )
-        return {"tasks": [task_summary(task) for task in page.tasks], "next_before": page.next_before_id}
+        tasks = [task_summary(task) for task in page.tasks]
+        if given.get("calls"):
+            tasks = [{**task, **self._call(task["id"])} for task in tasks]
+        return {"tasks": tasks, "next_before": page.next_before_id}
+
+    def _call(self, task_id: int) -> dict[str, Any]:
+        """Return a task's call as text, and how long its last attempt took."""
+        task = self._store.queries.get_by_id(task_id)
+        attempts = self._store.queries.attempts(task_id)
+        call = view_of(task.body) if task is not None else None
+        return {
+            "call": call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None,
+            "duration_usec": attempts[-1].duration_usec if attempts else None,
+        }
 
     def _show_task(self, queue_or_id: str, name: str | None = None) -> dict[str, Any]:
         task = self._task(queue_or_id, name)

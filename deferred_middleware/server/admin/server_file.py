@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +31,7 @@ class RunningServer:
     admin: str
     token: str
     services: Mapping[str, str]
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class AddressFile:
@@ -89,9 +90,9 @@ def content_of(server: RunningServer) -> dict[str, object]:
 
 
 def about(server: RunningServer, data_dir: Path) -> dict[str, object]:
-    """Return the description of a server for the JSON API, which is without the token."""
+    """Return the description of a server for the JSON API, which is without secrets."""
     content = content_of(server)
-    del content["token"]
+    del content["token"], content["environ"]
     return {"version": __version__, **content, "data_dir": str(data_dir.absolute())}
 
 
@@ -106,6 +107,7 @@ def read_server_file(path: Path) -> RunningServer | None:
             admin=str(content["admin"]),
             token=str(content["token"]),
             services=dict(content["services"]),
+            environ=dict(content.get("environ", {})),
         )
     except FileNotFoundError:
         return None

@@ -34,6 +34,7 @@ from waitress.task import WSGITask
 
 from deferred_middleware.errors.loggers import get_logger, log_to_terminal
 from deferred_middleware.server.apps.debugging import set_standard_input
+from deferred_middleware.server.apps.failure_logs import leave_out_repeated_failures
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
@@ -72,6 +73,7 @@ class AppServerConfig:
     api_ticket: str
     default_hostname: str
     directory: str = ""
+    task_lines: bool = False
     api_fd: int | None = None
     terminal_fd: int | None = None
 
@@ -284,6 +286,8 @@ def run(config: AppServerConfig) -> int:
             )
             return 1
         _configure_logging(config.service)
+        if config.task_lines:
+            leave_out_repeated_failures()
         # An app that doesn't use the SDK need not import it.
         if config.api_fd is not None and "google.appengine.api.apiproxy_stub_map" in sys.modules:
             from deferred_middleware.server.apps import api_client

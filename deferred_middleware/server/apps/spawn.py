@@ -71,8 +71,9 @@ def describe_end(returncode: int) -> str:
 class AppProcessConfig:
     """How to run one service. ``environ`` is the whole environment of the process; the caller closes ``listener``.
 
-    ``directory`` is where the app is found and runs, by default the current directory. Its API calls go over
-    ``api_connections``; without these, they go over HTTP.
+    ``directory`` is where the app is found and runs, by default the current directory. If the queue process writes
+    ``task_lines``, the app process leaves out what they say. Its API calls go over ``api_connections``; without these,
+    they go over HTTP.
     """
 
     app: str
@@ -84,6 +85,7 @@ class AppProcessConfig:
     api_ticket: str
     default_hostname: str
     directory: Path | None = None
+    task_lines: bool = False
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
     api_connections: ApiConnections | None = None
 
@@ -142,6 +144,7 @@ class SpawnedApp:
             delivery_token=config.delivery_token,
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,
+            task_lines=config.task_lines,
         )
         assert self.process.stdin is not None
         try:

@@ -100,6 +100,7 @@ class ServeConfig:
     ready_file: Path | None = None
     reload: bool = False
     reload_include: Sequence[str] = ()
+    task_lines: bool = True
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.server.admin.task_lines import AttemptReports
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.services import Service, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, HttpAttempt
@@ -35,8 +36,9 @@ class AttemptRunner:
     """Makes attempts for all workers, and has their results written. Any thread may call any method.
 
     Tasks are sent by ``deliverer`` to their ``destinations``. ``rules`` decide what a result means, and ``results``
-    writes it to ``store``. ``quarantine`` and ``limits`` follow each attempt. ``process_ends`` knows which app
-    processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin another attempt.
+    writes it to ``store``. ``reports`` is told of it; ``quarantine`` and ``limits`` follow each attempt.
+    ``process_ends`` knows which app processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin
+    another attempt.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class AttemptRunner:
         destinations: Destinations,
         rules: ResultRules,
         results: ResultWriter,
+        reports: AttemptReports,
         quarantine: Quarantine,
         limits: QueueLimits,
         process_ends: ProcessEnds,
@@ -59,6 +62,7 @@ class AttemptRunner:
         self._destinations = destinations
         self._rules = rules
         self._results = results
+        self._reports = reports
         self._quarantine = quarantine
         self._limits = limits
         self._process_ends = process_ends
@@ -141,7 +145,7 @@ class AttemptRunner:
             completion = decided
         if result.late is not None and not self._wait_for_handler(task, completion, result):
             return
-        self._submit(task, completion)
+        self._submit(task, completion, result.outcome)
 
     def _wait_for_handler(self, task: ClaimedTask, completion: Completion, result: AttemptResult) -> bool:
         """Wait for the end of a handler that was cut off; return whether its result is still to be written.
@@ -165,17 +169,9 @@ class AttemptRunner:
         with self._lock:
             return self._late.pop(task.id, None) is not None
 
-    def _submit(self, task: ClaimedTask, completion: Completion) -> None:
-        if completion.state == "failed":
-            logger.error(
-                "Task %s of queue %s (%s) is a dead letter. It failed %s: %s",
-                task.name,
-                task.queue,
-                task.url,
-                "once" if completion.retry_count == 1 else f"{completion.retry_count} times",
-                completion.attempt.reason,
-            )
+    def _submit(self, task: ClaimedTask, completion: Completion, outcome: str | None = None) -> None:
         self._results.submit(completion)
+        self._reports.attempt_ended(task, completion, outcome)
 
 
 class TaskAttempt:

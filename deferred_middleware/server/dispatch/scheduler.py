@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory, UnknownServiceError
@@ -46,7 +47,8 @@ class Scheduler:
     """Runs the tasks of ``store`` in the services of ``directory``, as ``queues`` allow.
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
-    that never go back. ``process_ends`` knows which app processes have ended. Call :meth:`wake` when tasks were added,
+    that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
+    end; by default, dead letters are logged. Call :meth:`wake` when tasks were added,
     and when a queue was paused or resumed in the store; the scheduler itself notices a change of ``queues``.
     """
 
@@ -60,6 +62,7 @@ class Scheduler:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         process_ends: ProcessEnds | None = None,
+        reports: AttemptReports | None = None,
     ) -> None:
         queues = QueueRegistry() if queues is None else queues
         self._store = store
@@ -79,6 +82,7 @@ class Scheduler:
             destinations=self._destinations,
             rules=ResultRules(queues, quarantine),
             results=self._results,
+            reports=reports or DeadLetterLog(),
             quarantine=quarantine,
             limits=self._limits,
             process_ends=process_ends or ProcessEnds(),
@@ -90,8 +94,10 @@ class Scheduler:
             for service in directory
         }
         self._thread: threading.Thread | None = None
-        # The queues that people have paused, as of the last round. Only the scheduler's thread uses it.
+        # The queues that people have paused, as of the last round, and the lanes that were found to be undeliverable.
+        # Only the scheduler's thread uses them.
         self._paused: frozenset[str] = frozenset()
+        self._undeliverable: set[Lane] = set()
         self._queues = queues
         queues.on_change(self._queues_changed)
         self._queues_changed()
@@ -196,7 +202,10 @@ class Scheduler:
         tasks = self._store.claim({lane: number}, now_usec)
         self._count_claimed(tasks)
         found.allowed[lane.queue] -= len(tasks)
-        logger.warning("Undeliverable tasks of queue %s: %d. %s", lane.queue, len(tasks), error)
+        # Once for each lane, because the attempts are reported too.
+        if lane not in self._undeliverable:
+            self._undeliverable.add(lane)
+            logger.warning("Undeliverable tasks of queue %s: %d. %s", lane.queue, len(tasks), error)
         for task in tasks:
             self._runner.fail(task, error)
 

@@ -10,11 +10,14 @@ import sqlite3
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
+
+Waiting = Literal["scheduled", "retrying"]
+"""What a ready task waits for: its own ETA, or the end of its back-off."""
 
 MOST_COUNTED = 10_000
 """Of each queue and target, a backlog counts at most this many due tasks, and as many later ones."""
@@ -118,15 +121,18 @@ class TaskQueries:
         queue: str | None = None,
         state: State | None = None,
         contains: str | None = None,
+        waiting: Waiting | None = None,
         before_id: int | None = None,
         limit: int = 100,
     ) -> TaskPage:
         """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
 
-        ``contains`` is a part of their URL, such as a function's name. ``before_id`` is the ``next_before_id`` of the
-        page before. All pages cost about the same. With ``contains``, a page reads a bounded number of tasks, so it may
-        be empty without being the last.
+        ``contains`` is a part of their URL, such as a function's name. ``waiting`` selects ready tasks by what they
+        wait for. ``before_id`` is the ``next_before_id`` of the page before. All pages cost about the same. With
+        ``contains`` or ``waiting``, a page reads a bounded number of tasks, so it may be empty without being the last.
         """
+        if waiting is not None:
+            state = "ready"
         before = _NO_ID_ABOVE if before_id is None else before_id
         lists: list[tuple[str, tuple[str, ...]]]
         if queue is None and state is None:
@@ -138,9 +144,19 @@ class TaskQueries:
                 for key in self._database.counts.numbers()
                 if queue in (None, key[0]) and state in (None, key[1])
             ]
-        if contains is None:
+        conditions: list[str] = []
+        parameters: list[Any] = []
+        if contains is not None:
+            conditions.append("(instr(lower(url), ?) OR instr(lower(url), ?))")
+            parameters += [contains.lower(), urllib.parse.quote(contains, safe="/~").lower()]
+        if waiting is not None:
+            conditions.append(
+                f"method <> 'PULL' AND eta_usec > ? AND retry_count {'> 0' if waiting == 'retrying' else '= 0'}"
+            )
+            parameters.append(self._database.now_usec())
+        if not conditions:
             return self._page(lists, before, limit)
-        return self._page_that_contains(lists, before, limit, contains)
+        return self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
 
     def unfinished(
         self, queue: str, *, from_name: str = "", from_eta_usec: int | None = None, limit: int = 100
@@ -233,10 +249,14 @@ class TaskQueries:
         ]
         return _newest(found, limit)
 
-    def _page_that_contains(
-        self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int, contains: str
+    def _filtered_page(
+        self,
+        lists: Sequence[tuple[str, tuple[str, ...]]],
+        before: int,
+        limit: int,
+        condition: str,
+        parameters: Sequence[Any],
     ) -> TaskPage:
-        texts = (contains.lower(), urllib.parse.quote(contains, safe="/~").lower())
         found = []
         # The oldest task that was read in each list. Older tasks come with a later page.
         floor = 0
@@ -246,9 +266,8 @@ class TaskQueries:
             if number == _MOST_SEARCHED:
                 floor = max(floor, last_id)
             found += self._database.read(
-                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select})"
-                " WHERE instr(lower(url), ?) OR instr(lower(url), ?) LIMIT ?",
-                (*searched, *texts, limit + 1),
+                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) WHERE {condition} LIMIT ?",
+                (*searched, *parameters, limit + 1),
             )
         page = _newest([rows.summary(row) for row in found if row[0] >= floor], limit)
         if page.next_before_id is None and floor:

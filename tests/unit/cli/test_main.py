@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import deferred_middleware
-from deferred_middleware.cli.main import main
+from deferred_middleware.cli.command import Command
+from deferred_middleware.cli.main import COMMANDS, main
 from deferred_middleware.cli.output import print_line
 
 
@@ -130,3 +132,46 @@ def test_what_the_terminal_cannot_show_is_escaped(
         print_line("Grüße 漢")
         stdout.flush()
         assert written.getvalue().endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["serve", "main:app", "--prot", "9000"], "did you mean --port?"),
+        (["serve", "main:app", "--admin-prot=9000"], "did you mean --admin-port?"),
+        (["tasks", "--stat3", "failed"], "did you mean --state?"),
+        (["tasks", "--state", "faild"], "did you mean failed?"),
+        (["task"], "did you mean tasks?"),
+        (["purge", "default", "--yess"], "did you mean --yes?"),
+    ],
+)
+def test_a_misspelt_argument_is_told_with_what_was_meant(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown option, command or choice is an error that suggests the nearest one."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"{hint}\n")
+
+
+def test_an_argument_like_no_other_has_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is suggested that is not similar."""
+    with pytest.raises(SystemExit):
+        main(["queues", "--xyzzyxyzzy"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_has_examples_that_work(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of each command has examples, and the parser takes them."""
+    with pytest.raises(SystemExit):
+        main([command.name, "--help"])
+    assert "\nexamples:\n  " in capsys.readouterr().out
+    for example in command.examples:
+        if command.name == "completion":
+            assert f"deferred-middleware {command.name} " in example
+            continue
+        program, name, *arguments = shlex.split(example.partition(" < ")[0])
+        assert (program, name) == ("deferred-middleware", command.name)
+        command.make_parser().parse_args(arguments)

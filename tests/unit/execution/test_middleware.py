@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from google.appengine.ext import deferred
@@ -458,3 +460,46 @@ def test_passing_on_needs_no_sdk() -> None:
     )
 
     assert result.stdout.strip() == "[]"
+
+
+async def asgi_function(scope: Any, receive: Any, send: Any) -> None:
+    """Stand for an ASGI app."""
+
+
+class AsgiApp:
+    """Stands for an ASGI app such as FastAPI, Starlette or Django's ``ASGIHandler``."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+
+
+class PlainAsgiApp:
+    """Stands for an ASGI app that returns an awaitable."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Answer a request."""
+        return asgi_function(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "app",
+    [asgi_function, AsgiApp(), AsgiApp().handle, PlainAsgiApp(), functools.partial(asgi_function)],
+    ids=lambda app: type(app).__name__,
+)
+def test_an_asgi_app_is_refused_when_it_is_wrapped(app: Any) -> None:
+    """An ASGI app is an error at construction that says so, and not at the first request."""
+    with pytest.raises(TypeError, match="is an ASGI app; give the framework's WSGI app"):
+        DeferredMiddleware(app)
+
+
+@pytest.mark.parametrize(
+    "app",
+    [mock.MagicMock(), lambda environ, start_response: [], functools.partial(print)],
+    ids=["mock", "lambda", "partial"],
+)
+def test_other_callables_are_wrapped(app: Any) -> None:
+    """A callable whose signature says nothing is taken for a WSGI app."""
+    DeferredMiddleware(app)
