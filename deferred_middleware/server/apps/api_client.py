@@ -68,6 +68,8 @@ class ApiStub:
         # Any thread takes from these two lists and appends to them; both are atomic. There is no lock, because the
         # garbage collector ends forgotten calls in the middle of anything.
         self._idle: list[socket.socket] = []
+        # Connections of calls, so that a forgotten call can close its own: otherwise both may be collected together.
+        self._in_use: set[socket.socket] = set()
         self._free = [None] * MAX_DIRECT_CALLS
         self._threads = futures.ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="api-call")
         # A forked process would share its parent's connections and lacks its threads.
@@ -103,7 +105,7 @@ class ApiStub:
     def take(self) -> socket.socket:
         """Return a connection that no other call uses."""
         try:
-            return self._idle.pop()
+            ours = self._idle.pop()
         except IndexError:
             ours, theirs = socket.socketpair()
             try:
@@ -112,14 +114,21 @@ class ApiStub:
             except OSError:
                 ours.close()
                 raise
-            return ours
+        self._in_use.add(ours)
+        return ours
 
     def put_back(self, connection: socket.socket) -> None:
         """Keep a connection, whose answer was read, for the next call."""
+        self._in_use.discard(connection)
         self._idle.append(connection)
 
+    def drop(self, connection: socket.socket) -> None:
+        """Close a connection whose answer was not read."""
+        self._in_use.discard(connection)
+        connection.close()
+
     def _start_again(self) -> None:
-        self._idle, self._free = [], [None] * MAX_DIRECT_CALLS
+        self._idle, self._in_use, self._free = [], set(), [None] * MAX_DIRECT_CALLS
         self._threads = futures.ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="api-call")
 
 
@@ -247,7 +256,7 @@ class ApiCall(apiproxy_rpc.RPC):  # type: ignore[misc] # the SDK has no types
 
     def _release(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self.stub.drop(self._connection)
             self._connection = None
         if self._is_direct:
             self._is_direct = False

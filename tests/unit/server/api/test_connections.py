@@ -89,7 +89,7 @@ def test_a_frame_that_is_too_long_is_not_sent(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sender hears of a message that the receiver would refuse."""
-    monkeypatch.setattr("deferred_middleware.server.api.connections.MAX_FRAME_BYTES", 3)
+    monkeypatch.setitem(send_frame.__globals__, "MAX_FRAME_BYTES", 3)
     with pytest.raises(FrameError, match="4 bytes"):
         send_frame(pair[0], b"four")
 
