@@ -62,6 +62,7 @@ class Gallery:
             task["url"],
             buffered=True,
             data=base64.b64decode(task["body"]),
+            environ_overrides={"SERVER_SOFTWARE": "gunicorn/23.0.0"},
             headers={
                 "X-AppEngine-QueueName": "default",
                 "X-AppEngine-TaskName": task["name"],

@@ -83,8 +83,8 @@ def _check_redirect() -> Iterator[checks.CheckMessage]:
     settings = current_settings()
     exempt = [re.compile(pattern) for pattern in django_settings.SECURE_REDIRECT_EXEMPT]
     for path in (f"{settings.url_prefix}/module/function", *settings.legacy_urls):
-        if not any(pattern.search(path.lstrip("/")) for pattern in exempt):
-            wanted = re.escape(path.lstrip("/")) + "$"
+        if not any(pattern.search(path.lstrip("/").rstrip("*")) for pattern in exempt):
+            wanted = re.escape(path.lstrip("/").rstrip("*")) + ("" if path.endswith("*") else "$")
             if path not in settings.legacy_urls:
                 wanted = re.escape(settings.url_prefix.lstrip("/")) + "/"
             yield checks.Warning(

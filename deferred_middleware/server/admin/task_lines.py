@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from deferred_middleware.errors.text import printable
-from deferred_middleware.server.admin.terminal import print_line
+from deferred_middleware.server.admin.terminal import print_escaped
 from deferred_middleware.server.admin.views import function_from_url
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.wire.protocol import POSTPONED
@@ -180,7 +180,7 @@ class TaskLines:
         if left_out:
             lines.append(f"The output was too slow for the lines of {left_out:,} more attempts.")
         if lines:
-            print_line("\n".join(lines))
+            print_escaped("\n".join(lines))
 
 
 class LineFormat:

@@ -20,8 +20,13 @@ logger = logging.getLogger(__name__)
 
 def print_line(text: str) -> None:
     """Print a line. If standard output is closed, the line is dropped, so that the server can still stop cleanly."""
+    print_escaped(without_controls(text))
+
+
+def print_escaped(text: str) -> None:
+    """Print what has no control characters but the caller's own, such as colours."""
     try:
-        print(without_controls(text), flush=True)  # noqa: T201 - the one place that prints
+        print(text, flush=True)  # noqa: T201 - the one place that prints
     except OSError as error:
         logger.debug("Standard output can't be written to: %s", error)
         # Python would try to write the rest again at exit, and fail again.

@@ -354,7 +354,8 @@ LEGACY = r"^_ah/queue/deferred$"
 
 
 @pytest.mark.parametrize(
-    ("exempt", "warnings"), [([], 2), ([r"^_cb/deferred/"], 1), ([r"^_cb/deferred/", LEGACY], 0), ([r"^static/"], 2)]
+    ("exempt", "warnings"),
+    [([], 3), ([r"^_cb/deferred/"], 2), ([r"^_cb/deferred/", LEGACY], 1), ([r"^_cb/", LEGACY, "^old"], 0), (["^s/"], 3)],
 )
 def test_the_check_tells_of_redirects(tasks: DeferredTasks, exempt: list[str], warnings: int) -> None:
     """manage.py check warns of SECURE_SSL_REDIRECT unless each URL of tasks is exempt; the hint is what helps."""
