@@ -17,6 +17,8 @@ from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
+from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
 logger = logging.getLogger(__name__)
@@ -167,6 +169,7 @@ class Database:
         # itself has on it.
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
+            found = check_files(path, open_reader)
             connection = open_writer(path)
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"))
@@ -177,6 +180,9 @@ class Database:
                         raise
                     self._make_running_ready(connection)
                 self.counts = TaskCounts(connection)
+                self._stamps = CommitStamps(record_path(path), last_usec=found.last_usec, now_usec=self.now_usec)
+                if found.report(connection, self.counts.stored_tasks):
+                    self._stamps.restart(connection, self.counts.stored_tasks)
                 self.reader = Reader(path)
                 self.lanes_reader = Reader(path)
             except BaseException:
@@ -185,7 +191,7 @@ class Database:
         except BaseException:
             self._lock.release()
             raise
-        self.writer = GroupCommitWriter(connection, self.counts, reserve)
+        self.writer = GroupCommitWriter(connection, self.counts, reserve, self._stamps)
         self.choose_name = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
@@ -200,6 +206,7 @@ class Database:
         self.reader.close()
         self.lanes_reader.close()
         self.writer.close()
+        self._stamps.close()
         self._lock.release()
 
     def now_usec(self) -> int:
