@@ -19,6 +19,7 @@ from deferred_middleware.server.store.files import FileLock, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
+from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
 logger = logging.getLogger(__name__)
@@ -148,8 +149,8 @@ class NameChooser:
 class Database:
     """The open SQLite file ``path``, with what the parts of the task store share.
 
-    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are ready
-    again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
+    ``clock`` returns the wall clock's seconds since the epoch, and ``elapsed`` seconds that only grow. Tasks that were
+    running when a server ended are ready again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
     has the file open, or if the file can't be used.
 
     Attributes:
@@ -158,10 +159,13 @@ class Database:
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks.
         retention: How long finished tasks are kept.
+        steady_clock: The time by which names are blocked.
         choose_name: Returns a name for a task that has none.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float], retention: Retention) -> None:
+    def __init__(
+        self, path: Path, *, clock: Callable[[], float], elapsed: Callable[[], float], retention: Retention
+    ) -> None:
         self._clock = clock
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +184,18 @@ class Database:
                         raise
                     self._make_running_ready(connection)
                 self.counts = TaskCounts(connection)
-                self._stamps = CommitStamps(record_path(path), last_usec=found.last_usec, now_usec=self.now_usec)
+                self.steady_clock = SteadyClock(
+                    last_usec=found.last_usec,
+                    last_wall_usec=found.recorded.wall_usec if found.recorded else None,
+                    wall_usec=self.now_usec(),
+                    elapsed=elapsed,
+                )
+                self._stamps = CommitStamps(
+                    record_path(path),
+                    last_usec=found.last_usec,
+                    now_usec=self.steady_clock.now_usec,
+                    wall_usec=self.now_usec,
+                )
                 if found.report(connection, self.counts.stored_tasks):
                     self._stamps.restart(connection, self.counts.stored_tasks)
                 self.reader = Reader(path)
@@ -213,9 +228,9 @@ class Database:
         """Return the wall clock's time."""
         return int(self._clock() * 1e6)
 
-    def blocked_until_usec(self, finished_usec: int) -> int:
-        """Return until when the name of a task that finished at ``finished_usec`` stays blocked."""
-        return finished_usec + int(self.retention.tombstone_seconds * 1e6)
+    def blocked_until_usec(self) -> int:
+        """Return until when the name of a task that finishes now stays blocked, by the steady clock."""
+        return self.steady_clock.now_usec() + int(self.retention.tombstone_seconds * 1e6)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""

@@ -23,8 +23,8 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"commit1\n"
-# The stamp, the number of stored tasks. Then follows the checksum.
-_FIELDS = struct.Struct("<8sQQ")
+# The stamp, the time of the wall clock, the number of stored tasks. Then follows the checksum.
+_FIELDS = struct.Struct("<8sQqQ")
 _CHECKSUM = struct.Struct("<I")
 # Two sectors of a disk, so that a power cut damages at most one record.
 _SLOT_BYTES = 512
@@ -37,9 +37,10 @@ _WRITE_STAMP = """
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """The last commit that was recorded: its stamp in microseconds since the epoch, and the number of stored tasks."""
+    """The last commit that was recorded: its stamp, the wall clock's time, and the number of stored tasks."""
 
     stamp_usec: int
+    wall_usec: int
     tasks: int
 
 
@@ -65,22 +66,24 @@ def read_record(path: Path) -> Recorded | None:
         fields = content[start : start + _FIELDS.size]
         checksum = content[start + _FIELDS.size : start + _FIELDS.size + _CHECKSUM.size]
         if len(fields) == _FIELDS.size and checksum == _CHECKSUM.pack(zlib.crc32(fields)):
-            magic, stamp_usec, tasks = _FIELDS.unpack(fields)
+            magic, stamp_usec, wall_usec, tasks = _FIELDS.unpack(fields)
             if magic == _MAGIC:
-                found.append(Recorded(stamp_usec=stamp_usec, tasks=tasks))
+                found.append(Recorded(stamp_usec=stamp_usec, wall_usec=wall_usec, tasks=tasks))
     return max(found, key=lambda record: record.stamp_usec, default=None)
 
 
 class CommitStamps:
     """Stamps the durable commits of a database, and records them in the file ``path``.
 
-    ``now_usec`` returns the time, and ``last_usec`` is the database's last stamp. Only the thread that commits calls
+    ``now_usec`` returns the time that stamps have, ``wall_usec``
+    the wall clock's, and ``last_usec`` is the last stamp. Only the thread that commits calls
     the methods.
     """
 
-    def __init__(self, path: Path, *, last_usec: int, now_usec: Callable[[], int]) -> None:
+    def __init__(self, path: Path, *, last_usec: int, now_usec: Callable[[], int], wall_usec: Callable[[], int]) -> None:
         self._path = path
         self._now_usec = now_usec
+        self._wall_usec = wall_usec
         self._last_usec = last_usec
         self._slot = 0
         self._failed = False
@@ -98,7 +101,7 @@ class CommitStamps:
 
     def committed(self, tasks: int) -> None:
         """Record the last stamp, after its commit has returned; ``tasks`` is the number of stored tasks."""
-        fields = _FIELDS.pack(_MAGIC, self._last_usec, tasks)
+        fields = _FIELDS.pack(_MAGIC, self._last_usec, self._wall_usec(), tasks)
         self._slot ^= 1
         try:
             os.pwrite(self._descriptor, fields + _CHECKSUM.pack(zlib.crc32(fields)), self._slot * _SLOT_BYTES)

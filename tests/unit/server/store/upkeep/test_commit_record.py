@@ -25,13 +25,13 @@ def connection() -> sqlite3.Connection:
 def test_stamps_only_grow(tmp_path: Path, connection: sqlite3.Connection) -> None:
     """A stamp is later than the one before, even if the clock stands still or is set back."""
     times = iter([100, 100, 50, 200])
-    stamps = CommitStamps(tmp_path / "record", last_usec=99, now_usec=lambda: next(times))
+    stamps = CommitStamps(tmp_path / "record", last_usec=99, now_usec=lambda: next(times), wall_usec=lambda: 3)
     found = []
     for _ in range(4):
         stamps.write(connection)
         stamps.committed(7)
         found.append(read_stamp(connection))
-        assert read_record(tmp_path / "record") == Recorded(stamp_usec=found[-1], tasks=7)
+        assert read_record(tmp_path / "record") == Recorded(stamp_usec=found[-1], wall_usec=3, tasks=7)
     stamps.close()
     assert found == [100, 101, 102, 200]
 
@@ -40,7 +40,7 @@ def test_stamps_only_grow(tmp_path: Path, connection: sqlite3.Connection) -> Non
 def test_a_torn_record_leaves_the_other_one(tmp_path: Path, connection: sqlite3.Connection, slot: int) -> None:
     """If one of the two records is torn, the other one counts."""
     path = tmp_path / "record"
-    stamps = CommitStamps(path, last_usec=0, now_usec=lambda: 5)
+    stamps = CommitStamps(path, last_usec=0, now_usec=lambda: 5, wall_usec=lambda: 3)
     for _ in range(2):
         stamps.write(connection)
         stamps.committed(1)
@@ -65,7 +65,7 @@ def test_a_record_that_cannot_be_written_is_reported_once(
     tmp_path: Path, connection: sqlite3.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the file can't be written, one error says so, and commits go on."""
-    stamps = CommitStamps(tmp_path / "missing" / "record", last_usec=0, now_usec=lambda: 5)
+    stamps = CommitStamps(tmp_path / "missing" / "record", last_usec=0, now_usec=lambda: 5, wall_usec=lambda: 3)
     for _ in range(3):
         stamps.write(connection)
         stamps.committed(1)
