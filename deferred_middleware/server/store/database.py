@@ -19,6 +19,7 @@ from deferred_middleware.server.store.files import FileLock, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
+from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
@@ -50,6 +51,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        use_incremental(connection, path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT_BYTES}")
@@ -207,6 +209,8 @@ class Database:
             self._lock.release()
             raise
         self.writer = GroupCommitWriter(connection, self.counts, reserve, self._stamps)
+        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker.wake()
         self.choose_name = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
@@ -220,6 +224,7 @@ class Database:
         # connection can do that.
         self.reader.close()
         self.lanes_reader.close()
+        self.shrinker.close()
         self.writer.close()
         self._stamps.close()
         self._lock.release()
@@ -247,7 +252,11 @@ class Database:
             number = self.write(operation)
             total += number
             if number < BATCH:
+                self.shrinker.wake()
                 return total
+
+    def _shrink_step(self) -> int:
+        return self.writer.submit(lambda connection, _tally: free_some(connection), durable=False).result()
 
     def _make_running_ready(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")

@@ -300,6 +300,7 @@ class _HistoryPruner:
             (f"{succeeded} AND finished_usec < ? LIMIT ?)", (finished_before_usec, BATCH)),
         ):
             rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
+        database.shrinker.wake()
         rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
 
 

@@ -131,6 +131,11 @@ class GroupCommitWriter:
                 self._queue.put(_Signal.STOP)
         self._thread.join()
 
+    def checkpoint(self) -> None:
+        """Copy the log into the database, which then has its final size."""
+        with self._turn:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
     def _commit_here(self, pending: _PendingOperation) -> None:
         """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
         with self._lock:

@@ -80,7 +80,9 @@ class CommitStamps:
     the methods.
     """
 
-    def __init__(self, path: Path, *, last_usec: int, now_usec: Callable[[], int], wall_usec: Callable[[], int]) -> None:
+    def __init__(
+        self, path: Path, *, last_usec: int, now_usec: Callable[[], int], wall_usec: Callable[[], int]
+    ) -> None:
         self._path = path
         self._now_usec = now_usec
         self._wall_usec = wall_usec

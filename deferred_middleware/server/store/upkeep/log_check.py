@@ -60,10 +60,12 @@ class FoundFiles:
             return False
         sentences = [f"Acknowledged changes of the task store are lost: {self.problem}."]
         if self.stamp_usec:
-            sentences.append(f"The store is as it was at {_time(self.stamp_usec)}.")
+            # Stamps may lag behind the wall clock.
+            lag_usec = self.recorded.wall_usec - self.recorded.stamp_usec if self.recorded else 0
+            sentences.append(f"The store is as it was at {_time(self.stamp_usec + lag_usec)}.")
         if self.recorded is not None:
             sentences.append(
-                f"The last acknowledged change was made at {_time(self.recorded.stamp_usec)}. After it, the number of "
+                f"The last acknowledged change was made at {_time(self.recorded.wall_usec)}. After it, the number of "
                 f"stored tasks was {self.recorded.tasks}; now it is {stored_tasks}."
             )
         lost = [

@@ -88,7 +88,9 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         """Open a store in the machine's current directory."""
-        self.store = TaskStore(self.directory / "tasks.sqlite", clock=self.clock, elapsed=self.passed, retention=RETENTION)
+        self.store = TaskStore(
+            self.directory / "tasks.sqlite", clock=self.clock, elapsed=self.passed, retention=RETENTION
+        )
 
     def teardown(self) -> None:
         """Compare all tasks, and close the store."""
