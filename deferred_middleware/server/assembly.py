@@ -73,18 +73,23 @@ class ServerParts:
 
 
 def assemble(
-    config: ServeConfig, stack: contextlib.ExitStack, *, on_event: Callable[[ProcessEvent], None]
+    config: ServeConfig,
+    stack: contextlib.ExitStack,
+    *,
+    on_event: Callable[[ProcessEvent], None],
+    on_store_failure: Callable[[ServerError], object],
 ) -> ServerParts:
     """Make the objects of the server that ``config`` describes; ``stack`` closes those that have to be closed.
 
-    ``on_event`` is called with the events of the app processes. Raises :class:`ServerError` when something can't be
+    ``on_event`` is called with the events of the app processes, and ``on_store_failure`` when the store can't write any
+    more. Raises :class:`ServerError` when something can't be
     had, such as a port.
     """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
     check_project(config.data_dir, project)
     secret_key = _secret_key(config)
     queues = _queues(config, stack)
-    store = _store(config, stack)
+    store = _store(config, stack, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
 
@@ -178,14 +183,14 @@ def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
     return queues
 
 
-def _store(config: ServeConfig, stack: contextlib.ExitStack) -> TaskStore:
+def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callable[[ServerError], object]) -> TaskStore:
     """Open the task store."""
     retention = Retention(
         tombstone_seconds=config.tombstone_days * DAY_SECONDS,
         succeeded_seconds=config.history_days * DAY_SECONDS,
         succeeded_tasks=config.history_tasks,
     )
-    store = TaskStore(config.data_dir / STORE_FILE, retention=retention)
+    store = TaskStore(config.data_dir / STORE_FILE, retention=retention, on_failure=on_failure)
     stack.callback(store.close)
     return store
 

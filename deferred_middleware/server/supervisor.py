@@ -15,6 +15,7 @@ import os
 import queue
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,13 +61,23 @@ class _CodeChanged:
     files: Sequence[Path]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _StoreFailed:
+    error: ServerError
+
+
+_Event = ProcessEvent | _CodeChanged | _StopRequested | _StoreFailed
+
+
 class Supervisor:
     """Runs the local server that ``config`` describes. The caller has locked the data directory."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         # Any thread puts events in; a signal handler too, which may interrupt get().
-        self._events: queue.SimpleQueue[ProcessEvent | _CodeChanged | _StopRequested | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[ProcessEvent | _CodeChanged | _StopRequested | _StoreFailed | None] = (
+            queue.SimpleQueue()
+        )
         # Written by the main thread before any other thread reads it.
         self._parts: ServerParts | None = None
 
@@ -88,7 +99,12 @@ class Supervisor:
         for served in self._config.served.apps:
             for note in served.notes:
                 logger.warning("%s: %s", served.app_yaml, note)
-        parts = self._parts = assemble(self._config, stack, on_event=self._events.put)
+        parts = self._parts = assemble(
+            self._config,
+            stack,
+            on_event=self._events.put,
+            on_store_failure=lambda error: self._events.put(_StoreFailed(error=error)),
+        )
         stack.enter_context(_admin_server(parts.admin_app, parts.admin_listener))
         files = self._write_environ_files(parts)
         stack.callback(parts.processes.stop)
@@ -156,6 +172,8 @@ class Supervisor:
         event = self._events.get()
         if event is None or isinstance(event, _StopRequested):
             return None
+        if isinstance(event, _StoreFailed):
+            raise event.error
         if isinstance(event, StartFailed):
             raise AppStartError(event.message, event.traceback)
         if isinstance(event, _CodeChanged):
@@ -215,7 +233,11 @@ def _admin_server(app: WSGIApplication, listener: socket.socket) -> Iterator[Non
 
 
 def _stop_scheduler(scheduler: Scheduler) -> None:
-    released = scheduler.stop(_STOP_GRACE_SECONDS)
+    try:
+        released = scheduler.stop(_STOP_GRACE_SECONDS)
+    except (ServerError, sqlite3.Error) as error:
+        logger.error("The tasks that were claimed could not be released; they run again at the next start: %s", error)
+        return
     if released:
         print_line(
             f"{released} task{'s' if released > 1 else ''} did not finish in time; they run again at the next start."

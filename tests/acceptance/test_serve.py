@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -302,6 +307,58 @@ def test_an_app_process_ends_with_the_queue_process_at_once(serve: Serve, record
     while server.processes():
         assert time.monotonic() - killed < 2.0
         time.sleep(0.01)
+
+
+def test_idle_connections_keep_nobody_out(serve: Serve, recorder: Recorder) -> None:
+    """With thousands of idle connections, new requests, API calls and commands are answered, and tasks run."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    server = serve(APP)
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for url in (server.services["default"], server.admin):
+            host, _, port = url.removeprefix("http://").partition(":")
+            for _ in range(1500):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert server.get("/notes") == "[]"
+        for number in range(20):
+            server.post("/add", {"url": "/tasks/record", "payload": str(number)})
+        assert {recorder.next()["body"] for _ in range(20)} == {str(number) for number in range(20)}
+        assert json.loads(server.command("queues", "--json").stdout)["queues"]
+
+
+def move(data: Path) -> None:
+    """Move the data directory."""
+    data.rename(data.with_name("moved"))
+
+
+def replace(data: Path) -> None:
+    """Put a copy in the place of the data directory."""
+    move(data)
+    shutil.copytree(data.with_name("moved"), data)
+
+
+def delete_log(data: Path) -> None:
+    """Delete the log of SQLite."""
+    data.joinpath("tasks.sqlite-wal").unlink()
+
+
+@pytest.mark.parametrize("change", [move, shutil.rmtree, replace, delete_log])
+def test_a_store_that_is_gone_takes_no_task(serve: Serve, change: Callable[[Path], None]) -> None:
+    """When the store's file is no longer the one at its path, an add is refused, and the server stops and says why."""
+    server = serve(APP)
+    server.post("/add", {"url": "/tasks/slow", "countdown": 3600})
+    change(server.data_dir)
+    with pytest.raises(AssertionError, match="TransientError: the task store failed"):
+        server.post("/add", {"url": "/tasks/slow", "countdown": 3600})
+    assert server.wait() == 1
+    assert server.processes() == []
+    last = server.output.splitlines()[-1]
+    assert re.match(r"deferred-middleware: The task store stopped writing \(\S+tasks\.sqlite(-wal)? is ", last)
+    assert re.search(
+        r"(it was deleted or moved while the server used it|it was replaced)\); restart the server\.$", last
+    )
+    assert "Traceback" not in "".join(line for line in server.output.splitlines() if line.startswith("[queue]"))
 
 
 def test_requests_wait_while_the_app_restarts(serve: Serve) -> None:

@@ -44,17 +44,18 @@ app = wrap_wsgi_app(pages)
 
 # The server's command. Once the file "armed" exists, it kills itself before or after a step of a commit.
 CRASHING = """
-import os, pathlib, runpy, signal
+import os, runpy, signal
 from deferred_middleware.server.api.taskqueue_add import DatastoreTransactions
 from deferred_middleware.server.api.datastore import DatastoreStub
+from deferred_middleware.server.api.entity_file import EntityFile
 
 when, step = os.environ["KILL_AT"].split()
-owners = {"stage": DatastoreTransactions, "commit": DatastoreTransactions, "replace": pathlib.Path}
+owners = {"stage": DatastoreTransactions, "commit": DatastoreTransactions, "write": EntityFile}
 owner = owners.get(step, DatastoreStub)
 original = getattr(owner, step)
 
 def crash(self, *args):
-    armed = os.path.exists("armed") and (step != "replace" or self.name == "datastore.bin.new")
+    armed = os.path.exists("armed")
     if armed and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
     result = original(self, *args)
@@ -68,8 +69,8 @@ runpy.run_module("deferred_middleware", run_name="__main__", alter_sys=True)
 
 POINTS = [
     ("after stage", "ndb", False),
-    ("before replace", "db", False),
-    ("after replace", "ndb", True),
+    ("before write", "db", False),
+    ("after write", "ndb", True),
     ("before commit", "db", True),
 ]
 if os.environ.get("DEFERRED_SOAK"):

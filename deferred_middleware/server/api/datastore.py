@@ -1,8 +1,8 @@
 """The datastore of the local server: the SDK's stub, made safe for several threads and for a sudden end.
 
-The SDK's stub keeps all entities in memory and writes its whole file at each commit. Here, commits that wait for each
-other share one write. The file has a plain format, so nothing is unpickled, and it is replaced only after the new
-content is on disk.
+The SDK's stub keeps all entities in memory and writes its whole file at each commit. Here, a commit writes what it has
+changed to a SQLite file (:mod:`~deferred_middleware.server.api.entity_file`), and commits that wait for each other
+share one write.
 
 The SDK's stub enqueues the tasks of a transaction after the commit, and drops the tasks that it can't enqueue. Here, a
 commit with tasks has four steps. If the server ends at any of them, the next server finds the entities *and* the tasks,
@@ -10,7 +10,7 @@ or neither:
 
 1. The tasks are staged in the task store (:mod:`~deferred_middleware.server.store.transactional`).
 2. The entities are committed in memory. If that fails, the staged tasks are discarded.
-3. The file is written. It lists the transaction among those whose tasks may still be staged.
+3. The changes are written. The file lists the transaction among those whose tasks may still be staged.
 4. The staged tasks are committed in the task store, and the caller gets its answer.
 """
 
@@ -18,29 +18,34 @@ from __future__ import annotations
 
 import logging
 import secrets
+import sqlite3
 import struct
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.datastore import datastore_pb, datastore_stub_util
+from google.appengine.datastore import entity_bytes_pb2 as entity_pb2
 from google.appengine.runtime import apiproxy_errors
+from google.protobuf.message import DecodeError
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.api.sdk_datastore import SnapshotDatastoreStub
-from deferred_middleware.server.store.files import replacing
+from deferred_middleware.server.api.entity_file import EntityFile, StoredEntities
+from deferred_middleware.server.api.sdk_datastore import RecordingDatastoreStub, encoded_key
 from deferred_middleware.wire import protocol
 
 logger = logging.getLogger(__name__)
 
-DATASTORE_FILE = "datastore.bin"
+DATASTORE_FILE = "datastore.sqlite"
 """Name of the datastore's file in the data directory."""
 
-# The file has: the magic line; the time of the last commit in the stub's own count; the number of entities; the number
-# of transactions whose tasks may be staged, and their IDs; then for each entity its length and its bytes, an
-# EntityProto. Numbers are big-endian. Version 1 had no transactions.
+# Until there was a SQLite file, this one was written anew at each commit. It is read once, and renamed. It has: the
+# magic line; the time of the last commit in the stub's own count; the number of entities; the number of transactions
+# whose tasks may be staged, and their IDs; then for each entity its length and its bytes, an EntityProto. Numbers are
+# big-endian. Version 1 had no transactions.
+_OLD_FILE = "datastore.bin"
 _MAGIC = b"deferred_middleware datastore 2\n"
 _MAGIC_1 = b"deferred_middleware datastore 1\n"
 _HEADER = struct.Struct(">QQ")
@@ -66,7 +71,7 @@ class TransactionalQueue(Protocol):
         """Enqueue what an earlier server staged for ``committed`` transactions, and discard the rest."""
 
 
-class DatastoreStub(SnapshotDatastoreStub):
+class DatastoreStub(RecordingDatastoreStub):
     """Answers ``datastore_v3`` for the app ``app_id`` from the file ``path``, which is created if it does not exist.
 
     Any thread may call it. A call returns after a file write that began after the call's commit. ``queue`` stores the
@@ -93,8 +98,19 @@ class DatastoreStub(SnapshotDatastoreStub):
         self._write_lock = threading.Lock()
         self._written = 0
         try:
+            old = path.with_name(_OLD_FILE)
+            self._file = EntityFile(path, lambda: _old_entities(old))
+            if old.exists():
+                old.replace(old.with_name(f"{_OLD_FILE}.read"))
             super().__init__(app_id, path, self._load)
-        except (apiproxy_errors.ApplicationError, ValueError, OSError) as error:
+        except (
+            apiproxy_errors.ApplicationError,
+            DecodeError,
+            ValueError,
+            OSError,
+            sqlite3.Error,
+            ServerError,
+        ) as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ServerError(
                 f"The datastore's file {path} can't be read ({reason}); "
@@ -217,7 +233,13 @@ class DatastoreStub(SnapshotDatastoreStub):
             self._closed = True
             self._changes += 1
             changes = self._changes
-        self._write_up_to(changes)
+        try:
+            self._write_up_to(changes)
+        except apiproxy_errors.ApplicationError as error:
+            # What was acknowledged is in the file.
+            logger.error("%s", error.error_detail)
+        finally:
+            self._file.close()
 
     def _write_up_to(self, changes: int) -> None:
         with self._write_lock:
@@ -225,29 +247,31 @@ class DatastoreStub(SnapshotDatastoreStub):
                 return
             with self._call_lock:
                 reached = self._changes
-                snapshot = self.take_snapshot()
+                changed = self.take_changes()
+                commit_time = self.commit_time()
                 staged = sorted(self._staged)
                 unwritten, self._unwritten = self._unwritten, set()
             try:
-                self._write_file(snapshot, staged)
-            except BaseException:
+                self._write_file(changed, commit_time, staged)
+            except BaseException as error:
                 with self._call_lock:
                     self._unwritten |= unwritten
-                raise
+                    self.put_back_changes(changed)
+                if not isinstance(error, (sqlite3.Error, OSError, ServerError)):
+                    raise
+                problem = f"the datastore's file {self._path} can't be written: {error}"
+                raise apiproxy_errors.ApplicationError(datastore_pb.Error.INTERNAL_ERROR, problem) from error
             self._written = reached
         if unwritten:
             self._commit_tasks(unwritten)
 
     def _load(self) -> list[Any]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as stream:
-            entities, self._staged = _read(stream)
-        return entities
+        stored = self._file.read()
+        self._staged = set(stored.staged)
+        return [*stored.entities.values(), stored.commit_time] if stored.commit_time else []
 
-    def _write_file(self, entities: Sequence[Any], staged: Sequence[str]) -> None:
-        with replacing(self._path, mode=0o600) as stream:
-            _write(stream, entities, staged)
+    def _write_file(self, changed: Mapping[bytes, bytes | None], commit_time: int, staged: Sequence[str]) -> None:
+        self._file.write(changed, commit_time, staged)
 
 
 def _transaction_of(add: Any) -> Any:
@@ -264,16 +288,14 @@ def _bad_request(problem: str) -> Exception:
     return error
 
 
-def _write(stream: BinaryIO, entities: Sequence[Any], staged: Sequence[str]) -> None:
-    *encoded, commit_time = entities
-    stream.write(_MAGIC)
-    stream.write(_HEADER.pack(commit_time, len(encoded)))
-    stream.write(_LENGTH.pack(len(staged)))
-    for transaction in staged:
-        stream.write(bytes.fromhex(transaction))
-    for entity in encoded:
-        stream.write(_LENGTH.pack(len(entity)))
-        stream.write(entity)
+def _old_entities(path: Path) -> StoredEntities:
+    """Return what an earlier version has stored in ``path``, if it has."""
+    if not path.exists():
+        return StoredEntities({}, 0, ())
+    with path.open("rb") as stream:
+        (*entities, commit_time), staged = _read(stream)
+    keys = [encoded_key(entity_pb2.EntityProto.FromString(entity).key) for entity in entities]
+    return StoredEntities(dict(zip(keys, entities, strict=True)), commit_time, staged)
 
 
 def _read(stream: BinaryIO) -> tuple[list[Any], set[str]]:

@@ -1,20 +1,23 @@
 """The one module of the local server that relies on private names of the SDK.
 
 The SDK's datastore stub (``google/appengine/api/datastore_file_stub.py``) keeps all entities in memory. Its public
-methods ``Read`` and ``Write`` are tied to its own file: a pickle, written without a sync. The local server needs
-another file (:mod:`~deferred_middleware.server.api.datastore`), and there is no public way to get all encoded entities
-out of the stub, or back into it. Two private methods are that boundary, so :class:`SnapshotDatastoreStub` overrides
-them:
+methods ``Read`` and ``Write`` are tied to its own file: a pickle of all entities, which it writes at each commit,
+without a sync. The local server needs another file (:mod:`~deferred_middleware.server.api.datastore`), and there is no
+public way to hear of changes. :class:`RecordingDatastoreStub` overrides three private methods:
 
-* ``__WritePickled(entities, filename)`` gets all encoded entities and, as the last item, the time of the last commit;
-* ``__ReadPickled(filename)`` returns the same list.
+* ``__ReadPickled(filename)`` returns all encoded entities and, as the last item, the time of the last commit;
+* ``_StoreRecord(record, insert)`` is called for each entity that is put;
+* ``_Delete(key)`` is called for each entity that is deleted.
+
+It also calls ``_GetReadTimestamp()``, the time of the last commit, and ``_ToStorageEntity(record)``, which makes an
+entity of the form that ``__ReadPickled`` returns.
 
 ``tests/unit/server/api/test_sdk_datastore.py`` fails if a new version of the SDK changes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +25,16 @@ from google.appengine.api import datastore_file_stub
 from google.appengine.datastore import datastore_stub_util
 
 
-class SnapshotDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ignore[misc] # the SDK has no types
-    """The SDK's datastore stub for the app ``app_id``, without its own file.
+class RecordingDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ignore[misc] # the SDK has no types
+    """The SDK's datastore stub for the app ``app_id``, without its own file; it records what changes.
 
-    ``load`` is called once, by the constructor. It returns the stub's content as :meth:`take_snapshot` does: the
-    encoded entities, followed by the time of the last commit in the stub's own count; or an empty list. The stub uses
-    ``path`` only in error messages.
+    ``load`` is called once, by the constructor. It returns encoded entities, followed by the time of the last commit in
+    the stub's own count. The stub uses ``path`` only in error messages.
     """
 
     def __init__(self, app_id: str, path: Path, load: Callable[[], list[Any]]) -> None:
         self.__load = load
-        self.__snapshot: Sequence[Any] = ()
+        self.__changes: dict[bytes, bytes | None] = {}
         super().__init__(
             app_id,
             str(path),
@@ -41,15 +43,42 @@ class SnapshotDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ign
             consistency_policy=datastore_stub_util.MasterSlaveConsistencyPolicy(),
             auto_id_policy=datastore_stub_util.SCATTERED,
         )
+        self.__changes.clear()
 
-    def take_snapshot(self) -> Sequence[Any]:
-        """Return the encoded entities, followed by the time of the last commit. Nothing may change them meanwhile."""
-        datastore_file_stub.DatastoreFileStub.Write(self)
-        snapshot, self.__snapshot = self.__snapshot, ()
-        return snapshot
+    def Write(self) -> None:
+        """Write no file. The stub calls this after each change."""
 
-    def _DatastoreFileStub__WritePickled(self, entities: Sequence[Any], _filename: str) -> None:
-        self.__snapshot = entities
+    def take_changes(self) -> dict[bytes, bytes | None]:
+        """Return the encoded entities that have changed since the last call, by :func:`encoded_key`; None if deleted.
+
+        Nothing may change them meanwhile.
+        """
+        changes, self.__changes = self.__changes, {}
+        return changes
+
+    def put_back_changes(self, changes: dict[bytes, bytes | None]) -> None:
+        """Take back what :meth:`take_changes` has returned; later changes of the same entities stay."""
+        self.__changes = {**changes, **self.__changes}
+
+    def commit_time(self) -> int:
+        """Return the time of the last commit in the stub's own count."""
+        time: int = self._GetReadTimestamp()
+        return time
+
+    def _StoreRecord(self, record: Any, insert: bool = False) -> None:
+        super()._StoreRecord(record, insert)
+        entity = datastore_stub_util._ToStorageEntity(record)
+        self.__changes[encoded_key(record.entity.key)] = entity.SerializeToString()
+
+    def _Delete(self, key: Any) -> None:
+        super()._Delete(key)
+        self.__changes[encoded_key(key)] = None
 
     def _DatastoreFileStub__ReadPickled(self, _filename: str) -> list[Any]:
         return self.__load()
+
+
+def encoded_key(key: Any) -> bytes:
+    """Return the bytes of a key, always the same ones for the same key."""
+    encoded: bytes = key.SerializeToString(deterministic=True)
+    return encoded

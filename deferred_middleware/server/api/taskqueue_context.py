@@ -14,6 +14,7 @@ from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.store.disk_reserve import StoreFullError
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.writer import StoreStoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class TaskQueueContext:
         """Run an operation of the store. If the store fails, raise an error that the client may retry after."""
         try:
             return operation()
-        except StoreFullError as error:
+        except (StoreFullError, StoreStoppedError) as error:
             # The store has logged it once; logging it for each add would flood the log.
             raise application_error(Code.TRANSIENT_ERROR, f"the task store failed: {error}") from error
         except (sqlite3.Error, ServerError) as error:

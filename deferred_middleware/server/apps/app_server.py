@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 STOP_GRACE_SECONDS = 5.0
 """How long running requests may go on after SIGTERM."""
 
+logger = logging.getLogger(__name__)
+
 _CONNECTION_LIMIT = 1000
+# When that many are open, a tenth of them is closed: those that have been idle for longest.
+_CROWDED = 900
+_MAX_ACCEPTS_IN_A_TURN = 32
 _SERVER_SOFTWARE = "deferred-middleware"
 
 
@@ -138,7 +143,8 @@ class AppServer:
     """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
     At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
-    connection is the queue process's, and gets a thread of its own.
+    connection is the queue process's, and gets a thread of its own. Idle connections keep nobody out: if there are
+    many, those that have been idle for longest are closed.
     """
 
     def __init__(self, app: WSGIApplication, sock: socket.socket, *, threads: int, delivery_token: str = "") -> None:
@@ -157,6 +163,8 @@ class AppServer:
             clear_untrusted_proxy_headers=True,
         )
         server.channel_class = _Channel
+        self._accept_one = server.handle_accept
+        server.handle_accept = self._accept
         server.permits = permits = Permits(threads)
         self._deliveries: DeliveryServer | None = None
         if delivery_token:
@@ -203,6 +211,25 @@ class AppServer:
 
     def _turn(self, *, timeout_seconds: float) -> None:
         wasyncore.loop(timeout=timeout_seconds, use_poll=True, map=self._channels, count=1)
+
+    def _accept(self) -> None:
+        """Accept the connections that wait, because a turn of the loop looks at every open one."""
+        for _ in range(_MAX_ACCEPTS_IN_A_TURN):
+            before = len(self._channels)
+            self._accept_one()
+            if len(self._channels) <= before:
+                break
+        if len(self._channels) >= _CROWDED:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been idle for longest; those that were accepted just now are the last."""
+        channels = self._server.active_channels.values()
+        idle = [channel for channel in channels if not channel.requests and not channel.total_outbufs_len]
+        idle.sort(key=lambda channel: channel.last_activity)
+        for channel in idle[: _CROWDED // 10]:
+            channel.handle_close()
+        logger.debug("Connections: %d; idle ones that were closed: %d.", len(channels), min(len(idle), _CROWDED // 10))
 
     def _is_busy(self) -> bool:
         if self._deliveries is not None and self._deliveries.is_busy:

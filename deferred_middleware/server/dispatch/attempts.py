@@ -71,6 +71,8 @@ class AttemptRunner:
 
     def begin(self, task: ClaimedTask, worker: ServiceWorker) -> TaskAttempt:
         """Return a new attempt of ``task`` for ``worker``; nothing has been sent yet."""
+        if self._limits.began(task.queue):
+            self._wake_up.wake()
         return TaskAttempt(self, worker, task)
 
     def start(self, task: ClaimedTask, service: Service) -> HttpAttempt:
@@ -100,6 +102,7 @@ class AttemptRunner:
         """Write the result of an attempt that could not be made, because the task's service isn't served here."""
         now_usec = self.clock.now_usec()
         self._submit(task, self._rules.undeliverable(task, str(error), target=error.target, now_usec=now_usec))
+        self._limits.began(task.queue)
         self._limits.ended(task.queue, None, self.clock.monotonic())
 
     def abandon(self, running: Iterable[ClaimedTask]) -> list[ClaimedTask]:

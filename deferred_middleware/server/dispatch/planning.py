@@ -108,7 +108,7 @@ class ClaimPlanner:
         planned: dict[str, int] = {}
         claims: dict[Lane, int] = {}
         for queue in sorted(due, key=self._last_turn):
-            claimable = slots.claimable(queue, due, planned, ahead=not self._limits.is_rated(queue))
+            claimable = slots.claimable(queue, due, planned, ahead=not self._limits.is_slowed_down(queue))
             number = min(allowed[queue], claimable)
             if number:
                 planned[queue] = number

@@ -5,7 +5,9 @@ One :class:`QueueLimits` holds the limits of all queues of a server. The schedul
 they ended. All of it is arithmetic: the clock is injected.
 
 Rate
-    A queue's ``rate`` and ``bucket_size`` describe a token bucket. Each attempt costs a token. The bucket holds at most
+    A queue's ``rate`` and ``bucket_size`` describe a token bucket. Each attempt costs a token, which is taken when it
+    begins. A task that is claimed before that has its token reserved, so that as many may be claimed ahead as there are
+    tokens. The bucket holds at most
     ``bucket_size`` tokens and is refilled at the rate, so in any span of time no more attempts begin than the size and
     what the rate adds in that time. Source:
     https://cloud.google.com/appengine/docs/standard/reference/queueref#bucket_size .
@@ -53,11 +55,13 @@ class TokenBucket:
         self._fill()
         self._tokens -= number
 
-    def wait_seconds(self) -> float:
-        """Return how long it takes until there is a token: 0 if there is one, infinity if the rate is 0."""
-        if self.available() >= 1:
+    def wait_seconds(self, number: int = 1) -> float:
+        """Return how long it takes until there are so many tokens: 0 if there are, infinity if there never will be."""
+        if self.available() >= number:
             return 0.0
-        return (1 - self._tokens) / self._rate_per_second if self._rate_per_second > 0 else math.inf
+        if self._rate_per_second <= 0 or number > self._size:
+            return math.inf
+        return (number - self._tokens) / self._rate_per_second
 
     def change(self, rate_per_second: float, size: int) -> None:
         """Change the rate and the size. The tokens stay, as far as the new size allows."""
@@ -141,8 +145,13 @@ class _QueueState:
     throttle: Throttle
     bucket: TokenBucket | None = None
     in_flight: int = 0
+    # How many claimed tasks have not begun: those whose tokens are reserved, and those that people force.
+    reserved: int = 0
+    forced: int = 0
     # Whether the last allowance depended on what is in flight, so that the end of an attempt may raise it.
     waiting: bool = False
+    # Whether it depended on reserved tokens, so that the begin of an attempt may raise it.
+    waiting_for_begin: bool = False
 
 
 class QueueLimits:
@@ -162,7 +171,7 @@ class QueueLimits:
         """Return how many attempts of a queue may begin; ``paused`` are the queues that people have paused."""
         with self._lock:
             state = self._state(queue)
-            state.waiting = False
+            state.waiting = state.waiting_for_begin = False
             if state.config.paused or queue in paused:
                 return Allowance(0)
             wait_seconds = state.throttle.wait_seconds()
@@ -174,33 +183,52 @@ class QueueLimits:
             number = max(0, min(limits) - state.in_flight) if limits else UNLIMITED
             state.waiting = bool(limits)
             if number and state.bucket is not None:
-                tokens = state.bucket.available()
+                tokens = state.bucket.available() - state.reserved
                 if tokens < number:
-                    # The next token may be waited for whether or not there are some already.
-                    return Allowance(max(0, tokens), state.bucket.wait_seconds() if tokens < 1 else math.inf)
+                    state.waiting_for_begin = state.reserved > 0
+                    wait_seconds = state.bucket.wait_seconds(1 + state.reserved) if tokens < 1 else math.inf
+                    return Allowance(max(0, tokens), wait_seconds)
             return Allowance(number)
 
-    def is_rated(self, queue: str) -> bool:
-        """Tell whether a queue has a rate, or is slowed down: its tasks are claimed only when they may begin."""
+    def is_slowed_down(self, queue: str) -> bool:
+        """Tell whether 503s have slowed a queue down: its tasks are claimed only when they may begin."""
         with self._lock:
-            state = self._state(queue)
-            return state.bucket is not None or state.throttle.limit is not None
+            return self._state(queue).throttle.limit is not None
 
     def claimed(self, queue: str, number: int, *, forced: bool = False) -> None:
         """Take note that tasks were claimed to run; those that a person forces cost no tokens."""
         with self._lock:
             state = self._state(queue)
             state.in_flight += number
-            if state.bucket is not None and not forced:
-                state.bucket.take(number)
+            if forced:
+                state.forced += number
+            else:
+                state.reserved += number
+
+    def began(self, queue: str) -> bool:
+        """Take note that an attempt of a claimed task begins; return whether more tasks may be claimed because of it.
+
+        Forced tasks go first, so the first to begin are taken for these.
+        """
+        with self._lock:
+            state = self._state(queue)
+            if state.forced:
+                state.forced -= 1
+                return False
+            state.reserved -= 1
+            if state.bucket is not None:
+                state.bucket.take(1)
+            may_claim, state.waiting_for_begin = state.waiting_for_begin, False
+            return may_claim
 
     def released(self, queue: str, number: int) -> None:
         """Take note that claimed tasks were released without an attempt."""
         with self._lock:
             state = self._state(queue)
             state.in_flight -= number
-            if state.bucket is not None:
-                state.bucket.take(-number)
+            reserved = min(number, state.reserved)
+            state.reserved -= reserved
+            state.forced -= number - reserved
 
     def ended(self, queue: str, status: int | None, began_at: float) -> AttemptEffect:
         """Take note that an attempt ended.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
-from deferred_middleware.server.store.files import FileLock, sync_directory
+from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
@@ -152,8 +152,9 @@ class Database:
     """The open SQLite file ``path``, with what the parts of the task store share.
 
     ``clock`` returns the wall clock's seconds since the epoch, and ``elapsed`` seconds that only grow. Tasks that were
-    running when a server ended are ready again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
-    has the file open, or if the file can't be used.
+    running when a server ended are ready again once the database is open. Raises
+    :class:`~deferred_middleware.errors.ServerError` at once if another process has the file open, or if the file can't
+    be used. ``on_failure`` is called if nothing can be written any more.
 
     Attributes:
         writer: Runs all operations that change the database.
@@ -166,7 +167,13 @@ class Database:
     """
 
     def __init__(
-        self, path: Path, *, clock: Callable[[], float], elapsed: Callable[[], float], retention: Retention
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float],
+        elapsed: Callable[[], float],
+        retention: Retention,
+        on_failure: Callable[[ServerError], object],
     ) -> None:
         self._clock = clock
         self.retention = retention
@@ -208,7 +215,10 @@ class Database:
         except BaseException:
             self._lock.release()
             raise
-        self.writer = GroupCommitWriter(connection, self.counts, reserve, self._stamps)
+        files = OpenFiles(path, path.with_name(path.name + "-wal"))
+        self.writer = GroupCommitWriter(
+            connection, self.counts, reserve, self._stamps, check_files=files.check, on_failure=on_failure
+        )
         self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
         self.choose_name = NameChooser(self.now_usec)

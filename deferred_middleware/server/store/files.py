@@ -57,6 +57,32 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+class FileGoneError(ServerError):
+    """An open file is no longer the one at its path."""
+
+
+class OpenFiles:
+    """The files that were at ``paths`` when this object was made, except those that did not exist."""
+
+    def __init__(self, *paths: Path) -> None:
+        self._identities = {path: _identity(path) for path in paths if path.exists()}
+
+    def check(self) -> None:
+        """Raise :class:`FileGoneError` if one of them was deleted, moved or replaced. What is written then is lost."""
+        for path, identity in self._identities.items():
+            try:
+                found = _identity(path)
+            except OSError as error:
+                raise FileGoneError(f"{path} is gone: it was deleted or moved while the server used it") from error
+            if found != identity:
+                raise FileGoneError(f"{path} is another file than the one that the server has opened: it was replaced")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 class FileLock:
     """Exclusive use of the directory that the file ``path`` is in, from construction until :meth:`release`.
 

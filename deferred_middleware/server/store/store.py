@@ -74,8 +74,10 @@ class TaskStore:
     """The tasks in the SQLite file at ``path``, which only one server has open at a time.
 
     ``clock`` returns the wall clock's seconds since the epoch, and ``elapsed`` seconds that only grow, by which names
-    are blocked. Tasks that were running when a server ended are due again once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process has
-    the store open, or if the file can't be used.
+    are blocked. Tasks that were running when a server ended are due again once the store is open. Raises
+    :class:`~deferred_middleware.errors.ServerError` at once if another process has the store open, or if the file can't
+    be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
+    one at ``path``, or the writer has failed.
 
     All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -96,9 +98,10 @@ class TaskStore:
         clock: Callable[[], float] = time.time,
         elapsed: Callable[[], float] = elapsed_seconds,
         retention: Retention | None = None,
+        on_failure: Callable[[ServerError], object] = lambda _error: None,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention)
+        self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention, on_failure=on_failure)
         self._writer = self._database.writer
         self._pruner = _HistoryPruner(self._database)
         # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it

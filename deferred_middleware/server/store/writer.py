@@ -44,6 +44,10 @@ _MAX_DELAY_SECONDS = 0.005
 _MAX_UNSYNCED_COMMITS = 8
 
 
+class StoreStoppedError(ServerError):
+    """The store can't write any more."""
+
+
 class _Signal(enum.Enum):
     """What the queue has besides operations."""
 
@@ -64,12 +68,23 @@ class GroupCommitWriter:
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
     raises an exception, only its own changes are undone; the other operations of the transaction are committed.
-    Durable commits are stamped by ``stamps``.
+    Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
+    and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
+    writing; ``on_failure`` is called then.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, counts: TaskCounts, reserve: DiskReserve, stamps: CommitStamps
+        self,
+        connection: sqlite3.Connection,
+        counts: TaskCounts,
+        reserve: DiskReserve,
+        stamps: CommitStamps,
+        *,
+        check_files: Callable[[], object],
+        on_failure: Callable[[ServerError], object],
     ) -> None:
+        self._check_files = check_files
+        self._on_failure = on_failure
         # Held by the thread that writes; it guards the connection, _synchronous and _unsynced.
         self._turn = threading.Lock()
         self._unsynced = 0
@@ -200,6 +215,7 @@ class GroupCommitWriter:
                         pending.future.set_exception(self._reserve.full_error)
                 self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
+        self._check_files()
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
                 pending.future.set_exception(failure)
@@ -274,7 +290,8 @@ class GroupCommitWriter:
 
     def _fail(self, error: BaseException, taken: list[_PendingOperation]) -> None:
         """Give the error to all pending operations and to later callers, and end the writer's thread."""
-        logger.critical("The task store's writer failed.", exc_info=error)
+        # The reason is a sentence if a file is gone; anything else is a defect, whose place is of interest.
+        logger.critical("%s", _stopped_error(error), exc_info=None if isinstance(error, ServerError) else error)
         with self._lock:
             self._failure = error
             pending_operations = taken + self._delayable
@@ -289,7 +306,8 @@ class GroupCommitWriter:
         for pending in pending_operations:
             if not pending.future.done():
                 pending.future.set_exception(_stopped_error(error))
+        self._on_failure(_stopped_error(error))
 
 
-def _stopped_error(error: BaseException) -> ServerError:
-    return ServerError(f"The task store stopped writing ({error}); restart the server.")
+def _stopped_error(error: BaseException) -> StoreStoppedError:
+    return StoreStoppedError(f"The task store stopped writing ({error}); restart the server.")

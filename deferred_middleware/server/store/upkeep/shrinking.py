@@ -28,9 +28,9 @@ KEPT_PAGES = 1024
 
 
 def use_incremental(connection: sqlite3.Connection, path: Path) -> None:
-    """Let the file ``path`` shrink in steps. A new file needs no more; an older one is written anew, in one transaction.
+    """Let the file ``path`` shrink in steps. An older file is written anew for this, in one transaction.
 
-    This needs as much space as the file and its log. If the disk has less, the file stays as it is until a later start.
+    That needs as much space as the file and its log. If the disk has less, the file stays as it is until a later start.
     """
     if connection.execute("PRAGMA auto_vacuum").fetchone() == (_INCREMENTAL,):
         return

@@ -1,6 +1,6 @@
 """A time that only grows, whatever happens to the wall clock, for names that stay blocked for some days.
 
-If the wall clock is a year ahead for a minute, the names of finished tasks must not become free. So while a server runs,
+If the wall clock is a year ahead for a minute, the names of finished tasks must not become free. While a server runs,
 this clock moves with the time that passes. While none runs, nobody can tell a stop from a wrong wall clock: it moves
 with the wall clock, by at most :data:`MOST_STOPPED_USEC`. It may lag behind the wall clock, so names may be blocked for
 longer than they have to be.

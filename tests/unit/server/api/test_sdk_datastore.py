@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.appengine.api import datastore_file_stub, full_app_id
-from google.appengine.datastore import datastore_pb
+from google.appengine.datastore import datastore_pb, datastore_stub_util
 from google.appengine.datastore import entity_bytes_pb2 as entity_pb
 
-from deferred_middleware.server.api.sdk_datastore import SnapshotDatastoreStub
+from deferred_middleware.server.api.sdk_datastore import RecordingDatastoreStub, encoded_key
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def _application() -> Iterator[None]:
 pytestmark = pytest.mark.usefixtures("_application")
 
 
-def put(stub: SnapshotDatastoreStub, name: str) -> None:
+def put(stub: RecordingDatastoreStub, name: str) -> None:
     """Put an entity."""
     request = datastore_pb.PutRequest()
     entity = request.entity.add()
@@ -34,7 +35,7 @@ def put(stub: SnapshotDatastoreStub, name: str) -> None:
     stub.MakeSyncCall("datastore_v3", "Put", request, datastore_pb.PutResponse())
 
 
-def exists(stub: SnapshotDatastoreStub, name: str) -> bool:
+def exists(stub: RecordingDatastoreStub, name: str) -> bool:
     """Return whether the stub has the entity."""
     request, response = datastore_pb.GetRequest(), datastore_pb.GetResponse()
     key = request.key.add(app="dev~app")
@@ -43,37 +44,76 @@ def exists(stub: SnapshotDatastoreStub, name: str) -> bool:
     return bool(response.entity[0].HasField("entity"))
 
 
+def delete(stub: RecordingDatastoreStub, name: str) -> None:
+    """Delete an entity."""
+    request = datastore_pb.DeleteRequest()
+    request.key.add(app="dev~app").path.element.add(type="Note", name=name)
+    stub.MakeSyncCall("datastore_v3", "Delete", request, datastore_pb.DeleteResponse())
+
+
+def names(changes: dict[bytes, bytes | None]) -> dict[str, bool]:
+    """Return for the name of each entity that has changed whether it was put."""
+    return {
+        entity_pb.Reference.FromString(key).path.element[0].name: entity is not None for key, entity in changes.items()
+    }
+
+
 def test_the_overridden_methods_are_the_sdks() -> None:
-    """The SDK's stub has both overridden methods, with the same parameters."""
+    """The SDK's stub has the overridden methods, with the same parameters."""
     stub = datastore_file_stub.DatastoreFileStub
-    write, read = stub._DatastoreFileStub__WritePickled, stub._DatastoreFileStub__ReadPickled
 
-    assert list(inspect.signature(write).parameters) == ["self", "obj", "filename"]
-    assert list(inspect.signature(read).parameters) == ["self", "filename"]
+    def parameters(method: Any) -> list[str]:
+        return list(inspect.signature(method).parameters)
+
+    assert parameters(stub._DatastoreFileStub__ReadPickled) == ["self", "filename"]
+    assert parameters(stub._StoreRecord) == ["self", "record", "insert"]
+    assert parameters(stub._Delete) == ["self", "key"]
+    assert parameters(stub._GetReadTimestamp) == ["self"]
+    assert parameters(datastore_stub_util._ToStorageEntity) == ["record"]
 
 
-def test_a_snapshot_has_the_entities_and_the_commit_time(tmp_path: Path) -> None:
-    """A snapshot has the encoded entities and then the commit time; the SDK writes no file."""
-    stub = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
+def test_changes_are_recorded(tmp_path: Path) -> None:
+    """What was put and deleted since the last call is returned, by its key; the SDK writes no file."""
+    stub = RecordingDatastoreStub("dev~app", tmp_path / "file", list)
     put(stub, "one")
     put(stub, "two")
+    assert names(stub.take_changes()) == {"one": True, "two": True}
+    assert stub.take_changes() == {}
 
-    *entities, commit_time = stub.take_snapshot()
-
-    names = [entity_pb.EntityProto.FromString(entity).key.path.element[0].name for entity in entities]
-    assert sorted(names) == ["one", "two"]
-    assert isinstance(commit_time, int)
+    put(stub, "three")
+    delete(stub, "one")
+    put(stub, "two")
+    delete(stub, "two")
+    assert names(stub.take_changes()) == {"three": True, "one": False, "two": False}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stub_starts_from_a_snapshot(tmp_path: Path) -> None:
-    """A stub that loads a snapshot has its entities and continues from its commit time."""
-    first = SnapshotDatastoreStub("dev~app", tmp_path / "file", list)
-    put(first, "kept")
-    snapshot = list(first.take_snapshot())
+def test_changes_that_are_put_back_give_way_to_later_ones(tmp_path: Path) -> None:
+    """Changes that could not be written are returned again, unless the same entity has changed again."""
+    stub = RecordingDatastoreStub("dev~app", tmp_path / "file", list)
+    put(stub, "one")
+    put(stub, "two")
+    changes = stub.take_changes()
+    delete(stub, "one")
+    stub.put_back_changes(changes)
 
-    second = SnapshotDatastoreStub("dev~app", tmp_path / "file", lambda: list(snapshot))
+    assert names(stub.take_changes()) == {"one": False, "two": True}
+
+
+def test_a_stub_starts_from_what_was_recorded(tmp_path: Path) -> None:
+    """A stub that loads the entities has them, records no change, and continues from their commit time."""
+    first = RecordingDatastoreStub("dev~app", tmp_path / "file", list)
+    put(first, "kept")
+    changes = first.take_changes()
+    content = [*changes.values(), first.commit_time()]
+
+    second = RecordingDatastoreStub("dev~app", tmp_path / "file", lambda: list(content))
 
     assert exists(second, "kept")
     assert not exists(second, "other")
-    assert list(second.take_snapshot()) == snapshot
+    assert second.take_changes() == {}
+    assert second.commit_time() == first.commit_time()
+    entity = changes.popitem()[1]
+    assert entity is not None
+    key = entity_pb.EntityProto.FromString(entity).key
+    assert encoded_key(key) == encoded_key(entity_pb.Reference.FromString(key.SerializeToString()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
+import sqlite3
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.appengine.api import apiproxy_stub, apiproxy_stub_map, full_app_id, mail, memcache, modules, urlfetch, users
+from google.appengine.api import (
+    apiproxy_stub,
+    apiproxy_stub_map,
+    datastore_errors,
+    full_app_id,
+    mail,
+    memcache,
+    modules,
+    urlfetch,
+    users,
+)
 from google.appengine.api.app_identity import app_identity
 from google.appengine.api.modules import modules_service_pb2
 from google.appengine.datastore import datastore_pb
@@ -205,11 +216,11 @@ def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyP
     writes: list[int] = []
     began, may_end = threading.Event(), threading.Event()
 
-    def slow_write(entities: list[object], held: list[str]) -> None:
-        writes.append(len(entities))
+    def slow_write(changed: dict[bytes, bytes], *rest: Any) -> None:
+        writes.append(len(changed))
         began.set()
         assert may_end.wait(20)
-        write_file(entities, held)
+        write_file(changed, *rest)
 
     monkeypatch.setattr(datastore, "_write_file", slow_write)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -221,7 +232,7 @@ def test_commits_that_wait_share_a_write(stubs: Any, monkeypatch: pytest.MonkeyP
         may_end.set()
         for future in [first, *others]:
             future.result(20)
-    assert len(writes) == 2
+    assert writes == [1, 7]
 
 
 def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,19 +244,70 @@ def test_a_call_returns_only_when_its_change_is_written(stubs: Any, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(datastore, "_write_file", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(datastore_errors.InternalError, match="No space left"):
             in_context(Note(text="lost?").put)
     in_context(Note(text="later").put)
 
 
-def test_close_writes_what_is_left(make: Make, tmp_path: Path) -> None:
-    """Closing the datastore writes all entities to the file."""
-    stub_map = make()
-    key = in_context(lambda: Note(text="kept").put())
-    (tmp_path / DATASTORE_FILE).unlink()
-    stub_map.GetStub("datastore_v3").close()
+def test_close_writes_what_is_left(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing the datastore writes what could not be written before."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    datastore = make().GetStub("datastore_v3")
+    with monkeypatch.context() as patch:
+        patch.setattr(datastore, "_write_file", fail)
+        with pytest.raises(datastore_errors.InternalError, match="disk I/O error"):
+            in_context(Note(id=7, text="kept").put)
+    datastore.close()
+    make()
+    assert in_context(lambda: Note.get_by_id(7)).text == "kept"
+
+
+def test_a_put_writes_what_it_changes(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit writes the entities that it has put or deleted, however many others there are."""
+    datastore = make().GetStub("datastore_v3")
+    in_context(lambda: ndb.put_multi([Note(id=number) for number in range(1, 500)]))
+    written: list[int] = []
+    write_file = datastore._write_file
+
+    def count(changed: dict[bytes, bytes], *rest: Any) -> None:
+        written.append(len(changed))
+        write_file(changed, *rest)
+
+    monkeypatch.setattr(datastore, "_write_file", count)
+    in_context(Note(id=1000).put)
+    in_context(ndb.Key(Note, 3).delete)
+    in_context(lambda: ndb.put_multi([Note(id=1), Note(id=2)]))
+    assert written == [1, 1, 2]
+    make()
+    assert in_context(Note.query().count) == 499
+    assert in_context(lambda: Note.get_by_id(3)) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_entities_of_the_file_of_earlier_versions_are_read_once(make: Make, tmp_path: Path, version: int) -> None:
+    """The file that was written anew at each commit is read into the new one, and then only kept."""
+    make()
+    key = in_context(Note(text="kept").put)
+    with sqlite3.connect(tmp_path / DATASTORE_FILE) as connection:
+        entities = [entity for (entity,) in connection.execute("SELECT entity FROM entities")]
+        (time,) = connection.execute("SELECT time FROM commit_time").fetchone()
+    connection.close()
+    for path in tmp_path.glob(f"{DATASTORE_FILE}*"):
+        path.unlink()
+    old = b"deferred_middleware datastore %d\n" % version + struct.pack(">QQ", time, len(entities))
+    if version == 2:
+        old += struct.pack(">I", 1) + bytes(16)  # a transaction whose tasks may be staged
+    (tmp_path / "datastore.bin").write_bytes(old + b"".join(struct.pack(">I", len(e)) + e for e in entities))
     make()
     assert in_context(key.get).text == "kept"
+    assert not (tmp_path / "datastore.bin").exists()
+    assert (tmp_path / "datastore.bin.read").exists()
+    in_context(key.delete)
+    make()
+    assert in_context(key.get) is None
 
 
 @pytest.mark.parametrize(
@@ -260,7 +322,24 @@ def test_close_writes_what_is_left(make: Make, tmp_path: Path) -> None:
 )
 def test_a_damaged_datastore_file_is_told(make: Make, tmp_path: Path, content: bytes) -> None:
     """If the datastore file is damaged or empty, starting fails with an error that names the file."""
+    (tmp_path / "datastore.bin").write_bytes(content)
+    with pytest.raises(ServerError, match="datastore"):
+        make()
+    assert not (tmp_path / DATASTORE_FILE).exists()
     (tmp_path / DATASTORE_FILE).write_bytes(content)
+    with pytest.raises(ServerError, match=DATASTORE_FILE):
+        make()
+    if content:
+        assert (tmp_path / DATASTORE_FILE).read_bytes() == content
+
+
+def test_a_cut_datastore_file_is_told(make: Make, tmp_path: Path) -> None:
+    """If pages are missing, starting fails with an error that names the file."""
+    stub_map = make()
+    in_context(lambda: ndb.put_multi([Note(text="x" * 500) for _ in range(200)]))
+    stub_map.GetStub("datastore_v3").close()
+    path = tmp_path / DATASTORE_FILE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ServerError, match=DATASTORE_FILE):
         make()
 

@@ -72,6 +72,7 @@ def test_a_queue_without_tokens_is_waited_for(planning: Planning) -> None:
     """If a queue has no tokens, the round waits for its next token."""
     planning.queues.replace([QueueConfig(name="default", rate_per_second=4.0, bucket_size=1)])
     planning.limits.claimed("default", 1)
+    planning.limits.began("default")
 
     found = planning.survey(Lane("default", ""))
 

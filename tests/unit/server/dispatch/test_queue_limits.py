@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.dispatch.queue_limits import FIRST_PAUSE_SECONDS, UNLIMITED, Allowance, QueueLimits
@@ -28,6 +30,12 @@ class Limits:
         """Return how many attempts may begin now."""
         return self.limits.allowance("q", self.paused)
 
+    def run(self, number: int) -> None:
+        """Claim tasks, and begin their attempts."""
+        self.limits.claimed("q", number)
+        for _ in range(number):
+            self.limits.began("q")
+
     def end(self, status: int | None = 200) -> tuple[bool, bool]:
         """End an attempt that has just begun."""
         return self.limits.ended("q", status, self.now)
@@ -44,9 +52,9 @@ def limits() -> Limits:
 def test_a_queue_without_limits(limits: Limits) -> None:
     """A queue without limits may begin any number of attempts, and the end of one needs no wake-up."""
     assert limits.allowance() == Allowance(UNLIMITED)
-    limits.limits.claimed("q", 500)
+    limits.run(500)
     assert limits.allowance().number == UNLIMITED
-    assert not limits.limits.is_rated("q")
+    assert not limits.limits.is_slowed_down("q")
     assert limits.end() == (False, False)
 
 
@@ -63,14 +71,62 @@ def test_concurrency(limits: Limits) -> None:
 def test_rate(limits: Limits) -> None:
     """A queue may begin one attempt for each token, and then waits for the next token."""
     limits.configure(rate_per_second=4.0, bucket_size=2)
-    assert limits.limits.is_rated("q")
     assert limits.allowance() == Allowance(2)
-    limits.limits.claimed("q", 2)
+    limits.run(2)
     waiting = limits.allowance()
     assert waiting.number == 0
     assert waiting.wait_seconds == pytest.approx(0.25)
     limits.now += 0.25
     assert limits.allowance().number == 1
+
+
+def test_a_claimed_task_has_its_token_reserved(limits: Limits) -> None:
+    """No more tasks are claimed than there are tokens; the token is taken when the attempt begins."""
+    limits.configure(rate_per_second=4.0, bucket_size=3)
+    limits.limits.claimed("q", 2)
+    assert limits.allowance().number == 1
+    limits.limits.claimed("q", 1)
+    limits.now += 100
+    # The bucket is full of reserved tokens: nothing changes until an attempt begins, and that one says so.
+    assert limits.allowance() == Allowance(0, math.inf)
+    assert limits.limits.began("q")
+    assert not limits.limits.began("q")
+    assert round(limits.allowance().wait_seconds, 6) == 0.25
+    limits.now += 0.25
+    assert limits.allowance() == Allowance(1)
+
+
+@given(
+    rate=st.sampled_from([1.0, 5.0, 100.0]),
+    size=st.integers(1, 10),
+    steps=st.lists(st.tuples(st.sampled_from(["claim", "begin", "release", "wait"]), st.integers(1, 8)), max_size=80),
+)
+def test_no_span_of_time_has_more_attempts_than_the_rate_allows(
+    rate: float, size: int, steps: list[tuple[str, int]]
+) -> None:
+    """Between any two moments no more attempts begin than the bucket's size and what the rate adds meanwhile."""
+    limits = Limits()
+    limits.configure(rate_per_second=rate, bucket_size=size)
+    claimed = 0
+    began: list[float] = []
+    for what, number in steps:
+        if what == "claim":
+            number = min(number, limits.allowance().number)
+            limits.limits.claimed("q", number)
+            claimed += number
+        elif what == "begin":
+            for _ in range(min(number, claimed)):
+                limits.limits.began("q")
+                began.append(limits.now)
+                claimed -= 1
+        elif what == "release" and claimed:
+            limits.limits.released("q", 1)
+            claimed -= 1
+        else:
+            limits.now += number / rate / 3
+    for first, start in enumerate(began):
+        for last in range(first, len(began)):
+            assert last - first + 1 <= size + (began[last] - start) * rate + 1e-3
 
 
 def test_what_is_given_back_costs_nothing(limits: Limits) -> None:
@@ -89,6 +145,11 @@ def test_what_a_person_forces_costs_no_token(limits: Limits) -> None:
     assert limits.allowance().number == 1
     limits.limits.claimed("q", 1)
     assert limits.allowance().number == 0
+    assert not limits.limits.began("q")
+    limits.end()
+    assert limits.allowance().number == 0  # the other one's token is still reserved
+    limits.limits.released("q", 1)
+    assert limits.allowance().number == 1
 
 
 @pytest.mark.parametrize("how", ["by a person", "by its rate"])
@@ -117,7 +178,7 @@ def test_503_slows_a_queue_and_successes_speed_it_up(limits: Limits) -> None:
     limits.limits.claimed("q", 1)
     assert limits.end(503) == (False, True)
     assert limits.allowance() == Allowance(0, FIRST_PAUSE_SECONDS)
-    assert limits.limits.is_rated("q")
+    assert limits.limits.is_slowed_down("q")
     limits.now += FIRST_PAUSE_SECONDS
     assert limits.allowance().number == 1
     limits.limits.claimed("q", 1)
@@ -141,7 +202,7 @@ def test_the_stricter_limit_holds(limits: Limits) -> None:
 def test_a_new_configuration_holds_at_once(limits: Limits) -> None:
     """After a configuration change, running attempts still count, and saved tokens fit the new bucket size."""
     limits.configure(rate_per_second=1.0, bucket_size=10, max_concurrent_requests=10)
-    limits.limits.claimed("q", 4)
+    limits.run(4)
     limits.configure(rate_per_second=1.0, bucket_size=3, max_concurrent_requests=10)
     assert limits.allowance().number == 3
     limits.configure(max_concurrent_requests=5)

@@ -75,6 +75,15 @@ def test_a_rate_of_nothing_never_has_one_again() -> None:
     assert bucket.wait_seconds() == math.inf
 
 
+def test_more_tokens_than_the_bucket_holds_never_come() -> None:
+    """The wait for several tokens ends when the last of them is there, or never."""
+    clock = Clock()
+    bucket = TokenBucket(5, 10, clock=clock)
+    bucket.take(10)
+    assert round(bucket.wait_seconds(10), 6) == 2.0
+    assert bucket.wait_seconds(11) == math.inf
+
+
 def test_a_smaller_bucket_spills() -> None:
     """If rate and size change, saved tokens are kept up to the new size."""
     clock = Clock()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.store.files import FileLock, replacing
+from deferred_middleware.server.store.files import FileGoneError, FileLock, OpenFiles, replacing
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -58,3 +58,22 @@ def test_a_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
     lock.release()
     lock.release()
     FileLock(tmp_path / "lock").release()
+
+
+def test_open_files_are_those_at_their_paths(tmp_path: Path) -> None:
+    """A file that was deleted, or replaced by an equal one, is noticed; one that never was there isn't missed."""
+    paths = [tmp_path / name for name in ("one", "two", "none")]
+    for path in paths[:2]:
+        path.write_text("x")
+    files = OpenFiles(*paths)
+    paths[0].write_text("y")
+    paths[2].write_text("z")
+    files.check()
+    copy = tmp_path / "copy"
+    copy.write_text("x")
+    copy.replace(paths[1])
+    with pytest.raises(FileGoneError, match="two is another file"):
+        files.check()
+    paths[0].unlink()
+    with pytest.raises(FileGoneError, match="one is gone"):
+        files.check()

@@ -411,7 +411,7 @@ def test_every_caller_gets_an_error_if_the_writer_fails(
         store.add([new_task()])
     with pytest.raises(ServerError, match="stopped writing"):
         store.add([new_task()])
-    assert "writer failed" in caplog.text
+    assert "The task store stopped writing (gone); restart the server." in caplog.text
 
 
 def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:

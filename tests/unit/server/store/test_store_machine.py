@@ -228,7 +228,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(queue=queues)
     def purge(self, queue: str) -> None:
         """Delete a queue's unfinished tasks."""
-        now = self._tick()
+        self._tick()
         gone = [task for task in self.tasks if task.lane.queue == queue and task.is_live]
         for task in gone:
             self._forget(task)

@@ -74,7 +74,7 @@ def _set_while_none_runs(path: Path, clock: Clock, elapsed: Callable[[], float])
 def test_a_clock_that_is_a_year_ahead_frees_no_name(
     tmp_path: Path, clock: Clock, wrong: Callable[[Path, Clock, Callable[[], float]], str]
 ) -> None:
-    """A name stays blocked while the clock is a year ahead, and after many restarts, and when the clock is right again."""
+    """A name stays blocked while the clock is a year ahead, after many restarts, and when it is right again."""
     passed = Clock()
     path = tmp_path / "tasks.sqlite"
     assert wrong(path, clock, passed) == "tombstoned"
