@@ -19,7 +19,7 @@ from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_dir
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
-from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_some, use_incremental
+from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
@@ -230,11 +230,11 @@ class Database:
         if self._is_closed:
             return
         self._is_closed = True
+        self.shrinker.close()
         # Before the writer: when the last connection closes, it copies the log into the database, and only the writer's
         # connection can do that.
         self.reader.close()
         self.lanes_reader.close()
-        self.shrinker.close()
         self.writer.close()
         self._stamps.close()
         self._lock.release()
@@ -266,6 +266,9 @@ class Database:
                 return total
 
     def _shrink_step(self) -> int:
+        # Most of the time there is nothing to do, and then nothing is written.
+        if not self.reader.use(free_pages):
+            return 0
         return self.writer.submit(lambda connection, _tally: free_some(connection), durable=False).result()
 
     def _make_running_ready(self, connection: sqlite3.Connection) -> None:
