@@ -139,6 +139,6 @@ def store(tmp_path: Path, clock: Clock, request: pytest.FixtureRequest) -> Itera
     """An empty task store, with the retention that the test's marker sets."""
     mark = request.node.get_closest_marker("retention")
     retention = Retention(**(mark.kwargs if mark else {}))
-    store = TaskStore(tmp_path / "tasks.sqlite", clock=clock, retention=retention)
+    store = TaskStore(tmp_path / "tasks.sqlite", clock=clock, elapsed=clock, retention=retention)
     yield store
     store.close()

@@ -91,14 +91,17 @@ def broken_promises(log: Path, scratch: Path, crash_points: int, seed: int) -> I
         shutil.rmtree(directory)
 
 
-def test_a_power_cut_loses_nothing_that_was_acknowledged(shim: Path, tmp_path: Path) -> None:
-    """After a power cut at any point every acknowledged task is in the store, and no finished task runs again."""
+def test_a_power_cut_loses_nothing_that_was_acknowledged(
+    shim: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a power cut at any point every acknowledged task is there, no finished one runs, and no loss is logged."""
     log = record(shim, tmp_path)
     # The checkpoints, where SQLite copies its log into the database, must be among the tested points.
     assert sum(event.kind == "s" and event.name == STORE for event in read_log(log)) > 2
     seed = random.randrange(1 << 30)
 
     assert list(broken_promises(log, tmp_path, CRASH_POINTS, seed)) == []
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_lower_synchronous_is_seen(shim: Path, tmp_path: Path) -> None:

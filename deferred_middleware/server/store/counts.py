@@ -29,11 +29,15 @@ class TaskCounts:
     """The counts of the database that ``connection`` has open. ``monotonic`` returns seconds that only grow."""
 
     def __init__(self, connection: sqlite3.Connection, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        rows = connection.execute("SELECT queue, state, number FROM counts WHERE number <> 0").fetchall()
+        rows = connection.execute(
+            "SELECT queue, state, number FROM counts WHERE number <> 0 AND queue <> ''"
+        ).fetchall()
         self._monotonic = monotonic
         # Guards the two dictionaries. The thread that has committed changes them; any thread reads them.
         self._lock = threading.Lock()
         self._numbers: Tally = Counter({(queue, state): number for queue, state, number in rows})
+        # Only the thread that writes changes and reads it.
+        self.stored_tasks = sum(self._numbers.values())
         # For each queue, the seconds in which tasks were executed, each with their number, the latest second last.
         self._executed: dict[str, deque[list[int]]] = {}
 
@@ -52,6 +56,7 @@ class TaskCounts:
                     self._add_executed(key[0], number)
                 elif number:
                     self._numbers[key] += number
+                    self.stored_tasks += number
 
     def numbers(self) -> Tally:
         """Return the number of tasks for each queue and state that has any."""

@@ -17,6 +17,10 @@ from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
+from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
+from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
+from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
 logger = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        use_incremental(connection, path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_SIZE_LIMIT_BYTES}")
@@ -146,9 +151,10 @@ class NameChooser:
 class Database:
     """The open SQLite file ``path``, with what the parts of the task store share.
 
-    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are ready
-    again once the database is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process
-    has the file open, or if the file can't be used. ``on_failure`` is called if nothing can be written any more.
+    ``clock`` returns the wall clock's seconds since the epoch, and ``elapsed`` seconds that only grow. Tasks that were
+    running when a server ended are ready again once the database is open. Raises
+    :class:`~deferred_middleware.errors.ServerError` at once if another process has the file open, or if the file can't
+    be used. ``on_failure`` is called if nothing can be written any more.
 
     Attributes:
         writer: Runs all operations that change the database.
@@ -156,6 +162,7 @@ class Database:
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks.
         retention: How long finished tasks are kept.
+        steady_clock: The time by which names are blocked.
         choose_name: Returns a name for a task that has none.
     """
 
@@ -164,6 +171,7 @@ class Database:
         path: Path,
         *,
         clock: Callable[[], float],
+        elapsed: Callable[[], float],
         retention: Retention,
         on_failure: Callable[[ServerError], object],
     ) -> None:
@@ -174,6 +182,7 @@ class Database:
         # itself has on it.
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
+            found = check_files(path, open_reader)
             connection = open_writer(path)
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"))
@@ -184,6 +193,20 @@ class Database:
                         raise
                     self._make_running_ready(connection)
                 self.counts = TaskCounts(connection)
+                self.steady_clock = SteadyClock(
+                    last_usec=found.last_usec,
+                    last_wall_usec=found.recorded.wall_usec if found.recorded else None,
+                    wall_usec=self.now_usec(),
+                    elapsed=elapsed,
+                )
+                self._stamps = CommitStamps(
+                    record_path(path),
+                    last_usec=found.last_usec,
+                    now_usec=self.steady_clock.now_usec,
+                    wall_usec=self.now_usec,
+                )
+                if found.report(connection, self.counts.stored_tasks):
+                    self._stamps.restart(connection, self.counts.stored_tasks)
                 self.reader = Reader(path)
                 self.lanes_reader = Reader(path)
             except BaseException:
@@ -194,8 +217,10 @@ class Database:
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
         self.writer = GroupCommitWriter(
-            connection, self.counts, reserve, check_files=files.check, on_failure=on_failure
+            connection, self.counts, reserve, self._stamps, check_files=files.check, on_failure=on_failure
         )
+        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker.wake()
         self.choose_name = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
@@ -205,20 +230,22 @@ class Database:
         if self._is_closed:
             return
         self._is_closed = True
+        self.shrinker.close()
         # Before the writer: when the last connection closes, it copies the log into the database, and only the writer's
         # connection can do that.
         self.reader.close()
         self.lanes_reader.close()
         self.writer.close()
+        self._stamps.close()
         self._lock.release()
 
     def now_usec(self) -> int:
         """Return the wall clock's time."""
         return int(self._clock() * 1e6)
 
-    def blocked_until_usec(self, finished_usec: int) -> int:
-        """Return until when the name of a task that finished at ``finished_usec`` stays blocked."""
-        return finished_usec + int(self.retention.tombstone_seconds * 1e6)
+    def blocked_until_usec(self) -> int:
+        """Return until when the name of a task that finishes now stays blocked, by the steady clock."""
+        return self.steady_clock.now_usec() + int(self.retention.tombstone_seconds * 1e6)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""
@@ -235,7 +262,14 @@ class Database:
             number = self.write(operation)
             total += number
             if number < BATCH:
+                self.shrinker.wake()
                 return total
+
+    def _shrink_step(self) -> int:
+        # Most of the time there is nothing to do, and then nothing is written.
+        if not self.reader.use(free_pages):
+            return 0
+        return self.writer.submit(lambda connection, _tally: free_some(connection), durable=False).result()
 
     def _make_running_ready(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")

@@ -98,7 +98,7 @@ class PullLeases:
                 (queue, name),
             ).fetchone()
             if found is None:
-                known = rows.find_name(connection, queue, name, now_usec)
+                known = rows.find_name(connection, queue, name, self._database.steady_clock.now_usec())
                 return LeaseChange(outcome="unknown" if known is None else "tombstoned")
             task_id, ends_usec = found
             if ends_usec != eta_usec or ends_usec < now_usec:
@@ -128,7 +128,7 @@ class PullLeases:
                 task.retry_count,
             )
             connection.execute(_GIVE_UP, (now_usec, task_id))
-            rows.block_names_of(connection, "id = ?", (task_id,), self._database.blocked_until_usec(now_usec))
+            rows.block_names_of(connection, "id = ?", (task_id,), self._database.blocked_until_usec())
             tally[task.queue, "ready"] -= 1
             tally[task.queue, "failed"] += 1
             return None

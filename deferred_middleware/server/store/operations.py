@@ -99,7 +99,7 @@ class TaskOperations:
         """
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[AddResult | None]:
-            now_usec = self._database.now_usec()
+            now_usec = self._database.steady_clock.now_usec()
             results: list[AddResult | None] = []
             for name in names:
                 known = rows.find_name(connection, queue, name, now_usec)
@@ -109,7 +109,7 @@ class TaskOperations:
                         "queue = ? AND name = ? AND state IN ('ready', 'running')",
                         (queue, name),
                         tally,
-                        blocked_until_usec=self._database.blocked_until_usec(now_usec),
+                        blocked_until_usec=self._database.blocked_until_usec(),
                         block_all_names=True,
                     )
                     if not deleted:
@@ -204,5 +204,5 @@ class TaskOperations:
         return total
 
     def _delete(self, where: str, parameters: Sequence[Any], connection: sqlite3.Connection, tally: Tally) -> int:
-        blocked_until_usec = self._database.blocked_until_usec(self._database.now_usec())
+        blocked_until_usec = self._database.blocked_until_usec()
         return rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)

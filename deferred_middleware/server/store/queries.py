@@ -108,7 +108,7 @@ class TaskQueries:
         """Return whether a name can't be used because a task that had it is finished or deleted."""
 
         def find(connection: sqlite3.Connection) -> bool:
-            known = rows.find_name(connection, queue, name, self._database.now_usec())
+            known = rows.find_name(connection, queue, name, self._database.steady_clock.now_usec())
             return known is not None and known.outcome == "tombstoned"
 
         return self._database.reader.use(find)

@@ -77,7 +77,8 @@ CREATE TABLE tombstones (
 
 CREATE INDEX tombstones_expiry ON tombstones (expires_usec);
 
--- The number of tasks, changed in the transactions that change the tasks.
+-- The number of tasks, changed in the transactions that change the tasks. The row with an empty queue has the stamp of
+-- the last durable commit, see upkeep/commit_record.py. In this table, a commit writes no page more for it.
 CREATE TABLE counts (
     queue TEXT NOT NULL,
     state TEXT NOT NULL,

@@ -37,6 +37,7 @@ from deferred_middleware.server.store.records import (
     Retention,
 )
 from deferred_middleware.server.store.transactional import TransactionalTasks
+from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,11 @@ _DELETE_ATTEMPTS_BETWEEN = "DELETE FROM attempts WHERE task_id = ? AND number > 
 class TaskStore:
     """The tasks in the SQLite file at ``path``, which only one server has open at a time.
 
-    ``clock`` returns the wall clock's seconds since the epoch. Tasks that were running when a server ended are due
-    again once the store is open. Raises :class:`~deferred_middleware.errors.ServerError` at once if another process has
-    the store open, or if the file can't be used. ``on_failure`` is called, by any thread, when nothing can be written
-    any more: the file is no longer the one at ``path``, or the writer has failed.
+    ``clock`` returns the wall clock's seconds since the epoch, and ``elapsed`` seconds that only grow, by which names
+    are blocked. Tasks that were running when a server ended are due again once the store is open. Raises
+    :class:`~deferred_middleware.errors.ServerError` at once if another process has the store open, or if the file can't
+    be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
+    one at ``path``, or the writer has failed.
 
     All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -94,11 +96,12 @@ class TaskStore:
         path: Path,
         *,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = elapsed_seconds,
         retention: Retention | None = None,
         on_failure: Callable[[ServerError], object] = lambda _error: None,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, retention=self._retention, on_failure=on_failure)
+        self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention, on_failure=on_failure)
         self._writer = self._database.writer
         self._pruner = _HistoryPruner(self._database)
         # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it
@@ -213,15 +216,18 @@ class TaskStore:
 
     def _add_one(self, connection: sqlite3.Connection, task: NewTask, now_usec: int) -> AddResult:
         if task.name is not None:
-            known = rows.find_name(connection, task.queue, task.name, now_usec)
+            known = rows.find_name(connection, task.queue, task.name, self._database.steady_clock.now_usec())
             if known is not None:
                 return known
         name = task.name or self._database.choose_name()
-        while task.name is None and rows.find_name(connection, task.queue, name, now_usec) is not None:
+        while task.name is None and self._is_taken(connection, task.queue, name):
             # The clock was set back, and a task that was added at this time before has the name.
             name = self._database.choose_name()
         rows.insert(connection, task, name, now_usec, user_named=task.name is not None)
         return AddResult(name=name, outcome="added")
+
+    def _is_taken(self, connection: sqlite3.Connection, queue: str, name: str) -> bool:
+        return rows.find_name(connection, queue, name, self._database.steady_clock.now_usec()) is not None
 
     def _complete(self, take: Callable[[], Sequence[Completion]], *, delayable: bool) -> Future[list[bool]]:
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
@@ -250,7 +256,7 @@ class TaskStore:
             if number > first + last:
                 excess.append((completion.task_id, first, number - last))
             if completion.finished_usec is not None and task.user_named:
-                until_usec = self._database.blocked_until_usec(completion.finished_usec)
+                until_usec = self._database.blocked_until_usec()
                 blocked.append((task.queue, task.name, until_usec))
             tally[task.queue, "running"] -= 1
             tally[task.queue, completion.state] += 1
@@ -288,7 +294,7 @@ class _HistoryPruner:
     def _prune(self, connection: sqlite3.Connection, tally: Tally) -> None:
         database = self._database
         now_usec = database.now_usec()
-        blocked_until_usec = database.blocked_until_usec(now_usec)
+        blocked_until_usec = database.blocked_until_usec()
         excess = max(0, database.counts.of_state("succeeded") - database.retention.succeeded_tasks)
         finished_before_usec = now_usec - int(database.retention.succeeded_seconds * 1e6)
         succeeded = "id IN (SELECT id FROM tasks WHERE state = 'succeeded'"
@@ -297,7 +303,8 @@ class _HistoryPruner:
             (f"{succeeded} AND finished_usec < ? LIMIT ?)", (finished_before_usec, BATCH)),
         ):
             rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
-        rows.delete_expired_tombstones(connection, now_usec, BATCH)
+        database.shrinker.wake()
+        rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
 
 
 def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:

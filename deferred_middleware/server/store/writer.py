@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ Operation = Callable[[sqlite3.Connection, Tally], T]
 
 _MAX_BATCH = 1000
 _MAX_DELAY_SECONDS = 0.005
+# The next commit is synced, even if it need not be durable. So a damaged log can be told from one after a power cut.
+_MAX_UNSYNCED_COMMITS = 8
 
 
 class StoreStoppedError(ServerError):
@@ -66,8 +69,9 @@ class GroupCommitWriter:
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
     raises an exception, only its own changes are undone; the other operations of the transaction are committed.
-    ``check_files`` is called after each commit, before anybody hears of it, and raises an exception if the database is
-    no longer the file at its path. That and any defect are the end of all writing; ``on_failure`` is called then.
+    Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
+    and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
+    writing; ``on_failure`` is called then.
     """
 
     def __init__(
@@ -75,18 +79,21 @@ class GroupCommitWriter:
         connection: sqlite3.Connection,
         counts: TaskCounts,
         reserve: DiskReserve,
+        stamps: CommitStamps,
         *,
         check_files: Callable[[], object],
         on_failure: Callable[[ServerError], object],
     ) -> None:
         self._check_files = check_files
         self._on_failure = on_failure
-        # Held by the thread that writes; it guards the connection and _synchronous.
+        # Held by the thread that writes; it guards the connection, _synchronous and _unsynced.
         self._turn = threading.Lock()
+        self._unsynced = 0
         self._connection = connection
         self._synchronous = ""
         self._counts = counts
         self._reserve = reserve
+        self._stamps = stamps
         self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
         # Guards the four fields below. Any thread submits operations and closes; a thread that has its turn takes the
         # delayable operations, and sets the failure.
@@ -139,6 +146,11 @@ class GroupCommitWriter:
                 self._is_closed = True
                 self._queue.put(_Signal.STOP)
         self._thread.join()
+
+    def checkpoint(self) -> None:
+        """Copy the log into the database, which then has its final size."""
+        with self._turn:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _commit_here(self, pending: _PendingOperation) -> None:
         """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
@@ -223,19 +235,30 @@ class GroupCommitWriter:
     ) -> list[tuple[Any, Exception | None]]:
         """Run operations in one transaction and commit it; return the result or the exception of each."""
         tally: Tally = Counter()
+        durable = self._unsynced >= _MAX_UNSYNCED_COMMITS or any(pending.durable for pending in batch + delayed)
+        changes = self._connection.total_changes
         try:
-            self._set_synchronous("FULL" if any(pending.durable for pending in batch + delayed) else "NORMAL")
+            self._set_synchronous("FULL" if durable else "NORMAL")
             self._connection.execute("BEGIN IMMEDIATE")
             # First, because a caller may have submitted a delayable operation and then another one that depends on it.
             answers = self._run_delayed(delayed, tally)
             answers += [self._run_one(pending.operation, tally) for pending in batch]
             self._counts.write(self._connection, tally)
+            # If nothing was changed, the commit writes nothing.
+            changed = self._connection.total_changes != changes
+            if changed and durable:
+                self._stamps.write(self._connection)
             self._connection.execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
         self._counts.apply(tally)
+        if changed and durable:
+            self._unsynced = 0
+            self._stamps.committed(self._counts.stored_tasks)
+        elif changed:
+            self._unsynced += 1
         return answers
 
     def _run_delayed(self, delayed: list[_PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:

@@ -47,7 +47,7 @@ def test_a_store_of_version_1_is_migrated(tmp_path: Path, clock: Clock) -> None:
     """The migration keeps tasks, payloads, attempts and blocked names, and fills the table of counts."""
     path = tmp_path / "tasks.sqlite"
     _version_1(path)
-    store = TaskStore(path, clock=clock)
+    store = TaskStore(path, clock=clock, elapsed=clock)
     try:
         assert store.queries.counts() == {"default": {"ready": 2, "succeeded": 1, "failed": 1}}
         for name in ("waits", "runs", "good", "bad"):
@@ -118,7 +118,7 @@ def test_a_store_of_version_2_opens(tmp_path: Path, clock: Clock) -> None:
     connection = sqlite3.connect(path)
     connection.executescript((DATA / "store-2.sql").read_text())
     connection.close()
-    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+    with contextlib.closing(TaskStore(path, clock=clock, elapsed=clock)) as store:
         store.transactional.recover({"committed"})
         assert store.queries.counts() == {
             "default": {"ready": 4, "succeeded": 1, "failed": 1},

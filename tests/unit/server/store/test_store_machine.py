@@ -76,6 +76,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = self.root / "0"
         self.openings = 0
         self.clock = Clock()
+        # Moves with the time that passes, but not when somebody sets the clock.
+        self.passed = Clock()
         # In the order of adding, which is the order of the IDs.
         self.tasks: list[Modelled] = []
         self.blocked: dict[tuple[str, str], int] = {}
@@ -86,7 +88,9 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         """Open a store in the machine's current directory."""
-        self.store = TaskStore(self.directory / "tasks.sqlite", clock=self.clock, retention=RETENTION)
+        self.store = TaskStore(
+            self.directory / "tasks.sqlite", clock=self.clock, elapsed=self.passed, retention=RETENTION
+        )
 
     def teardown(self) -> None:
         """Compare all tasks, and close the store."""
@@ -192,7 +196,7 @@ class StoreMachine(RuleBasedStateMachine):
             if state != "ready":
                 task.finished_usec = finished
                 if task.user_named:
-                    self.blocked[task.lane.queue, task.name] = finished + 2 * HOUR_USEC
+                    self.blocked[task.lane.queue, task.name] = self._steady() + 2 * HOUR_USEC
         self.clock.usec += len(picks)
         assert self.store.complete(given) == expected
 
@@ -217,19 +221,19 @@ class StoreMachine(RuleBasedStateMachine):
             expected.append(self._stands_against(queue, name, now))
             for task in self._live(queue, name):
                 self._forget(task)
-                self.blocked[queue, name] = now + 2 * HOUR_USEC
+                self.blocked[queue, name] = self._steady() + 2 * HOUR_USEC
         found = self.store.operations.delete_by_name(queue, given)
         assert [None if result is None else result.outcome for result in found] == expected
 
     @rule(queue=queues)
     def purge(self, queue: str) -> None:
         """Delete a queue's unfinished tasks."""
-        now = self._tick()
+        self._tick()
         gone = [task for task in self.tasks if task.lane.queue == queue and task.is_live]
         for task in gone:
             self._forget(task)
             if task.user_named:
-                self.blocked[queue, task.name] = now + 2 * HOUR_USEC
+                self.blocked[queue, task.name] = self._steady() + 2 * HOUR_USEC
         assert self.store.operations.purge(queue) == len(gone)
 
     def remove_failed(self, queue: str) -> None:
@@ -306,7 +310,7 @@ class StoreMachine(RuleBasedStateMachine):
         gone += [task for task in succeeded[len(gone) :] if (task.finished_usec or 0) < now - HOUR_USEC]
         for task in gone:
             self._forget(task)
-        self.blocked = {key: until for key, until in self.blocked.items() if until > now}
+        self.blocked = {key: until for key, until in self.blocked.items() if until > self._steady()}
         assert prune(self.store) == len(gone)
 
     @rule()
@@ -331,6 +335,12 @@ class StoreMachine(RuleBasedStateMachine):
     def set_clock(self, jump: int) -> None:
         """Set the wall clock forward or back."""
         self.clock.usec += jump
+
+    @rule(time=st.sampled_from([1_000_000, HOUR_USEC, 2 * HOUR_USEC]))
+    def wait(self, time: int) -> None:
+        """Let time pass."""
+        self.clock.usec += time
+        self.passed.usec += time
 
     # Invariants.
 
@@ -358,6 +368,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     # The model of the operations.
 
+    def _steady(self) -> int:
+        """Return the time by which names are blocked; test_steady_clock.py has the tests of this clock."""
+        return self.store._database.steady_clock.now_usec()
+
     def _tick(self) -> int:
         self.clock.usec += 1
         return self.store._database.now_usec()
@@ -368,7 +382,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _stands_against(self, queue: str, name: str, now: int) -> str | None:
         if self._live(queue, name):
             return "exists"
-        return "tombstoned" if self.blocked.get((queue, name), now) > now else None
+        return "tombstoned" if self.blocked.get((queue, name), 0) > self._steady() else None
 
     def _stands(self, task: Modelled, claimed: ClaimedTask) -> bool:
         return task.state == "running" and task.token == claimed.claim_token

@@ -1,0 +1,1 @@
+"""What keeps the task store's files sound: they are compared with what was acknowledged."""
