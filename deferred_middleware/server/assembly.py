@@ -129,6 +129,7 @@ def assemble(
         directory=directory,
         taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
         callers=tickets,
+        on_failure=on_store_failure,
     )
     stack.callback(stub_map.GetStub("datastore_v3").close)
     running = RunningServer(

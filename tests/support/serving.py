@@ -87,7 +87,9 @@ class RunningServer:
 
     def ran(self) -> int:
         """Return the number of task runs since the last call."""
-        answer = self.ask(b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n", ends=self.name != "tornado")
+        answer = self.ask(
+            b"GET /ran HTTP/1.1\r\nHost: place0\r\nConnection: close\r\n\r\n", ends=self.name != "tornado"
+        )
         assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200")), (answer, self.output)
         return int(answer.lower().partition(b"x-ran: ")[2].split(b"\r\n")[0])
 

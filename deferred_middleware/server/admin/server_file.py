@@ -7,6 +7,7 @@ the token of this run, so only the user who started the server can read it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ class AddressFile:
         self._path = path
         self._option = option
         self._mode = mode
+        # The file that this process wrote. If the directory is replaced meanwhile, the path has another server's file.
+        self._written: tuple[int, int] | None = None
 
     def __enter__(self) -> AddressFile:
         if self._path is not None:
@@ -52,7 +55,7 @@ class AddressFile:
                     f"{self._option} {self._path}: there is no directory {self._path.parent}; make it first."
                 )
             # A killed server may have left one behind, with wrong addresses.
-            self.remove()
+            self._unlink(self._path)
         return self
 
     def __exit__(
@@ -67,16 +70,27 @@ class AddressFile:
         try:
             with replacing(self._path, mode=self._mode, durable=False) as stream:
                 stream.write(json.dumps(content).encode() + b"\n")
+                found = os.fstat(stream.fileno())
+                self._written = found.st_dev, found.st_ino
         except OSError as error:
             raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
 
     def remove(self) -> None:
-        """Remove the file, if it exists."""
-        if self._path is not None:
-            try:
-                self._path.unlink(missing_ok=True)
-            except OSError as error:
-                raise ServerError(f"{self._option} {self._path} can't be written: {error.strerror}.") from error
+        """Remove the file that :meth:`write` wrote, if it is still there."""
+        if self._path is None or self._written is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError:
+            return
+        if (found.st_dev, found.st_ino) == self._written:
+            self._unlink(self._path)
+
+    def _unlink(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ServerError(f"{self._option} {path} can't be written: {error.strerror}.") from error
 
 
 def server_file(data_dir: Path) -> AddressFile:

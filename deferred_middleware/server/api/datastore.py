@@ -21,7 +21,7 @@ import secrets
 import sqlite3
 import struct
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -34,6 +34,7 @@ from google.protobuf.message import DecodeError
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.entity_file import EntityFile, StoredEntities
 from deferred_middleware.server.api.sdk_datastore import RecordingDatastoreStub, encoded_key
+from deferred_middleware.server.store.files import FileGoneError
 from deferred_middleware.wire import protocol
 
 logger = logging.getLogger(__name__)
@@ -75,11 +76,19 @@ class DatastoreStub(RecordingDatastoreStub):
     """Answers ``datastore_v3`` for the app ``app_id`` from the file ``path``, which is created if it does not exist.
 
     Any thread may call it. A call returns after a file write that began after the call's commit. ``queue`` stores the
-    tasks of transactions; the constructor has it recover what an earlier server staged. Raises :class:`ServerError` if
-    the file can't be read.
+    tasks of transactions; the constructor has it recover what an earlier server staged. ``on_failure`` is called if
+    the file is no longer at its path. Raises :class:`ServerError` if the file can't be read.
     """
 
-    def __init__(self, app_id: str, path: Path, queue: TransactionalQueue) -> None:
+    def __init__(
+        self,
+        app_id: str,
+        path: Path,
+        queue: TransactionalQueue,
+        *,
+        on_failure: Callable[[ServerError], object] = lambda _error: None,
+    ) -> None:
+        self._on_failure = on_failure
         self._path = path
         self._queue = queue
         self._application = app_id
@@ -260,6 +269,8 @@ class DatastoreStub(RecordingDatastoreStub):
                 if not isinstance(error, (sqlite3.Error, OSError, ServerError)):
                     raise
                 problem = f"the datastore's file {self._path} can't be written: {error}"
+                if isinstance(error, FileGoneError):
+                    self._on_failure(ServerError(f"{problem}; restart the server."))
                 raise apiproxy_errors.ApplicationError(datastore_pb.Error.INTERNAL_ERROR, problem) from error
             self._written = reached
         if unwritten:

@@ -90,6 +90,10 @@ def _create(path: Path, content: StoredEntities) -> None:
         _change(connection, content.entities, content.commit_time, content.staged, ())
     finally:
         connection.close()
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists():
+        # The file was moved away after a crash, without its log, which SQLite would write over the new content.
+        log.replace(path.with_name(f"{path.name}-wal.old"))
     created.replace(path)
     sync_directory(path.parent)
 

@@ -11,7 +11,7 @@ start of threads for the whole process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
 from google.appengine.api.search import simple_search_stub
 
+from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 
@@ -42,18 +43,21 @@ def make_stub_map(
     directory: ServiceDirectory,
     taskqueue_stub: Any,
     callers: Mapping[str, Service] | None = None,
+    on_failure: Callable[[ServerError], object] = lambda _error: None,
 ) -> Any:
     """Return an ``APIProxyStubMap`` with every service, and install it as this process's own.
 
     It must be the process's own because the taskqueue service calls the datastore through it. ``callers`` are the
-    services by their API tickets, for calls that mean "the service that I am in". Raises
+    services by their API tickets, for calls that mean "the service that I am in". ``on_failure`` is called if the
+    datastore's file is no longer at its path. Raises
     :class:`~deferred_middleware.errors.ServerError` if the datastore's file can't be read.
     """
     # Some stubs read the application's ID from the environment.
     full_app_id.put(app_id)
     request_data = _RequestInfo(directory, callers or {})
     stub_map = apiproxy_stub_map.APIProxyStubMap()
-    stub_map.RegisterStub("datastore_v3", DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions))
+    datastore = DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions, on_failure=on_failure)
+    stub_map.RegisterStub("datastore_v3", datastore)
     stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
     stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
     stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())

@@ -355,7 +355,13 @@ LEGACY = r"^_ah/queue/deferred$"
 
 @pytest.mark.parametrize(
     ("exempt", "warnings"),
-    [([], 3), ([r"^_cb/deferred/"], 2), ([r"^_cb/deferred/", LEGACY], 1), ([r"^_cb/", LEGACY, "^old"], 0), (["^s/"], 3)],
+    [
+        ([], 3),
+        ([r"^_cb/deferred/"], 2),
+        ([r"^_cb/deferred/", LEGACY], 1),
+        ([r"^_cb/", LEGACY, "^old"], 0),
+        (["^s/"], 3),
+    ],
 )
 def test_the_check_tells_of_redirects(tasks: DeferredTasks, exempt: list[str], warnings: int) -> None:
     """manage.py check warns of SECURE_SSL_REDIRECT unless each URL of tasks is exempt; the hint is what helps."""

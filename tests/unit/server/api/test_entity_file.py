@@ -70,3 +70,21 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ServerError, match="version 9"):
         opened(tmp_path / "file")
+
+
+def test_the_log_of_a_file_that_was_moved_away_is_not_replayed(tmp_path: Path) -> None:
+    """If only the file was moved away after a crash, a new file begins empty; the old log is kept beside it."""
+    path, log = tmp_path / "entities", tmp_path / "entities-wal"
+    first = EntityFile(path, lambda: StoredEntities({}, 0, ()))
+    for number in range(50):
+        first.write({b"key %d" % number: bytes(3000)}, number, [])
+    written = log.read_bytes()
+    first.close()
+    path.unlink()
+    log.write_bytes(written)
+
+    second = EntityFile(path, lambda: StoredEntities({b"new": b"entity"}, 7, ()))
+
+    assert second.read() == StoredEntities({b"new": b"entity"}, 7, frozenset())
+    second.close()
+    assert (tmp_path / "entities-wal.old").read_bytes() == written
