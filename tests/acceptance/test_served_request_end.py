@@ -75,14 +75,17 @@ def test_a_request_ends_after_what_it_has_started(serve: Serve, recorder: Record
 
     deferring = threading.Thread(target=ask, args=(server, "/defer"))
     deferring.start()
-    assert recorder.next() == {"held": True}
+    # The task may run before its enqueue is known to have succeeded.
+    before: list[dict[str, Any]] = []
+    while (one := recorder.next()) != {"held": True}:
+        before.append(one)
+    assert before in ([], [{"ran": 1}])
     ask(server, "/let-go")
     deferring.join(60)
 
     assert not deferring.is_alive()
-    told: list[dict[str, Any]] = [recorder.next() for _ in range(3)]
-    assert told[0] == {"over": "/let-go"}
-    assert {"over": "/defer"} in told
+    told = [*before, *(recorder.next() for _ in range(3 - len(before)))]
+    assert [one for one in told if "over" in one] == [{"over": "/let-go"}, {"over": "/defer"}]
     assert {"ran": 1} in told
 
 
