@@ -111,7 +111,9 @@ def check_files(path: Path, open_reader: Callable[[Path], sqlite3.Connection]) -
         return FoundFiles(recorded=recorded, problem=problem)
     stamp_usec, alone_usec = 0, 0
     try:
-        with contextlib.closing(open_reader(path)) as connection:
+        # A file that was not in WAL mode yet may have a journal, and a connection that only reads can't roll it back.
+        journal = path.with_name(f"{path.name}-journal").exists()
+        with contextlib.closing(sqlite3.connect(path) if journal else open_reader(path)) as connection:
             stamp_usec = read_stamp(connection)
     except sqlite3.Error as error:
         raise ServerError(
