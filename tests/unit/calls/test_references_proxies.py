@@ -15,6 +15,7 @@ import pytest
 
 from deferred_middleware import NotAllowedError, NotImportableError, UnpicklableArgumentError, call, defer, task
 from deferred_middleware.calls import payload
+from deferred_middleware.calls.allowlist import check_callable
 from deferred_middleware.calls.callables import agrees
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.testing import capture_tasks
@@ -205,6 +206,31 @@ def test_a_list_without_the_proxy_refuses_it(func: Any, args: tuple[Any, ...], q
     for listed in ("tests.support.sample:note", f"{__name__}:Proxy", f"{__name__}:call_with"):
         with pytest.raises(NotAllowedError):
             payload.loads(data, dataclasses.replace(current_settings(), allowed_callables=(listed,)))
+
+
+class EqualToAll:
+    """Says that it is a method of the shop, and that it equals everything."""
+
+    __qualname__ = "Shop.count"
+
+    def __call__(self, number: int) -> None:
+        """Note that the wrong code ran."""
+        sample.ran.append("wrong")
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 1
+
+
+def test_the_list_does_not_believe_that_a_proxy_is_equal() -> None:
+    """The class makes a proxy anew for each access; what is inside must be the very function of the class."""
+    allowed = (f"{__name__}:Shop.count",)
+    check_callable(Shop.count, allowed)
+
+    with pytest.raises(NotAllowedError):
+        check_callable(Proxy(EqualToAll()), allowed)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
