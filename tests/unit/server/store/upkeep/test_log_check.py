@@ -55,6 +55,23 @@ def killed(tmp_path: Path, clock: Clock) -> Iterator[Path]:
         yield copy(source, tmp_path / "killed")
 
 
+def test_a_file_with_a_journal_is_rolled_back(tmp_path: Path, clock: Clock) -> None:
+    """A kill before the file was in WAL mode leaves a journal, and the store opens with what was there before."""
+    source = tmp_path / "source"
+    with contextlib.closing(TaskStore(source / STORE, clock=clock)) as store:
+        store.add([new_task(f"task-{number}", body=b"x" * 3000) for number in range(50)])
+    with contextlib.closing(sqlite3.connect(source / STORE, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("PRAGMA cache_size=1")  # so that changed pages are in the file before the commit
+        connection.execute("BEGIN")
+        connection.execute("UPDATE tasks SET name = 'changed' || id")
+        connection.execute("UPDATE payloads SET body = zeroblob(3000)")
+        target = copy(source, tmp_path / "killed")
+        shutil.copy(source / f"{STORE}-journal", target / f"{STORE}-journal")
+        connection.execute("ROLLBACK")
+    assert names_in(target, clock) == {f"task-{number}" for number in range(50)}
+
+
 ALL = {f"early-{number}" for number in range(20)} | {f"task-{number}" for number in range(60)}
 
 
