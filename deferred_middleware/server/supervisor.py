@@ -27,7 +27,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.server_file import content_of
 from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
 from deferred_middleware.server.api.rpc import MAX_HTTP_BODY_BYTES
-from deferred_middleware.server.apps.app_server import AppServer
+from deferred_middleware.server.apps.app_server import AppServer, serving
 from deferred_middleware.server.apps.debugging import terminal_restored
 from deferred_middleware.server.apps.environ import environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
@@ -224,17 +224,10 @@ class Supervisor:
                 signal.signal(signum, handler)
 
 
-@contextlib.contextmanager
-def _admin_server(app: WSGIApplication, listener: socket.socket) -> Iterator[None]:
+def _admin_server(app: WSGIApplication, listener: socket.socket) -> contextlib.AbstractContextManager[None]:
     # A duplicate, because waitress closes its socket before the listener's owner does.
     server = AppServer(app, listener.dup(), threads=_ADMIN_THREADS, max_body_bytes=MAX_HTTP_BODY_BYTES)
-    thread = threading.Thread(target=server.serve, name="admin")
-    thread.start()
-    try:
-        yield
-    finally:
-        server.request_stop()
-        thread.join()
+    return serving(server, thread="admin")
 
 
 def _stop_scheduler(scheduler: Scheduler) -> None:

@@ -13,6 +13,7 @@ in the socket's backlog.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,9 +21,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -253,6 +255,18 @@ class AppServer:
             return True
         channels = list(self._server.active_channels.values())
         return any(channel.requests or channel.total_outbufs_len for channel in channels)
+
+
+@contextlib.contextmanager
+def serving(server: AppServer, *, thread: str, grace_seconds: float = STOP_GRACE_SECONDS) -> Iterator[None]:
+    """Have a thread of the name ``thread`` run a server while this is entered."""
+    serves = threading.Thread(target=server.serve, kwargs={"grace_seconds": grace_seconds}, name=thread)
+    serves.start()
+    try:
+        yield
+    finally:
+        server.request_stop()
+        serves.join()
 
 
 def main() -> int:

@@ -10,11 +10,10 @@ import contextlib
 import functools
 import html
 import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from deferred_middleware.server.apps.app_server import AppServer
+from deferred_middleware.server.apps.app_server import AppServer, serving
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer
 
 if TYPE_CHECKING:
@@ -84,10 +83,5 @@ def serving_error_page(
     server = AppServer(
         page, listener.dup(), threads=_THREADS, delivery_token=delivery_token, make_deliveries=deliveries
     )
-    thread = threading.Thread(target=lambda: server.serve(grace_seconds=_STOP_GRACE_SECONDS), name="error-page")
-    thread.start()
-    try:
+    with serving(server, thread="error-page", grace_seconds=_STOP_GRACE_SECONDS):
         yield
-    finally:
-        server.request_stop()
-        thread.join()

@@ -35,10 +35,10 @@ class _Marker:
         return _Marker("made")
 
 
-class _CUnpickler(pickle.Unpickler):
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
-        self.names: list[str] = []
+class _Marking:
+    """An unpickler that loads no name: it returns a marker, and remembers the name."""
+
+    names: list[str]
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a marker, and remember the name."""
@@ -46,15 +46,16 @@ class _CUnpickler(pickle.Unpickler):
         return _Marker(self.names[-1])
 
 
-class _PythonUnpickler(pickle._Unpickler):
+class _CUnpickler(_Marking, pickle.Unpickler):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self.names: list[str] = []
+        self.names = []
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a marker, and remember the name."""
-        self.names.append(f"{module}.{name}")
-        return _Marker(self.names[-1])
+
+class _PythonUnpickler(_Marking, pickle._Unpickler):
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.names = []
 
 
 Unpickler = type[_CUnpickler] | type[_PythonUnpickler]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import dataclasses
 import datetime
 import decimal
 import functools
@@ -20,9 +21,9 @@ from hypothesis import strategies as st
 
 from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, render
 from deferred_middleware.server.admin.views import MAX_BODY_BYTES, PayloadView, task_details, view_of
-from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.pickle_tree import MAX_OPCODES, sketch
+from tests.support.storing import TASK
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 UTC = datetime.timezone.utc
@@ -283,27 +284,7 @@ def test_signatures_and_credentials_are_masked() -> None:
         ("X-Appengine-Api-Ticket", "secret"),
         ("X-Tenant", "a"),
     )
-    task = StoredTask(
-        id=1,
-        queue="default",
-        name="a",
-        state="ready",
-        eta_usec=1,
-        created_usec=1,
-        first_attempt_usec=None,
-        finished_usec=None,
-        method="POST",
-        url="/",
-        target="",
-        retry=None,
-        dispatch_deadline_usec=None,
-        retry_count=0,
-        execution_count=0,
-        previous_response=None,
-        retry_reason=None,
-        headers=headers,
-        body=b"",
-    )
+    task = dataclasses.replace(TASK, headers=headers)
 
     shown = task_details(task, [])
 
