@@ -65,7 +65,7 @@ class _PendingOperation:
 
 
 class GroupCommitWriter:
-    """Runs operations on ``connection``, in its own thread or the caller's, and closes the connection at the end.
+    """Runs operations on ``connection``, in its own thread or the caller's; :meth:`close` closes the connection.
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
     raises an exception, only its own changes are undone; the other operations of the transaction are committed.
@@ -146,6 +146,10 @@ class GroupCommitWriter:
                 self._is_closed = True
                 self._queue.put(_Signal.STOP)
         self._thread.join()
+        # Here and not at the end of the thread, which may have failed long before: the connection that is closed last
+        # copies the log into the database, and only this one can.
+        with self._turn:
+            self._connection.close()
 
     def checkpoint(self) -> None:
         """Copy the log into the database, which then has its final size."""
@@ -183,9 +187,6 @@ class GroupCommitWriter:
                     self._handed_over -= len(batch)
         except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
             self._fail(error, delayed + batch)
-        finally:
-            with self._turn:
-                self._connection.close()
 
     def _wait(self) -> _PendingOperation | _Signal | None:
         """Wait for something to do; return the first operation or signal. None: there are only delayable operations."""
