@@ -140,10 +140,7 @@ class DatastoreStub(RecordingDatastoreStub):
         with self._call_lock:
             before = self._changes
             super().MakeSyncCall(service, call, request, response, request_id)
-            if call == "BeginTransaction":
-                # A handle is used again when the transaction that had it is over.
-                self._added.pop(response.handle, None)
-            elif call == "Rollback":
+            if call == "Rollback":
                 self._added.pop(request.handle, None)
             changes = self._changes
         if changes != before:

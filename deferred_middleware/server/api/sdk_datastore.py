@@ -3,11 +3,14 @@
 The SDK's datastore stub (``google/appengine/api/datastore_file_stub.py``) keeps all entities in memory. Its public
 methods ``Read`` and ``Write`` are tied to its own file: a pickle of all entities, which it writes at each commit,
 without a sync. The local server needs another file (:mod:`~deferred_middleware.server.api.datastore`), and there is no
-public way to hear of changes. :class:`RecordingDatastoreStub` overrides three private methods:
+public way to hear of changes. The stub also takes the address of an object as the handle of a transaction, so a new
+transaction may get the handle of one that has just ended, and a late rollback of that one ends the new one.
+:class:`RecordingDatastoreStub` overrides four private methods:
 
 * ``__ReadPickled(filename)`` returns all encoded entities and, as the last item, the time of the last commit;
 * ``_StoreRecord(record, insert)`` is called for each entity that is put;
-* ``_Delete(key)`` is called for each entity that is deleted.
+* ``_Delete(key)`` is called for each entity that is deleted;
+* ``_RemoveTxn(txn)`` is called at the end of a transaction, which ``_txn_map`` has by its handle.
 
 It also calls ``_GetReadTimestamp()``, the time of the last commit, and ``_ToStorageEntity(record)``, which makes an
 entity of the form that ``__ReadPickled`` returns.
@@ -17,6 +20,8 @@ entity of the form that ``__ReadPickled`` returns.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,9 @@ class RecordingDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ig
     def __init__(self, app_id: str, path: Path, load: Callable[[], list[Any]]) -> None:
         self.__load = load
         self.__changes: dict[bytes, bytes | None] = {}
+        # The handles of the open transactions. A later server continues with other handles than an earlier one.
+        self.__handles: dict[Any, int] = {}
+        self.__next_handle = itertools.count(secrets.randbits(52))
         super().__init__(
             app_id,
             str(path),
@@ -64,6 +72,17 @@ class RecordingDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ig
         """Return the time of the last commit in the stub's own count."""
         time: int = self._GetReadTimestamp()
         return time
+
+    def BeginTransaction(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin a transaction, whose handle is never used again."""
+        transaction = super().BeginTransaction(*args, **kwargs)
+        txn = self._txn_map.pop(transaction.handle)
+        self.__handles[txn] = transaction.handle = next(self.__next_handle)
+        self._txn_map[transaction.handle] = txn
+        return transaction
+
+    def _RemoveTxn(self, txn: Any) -> None:
+        self._txn_map.pop(self.__handles.pop(txn, None), None)
 
     def _StoreRecord(self, record: Any, insert: bool = False) -> None:
         super()._StoreRecord(record, insert)

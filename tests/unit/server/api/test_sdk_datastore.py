@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.appengine.api import datastore_file_stub, full_app_id
+from google.appengine.api import api_base_pb2, datastore_file_stub, full_app_id
 from google.appengine.datastore import datastore_pb, datastore_stub_util
 from google.appengine.datastore import entity_bytes_pb2 as entity_pb
+from google.appengine.runtime import apiproxy_errors
 
 from deferred_middleware.server.api.sdk_datastore import RecordingDatastoreStub, encoded_key
 
@@ -69,6 +70,7 @@ def test_the_overridden_methods_are_the_sdks() -> None:
     assert parameters(stub._StoreRecord) == ["self", "record", "insert"]
     assert parameters(stub._Delete) == ["self", "key"]
     assert parameters(stub._GetReadTimestamp) == ["self"]
+    assert parameters(stub._RemoveTxn) == ["self", "txn"]
     assert parameters(datastore_stub_util._ToStorageEntity) == ["record"]
 
 
@@ -117,3 +119,30 @@ def test_a_stub_starts_from_what_was_recorded(tmp_path: Path) -> None:
     assert entity is not None
     key = entity_pb.EntityProto.FromString(entity).key
     assert encoded_key(key) == encoded_key(entity_pb.Reference.FromString(key.SerializeToString()))
+
+
+def test_a_late_rollback_ends_no_other_transaction(tmp_path: Path) -> None:
+    """A handle is not used again, so what arrives for a transaction that is over changes nothing."""
+    stub = RecordingDatastoreStub("dev~app", tmp_path / "file", list)
+
+    def begin() -> Any:
+        transaction = datastore_pb.Transaction()
+        request = datastore_pb.BeginTransactionRequest(app="dev~app")
+        stub.MakeSyncCall("datastore_v3", "BeginTransaction", request, transaction)
+        return transaction
+
+    def end(how: str, transaction: Any) -> None:
+        response = datastore_pb.CommitResponse() if how == "Commit" else api_base_pb2.VoidProto()
+        stub.MakeSyncCall("datastore_v3", how, transaction, response)
+
+    handles = set()
+    for _ in range(50):
+        over = begin()
+        end("Commit", over)
+        current = begin()
+        with pytest.raises(apiproxy_errors.ApplicationError):
+            end("Rollback", over)
+        end("Commit", current)
+        handles |= {over.handle, current.handle}
+    assert len(handles) == 100
+    assert stub._txn_map == {}
