@@ -16,6 +16,7 @@ or neither:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import sqlite3
@@ -106,27 +107,23 @@ class DatastoreStub(RecordingDatastoreStub):
         # Held while the file is written; guards _written, the value of _changes that the file has.
         self._write_lock = threading.Lock()
         self._written = 0
-        try:
-            old = path.with_name(_OLD_FILE)
-            self._file = EntityFile(path, lambda: _old_entities(old))
-            if old.exists():
-                old.replace(old.with_name(f"{_OLD_FILE}.read"))
-            super().__init__(app_id, path, self._load)
-        except (
-            apiproxy_errors.ApplicationError,
-            DecodeError,
-            ValueError,
-            OSError,
-            sqlite3.Error,
-            ServerError,
-        ) as error:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise ServerError(
-                f"The datastore's file {path} can't be read ({reason}); "
-                "put a copy of it back, or move it away to begin with an empty datastore."
-            ) from error
-        queue.recover(self._staged)
-        self._staged.clear()
+        with contextlib.ExitStack() as opened:
+            try:
+                old = path.with_name(_OLD_FILE)
+                self._file = EntityFile(path, lambda: _old_entities(old))
+                opened.callback(self._file.close)
+                if old.exists():
+                    old.replace(old.with_name(f"{_OLD_FILE}.read"))
+                super().__init__(app_id, path, self._load)
+            except (apiproxy_errors.Error, DecodeError, ValueError, OSError, sqlite3.Error, ServerError) as error:
+                reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+                raise ServerError(
+                    f"The datastore's file {path} can't be read ({reason}); "
+                    "put a copy of it back, or move it away to begin with an empty datastore."
+                ) from error
+            queue.recover(self._staged)
+            self._staged.clear()
+            opened.pop_all()
 
     def MakeSyncCall(self, service: str, call: str, request: Any, response: Any, request_id: str | None = None) -> None:
         """Answer one call; return after its changes are on disk."""

@@ -14,6 +14,7 @@ from google.appengine.api.taskqueue import taskqueue
 from google.appengine.ext import db, ndb
 
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
+from deferred_middleware.server.api.entity_file import EntityFile
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
@@ -43,6 +44,7 @@ class Machine:
         self._path = path
         self._monkeypatch = monkeypatch
         self.wakes = 0
+        self._files: list[EntityFile] = []
         self.start()
 
     def _wake(self) -> None:
@@ -57,6 +59,7 @@ class Machine:
         self.service = TaskQueueService(self.store, self._wake, directory=DIRECTORY, queues=self.queues)
         self.transactions = self.service.transactions
         self.datastore = DatastoreStub("dev~app", self._path / DATASTORE_FILE, self.service.transactions)
+        self._files.append(self.datastore._file)
         stub_map.RegisterStub("taskqueue", self.service)
         stub_map.RegisterStub("datastore_v3", self.datastore)
 
@@ -64,6 +67,12 @@ class Machine:
         """Restart without closing the datastore, as after a crash."""
         self.store.close()
         self.start()
+
+    def close(self) -> None:
+        """Close the files, also those that the crashes have left open."""
+        self.store.close()
+        for file in self._files:
+            file.close()
 
     def tasks(self) -> list[str]:
         """Return the names of the visible tasks."""
@@ -85,7 +94,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine = Machine(tmp_path, monkeypatch)
         yield machine
-        machine.store.close()
+        machine.close()
 
 
 def put_with_task(text: str = "note", *, retries: int = 0) -> str:

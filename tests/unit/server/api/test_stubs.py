@@ -90,16 +90,22 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
 
+    made: list[Any] = []
+
     def make_stubs() -> Any:
-        return make_stub_map(
+        stub_map = make_stub_map(
             app_id=APP_ID,
             data_dir=tmp_path,
             directory=ServiceDirectory([DEFAULT, BACKGROUND]),
             taskqueue_stub=FakeTaskQueue(),
             callers={"background's ticket": BACKGROUND},
         )
+        made.append(stub_map)
+        return stub_map
 
     yield make_stubs
+    for stub_map in made:
+        stub_map.GetStub("datastore_v3")._file.close()
     full_app_id.clear()
 
 

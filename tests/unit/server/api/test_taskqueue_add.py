@@ -13,7 +13,7 @@ from google.appengine.api.taskqueue import taskqueue
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.runtime import apiproxy_errors
 
-from deferred_middleware.server.api.datastore import DatastoreStub
+from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
 from deferred_middleware.server.store.records import Lane, RetryPolicy
 from tests.support.storing import stored_tasks
 from tests.support.taskqueueapi import DIRECTORY, Api, Code, add_request
@@ -28,17 +28,17 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 
 @pytest.fixture
-def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def stubs(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The SDK's own client and datastore stub, connected to the service under test."""
     full_app_id.put("dev~app")
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     monkeypatch.setattr(apiproxy_stub_map, "apiproxy", stub_map)
     monkeypatch.setenv("DEFAULT_VERSION_HOSTNAME", DIRECTORY.default_hostname)
     stub_map.RegisterStub("taskqueue", api.service)
-    stub_map.RegisterStub(
-        "datastore_v3", DatastoreStub("dev~app", tmp_path / "datastore.bin", api.service.transactions)
-    )
-    return stub_map
+    datastore = DatastoreStub("dev~app", tmp_path / DATASTORE_FILE, api.service.transactions)
+    stub_map.RegisterStub("datastore_v3", datastore)
+    yield stub_map
+    datastore.close()
 
 
 def test_an_added_task_is_stored_as_it_was_sent(api: Api) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ from tests.support.storing import LANE, NOW, Clock, completion, new_task
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
+def connection() -> Iterator[sqlite3.Connection]:
     """A database with the table of counts."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.execute("CREATE TABLE counts (queue, state, number, PRIMARY KEY (queue, state))")
-    return connection
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE counts (queue, state, number, PRIMARY KEY (queue, state))")
+        yield connection
 
 
 def test_stamps_only_grow(tmp_path: Path, connection: sqlite3.Connection) -> None:
