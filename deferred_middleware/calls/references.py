@@ -88,9 +88,9 @@ def reference_to(func: AnyCallable) -> AnyCallable:
     mock. For a callable that pickle itself refuses, :func:`explain_unimportable` raises the error afterwards.
     """
     kind = type(func)
-    if kind is functools.partial:
-        inner: AnyCallable = reference_to(func.func)  # type: ignore[attr-defined] # a partial
-        return func if inner is func.func else functools.partial(inner, *func.args, **func.keywords)  # type: ignore
+    if kind is functools.partial and isinstance(func, functools.partial):  # the second is for the type checker
+        inner: AnyCallable = reference_to(func.func)
+        return func if inner is func.func else functools.partial(inner, *func.args, **func.keywords)
     if kind is types.FunctionType:
         return _private_function(func) if "__" in func.__name__ else func  # type: ignore[arg-type] # is a function
     if kind is types.MethodType:

@@ -140,7 +140,7 @@ def _function(name: str) -> Callable[..., object]:
             raise ServerError(f"{name}: {error}.") from error
     if not callable(found):
         raise ServerError(f"{name} can't be called: it is {shortened(found)}.")
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return] # it is callable
 
 
 def _arguments(words: Sequence[str]) -> tuple[list[object], dict[str, object]]:

@@ -31,7 +31,7 @@ def bare(func: Any) -> Any:
     def wrapper(*args: Any) -> Any:
         return func(*args)
 
-    wrapper.defer = func.defer  # type: ignore[attr-defined]
+    wrapper.defer = func.defer  # type: ignore[attr-defined] # a function takes any attribute
     return wrapper
 
 

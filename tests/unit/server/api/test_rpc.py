@@ -239,7 +239,7 @@ def test_a_call_that_is_too_large_is_not_read(stub: Stub) -> None:
         "CONTENT_LENGTH": str(MAX_CALL_BYTES + 1),
         "wsgi.input": NotRead(),
     }
-    (answer,) = RpcApplication(None, [TICKET])(environ, lambda *given: started.extend(given))  # type: ignore[arg-type]
+    (answer,) = RpcApplication(None, [TICKET])(environ, lambda *given: started.extend(given))  # type: ignore[arg-type] # only the status is looked at
 
     assert remote_api_pb.Response.FromString(answer).rpc_error.code == remote_api_pb.RpcError.REQUEST_TOO_LARGE
 

@@ -25,7 +25,10 @@ def watch() -> Iterator[Watch]:
 
     def start(patterns: Sequence[str] = (), ignored: Sequence[Path] = (), **directories: Path) -> Told:
         told: Told = queue.SimpleQueue()
-        tell = lambda service, files: told.put((service, files))  # noqa: E731
+
+        def tell(service: str, files: Sequence[Path]) -> None:
+            told.put((service, files))
+
         watchers.append(CodeWatcher(directories, tell, patterns=patterns, ignored=ignored))
         watchers[-1].__enter__()
         return told

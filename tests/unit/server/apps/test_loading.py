@@ -137,7 +137,7 @@ class site:
 def test_calls_a_factory(module: Callable[[str], str], call: str, given: object) -> None:
     """A factory is called with the literal arguments that are written."""
     loaded = load_application(f"{module(FACTORY)}:{call}")
-    assert loaded.given == given  # type: ignore[attr-defined]
+    assert loaded.given == given  # type: ignore[attr-defined] # loaded is of the class of the test
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import contextlib
 import io
 import shlex
 
-import gunicorn.config  # type: ignore[import-untyped]
+import gunicorn.config  # type: ignore[import-untyped] # it has no types
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
