@@ -26,7 +26,7 @@ def watch() -> Iterator[Watch]:
     def start(patterns: Sequence[str] = (), ignored: Sequence[Path] = (), **directories: Path) -> Told:
         told: Told = queue.SimpleQueue()
 
-        def tell(service: str, files: Sequence[Path]) -> None:
+        def tell(service: str, files: list[Path]) -> None:
             told.put((service, files))
 
         watchers.append(CodeWatcher(directories, tell, patterns=patterns, ignored=ignored))
