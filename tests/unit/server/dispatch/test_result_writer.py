@@ -61,7 +61,8 @@ class World:
             began.set()
             assert go_on.wait(WAIT_SECONDS)
 
-        self.store._writer.submit(wait)
+        # In a thread of its own, because a caller commits in its own thread while nobody else does.
+        threading.Thread(target=self.store._writer.submit, args=(wait,), daemon=True).start()
         assert began.wait(WAIT_SECONDS)
         try:
             yield
