@@ -172,6 +172,10 @@ class TaskQueries:
             parameters = [queue, from_eta_usec, from_name, limit]
         return [rows.stored_task(row) for row in self._database.read(sql, parameters)]
 
+    def version(self) -> int:
+        """Return a number that is another one after each change of the database."""
+        return int(self._database.read("PRAGMA data_version")[0][0])
+
     def newest_created_usec(self) -> int | None:
         """Return when the last task was added, None if there is no task."""
         found = self._database.read("SELECT created_usec FROM tasks ORDER BY id DESC LIMIT 1")
