@@ -44,14 +44,15 @@ class DeferredBackend(BaseTaskBackend):
     def enqueue(self, task: Task[Any, Any], args: Any, kwargs: Any) -> TaskResult[Any, Any]:
         """Enqueue a task. Raises what :func:`deferred_middleware.defer` raises."""
         self.validate_task(task)
-        result = _make_result(task, list(args), dict(kwargs), get_random_string(32), timezone.now(), self.alias)
+        now = timezone.now()
+        result = _make_result(task, list(args), dict(kwargs), get_random_string(32), now, self.alias)
         options = {f"_{name}": value for name, value in self.options.items()}
         if task.queue_name != DEFAULT_TASK_QUEUE_NAME:
             options["_queue"] = task.queue_name
         if task.run_after is not None:
             # Without USE_TZ it is naive and in local time.
             options["_eta"] = task.run_after.astimezone()
-        defer(run, task, result.args, result.kwargs, result.id, result.enqueued_at, **options)
+        defer(run, task, result.args, result.kwargs, result.id, now, **options)
         task_enqueued.send(type(self), task_result=result)
         return result
 
