@@ -165,13 +165,31 @@ def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:  # type: igno
     options = NO_OPTIONS
     if any(name.startswith("_") for name in kwargs):
         options, kwargs = Options.take_from(kwargs, label_of(func), signature)
-    if signature is not None:
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            label = str(label_of(func))
-            raise ArgumentsError(label, f"{label}{signature} can't be called with these arguments: {error}.") from None
+    _check_arguments(func, signature, args, kwargs)
     return Call(func=func, args=args, kwargs=kwargs, options=options)
+
+
+def call_with(func: AnyCallable, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Call:
+    """Return a call as :func:`call` does, with all of ``kwargs`` as arguments of ``func``. It raises the same errors.
+
+    ``func`` is called with the arguments of another API than ``defer``, in which no keyword is an option.
+    """
+    check_kind(func)
+    func = outside_main(func)
+    _check_arguments(func, _signature(func), args, kwargs)
+    return Call(func=func, args=args, kwargs=kwargs, options=options)
+
+
+def _check_arguments(
+    func: AnyCallable, signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    if signature is None:
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        label = str(label_of(func))
+        raise ArgumentsError(label, f"{label}{signature} can't be called with these arguments: {error}.") from None
 
 
 def _is_plain_function(func: AnyCallable) -> TypeGuard[types.FunctionType]:
