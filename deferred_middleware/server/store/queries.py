@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.database import Database
+from deferred_middleware.server.store.listing.filters import Condition
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
 
 Waiting = Literal["scheduled", "retrying"]
@@ -22,8 +23,9 @@ Waiting = Literal["scheduled", "retrying"]
 MOST_COUNTED = 10_000
 """Of each queue and target, a backlog counts at most this many due tasks, and as many later ones."""
 
-# How many tasks a search by URL reads for one page.
+# How many tasks, and how many payloads, a search reads for one page.
 _MOST_SEARCHED = 20_000
+_MOST_PAYLOADS_SEARCHED = 2_000
 
 _NO_ID_ABOVE = 2**63 - 1
 
@@ -44,6 +46,9 @@ _TARGET_AFTER = f"{_TARGETS} AND target > ? ORDER BY target LIMIT 1"
 _DUE = f"""
     SELECT count(*) FROM (
         SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
+_AHEAD = f"""
+    SELECT count(*) FROM (
+        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND (eta_usec, id) < (?, ?) LIMIT ?)"""
 _LATER = f"""
     SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
         SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
@@ -128,14 +133,16 @@ class TaskQueries:
         state: State | None = None,
         contains: str | None = None,
         waiting: Waiting | None = None,
+        also: Condition | None = None,
         before_id: int | None = None,
         limit: int = 100,
     ) -> TaskPage:
         """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
 
         ``contains`` is a part of their URL, such as a function's name. ``waiting`` selects ready tasks by what they
-        wait for. ``before_id`` is the ``next_before_id`` of the page before. All pages cost about the same. With
-        ``contains`` or ``waiting``, a page reads a bounded number of tasks, so it may be empty without being the last.
+        wait for, and ``also`` by anything else. ``before_id`` is the ``next_before_id`` of the page before. All pages
+        cost about the same. With ``contains``, ``waiting`` or ``also``, a page reads a bounded number of tasks, so it
+        may be empty without being the last.
         """
         if waiting is not None:
             state = "ready"
@@ -160,9 +167,13 @@ class TaskQueries:
                 f"method <> 'PULL' AND eta_usec > ? AND retry_count {'> 0' if waiting == 'retrying' else '= 0'}"
             )
             parameters.append(self._database.now_usec())
+        if also is not None:
+            conditions.append(also.sql)
+            parameters += also.parameters
         if not conditions:
             return self._page(lists, before, limit)
-        return self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
+        most = _MOST_PAYLOADS_SEARCHED if also is not None and also.reads_payloads else _MOST_SEARCHED
+        return self._filtered_page(lists, before, limit, most, " AND ".join(conditions), parameters)
 
     def unfinished(
         self, queue: str, *, from_name: str = "", from_eta_usec: int | None = None, limit: int = 100
@@ -233,6 +244,12 @@ class TaskQueries:
             executed_last_hour=hour,
         )
 
+    def ahead_of(self, task: TaskSummary) -> tuple[int, bool]:
+        """Return how many ready tasks of a task's queue and target come before it, and whether there are more."""
+        key = (task.queue, task.target, task.eta_usec, task.id, MOST_COUNTED + 1)
+        number = int(self._database.read(_AHEAD, key)[0][0])
+        return min(number, MOST_COUNTED), number > MOST_COUNTED
+
     def backlog(self, queue: str) -> Backlog:
         """Count the ready push tasks of a queue, up to :data:`MOST_COUNTED`."""
         read = self._database.read
@@ -269,16 +286,18 @@ class TaskQueries:
         lists: Sequence[tuple[str, tuple[str, ...]]],
         before: int,
         limit: int,
+        most: int,
         condition: str,
         parameters: Sequence[Any],
     ) -> TaskPage:
         found = []
+        most = max(limit + 1, most // max(1, len(lists)))
         # The oldest task that was read in each list. Older tasks come with a later page.
         floor = 0
         for select, key in lists:
-            searched = (*key, before, _MOST_SEARCHED)
+            searched = (*key, before, most)
             ((number, last_id),) = self._database.read(f"SELECT count(*), min(id) FROM (SELECT id {select})", searched)
-            if number == _MOST_SEARCHED:
+            if number == most:
                 floor = max(floor, last_id)
             found += self._database.read(
                 f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) WHERE {condition} LIMIT ?",
