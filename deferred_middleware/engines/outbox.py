@@ -20,7 +20,7 @@ from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities
 from deferred_middleware.wire.monotonic import monotonic
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredOutbox"
 """The kind of the entities."""

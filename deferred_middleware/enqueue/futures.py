@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from google.appengine.api import apiproxy_rpc
-from google.appengine.ext.ndb import eventloop, tasklets
+from google.appengine.ext.ndb import eventloop
 from google.appengine.runtime import default_api_stub, request_environment
 
 from deferred_middleware.enqueue import request_end
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from deferred_middleware.engines.engine import StartedAdd
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.prepare import PreparedCall
+
+    class UntypedFuture:
+        """The SDK's class for type checkers. The SDK has no types."""
+
+else:
+    from google.appengine.ext.ndb.tasklets import Future as UntypedFuture
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,7 +68,7 @@ class Scope:
             stub.SetUseRequestSecurityTicketForThread(ticket_before)
 
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _FIRST_POLL_SECONDS: Final = 0.0005
 _MAX_POLL_SECONDS: Final = 0.01
@@ -75,7 +81,7 @@ class Gathering(Protocol):
         """Handle a wait for one of the calls."""
 
 
-class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no types
+class EnqueueFuture(UntypedFuture):
     """The result of :func:`deferred_middleware.defer_async`: the task, or the error that prevented the enqueue.
 
     The enqueue and its retries go on in the background, whether or not the app waits. On each engine, a coroutine can
@@ -86,7 +92,7 @@ class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no typ
         # The state of ndb's Future is not used, because the result comes from a thread other than that of its event
         # loop.
         self.prepared = prepared
-        self.key = request_end.key_of_request()
+        self.key: request_end.Key = request_end.key_of_request()
         self._outcome: concurrent.futures.Future[EnqueuedTask] = concurrent.futures.Future()
         self._outcome.set_running_or_notify_cancel()  # so that a waiter can't cancel it for the others
         self._asked = False

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from deferred_middleware.enqueue.background import ALARM, BeforeEnd
 from deferred_middleware.errors.loggers import get_logger
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 
 class Enqueueing(Protocol):

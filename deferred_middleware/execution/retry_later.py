@@ -13,8 +13,6 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
-from google.appengine.ext.deferred import SingularTaskFailure
-
 from deferred_middleware.calls import headers
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config.process import current_deployment, current_settings
@@ -24,13 +22,19 @@ from deferred_middleware.wire import namespace, protocol
 if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
 
+    class UntypedTaskFailure(Exception):
+        """The SDK's class for type checkers. The SDK has no types."""
+
+else:
+    from google.appengine.ext.deferred import SingularTaskFailure as UntypedTaskFailure
+
 DEFAULT_MAX_ATTEMPTS: Final = 100
 """The total number of attempts if neither ``RetryLater`` nor the function's ``@task`` sets one."""
 
 _LONGEST_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 
-class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # the SDK ships no types
+class RetryLater(DeferredError, UntypedTaskFailure):
     """Raise it in a task to run the same call again after ``countdown``.
 
     The task is acknowledged, and the same call is enqueued again in the same queue, with its original arguments. The
@@ -54,7 +58,7 @@ class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # th
             )
         if max_attempts is not None and (isinstance(max_attempts, bool) or not max_attempts >= 1):
             raise ValueError(f"RetryLater(max_attempts={max_attempts!r}): expected a whole number, at least 1.")
-        self.countdown_seconds = float(seconds)
+        self.countdown_seconds: float = float(seconds)
         self.max_attempts = max_attempts
         super().__init__(countdown)
 

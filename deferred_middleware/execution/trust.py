@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)

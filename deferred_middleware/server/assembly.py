@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.guard import Guard, admin_names
@@ -57,7 +57,7 @@ _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 _BACKLOG = 1024
 _MAX_PORT = 65535
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
@@ -38,7 +38,7 @@ _STATES: tuple[str, ...] = get_args(State)
 _WAITING: tuple[str, ...] = get_args(Waiting)
 _MAX_CALL_CHARACTERS = 200
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class _ApiError(Exception):

@@ -12,14 +12,14 @@ import dataclasses
 import logging
 import sqlite3
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import EXECUTED, Tally
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import RetryPolicy, StoredTask
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _WAITING = "FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ?"
 OLDEST = f"SELECT id {_WAITING} AND eta_usec <= ? ORDER BY eta_usec, id LIMIT ?"

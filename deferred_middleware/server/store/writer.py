@@ -25,14 +25,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
