@@ -20,6 +20,7 @@ from deferred_middleware.server.store.records import (
     StoredTask,
 )
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.wire.traceback_text import failure_site
 
 LANE = Lane("default", "")
 NOW = 1_700_000_000_000_000
@@ -101,6 +102,11 @@ def completion(
             service="default",
             excerpt=excerpt,
         ),
+        queue=task.queue,
+        url=task.url,
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=500, reason="status 500", response=excerpt, url=task.url),
     )
 
 

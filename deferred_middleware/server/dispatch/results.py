@@ -14,6 +14,7 @@ from deferred_middleware.server.delivery.http_attempt import AttemptResult
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
 from deferred_middleware.wire import protocol
+from deferred_middleware.wire.traceback_text import failure_site
 
 # A task may ask for any back-off, but the store's integers are limited.
 _MAX_BACKOFF_SECONDS = 100 * 366 * 24 * 3600.0
@@ -138,4 +139,10 @@ def completion_of(
             service=service,
             excerpt=result.excerpt,
         ),
+        queue=task.queue,
+        url=task.url,
+        waited_usec=max(0, started_usec - task.eta_usec),
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=result.status, reason=reason, response=result.excerpt, url=task.url),
     )
