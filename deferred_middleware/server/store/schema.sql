@@ -1,4 +1,4 @@
--- The local server's task store, version 3. Times are microseconds since the epoch, durations microseconds.
+-- The local server's task store, version 4. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
 -- One row for each task, finished ones included. The row changes at every attempt, so it is kept small: if one column
@@ -54,7 +54,8 @@ CREATE INDEX tasks_failures ON tasks (failure, state, id) WHERE failure IS NOT N
 CREATE TABLE payloads (
     task_id INTEGER PRIMARY KEY REFERENCES tasks (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,                  -- JSON: [[name, value], ...]
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    origin TEXT                             -- JSON, of a task that the Cloud Tasks API created; NULL: another task
 );
 
 CREATE TABLE attempts (
@@ -66,6 +67,7 @@ CREATE TABLE attempts (
     reason TEXT,
     service TEXT NOT NULL,
     excerpt BLOB NOT NULL,                  -- of the response's body
+    scheduled_usec INTEGER,                 -- the task's ETA when the attempt began; NULL: not known
     PRIMARY KEY (task_id, number)
 ) WITHOUT ROWID;
 
@@ -92,6 +94,23 @@ CREATE TABLE paused_queues (
     queue TEXT PRIMARY KEY,
     since_usec INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- What the Cloud Tasks API has made of queues.
+CREATE TABLE saved_queues (
+    queue TEXT PRIMARY KEY,
+    settings TEXT,                          -- JSON: the queue as google.cloud.tasks.v2.Queue; NULL: that of queue.yaml
+    replaced TEXT,                          -- JSON: the entry of queue.yaml that the settings, or the deletion, replace
+    deleted_until_usec INTEGER,             -- of a deleted queue: until when its name is taken, by the steady clock
+    purged_usec INTEGER
+) WITHOUT ROWID;
+
+-- The results of adds that a client may repeat under the same key.
+CREATE TABLE add_results (
+    key TEXT PRIMARY KEY,
+    results TEXT NOT NULL,                  -- JSON: [[name, outcome], ...]
+    expires_usec INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX add_results_expiry ON add_results (expires_usec);
 
 -- How tasks fail: one row for each type of exception and place in the app's code. The triggers keep the two numbers of
 -- tasks, because tasks are changed and deleted in many ways.
@@ -160,5 +179,5 @@ CREATE TABLE slowest_attempts (
     PRIMARY KEY (function, day_usec, task_id, number)
 ) WITHOUT ROWID;
 
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 COMMIT;
