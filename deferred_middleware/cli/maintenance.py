@@ -72,14 +72,15 @@ def sweep_datastore(arguments: argparse.Namespace) -> int:
 
 def _sweep_outbox() -> int:
     """Send the tasks of committed transactions that wait for Cloud Tasks; return 1 if one could not be sent."""
-    from deferred_middleware.engines.current import uses_cloud_tasks
+    from deferred_middleware.config.process import current_settings
+    from deferred_middleware.engines.current import cloud_tasks_engine
 
-    if not uses_cloud_tasks():
+    settings = current_settings()
+    if not settings.uses_cloud_tasks:
         return 0
     from deferred_middleware.engines import outbox
-    from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
 
-    report = outbox.sweep(CloudTasksEngine().send)
+    report = outbox.sweep(cloud_tasks_engine(settings).send)
     print_line(f"{count(report.sent, 'transactional task')} sent to Cloud Tasks.")
     if report.failed:
         print_error(f"{count(report.failed, 'transactional task')} could not be sent; the log says why.")
