@@ -19,6 +19,7 @@ from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.config.service_urls import own_service
 from deferred_middleware.config.settings import Settings
 from deferred_middleware.errors import LocationError, SettingsError
+from deferred_middleware.wire.signature import Keyring, keyring_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,12 @@ def install_settings(settings: Settings) -> None:
 def current_deployment() -> Deployment:
     """Return the process's deployment, as it was when the package was imported."""
     return _deployment
+
+
+def keyring_of(settings: Settings, deployment: Deployment) -> Keyring:
+    """Return the keyring of the process, which is empty without secret keys. Raises :class:`LocationError`."""
+    keys = settings.secret_keys
+    return keyring_for(keys, application_of(deployment) if keys else "")
 
 
 def application_of(deployment: Deployment) -> str:

@@ -82,7 +82,7 @@ def add(*, parent: str, make_task: Callable[[str], bytes], send: Send) -> None:
         path=(KIND, key_name), properties={_PARENT: parent.encode(), _TASK: serialized, _CREATED: _now()}
     )
     datastore = entities.datastore()
-    with transactions.adding(after_commit=lambda: _send(datastore, _Waiting(entity, parent, serialized), send)):
+    with transactions.adding(after_commit=lambda: _send(datastore, _WaitingTask(entity, parent, serialized), send)):
         datastore.put([entity], in_transaction=True)
 
 
@@ -123,7 +123,7 @@ def sweep(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Waiting:
+class _WaitingTask:
     """A task in the datastore."""
 
     entity: StoredEntity
@@ -131,7 +131,7 @@ class _Waiting:
     serialized: bytes
 
 
-def _waiting(datastore: Datastore, min_age_seconds: float) -> Iterator[_Waiting]:
+def _waiting(datastore: Datastore, min_age_seconds: float) -> Iterator[_WaitingTask]:
     """Go through the tasks that are old enough: ours, and then those of the SDK."""
     for kind, age_seconds, read in (
         (KIND, min_age_seconds, _read),
@@ -152,15 +152,15 @@ def _waiting(datastore: Datastore, min_age_seconds: float) -> Iterator[_Waiting]
                 break
 
 
-def _read(entity: StoredEntity) -> _Waiting | None:
+def _read(entity: StoredEntity) -> _WaitingTask | None:
     parent, serialized = entity.properties.get(_PARENT), entity.properties.get(_TASK)
     if not isinstance(parent, bytes) or not isinstance(serialized, bytes):
         logger.error("an entity of the kind %s can't be read, and stays in the datastore: %r", KIND, entity.path)
         return None
-    return _Waiting(entity, parent.decode(), serialized)
+    return _WaitingTask(entity, parent.decode(), serialized)
 
 
-def _read_of_sdk(entity: StoredEntity) -> _Waiting | None:
+def _read_of_sdk(entity: StoredEntity) -> _WaitingTask | None:
     try:
         found = sdk_outbox.read(entity)
     except Exception:
@@ -168,10 +168,10 @@ def _read_of_sdk(entity: StoredEntity) -> _Waiting | None:
             "an entity of the kind %s can't be read, and stays in the datastore: %r", sdk_outbox.KIND, entity.path
         )
         return None
-    return None if found is None else _Waiting(entity, *found)
+    return None if found is None else _WaitingTask(entity, *found)
 
 
-def _send(datastore: Datastore, waiting: _Waiting, send: Send) -> Exception | None:
+def _send(datastore: Datastore, waiting: _WaitingTask, send: Send) -> Exception | None:
     """Send a task, and delete its entity. Return why it could not be sent.
 
     Failures are logged and not raised, because the transaction has committed.
@@ -196,7 +196,7 @@ def _send(datastore: Datastore, waiting: _Waiting, send: Send) -> Exception | No
     return None
 
 
-def _is_first_report(datastore: Datastore, waiting: _Waiting) -> bool:
+def _is_first_report(datastore: Datastore, waiting: _WaitingTask) -> bool:
     """Tell whether nobody has reported the task yet, and note that it is reported now."""
     entity = waiting.entity
     if entity.path[0] != KIND:

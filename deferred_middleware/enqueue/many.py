@@ -15,7 +15,7 @@ from deferred_middleware.calls.options import NO_OPTIONS, Options
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import futures
 from deferred_middleware.enqueue.add import Add, AddGroup, AddGroups
-from deferred_middleware.enqueue.prepare import PreparedCall, enqueue_context, prepare
+from deferred_middleware.enqueue.prepare import PreparedCall, RandomDigits, enqueue_context, prepare
 from deferred_middleware.enqueue.report import EnqueueReport
 from deferred_middleware.errors.sdk import NotAllEnqueuedError
 
@@ -92,7 +92,7 @@ class Stream:
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress
-        self._context = enqueue_context()
+        self._context = enqueue_context(RandomDigits())
         self._groups: AddGroups[int] = AddGroups()
         self._futures: dict[int, EnqueueFuture] = {}
         """The future of each call that has one, by the call's index."""

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 import types
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls import allowlist, headers, payload, redaction
@@ -54,13 +54,43 @@ class EnqueueContext:
     engine: Engine
     engine_context: Hashable | None
     """See :meth:`~deferred_middleware.engines.engine.Engine.context`."""
+    random_digits: Callable[[], str]
+    """Returns 32 random hexadecimal digits."""
 
 
-def enqueue_context() -> EnqueueContext:
+def enqueue_context(random_digits: Callable[[], str] | None = None) -> EnqueueContext:
     """Return the current context. Raises :class:`~deferred_middleware.errors.LocationError`."""
     settings, deployment, hooks = current_process()
     engine, engine_context = engine_and_context(settings)
-    return EnqueueContext(settings, deployment, hooks, engine, engine_context)
+    return EnqueueContext(settings, deployment, hooks, engine, engine_context, random_digits or _random_digits)
+
+
+def _random_digits() -> str:
+    return os.urandom(16).hex()
+
+
+class RandomDigits:
+    """Returns 32 random hexadecimal digits at each call, for one thread that prepares many calls.
+
+    One system call fetches those of many calls. During each ``os.urandom``, another thread may take the interpreter's
+    lock, for example one that sends the tasks prepared so far; the wait for it would cost more than all the rest.
+    """
+
+    _CALLS: Final = 100
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._place = 0
+        self._pid = 0
+
+    def __call__(self) -> str:
+        """Return the next digits."""
+        place, pid = self._place, os.getpid()
+        # A forked process must not use the digits that its parent will use.
+        if place == len(self._digits) or pid != self._pid:
+            self._digits, self._pid, place = os.urandom(16 * self._CALLS).hex(), pid, 0
+        self._place = place + 32
+        return self._digits[place : place + 32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +177,7 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
     retry_seconds = 0.0 if transactional else settings.enqueue_seconds
     named_by_us = options.name is None and retry_seconds > 0
     # 128 evenly distributed random bits, as the platform recommends for names.
-    digits = os.urandom(16).hex()
+    digits = context.random_digits()
     if template.on_stub:
         # The stub orders tasks of the same time by name, and tests rely on the order of enqueueing.
         digits = f"{next(_enqueued_on_stub):08d}{digits[8:]}"
@@ -160,23 +190,21 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
     )
 
 
-_templates: dict[Hashable, CallTemplate] = {}
-_templates_for: tuple[Any, ...] = ()
-"""The settings, deployment and engine that the cached templates are valid for."""
+_cache: tuple[dict[Hashable, CallTemplate], Any, Any, Any] = ({}, None, None, None)
+"""Templates, and the settings, deployment and engine that they are valid for. It is replaced as a whole."""
 
 
 def _template_for(call: Call, queue: str, context: EnqueueContext) -> CallTemplate:
     """Return the template for ``call``, cached if possible. Raises errors that don't depend on the arguments."""
-    global _templates, _templates_for
+    global _cache
     trace = tracing.headers() if _OPENTELEMETRY in sys.modules else {}
     key = None if trace or context.engine_context is None else _key_of(call, queue, context)
     if key is None:
         return _new_template(call, queue, context, trace)
-    made_for = (context.settings, context.deployment, context.engine)
-    templates = _templates
-    if any(old is not new for old, new in zip(_templates_for, made_for, strict=False)) or not _templates_for:
-        templates, _templates_for = {}, made_for
-        _templates = templates
+    templates, settings, deployment, engine = _cache
+    if settings is not context.settings or deployment is not context.deployment or engine is not context.engine:
+        templates = {}
+        _cache = (templates, context.settings, context.deployment, context.engine)
     template = templates.get(key)
     if template is None:
         if len(templates) >= MAX_TEMPLATES:

@@ -32,11 +32,10 @@ import hmac
 import time
 from typing import TYPE_CHECKING, Final
 
-from deferred_middleware.config.process import application_of
+from deferred_middleware.config.process import keyring_of
 from deferred_middleware.errors import BodyError, SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import keyring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +68,7 @@ class Authenticator:
     """
 
     def __init__(self, settings: Settings, deployment: Deployment, *, clock: Callable[[], float] | None = None) -> None:
-        keyring = keyring_for(settings.secret_keys, application_of(deployment))
+        keyring = keyring_of(settings, deployment)
         self._verify = keyring.verify if keyring else None
         self._signature_required = settings.require_signature or not deployment.on_app_engine_standard
         self._max_bytes = settings.max_payload_bytes
