@@ -104,10 +104,10 @@ GOOGLE: Final = Certificates()
 class TokenVerifier:
     """Verifies the tokens of one service account for one audience."""
 
-    def __init__(self, service_account: str, audience: str, certificates: Certificates = GOOGLE) -> None:
+    def __init__(self, service_account: str, audience: str) -> None:
         self._service_account = service_account
         self._audience = audience
-        self._certificates = certificates
+        self._certificates = GOOGLE
 
     def verify(self, environ: WSGIEnvironment) -> None:
         """Raise :class:`UntrustedRequestError` unless the request has a valid token. The error says what is wrong."""

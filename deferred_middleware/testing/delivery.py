@@ -16,7 +16,7 @@ from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
 from deferred_middleware.testing.records import CapturedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import LIFETIME_SECONDS, keyring_for, path_of
+from deferred_middleware.wire.signature import LIFETIME_SECONDS, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

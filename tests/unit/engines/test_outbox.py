@@ -139,7 +139,7 @@ def test_the_command_sends_what_waits(
     monkeypatch.setattr(
         "deferred_middleware.engines.cloud_tasks.CloudTasksEngine.send", lambda _, *task: cloud.send(*task)
     )
-    monkeypatch.setattr(outbox.sweep, "__kwdefaults__", {"min_age_seconds": 0.0})
+    monkeypatch.setattr(outbox.sweep, "__kwdefaults__", {**(outbox.sweep.__kwdefaults__ or {}), "min_age_seconds": 0.0})
     cloud.broken = True
     in_ndb(lambda: add(cloud))
 
