@@ -178,6 +178,10 @@ class TaskQueries:
             parameters = [queue, from_eta_usec, from_name, limit]
         return [rows.stored_task(row) for row in self._database.read(sql, parameters)]
 
+    def version(self) -> int:
+        """Return a number that is another one after each change of the database."""
+        return int(self._database.read("PRAGMA data_version")[0][0])
+
     def listed(self, queue: str, *, after_id: int = 0, limit: int = 100) -> list[StoredTask]:
         """Return unfinished push tasks of a queue, the oldest first, beginning after ``after_id``."""
         found = self._database.read(_LISTED, {"queue": queue, "after": after_id, "limit": limit})
