@@ -19,8 +19,8 @@ from deferred_middleware.server.store.records import (
     State,
     StoredTask,
 )
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.server.store.store import TaskStore
-from deferred_middleware.wire.traceback_text import failure_site
 
 LANE = Lane("default", "")
 NOW = 1_700_000_000_000_000

@@ -13,8 +13,8 @@ from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import AttemptResult
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.traceback_text import failure_site
 
 # A task may ask for any back-off, but the store's integers are limited.
 _MAX_BACKOFF_SECONDS = 100 * 366 * 24 * 3600.0

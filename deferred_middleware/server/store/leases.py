@@ -20,7 +20,7 @@ from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import RetryPolicy, StoredTask
 from deferred_middleware.server.store.statistics import failures
 from deferred_middleware.server.store.statistics.statistics import TaskStatistics
-from deferred_middleware.wire.traceback_text import FailureSite
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 
 logger = logging.getLogger(__name__)
 

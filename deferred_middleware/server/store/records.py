@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.traceback_text import FailureSite
 
 PULL = "PULL"
 """The method of a pull queue's task, as in the SDK's ``Task.method``."""

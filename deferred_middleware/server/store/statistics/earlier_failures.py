@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from deferred_middleware.wire.traceback_text import FailureSite, failure_site
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite, failure_site
 
 
 def create_functions(connection: sqlite3.Connection) -> None:

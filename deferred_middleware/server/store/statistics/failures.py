@@ -16,7 +16,7 @@ from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.database import BATCH, Database
 from deferred_middleware.server.store.records import Completion, RetryOutcome, TaskPage
-from deferred_middleware.wire.traceback_text import FailureSite
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 
 MOST_GROUPS = 10_000
 """Beyond this number, new failures share a group."""

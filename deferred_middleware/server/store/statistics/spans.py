@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
 from deferred_middleware.server.store.statistics.histogram import Histogram, decode, encode, step_of
-from deferred_middleware.wire.traceback_text import function_in
+from deferred_middleware.server.store.statistics.traceback_text import function_in
 
 Kind: TypeAlias = Literal["queue", "function"]
 Period: TypeAlias = Literal["hour", "day", "week"]

@@ -33,7 +33,7 @@ _FRAME = re.compile(r'^ *(?:\| *)?File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?
 _TREE = re.compile(r"^ *[|+] ")
 _EXCEPTION = re.compile(r"^(?P<type>[^\W\d][\w.<>]*)(?:: (?P<text>.*))?$")
 _LIBRARIES = re.compile(r"/lib(?:64)?/python3[^/]*/|/(?:site|dist)-packages/|/python3\d*\.zip/|^<frozen |^<string>$")
-_OUR_PACKAGE = f"{Path(__file__).parents[1]}/"
+_OUR_PACKAGE = f"{Path(__file__).parents[3]}/"
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.wire.traceback_text import FailureSite, failure_site, frames_in, function_in
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite, failure_site, frames_in, function_in
 
 THIS_FILE = __file__
 
