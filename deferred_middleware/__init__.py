@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.calls import payload
     from deferred_middleware.calls.call import Call, call
+    from deferred_middleware.config.hooks import Hook
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.enqueue.api import defer, defer_async, defer_many
     from deferred_middleware.enqueue.batch import defer_batch
@@ -60,6 +61,7 @@ __all__ = [
     "EnqueueFuture",
     "EnqueueReport",
     "EnqueuedTask",
+    "Hook",
     "NoEngineError",
     "NotAllEnqueuedError",
     "NotAllowedError",
@@ -91,6 +93,7 @@ _NAMES_BY_MODULE = {
     "google.appengine.ext.deferred": ("PermanentTaskFailure", "SingularTaskFailure"),
     "deferred_middleware.calls": ("payload",),
     "deferred_middleware.calls.call": ("Call", "call"),
+    "deferred_middleware.config.hooks": ("Hook",),
     "deferred_middleware.config.settings": ("Settings",),
     "deferred_middleware.enqueue.api": ("defer", "defer_async", "defer_many"),
     "deferred_middleware.enqueue.batch": ("defer_batch",),

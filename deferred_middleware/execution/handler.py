@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import webob
 
 from deferred_middleware.config import process
-from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.hooks import AnyHook, Hooks
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
 from deferred_middleware.errors.loggers import get_logger
@@ -164,7 +164,7 @@ class TaskHandler:
         self._refused = itertools.count(1)
 
     @classmethod
-    def installed(cls, settings: Settings | None, hooks: Iterable[object]) -> TaskHandler:
+    def installed(cls, settings: Settings | None, hooks: Iterable[AnyHook]) -> TaskHandler:
         """Return a handler whose settings and hooks, if any are given, become the process's.
 
         So ``defer`` sends tasks to the URLs at which this handler expects them.

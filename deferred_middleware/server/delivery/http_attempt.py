@@ -18,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 from deferred_middleware.server.delivery.vouching import Voucher
@@ -70,7 +71,7 @@ class AttemptResult:
     dispatch deadline, or the service ended the connection. ``reason`` then says why, for people. ``outcome`` is the
     response's ``X-Deferred-Outcome``, and ``excerpt`` the beginning of its body. If the service ended the connection
     during the attempt, ``broken_off`` is true. If the handler still runs after the dispatch deadline, ``late`` is that
-    handler.
+    handler. ``timed_out`` and ``retry_after_seconds``, from the response, are known of HTTP targets only.
     """
 
     status: int | None
@@ -80,6 +81,8 @@ class AttemptResult:
     excerpt: bytes = b""
     broken_off: bool = False
     late: LateHandler | None = None
+    timed_out: bool = False
+    retry_after_seconds: float = 0.0
 
     @property
     def http_response(self) -> bool:
@@ -284,7 +287,7 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
         ("Host", host),
         ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
         (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
-        (protocol.QUEUE_NAME_HEADER, task.queue),
+        (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
         (protocol.TASK_NAME_HEADER, task.name),
         (protocol.RETRY_COUNT_HEADER, str(task.retry_count)),
         (protocol.EXECUTION_COUNT_HEADER, str(task.execution_count)),

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""

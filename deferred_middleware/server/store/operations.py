@@ -131,6 +131,26 @@ class TaskOperations:
         """
         return self._delete_all(queue, "ready", "running")
 
+    def reset(self) -> int:
+        """Delete all tasks in any state, all blocked names, and the pauses of all queues; return how many tasks.
+
+        Tasks that wait for the commit of a transaction are kept.
+        """
+
+        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
+            where = "id IN (SELECT id FROM tasks WHERE state <> 'held' LIMIT ?)"
+            return rows.delete(connection, where, (BATCH,), tally, blocked_until_usec=0)
+
+        def forget(connection: sqlite3.Connection, _tally: Tally) -> None:
+            for table in ("tombstones", "add_results", "paused_queues"):
+                connection.execute(f"DELETE FROM {table}")
+
+        deleted = self._database.write_in_batches(operation)
+        with self._pause_lock:
+            self._database.write(forget)
+            self._paused = None
+        return deleted
+
     def unblock_names(self, queue: str, name: str | None = None) -> int:
         """Let the app use a blocked name again, or all blocked names of the queue; return how many were blocked."""
         return self._database.write_in_batches(

@@ -1,4 +1,4 @@
--- The local server's task store, version 2. Times are microseconds since the epoch, durations microseconds.
+-- The local server's task store, version 3. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
 -- One row for each task, finished ones included. The row changes at every attempt, so it is kept small: if one column
@@ -52,7 +52,8 @@ CREATE INDEX tasks_held ON tasks (hold) WHERE state = 'held';
 CREATE TABLE payloads (
     task_id INTEGER PRIMARY KEY REFERENCES tasks (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,                  -- JSON: [[name, value], ...]
-    body BLOB NOT NULL
+    body BLOB NOT NULL,
+    origin TEXT                             -- JSON, of a task that the Cloud Tasks API created; NULL: another task
 );
 
 CREATE TABLE attempts (
@@ -64,6 +65,7 @@ CREATE TABLE attempts (
     reason TEXT,
     service TEXT NOT NULL,
     excerpt BLOB NOT NULL,                  -- of the response's body
+    scheduled_usec INTEGER,                 -- the task's ETA when the attempt began; NULL: not known
     PRIMARY KEY (task_id, number)
 ) WITHOUT ROWID;
 
@@ -91,5 +93,22 @@ CREATE TABLE paused_queues (
     since_usec INTEGER NOT NULL
 ) WITHOUT ROWID;
 
-PRAGMA user_version = 2;
+-- What the Cloud Tasks API has made of queues.
+CREATE TABLE saved_queues (
+    queue TEXT PRIMARY KEY,
+    settings TEXT,                          -- JSON: the queue as google.cloud.tasks.v2.Queue; NULL: that of queue.yaml
+    replaced TEXT,                          -- JSON: the entry of queue.yaml that the settings, or the deletion, replace
+    deleted_until_usec INTEGER,             -- of a deleted queue: until when its name is taken, by the steady clock
+    purged_usec INTEGER
+) WITHOUT ROWID;
+
+-- The results of adds that a client may repeat under the same key.
+CREATE TABLE add_results (
+    key TEXT PRIMARY KEY,
+    results TEXT NOT NULL,                  -- JSON: [[name, outcome], ...]
+    expires_usec INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX add_results_expiry ON add_results (expires_usec);
+
+PRAGMA user_version = 3;
 COMMIT;

@@ -28,6 +28,7 @@ from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.operations import TaskOperations
 from deferred_middleware.server.store.queries import TaskQueries
 from deferred_middleware.server.store.records import (
+    DAY_SECONDS,
     AddResult,
     AttemptRecord,
     ClaimedTask,
@@ -36,6 +37,7 @@ from deferred_middleware.server.store.records import (
     NewTask,
     Retention,
 )
+from deferred_middleware.server.store.saved.queues import SavedQueues
 from deferred_middleware.server.store.transactional import TransactionalTasks
 from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
+_RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
 _CLAIM = f"""
     UPDATE tasks SET state = 'running', claim_token = ?, forced = 0 WHERE id IN (
@@ -79,7 +82,7 @@ class TaskStore:
     be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
     one at ``path``, or the writer has failed.
 
-    All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
+    All methods may be called by any thread, and so may those of the five parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
     :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full. If a method raises, it
     has changed nothing.
@@ -89,6 +92,7 @@ class TaskStore:
         operations: What people do to tasks and queues.
         leases: Leases tasks of pull queues.
         transactional: Keeps the tasks of datastore transactions until these are committed.
+        saved_queues: What the Cloud Tasks API has made of queues.
     """
 
     def __init__(
@@ -111,20 +115,28 @@ class TaskStore:
         self.operations = TaskOperations(self._database)
         self.leases = PullLeases(self._database)
         self.transactional = TransactionalTasks(self._database)
+        self.saved_queues = SavedQueues(self._database)
 
     def close(self) -> None:
         """Commit what was submitted, close the file, and let another server open it. Further calls do nothing."""
         self._database.close()
 
-    def add(self, tasks: Sequence[NewTask]) -> list[AddResult]:
-        """Add tasks; return a result for each, in their order. Tasks that were added are on disk."""
+    def add(self, tasks: Sequence[NewTask], *, key: str | None = None) -> list[AddResult]:
+        """Add tasks; return a result for each, in their order. Tasks that were added are on disk.
+
+        A call with the ``key`` of an earlier one, of the last day, adds nothing and returns the earlier results.
+        """
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[AddResult]:
+            if key is not None and (earlier := rows.find_results(connection, key)) is not None:
+                return earlier
             now_usec = self._database.now_usec()
             results = [self._add_one(connection, task, now_usec) for task in tasks]
             for task, result in zip(tasks, results, strict=True):
                 if result.outcome == "added":
                     tally[task.queue, "ready"] += 1
+            if key is not None:
+                rows.keep_results(connection, key, results, now_usec + _RESULTS_KEPT_USEC)
             return results
 
         return self._writer.submit(operation, adds_tasks=True).result()
@@ -305,6 +317,7 @@ class _HistoryPruner:
             rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
         database.shrinker.wake()
         rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
+        rows.delete_expired_results(connection, now_usec, BATCH)
 
 
 def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:

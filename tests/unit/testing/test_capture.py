@@ -52,7 +52,8 @@ def third_time_lucky() -> None:
 
 def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
     """A captured task has its call, its destination and its ETA."""
-    defer(sample.pair, 1, second=[2], _queue="mail", _name="one", _target="v2.background", _countdown=60)
+    options: dict[str, Any] = {"_queue": "mail", "_name": "one", "_target": "v2.background", "_countdown": 60}
+    defer(sample.pair, 1, second=[2], **options)
 
     (task,) = tasks.enqueued
     assert (task.func, task.args, task.kwargs) == (sample.pair, (1,), {"second": [2]})
