@@ -16,16 +16,18 @@ version = release = deferred_middleware.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # So that the pages about the frameworks' modules build without the frameworks.
-autodoc_mock_imports = ["django", "flask", "webapp2"]
+autodoc_mock_imports = ["django", "flask", "webapp2", "werkzeug"]
 autodoc_member_order = "bysource"
 nitpicky = True
 nitpick_ignore_regex = [
     # Python's own, the SDK's and the frameworks' names: the build uses no network, so it can't link to their pages.
     (r"py:.*", r"(?!deferred_middleware).*"),
+    # Type variables, which autodoc names with their module.
+    (r"py:class", r"deferred_middleware\.enqueue\.decorator\.(P|R|T|_Decorate)"),
 ]
 
 html_theme = "furo"
-html_title = f"deferred_middleware {version}"
+html_title = "deferred_middleware"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = True
