@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import http.client
-import logging
 import math
 import re
 import select
@@ -18,6 +17,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import Response, ServiceConnection
@@ -25,7 +25,7 @@ from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
@@ -37,6 +37,7 @@ _EXTERNAL_IDLE_SECONDS = 0.5
 # How many times a response is read before the thread's other attempts continue.
 _READS_IN_A_ROW = 16
 
+_MAX_LOCATION_CHARACTERS = 500
 # Characters that a request's first line must not have.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
 
@@ -224,7 +225,9 @@ class HttpAttempt:
                 self._send()
                 return None
             self._read(response)
-            return self._ended(response.status, outcome=response.header(protocol.OUTCOME_HEADER))
+            if 300 <= response.status < 400:
+                reason = self._redirected(response.status, response.header("Location"))
+            return self._ended(response.status, reason=reason, outcome=response.header(protocol.OUTCOME_HEADER))
         except BlockingIOError:
             if time.monotonic() < self.deadline:
                 return None
@@ -257,6 +260,17 @@ class HttpAttempt:
             if len(self._excerpt) < EXCERPT_BYTES:
                 self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
 
+    def _redirected(self, status: int, location: str | None) -> str:
+        """Return the reason for the failure of a redirected attempt, and log it, unless it is the same as before.
+
+        A layer of the app answered in the task's place. If it is outside of the middleware, the app logs nothing.
+        """
+        reason = redirect_reason(status, location)
+        if self._task.previous_response != status:
+            task = self._task
+            logger.error("Task %s of queue %s (%s) did not run: %s.", task.name, task.queue, task.url, reason)
+        return reason
+
     def _ended(
         self,
         status: int | None,
@@ -279,6 +293,12 @@ class HttpAttempt:
             broken_off=broken_off,
             late=late,
         )
+
+
+def redirect_reason(status: int, location: str | None) -> str:
+    """Return a text for people about a response that is a redirect."""
+    where = "no Location" if location is None else f"Location {location[:_MAX_LOCATION_CHARACTERS]!r}"
+    return f"the app redirected it with status {status} and {where}; the queue doesn't follow redirects"
 
 
 def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
