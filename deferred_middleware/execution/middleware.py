@@ -70,6 +70,8 @@ class DeferredMiddleware:
             from deferred_middleware.enqueue.batch import coalescing
 
             app = coalescing(app)
+        if handler.sweeper is not None:
+            app = handler.sweeper.around(app)
         self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix

@@ -39,7 +39,7 @@ class Operations(Reads):
         read_only: bool = False,
     ) -> None:
         super().__init__(store, queues=queues, about=about, standing=standing)
-        self.change_log = change_log or ChangeLog(None)
+        self.change_log: ChangeLog = change_log or ChangeLog(None)
         self.read_only = read_only
         self._wake_scheduler = wake_scheduler
 

@@ -38,9 +38,9 @@ class Reads:
         about: Mapping[str, object],
         standing: ServerStanding = NOTHING_RUNS,
     ) -> None:
-        self.store = store
-        self.about = dict(about)
-        self.standing = standing
+        self.store: TaskStore = store
+        self.about: dict[str, object] = dict(about)
+        self.standing: ServerStanding = standing
         self._queues = queues
 
     # Queues and services.
