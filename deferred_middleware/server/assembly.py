@@ -156,7 +156,7 @@ def assemble(
     )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live),
+        PageTools(operations=operations, live=live, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )

@@ -115,6 +115,13 @@ class TaskQueries:
         found = self._database.read(_ATTEMPTS, (task_id,))
         return [AttemptRecord(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in found]
 
+    def beginning_of_body(self, task_id: int, length: int) -> tuple[int, bytes]:
+        """Return how many bytes the body of a task has, and the first of them; none if there is no such task."""
+        found = self._database.read(
+            "SELECT length(body), substr(body, 1, ?) FROM payloads WHERE task_id = ?", (length, task_id)
+        )
+        return found[0] if found else (0, b"")
+
     def is_blocked(self, queue: str, name: str) -> bool:
         """Return whether a name can't be used because a task that had it is finished or deleted."""
 

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.reading.health import health_of
+from deferred_middleware.server.admin.reading.reasons import Reasons
 from deferred_middleware.server.admin.reading.search import DUE, STATES, WAITING, TaskSearch
 from deferred_middleware.server.admin.reading.standing import NOTHING_RUNS, ServerStanding, ServiceStatus
-from deferred_middleware.server.admin.reading.why import Circumstances, why_waiting
-from deferred_middleware.server.admin.views import task_details, task_summary, view_of
+from deferred_middleware.server.admin.reading.why import rate_text
+from deferred_middleware.server.admin.views import function_from_url, task_details, task_summary, view_of
 from deferred_middleware.server.config.queues import IMPLICIT_DEFAULT, QueueConfig
-from deferred_middleware.server.config.services import LOCAL_VERSION, UnknownServiceError, name_and_version
+from deferred_middleware.server.config.services import name_and_version
 from deferred_middleware.server.store.listing.filters import Condition, Destination, condition_of
 from deferred_middleware.server.store.records import StoredTask, TaskPage, TaskSummary
+from deferred_middleware.server.store.statistics.statistics import QueueFigures
 from deferred_middleware.server.store.store import TaskStore
 
 _MAX_CALL_CHARACTERS = 200
+# A list reads no larger payloads than this.
+_MAX_BODY_BYTES = 64 * 1024
 # How long one search may go on looking when the tasks that it reads don't match.
 _SEARCH_SECONDS = 0.05
+
+_NO_FIGURES = QueueFigures(
+    executed_per_minute=(0,) * 60,
+    executed=0,
+    failed=0,
+    enqueued=0,
+    waited_p50=None,
+    waited_p95=None,
+    took_p50=None,
+    took_p95=None,
+)
 
 
 class Reads:
@@ -50,6 +66,31 @@ class Reads:
         counts = self.store.queries.counts()
         configured = self._queues()
         return {"queues": [self._queue(name, counts, configured) for name in sorted({*configured, *counts})]}
+
+    def overview(self) -> dict[str, Any]:
+        """Return the services, the queues with their figures of the last hour, and the health of the server."""
+        queues = self.list_queues()["queues"]
+        lanes = self.store.queries.lanes()
+        figures = self.store.statistics.queues_last_hour()
+        standings = {queue["name"]: self.standing.queue(queue["name"]) for queue in queues}
+        for queue in queues:
+            name = queue["name"]
+            queue["oldest_usec"] = min((eta for lane, eta in lanes if lane.queue == name), default=None)
+            queue["figures"] = figures.get(name, _NO_FIGURES)
+            queue["standing"] = standings[name]
+            queue["rate"] = rate_text(self.config_of(name))
+        services = self.services()
+        health = health_of(services, queues, standings, time.time_ns() // 1000)
+        return {"queues": queues, "services": services, "health": health}
+
+    def show_queue(self, queue: str) -> dict[str, Any]:
+        """Return a queue with its numbers of tasks and its configuration."""
+        return {"queue": self._queue(self.known_queue(queue), self.store.queries.counts(), self._queues())}
+
+    def unfinished(self, queue: str) -> int:
+        """Return how many unfinished tasks a queue has."""
+        numbers = self.store.queries.counts().get(self.known_queue(queue), {})
+        return numbers.get("ready", 0) + numbers.get("running", 0)
 
     def services(self) -> list[ServiceStatus]:
         """Return the services, in the order of the command line."""
@@ -81,7 +122,11 @@ class Reads:
         page = self.search(search, before=before, limit=limit)
         tasks = [task_summary(task) for task in page.tasks]
         if calls:
-            tasks = [{**task, **self._call(task["id"])} for task in tasks]
+            reasons = self.reasons()
+            tasks = [
+                {**shown, **self._call(task), "why": reasons.of(task)}
+                for shown, task in zip(tasks, page.tasks, strict=True)
+            ]
         return {"tasks": tasks, "next_before": page.next_before_id}
 
     def search(self, search: TaskSearch, *, before: int | None = None, limit: int = 100) -> TaskPage:
@@ -126,30 +171,11 @@ class Reads:
 
     def why(self, task: TaskSummary) -> str | None:
         """Return why a task doesn't run now, as a sentence; None for one that runs or is finished."""
-        if task.state != "ready":
-            return None
-        service, not_served = None, ""
-        try:
-            service_id = self.standing.service_of(task)
-            service = next((one for one in self.standing.services() if one.id == service_id), None)
-        except UnknownServiceError as error:
-            not_served = str(error)
-        now_usec = time.time_ns() // 1000
-        ahead, is_more = self.store.queries.ahead_of(task) if task.eta_usec <= now_usec else (0, False)
-        return why_waiting(
-            task,
-            Circumstances(
-                now_usec=now_usec,
-                config=self.config_of(task.queue),
-                paused_by_a_person=task.queue in self.store.operations.paused(),
-                standing=self.standing.queue(task.queue),
-                service=service,
-                not_served=not_served,
-                running=[one.id for one in self.store.queries.find(queue=task.queue, state="running", limit=50).tasks],
-                ahead=ahead,
-                ahead_is_more=is_more,
-            ),
-        )
+        return self.reasons().of(task)
+
+    def reasons(self) -> Reasons:
+        """Return what tells why tasks don't run, at this moment."""
+        return Reasons(self.store, self.standing, self.config_of)
 
     def _find(self, search: TaskSearch, condition: Condition | None, before: int | None, limit: int) -> TaskPage:
         state = "ready" if search.state == DUE else search.state
@@ -170,25 +196,24 @@ class Reads:
         if service_id not in ids:
             known = ", ".join(ids) or "none"
             raise bad(f"service={service_id!r} is not served here; the services are: {known}.")
-        name, version = name_and_version(service_id)
+        name, version = name_and_version(service_id.lower())
+        names = [name_and_version(one.lower())[0] for one in ids]
         targets = [f"{version}.{name}"]
-        if [name_and_version(one)[0] for one in ids].index(name) == ids.index(service_id):
+        if names.index(name) == ids.index(service_id):
             # A target without a version means the first version of a service.
             targets.append(name)
-        if services[0].id == service_id:
+        if ids[0] == service_id:
             targets.append("")
-        if name == name_and_version(ids[0])[0] and version != LOCAL_VERSION:
+        if name == names[0] and version not in names:
+            # A single label may be a version of the default service.
             targets.append(version)
-        own: list[str] = []
-        others: list[str] = []
-        for queue, config in self._queues().items():
-            if config.target is not None:
-                (own if self._is_target_of(config.target, targets) else others).append(queue)
-        return Destination(queues=tuple(own), elsewhere=(*own, *others), targets=tuple(targets))
-
-    @staticmethod
-    def _is_target_of(target: str, targets: Sequence[str]) -> bool:
-        return any(target == one or (one and target.endswith(f".{one}")) for one in targets)
+        routed = {queue: config.target.lower() for queue, config in self._queues().items() if config.target is not None}
+        return Destination(
+            queues=tuple(queue for queue, target in routed.items() if target in targets),
+            elsewhere=tuple(routed),
+            targets=tuple(targets),
+            version=f"{version}.{name}",
+        )
 
     def _queue(
         self, name: str, counts: Mapping[str, Mapping[Any, int]], configured: Mapping[str, QueueConfig]
@@ -205,12 +230,12 @@ class Reads:
             "config": None if config is None else dataclasses.asdict(config),
         }
 
-    def _call(self, task_id: int) -> dict[str, Any]:
-        """Return a task's call as text, and how long its last attempt took."""
-        task = self.store.queries.get_by_id(task_id)
-        attempts = self.store.queries.attempts(task_id)
-        call = view_of(task.body) if task is not None else None
-        return {
-            "call": call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None,
-            "duration_usec": attempts[-1].duration_usec if attempts else None,
-        }
+    def _call(self, task: TaskSummary) -> dict[str, Any]:
+        """Return a task's call as text, and how long its last attempt took. A large payload is not read for that."""
+        length, body = self.store.queries.beginning_of_body(task.id, _MAX_BODY_BYTES)
+        attempts = self.store.queries.attempts(task.id)
+        call = view_of(body) if length <= _MAX_BODY_BYTES else None
+        text = call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None
+        if length > _MAX_BODY_BYTES and (function := function_from_url(task.url)) is not None:
+            text = f"{function.replace('/', '.')}(…)  # {length:,} bytes"
+        return {"call": text, "duration_usec": attempts[-1].duration_usec if attempts else None}

@@ -129,7 +129,7 @@ def _ahead(found: Circumstances) -> str:
     if not found.ahead:
         return ""
     number = f"more than {found.ahead:,}" if found.ahead_is_more else f"{found.ahead:,}"
-    return f", behind {number} other {'task' if found.ahead == 1 else 'tasks'}"
+    return f"; {number} other {'task is' if found.ahead == 1 else 'tasks are'} ahead of it"
 
 
 def _at(usec: int, now_usec: int, *, precise: bool = False) -> str:

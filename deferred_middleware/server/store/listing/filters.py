@@ -23,13 +23,14 @@ _MAX_DECOMPRESSED_BYTES = 10 * 1024 * 1024
 class Destination:
     """The tasks that go to one service: by the target of their queue in ``queues``, or by their own.
 
-    ``elsewhere`` are the queues with targets of other services. A task's own target is one of ``targets``, or ends in
-    one of them after a dot.
+    ``elsewhere`` are all queues that have a target. A task's own target is one of ``targets``, or ``version`` after an
+    instance and a dot. These are in lower case, and upper case doesn't matter.
     """
 
     queues: tuple[str, ...]
     elsewhere: tuple[str, ...]
     targets: tuple[str, ...]
+    version: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +95,16 @@ _LAST_DURATION = "(SELECT duration_usec FROM attempts WHERE task_id = id ORDER B
 
 
 def _destination(wanted: Destination) -> tuple[str, list[str]]:
-    own = " OR ".join(["target = ? OR target LIKE ? ESCAPE '\\'"] * len(wanted.targets)) or "0"
     in_queues = f"queue IN ({', '.join('?' * len(wanted.queues))})"
     not_elsewhere = f"queue NOT IN ({', '.join('?' * len(wanted.elsewhere))})"
-    targets = [value for target in wanted.targets for value in (target, _suffix(target))]
-    return f"({in_queues} OR ({not_elsewhere} AND ({own})))", [*wanted.queues, *wanted.elsewhere, *targets]
-
-
-def _suffix(target: str) -> str:
-    """Return the pattern of targets that end in this one; an empty target is the end of none."""
-    if not target:
-        return "\\%"
-    return "%." + target.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    own = f"lower(target) IN ({', '.join('?' * len(wanted.targets))})"
+    # An instance has no dot.
+    instance = "(target LIKE ? ESCAPE '\\' AND target NOT LIKE ? ESCAPE '\\')"
+    version = wanted.version.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return (
+        f"({in_queues} OR ({not_elsewhere} AND ({own} OR {instance})))",
+        [*wanted.queues, *wanted.elsewhere, *wanted.targets, f"_%.{version}", f"%.%.{version}"],
+    )
 
 
 def install(connection: sqlite3.Connection) -> None:
