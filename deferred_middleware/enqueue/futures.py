@@ -1,9 +1,4 @@
-""":class:`EnqueueFuture`, which ``defer_async`` returns, and :class:`Scope`, which runs code of a request in a thread.
-
-The SDK keeps the state of a request in context variables, in a thread-local copy of ``os.environ``, and in a
-thread-local flag that lets the thread use the request's API ticket (SDK: ``runtime/middlewares.py``,
-``runtime/request_environment.py``, ``runtime/default_api_stub.py``). To call the SDK's services for a request, another
-thread needs all three.
+""":class:`EnqueueFuture`, which ``defer_async`` returns, and the attempts to enqueue that go on in the background.
 
 Importing this module imports the SDK.
 """
@@ -11,18 +6,17 @@ Importing this module imports the SDK.
 from __future__ import annotations
 
 import concurrent.futures
-import contextvars
 import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from google.appengine.api import apiproxy_rpc
 from google.appengine.ext.ndb import eventloop, tasklets
-from google.appengine.runtime import default_api_stub, request_environment
 
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.add import Add, AddGroups, add
 from deferred_middleware.enqueue.background import ALARM
+from deferred_middleware.enqueue.request_scope import Scope
 from deferred_middleware.errors.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -32,34 +26,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Scope:
-    """The current thread's request state. Use it only before the request ends."""
-
-    __slots__ = ("_context", "_request", "_ticket")
-
-    def __init__(self) -> None:
-        self._context = contextvars.copy_context()
-        current = request_environment.current_request
-        self._request = (current.errors, current.environ, current.runtime_stats)
-        self._ticket = default_api_stub.DefaultApiStub.ShouldUseRequestSecurityTicketForThread()
-
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``function`` in this thread as if it were in the request."""
-        return self._context.copy().run(functools.partial(self._run, function, *args, **kwargs))
-
-    def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        current, stub = request_environment.current_request, default_api_stub.DefaultApiStub
-        before = (current.errors, current.environ, current.runtime_stats)
-        ticket_before = stub.ShouldUseRequestSecurityTicketForThread()
-        current.errors, current.environ, current.runtime_stats = self._request
-        stub.SetUseRequestSecurityTicketForThread(self._ticket)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            current.errors, current.environ, current.runtime_stats = before
-            stub.SetUseRequestSecurityTicketForThread(ticket_before)
 
 
 logger = get_logger("deferred_middleware")

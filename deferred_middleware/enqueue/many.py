@@ -17,12 +17,14 @@ from deferred_middleware.enqueue import futures
 from deferred_middleware.enqueue.add import Add, AddGroup, AddGroups
 from deferred_middleware.enqueue.prepare import PreparedCall, RandomDigits, enqueue_context, prepare
 from deferred_middleware.enqueue.report import EnqueueReport
+from deferred_middleware.enqueue.request_scope import in_request
 from deferred_middleware.errors.sdk import NotAllEnqueuedError
 
 if TYPE_CHECKING:
     from deferred_middleware.enqueue.futures import EnqueueFuture
 
 
+@in_request
 def defer_many(
     calls: Iterable[Call],
     *,

@@ -388,5 +388,5 @@ def _target_unknown(call: Call, queue: str, target: str | None) -> EnqueueError:
         queue,
         call.options.name,
         f"its target {target!r} can't be told to the queue, because the app's hostname is not known here "
-        "(DEFAULT_VERSION_HOSTNAME). Defer it in a request, inside wrap_wsgi_app.",
+        f"(DEFAULT_VERSION_HOSTNAME). Defer it in a request, inside wrap_wsgi_app.{sdk.note_on_thread()}",
     )
