@@ -6,8 +6,8 @@ thread-local flag that lets the thread use the request's API ticket (SDK: ``runt
 thread needs all three. :class:`Scope` has them, for a thread of ours.
 
 A thread that the app starts gets them from the SDK, which replaces the function that starts threads. Python 3.13 starts
-threads in another way (``threading.Thread.start``), so nothing is passed on. ``asgiref`` runs the ``async def`` views of
-Flask and Django in such a thread. It passes the context variables on, as many libraries do. So :func:`keeping_request`
+threads in another way (``threading.Thread.start``), so nothing is passed on. ``asgiref`` runs ``async def`` views, those
+of Flask and Django, in such a thread. It passes the context variables on, as many libraries do. So :func:`keeping_request`
 puts the state of the request into a context variable, and :func:`in_request` restores it while we use the SDK.
 """
 
