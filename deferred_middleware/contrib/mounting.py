@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import webob
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
-from deferred_middleware.enqueue.request_scope import keeping_request
 from deferred_middleware.errors import LayerError
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.text import log_error
@@ -28,7 +28,7 @@ from deferred_middleware.execution.outcomes import Outcome
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 
 def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, overload
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
 from deferred_middleware.calls.options import Options
+from deferred_middleware.engines.request_scope import LOSES_REQUESTS, lost_request
 from deferred_middleware.enqueue.batch import current_batch
-from deferred_middleware.enqueue.request_scope import LOSES_REQUESTS, lost_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextvars
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from deferred_middleware.enqueue.request_scope import Scope, in_request, lost_request
+from deferred_middleware.engines.request_scope import Scope, in_request, lost_request
 from deferred_middleware.errors.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 B = TypeVar("B", bound="Batch")
 
@@ -42,7 +42,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.outer: Batch | None = None
-        self.is_open = False
+        self.is_open: bool = False
         self._lock = threading.Lock()
         self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
 

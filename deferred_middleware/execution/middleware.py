@@ -25,9 +25,9 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.request_end import FAILED, UNDER_WAY
-from deferred_middleware.enqueue.request_scope import keeping_request
 from deferred_middleware.errors.text import shortened
 from deferred_middleware.execution.handler import TaskHandler
 from deferred_middleware.wire import protocol
@@ -71,6 +71,8 @@ class DeferredMiddleware:
             from deferred_middleware.enqueue.batch import coalescing
 
             app = coalescing(app)
+        if handler.sweeper is not None:
+            app = handler.sweeper.around(app)
         self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix

@@ -10,13 +10,13 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
-from deferred_middleware.config.process import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings, keyring_of
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
 from deferred_middleware.testing.records import CapturedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import LIFETIME_SECONDS, keyring_for, path_of
+from deferred_middleware.wire.signature import LIFETIME_SECONDS, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +115,7 @@ def _renew_signature(environ: WSGIEnvironment, task: CapturedTask) -> None:
     The queue of a test keeps a task for any time. A test may have enqueued it while the time was stopped long ago.
     """
     signature = environ.get(_SIGNATURE)
-    keyring = keyring_for(current_settings().secret_keys, current_deployment().application)
+    keyring = keyring_of(current_settings(), current_deployment())
     if signature is None or not keyring:
         return
     try:

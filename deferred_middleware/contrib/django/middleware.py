@@ -29,8 +29,8 @@ from django.http import HttpRequest, HttpResponse
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.contrib.django.views import TaskResponse, is_not_logged_yet, on_exception, task_handler
 from deferred_middleware.contrib.mounting import ensure_report, response_after_layers
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import batch, request_end
-from deferred_middleware.enqueue.request_scope import keeping_request
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 

@@ -10,8 +10,8 @@ import pytest
 from deferred_middleware import Settings, defer
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.process import install_hooks, install_settings
-from deferred_middleware.enqueue import request_scope
-from deferred_middleware.enqueue.request_scope import LOSES_REQUESTS
+from deferred_middleware.engines import request_scope
+from deferred_middleware.engines.request_scope import LOSES_REQUESTS
 from tests.support import sample
 from tests.support.delivering import Queued
 from tests.support.module_trace import documented_way, trace

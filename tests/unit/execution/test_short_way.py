@@ -13,8 +13,8 @@ import pytest
 from deferred_middleware import DeferredMiddleware, Settings, defer
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.process import install_hooks
-from deferred_middleware.enqueue import request_scope
-from deferred_middleware.enqueue.request_scope import LOSES_REQUESTS
+from deferred_middleware.engines import request_scope
+from deferred_middleware.engines.request_scope import LOSES_REQUESTS
 from deferred_middleware.testing import capture_tasks
 from tests.support import sample
 from tests.support.delivering import task_environ

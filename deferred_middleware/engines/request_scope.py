@@ -6,9 +6,10 @@ thread-local flag that lets the thread use the request's API ticket (SDK: ``runt
 thread needs all three. :class:`Scope` has them, for a thread of ours.
 
 A thread that the app starts gets them from the SDK, which replaces the function that starts threads. Python 3.13 starts
-threads in another way (``threading.Thread.start``), so nothing is passed on. ``asgiref`` runs ``async def`` views, those
-of Flask and Django, in such a thread. It passes the context variables on, as many libraries do. So :func:`keeping_request`
-puts the state of the request into a context variable, and :func:`in_request` restores it while we use the SDK.
+threads in another way (``threading.Thread.start``), so nothing is passed on. ``asgiref`` runs the ``async def`` views
+of Flask and Django in such a thread. It passes the context variables on, as many libraries do. So
+:func:`keeping_request` puts the state of the request into a context variable, and :func:`in_request` restores it while
+we use the SDK. A process without the SDK has no such state.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import functools
 import sys
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
+
+from deferred_middleware.errors.sdk_types import HAS_SDK
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,14 +36,21 @@ class RequestState:
     """The thread-local part of the current request's state. Use it only before the request ends."""
 
     __slots__ = ("_request", "has_ticket")
+    _request: tuple[Any, Any, Any] | None
+    has_ticket: bool
 
     def __init__(self) -> None:
+        self._request, self.has_ticket = None, False
+        if not HAS_SDK:
+            return
         current, stub = _sdk()
         self._request = (current.errors, current.environ, current.runtime_stats)
-        self.has_ticket: bool = stub.ShouldUseRequestSecurityTicketForThread()
+        self.has_ticket = stub.ShouldUseRequestSecurityTicketForThread()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in this thread with the state, and with this thread's own context."""
+        if self._request is None:
+            return function(*args, **kwargs)
         current, stub = _sdk()
         before = (current.errors, current.environ, current.runtime_stats)
         ticket_before = stub.ShouldUseRequestSecurityTicketForThread()

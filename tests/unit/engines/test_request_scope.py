@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.appengine.runtime import default_api_stub, request_environment
 
-from deferred_middleware.enqueue import request_scope
+from deferred_middleware.engines import request_scope
 
 STUB = default_api_stub.DefaultApiStub
 CURRENT = request_environment.current_request
