@@ -11,7 +11,8 @@ A payload may have these in the callable's place. The list has to have:
 * for ``getattr(object, "method")``: the same with the object's class, if the ``__new__`` of that class makes the
   object;
 * for such an object itself, which is then called: the name of its class;
-* for a ``functools.partial`` of one of these: the same as for what it wraps.
+* for a ``functools.partial`` of one of these: the same as for what it wraps;
+* for a task of Django's: the name of its function.
 
 ``defer()`` writes nothing else, so anything else is refused.
 """
@@ -26,7 +27,16 @@ from typing import Any, Final
 
 from deferred_middleware.calls.callables import AnyCallable, asked, is_proxy, label_of
 from deferred_middleware.errors import NotAllowedError
-from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Value, sketch
+from deferred_middleware.wire.pickle_tree import (
+    DJANGO_TASK_LOADER,
+    Group,
+    Made,
+    Name,
+    Node,
+    Value,
+    django_task_name,
+    sketch,
+)
 
 OWN_FUNCTIONS: Final = "*"
 """Stands in an entry of the list for all functions that the module defines itself."""
@@ -45,6 +55,7 @@ _DESCRIPTORS: Final = (
     types.ClassMethodDescriptorType,
 )
 _BOUND_BUILTINS: Final = (types.BuiltinMethodType, types.MethodWrapperType)
+_DJANGO_BACKEND: Final = DJANGO_TASK_LOADER.rpartition(".")[0]
 _LEGACY: Final = "google.appengine.ext.deferred.deferred"
 
 
@@ -77,6 +88,7 @@ def check_payload(data: bytes, allowed: tuple[str, ...], *, legacy: bool) -> Non
 
 def check_callable(func: AnyCallable, allowed: tuple[str, ...]) -> None:
     """Raise :class:`NotAllowedError` unless the list names ``func``."""
+    func = _in_django_call(func)
     for entry in allowed:
         module, _, qualname = entry.partition(":")
         if _is_own_function(func, module) if qualname == OWN_FUNCTIONS else _holds(module, qualname, func):
@@ -107,7 +119,20 @@ def _is_own_function(func: AnyCallable, module: str) -> bool:
     if getattr(func, "__module__", None) != module:
         return False
     # An object that is callable has no name of its own, unless it is a decorated function.
-    return hasattr(func, "__name__") and any(value is func for value in held.values())
+    return hasattr(func, "__name__") and any(_in_django_task(value) is func for value in held.values())
+
+
+def _in_django_call(func: AnyCallable) -> AnyCallable:
+    """Return the function of the Django task that ``func`` runs; any other ``func`` as it is."""
+    backend = sys.modules.get(_DJANGO_BACKEND)
+    is_call = backend is not None and type(func) is vars(backend).get("TaskCall")
+    return func.task.func if is_call else func  # type: ignore[attr-defined] # a TaskCall
+
+
+def _in_django_task(held: Any) -> Any:
+    """Return the function of the Django task that a module holds; any other object as it is."""
+    tasks = sys.modules.get("django.tasks.base")
+    return held.func if tasks is not None and issubclass(type(held), tasks.Task) else held
 
 
 def _without_partials(func: AnyCallable) -> AnyCallable:
@@ -134,6 +159,7 @@ def _holds(module: str, qualname: str, func: AnyCallable) -> bool:
         found = getattr(found, part, _NOTHING) if number == 0 else inspect.getattr_static(found, part, _NOTHING)
         if found is _NOTHING:
             return False
+    found = _in_django_task(found)
     if is_proxy(func) and isinstance(holder, type):
         return found is func or _binds_to(found, holder, func)
     if isinstance(found, (staticmethod, classmethod)):
@@ -187,6 +213,8 @@ def _name_of(node: Node, depth: int) -> Name | None:
         return node
     if not isinstance(node, Made):
         return None
+    if (name := django_task_name(node)) is not None:
+        return name
     if _is_named(node.maker, _GETATTR):
         arguments = _items(node.arguments)
         return None if arguments is None or not _is_plain(node) else _attribute(arguments, depth)

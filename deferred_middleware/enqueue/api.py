@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
 from deferred_middleware.calls.options import Options
+from deferred_middleware.engines.request_scope import LOSES_REQUESTS, lost_request
 from deferred_middleware.enqueue.batch import current_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from typing_extensions import ParamSpec, TypeVarTuple, Unpack
+
     from deferred_middleware.calls.callables import AnyCallable
+    from deferred_middleware.calls.option_types import DeferOptions
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.enqueue.report import EnqueueReport
 
+    P = ParamSpec("P")
+    Ts = TypeVarTuple("Ts")
 
-def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
+
+@overload
+def defer(func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedTask: ...
+@overload
+def defer(
+    func: Callable[[Unpack[Ts]], object], /, *args: Unpack[Ts], **options: Unpack[DeferOptions]
+) -> EnqueuedTask: ...
+def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:  # type: ignore[misc] # mypy does not match *args: Any with *args: *Ts
     """Run ``func(*args, **kwargs)`` later, in a task. When this returns, the task is enqueued.
 
     ``func`` is any callable that a module holds: a function (``async def`` too), a class, a bound, class or static
@@ -54,7 +67,13 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     return enqueue(call(func, *args, **kwargs))
 
 
-def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
+@overload
+def defer_async(func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture: ...
+@overload
+def defer_async(
+    func: Callable[[Unpack[Ts]], object], /, *args: Unpack[Ts], **options: Unpack[DeferOptions]
+) -> EnqueueFuture: ...
+def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:  # type: ignore[misc] # mypy does not match *args: Any with *args: *Ts
     """Start to enqueue ``func(*args, **kwargs)``, and return an :class:`EnqueueFuture` of the task.
 
     It takes the arguments of :func:`defer`. It runs the checks that don't need the queue before it returns, and
@@ -76,6 +95,8 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     """Start to enqueue a :class:`Call`; see :func:`defer_async`."""
     from deferred_middleware.enqueue import futures, prepare  # imported here, because they import the SDK
 
+    if LOSES_REQUESTS and (lost := lost_request()) is not None:
+        return lost.run(enqueue_async, call)
     prepared = prepare.prepare(call)
     batch = current_batch.get()
     if batch is not None:
@@ -91,6 +112,8 @@ def enqueue(call: Call) -> EnqueuedTask:
     """Enqueue a :class:`Call`; see :func:`defer`."""
     from deferred_middleware.enqueue import add, enqueued_task, prepare  # imported here, because they import the SDK
 
+    if LOSES_REQUESTS and (lost := lost_request()) is not None:
+        return lost.run(enqueue, call)
     prepared = prepare.prepare(call)
     batch = current_batch.get()
     if batch is not None:
@@ -106,7 +129,7 @@ def defer_many(
     parallel: int = 10,
     progress: Callable[[EnqueueReport], object] | None = None,
     raise_errors: bool = True,
-    **options: Any,
+    **options: Unpack[DeferOptions],
 ) -> EnqueueReport:
     """Enqueue many calls, up to 100 in an RPC and ``parallel`` RPCs at once.
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.options import NO_OPTIONS, Options
+from deferred_middleware.engines.request_scope import in_request
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import futures
 from deferred_middleware.enqueue.add import Add, AddGroup, AddGroups
-from deferred_middleware.enqueue.prepare import PreparedCall, enqueue_context, prepare
+from deferred_middleware.enqueue.prepare import PreparedCall, RandomDigits, enqueue_context, prepare
 from deferred_middleware.enqueue.report import EnqueueReport
 from deferred_middleware.errors.sdk import NotAllEnqueuedError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.futures import EnqueueFuture
 
 
+@in_request
 def defer_many(
     calls: Iterable[Call],
     *,
@@ -88,11 +90,11 @@ class Stream:
         *,
         taken_names_fail: bool = False,
     ) -> None:
-        self.report = EnqueueReport()
+        self.report: EnqueueReport = EnqueueReport()
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress
-        self._context = enqueue_context()
+        self._context = enqueue_context(RandomDigits())
         self._groups: AddGroups[int] = AddGroups()
         self._futures: dict[int, EnqueueFuture] = {}
         """The future of each call that has one, by the call's index."""

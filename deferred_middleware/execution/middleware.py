@@ -25,6 +25,7 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.request_end import FAILED, UNDER_WAY
 from deferred_middleware.errors.text import shortened
@@ -34,6 +35,7 @@ from deferred_middleware.wire import protocol
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from deferred_middleware.config.hooks import AnyHook
     from deferred_middleware.config.settings import Settings
 
 
@@ -44,7 +46,7 @@ class DeferredMiddleware:
         app: the WSGI app to wrap.
         settings: the settings, by default those of the environment. Settings given here become the process's: ``defer``
             uses them from then on, so that it sends tasks to the URLs at which this middleware expects them.
-        hooks: objects that are called when something happens to a task; see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects that are called when something happens to a task; see :class:`deferred_middleware.Hook`.
             They become the process's too.
 
     Raises:
@@ -52,7 +54,9 @@ class DeferredMiddleware:
         TypeError: ``app`` can't be called, or a hook has none of the methods of a hook.
     """
 
-    def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
+    def __init__(
+        self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[AnyHook] = ()
+    ) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
         if _is_asgi(app):
@@ -67,6 +71,8 @@ class DeferredMiddleware:
             from deferred_middleware.enqueue.batch import coalescing
 
             app = coalescing(app)
+        if handler.sweeper is not None:
+            app = handler.sweeper.around(app)
         self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix
@@ -75,6 +81,7 @@ class DeferredMiddleware:
         ours = (*handler.starts, *([protocol.WARMUP_PATH] if self._warms_up else []))
         self._prefixes: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
 
+    @keeping_request
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of the request, or pass the request to the app."""
         path = environ.get("PATH_INFO", "")

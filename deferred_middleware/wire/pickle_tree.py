@@ -79,6 +79,20 @@ class Unknown:
 
 Node = Value | Name | Group | Made | Unknown
 
+DJANGO_TASK_LOADER = "deferred_middleware.contrib.django.backend.load_task"
+"""The function that makes the callable for a task of Django's."""
+
+
+def django_task_name(node: Node) -> Name | None:
+    """Return the name of the function that a task of Django's runs; None if ``node`` is anything else."""
+    if not (isinstance(node, Made) and isinstance(node.maker, Name) and str(node.maker) == DJANGO_TASK_LOADER):
+        return None
+    path = node.arguments.items[0] if isinstance(node.arguments, Group) and node.arguments.items else None
+    if node.by_new or node.items or node.state or not (isinstance(path, Value) and isinstance(path.value, str)):
+        return None
+    module, _, function = path.value.rpartition(".")
+    return Name(module, function)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,8 +57,15 @@ def with_compat(count: int) -> None:
 
 
 @pytest.mark.parametrize("enqueue", [one_by_one, asynchronously, in_a_batch, many, with_compat])
-def test_tasks_are_in_the_order_of_enqueueing(stub: Any, enqueue: Callable[[int], None]) -> None:
-    """get_filtered_tasks() returns the tasks in the order of enqueueing, also more than ten."""
+def test_tasks_are_in_the_order_of_enqueueing(
+    stub: Any, enqueue: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """get_filtered_tasks() returns the tasks in the order of enqueueing, also while a test has stopped the clock.
+
+    The stub orders by the ETA, and tasks of the same ETA by their names.
+    """
+    moment = time.time()
+    monkeypatch.setattr(time, "time", lambda: moment)
     sample.ran.clear()
     enqueue(25)
 

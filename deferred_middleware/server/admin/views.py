@@ -24,7 +24,7 @@ from deferred_middleware.server.admin.pickle_text import MAX_CHARACTERS, keyword
 from deferred_middleware.server.store.records import AttemptRecord, StoredTask, TaskSummary
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.compression import Decompressed, decompress, looks_compressed
-from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Sketch, Value, sketch
+from deferred_middleware.wire.pickle_tree import Group, Made, Name, Node, Sketch, Value, django_task_name, sketch
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """How much of a compressed body is decompressed."""
@@ -142,7 +142,7 @@ def _call_parts(node: Node) -> tuple[str, list[Node], list[tuple[str, Node]]] | 
         member = args[1]
         if isinstance(member, Value) and isinstance(member.value, str):
             return f"{render(args[0])}.{member.value}", args[2:], keywords
-    return render(func), args, keywords
+    return render(django_task_name(func) or func), args, keywords
 
 
 def _overflow(reference: bytes) -> PayloadView:

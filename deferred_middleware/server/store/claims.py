@@ -10,13 +10,16 @@ claimed when the search began, and those whose claims ended since.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from deferred_middleware.server.store.records import ClaimedTask, Lane
+from deferred_middleware.server.store.records import ClaimedTask, Lane, StoredTask, TaskSummary
 from deferred_middleware.server.store.upkeep.claim_record import ClaimRecord
+
+Task = TypeVar("Task", TaskSummary, StoredTask)
 
 
 class Claim(NamedTuple):
@@ -46,6 +49,8 @@ class Claims:
         # Guards the rest.
         self._lock = threading.Lock()
         self._claims: dict[int, Claim] = {}
+        # How often claims were made or have ended. Read without the lock.
+        self.changes = 0
         # The IDs in the order of the claims.
         self._by_lane: dict[Lane, dict[int, None]] = {}
         # The claims that have ended since the current search began; None while there is no search.
@@ -69,6 +74,7 @@ class Claims:
                     task = claim.task
                     slot = self._record.add(task.id, task.retry_count)
                     self._claims[task.id] = claim._replace(slot=slot)
+                    self.changes += 1
                     self._by_lane.setdefault(Lane(task.queue, task.target), {})[task.id] = None
         return [claim.task for claim in claims]
 
@@ -97,6 +103,12 @@ class Claims:
         """Return whether a task is claimed."""
         with self._lock:
             return task_id in self._claims
+
+    def as_it_stands(self, task: Task) -> Task:
+        """Return the task, with the state ``running`` if it is claimed."""
+        if task.state == "ready" and self.is_claimed(task.id):
+            return dataclasses.replace(task, state="running")
+        return task
 
     def taken_in(self, lane: Lane | None) -> list[int]:
         """Return the IDs of the claimed tasks of a lane, or of all lanes; also of those that have just ended."""
@@ -144,6 +156,7 @@ class Claims:
         claim = self._claims.pop(task_id, None)
         if claim is None:
             return
+        self.changes += 1
         self._record.remove(claim.slot)
         lane = Lane(claim.task.queue, claim.task.target)
         del self._by_lane[lane][task_id]

@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.statistics.earlier_failures import create_functions
+from deferred_middleware.server.store.statistics.spans import SpanCounters
 from deferred_middleware.server.store.upkeep.claim_record import ClaimRecord, read_claims
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
@@ -26,13 +28,13 @@ from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pag
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -89,6 +91,7 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
+        create_functions(connection)
         logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
@@ -162,6 +165,7 @@ class Database:
     Attributes:
         writer: Runs all operations that change the database.
         reader: Serves people and the taskqueue API.
+        counters: The figures of what happens, which the writer writes.
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks. In them, claimed tasks are ready.
         claims: The claimed tasks.
@@ -199,12 +203,13 @@ class Database:
                         raise
                     self._make_running_ready(connection, claims_path)
                 self._claim_record = ClaimRecord(claims_path)
-                self.claims = Claims(self._claim_record)
+                self.claims: Claims = Claims(self._claim_record)
                 # A late result finds no other task, because no ID is used twice while a claim may hold.
                 (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()
-                self.next_id = itertools.count(newest + 1).__next__
-                self.counts = TaskCounts(connection)
-                self.steady_clock = SteadyClock(
+                self.next_id: Callable[[], int] = itertools.count(newest + 1).__next__
+                self.counts: TaskCounts = TaskCounts(connection)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
                     wall_usec=self.now_usec(),
@@ -218,8 +223,8 @@ class Database:
                 )
                 if found.report(connection, self.counts.stored_tasks):
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path)
-                self.lanes_reader = Reader(path)
+                self.reader: Reader = Reader(path)
+                self.lanes_reader: Reader = Reader(path)
             except BaseException:
                 connection.close()
                 raise
@@ -227,12 +232,19 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer = GroupCommitWriter(
-            connection, self.counts, self.claims, reserve, self._stamps, check_files=files.check, on_failure=on_failure
+        self.writer: GroupCommitWriter = GroupCommitWriter(
+            connection,
+            self.counts,
+            self.claims,
+            self.counters,
+            reserve,
+            self._stamps,
+            check_files=files.check,
+            on_failure=on_failure,
         )
-        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
-        self.choose_name = NameChooser(self.now_usec)
+        self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
 
@@ -290,7 +302,7 @@ class Database:
             queues = connection.execute("SELECT queue FROM counts WHERE state = 'running' AND number <> 0").fetchall()
             tally = Tally()
             for (queue,) in queues:
-                # Version 2 wrote claims into the database.
+                # Versions before 5 wrote claims into the database.
                 number = connection.execute(
                     "UPDATE tasks SET state = 'ready', claim_token = NULL, eta_usec = min(eta_usec, ?)"
                     " WHERE queue = ? AND state = 'running'",

@@ -11,13 +11,11 @@ import sqlite3
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
-
-Task = TypeVar("Task", TaskSummary, StoredTask)
 
 Waiting = Literal["scheduled", "retrying"]
 """What a ready task waits for: its own ETA, or the end of its back-off."""
@@ -59,6 +57,9 @@ _NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC 
 _NEWEST_CLAIMED = "FROM tasks WHERE id IN (SELECT value FROM json_each(?)) AND id < ? ORDER BY id DESC LIMIT ?"
 _NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
 _UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
+_LISTED = f"""
+    {rows.SELECT_TASK} WHERE queue = :queue AND state = 'ready' AND id > :after AND method <> 'PULL'
+    ORDER BY id LIMIT :limit"""
 _ATTEMPT_FIELDS = [field.name for field in dataclasses.fields(AttemptRecord)]
 _ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_FIELDS)} FROM attempts WHERE task_id = ? ORDER BY number"
 
@@ -172,7 +173,7 @@ class TaskQueries:
             page = self._page(lists, before, limit)
         else:
             page = self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
-        tasks = (self._as_it_stands(task) for task in page.tasks)
+        tasks = (self._claims.as_it_stands(task) for task in page.tasks)
         # A task may be claimed, or get its result, between two of these reads.
         return dataclasses.replace(page, tasks=tuple(task for task in tasks if state in (None, task.state)))
 
@@ -188,7 +189,16 @@ class TaskQueries:
         else:
             sql = f"{_UNFINISHED} AND (eta_usec, name) >= (?, ?) ORDER BY eta_usec, name LIMIT ?"
             parameters = [queue, from_eta_usec, from_name, limit]
-        return [self._as_it_stands(rows.stored_task(row)) for row in self._database.read(sql, parameters)]
+        return [self._claims.as_it_stands(rows.stored_task(row)) for row in self._database.read(sql, parameters)]
+
+    def version(self) -> int:
+        """Return a number that is another one after each change of the database or of the claims."""
+        return int(self._database.read("PRAGMA data_version")[0][0]) + (self._claims.changes << 32)
+
+    def listed(self, queue: str, *, after_id: int = 0, limit: int = 100) -> list[StoredTask]:
+        """Return unfinished push tasks of a queue, the oldest first, beginning after ``after_id``."""
+        found = self._database.read(_LISTED, {"queue": queue, "after": after_id, "limit": limit})
+        return [self._claims.as_it_stands(rows.stored_task(row)) for row in found]
 
     def newest_created_usec(self) -> int | None:
         """Return when the last task was added, None if there is no task."""
@@ -272,13 +282,7 @@ class TaskQueries:
 
     def _task(self, where: str, parameters: Sequence[Any]) -> StoredTask | None:
         found = self._database.read(f"{rows.SELECT_TASK} WHERE {where}", parameters)
-        return self._as_it_stands(rows.stored_task(found[0])) if found else None
-
-    def _as_it_stands(self, task: Task) -> Task:
-        """Return the task with the state ``running`` if it is claimed."""
-        if task.state == "ready" and self._claims.is_claimed(task.id):
-            return dataclasses.replace(task, state="running")
-        return task
+        return self._claims.as_it_stands(rows.stored_task(found[0])) if found else None
 
     def _page(self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int) -> TaskPage:
         found = [

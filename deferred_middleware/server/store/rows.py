@@ -19,6 +19,7 @@ from deferred_middleware.server.store.records import (
     AddResult,
     AttemptRecord,
     ClaimedTask,
+    CloudOrigin,
     Completion,
     Headers,
     NewTask,
@@ -33,12 +34,13 @@ TASK_COLUMNS = (
 )
 CLAIMED_COLUMNS = (
     f"{TASK_COLUMNS}, (SELECT headers FROM payloads WHERE task_id = tasks.id),"
-    " (SELECT body FROM payloads WHERE task_id = tasks.id), user_named, attempts_before"
+    " (SELECT body FROM payloads WHERE task_id = tasks.id), (SELECT origin FROM payloads WHERE task_id = tasks.id),"
+    " user_named, attempts_before"
 )
 FIRST_SUCCESS = """
-    SELECT first_attempt_usec, first_duration_usec, previous_response, first_service, first_excerpt FROM tasks
+    SELECT first_attempt_usec, first_duration_usec, previous_response, first_service, first_excerpt, eta_usec FROM tasks
     WHERE id = ? AND first_service IS NOT NULL"""
-SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body FROM tasks JOIN payloads ON task_id = id"
+SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin FROM tasks JOIN payloads ON task_id = id"
 
 _INSERT_TASK = """
     INSERT INTO tasks (id, queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
@@ -50,14 +52,14 @@ _COMPLETE = """
         execution_count = ?, previous_response = ?, retry_reason = ?, forced = 0, first_duration_usec = ?,
         first_service = ?, first_excerpt = ?
     WHERE id = ? AND state = 'ready' AND retry_count = ?"""
-_INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BY_NAME = "SELECT state, user_named FROM tasks WHERE queue = ? AND name = ?"
 _TOMBSTONE = "SELECT 1 FROM tombstones WHERE queue = ? AND name = ? AND expires_usec > ?"
 _BLOCK_NAME = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 _UNFINISHED_STATES = frozenset({"held", "ready", "running"})
 
 _SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
-_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body"]
+_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body", "origin"]
 _decode_json = json.JSONDecoder().raw_decode
 
 
@@ -94,7 +96,9 @@ def insert(
             task.tag,
         ),
     )
-    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", (task_id, json.dumps(task.headers), task.body))
+    origin = None if task.origin is None else json.dumps(dataclasses.asdict(task.origin))
+    payload = (task_id, json.dumps(task.headers), task.body, origin)
+    connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", payload)
 
 
 def complete(connection: sqlite3.Connection, completion: Completion) -> bool:
@@ -133,12 +137,13 @@ def is_first_success(completion: Completion) -> bool:
         and attempt.reason is None
         and attempt.status == completion.previous_response
         and attempt.started_usec == completion.first_attempt_usec
+        and attempt.scheduled_usec == completion.eta_usec
     )
 
 
 def first_success(row: Sequence[Any]) -> AttemptRecord:
     """Return the only attempt of a task that succeeded at once, of a row of :data:`FIRST_SUCCESS`."""
-    started_usec, duration_usec, status, service, excerpt = row
+    started_usec, duration_usec, status, service, excerpt, eta_usec = row
     return AttemptRecord(
         number=1,
         started_usec=started_usec,
@@ -147,6 +152,7 @@ def first_success(row: Sequence[Any]) -> AttemptRecord:
         reason=None,
         service=service,
         excerpt=excerpt,
+        scheduled_usec=eta_usec,
     )
 
 
@@ -164,6 +170,7 @@ def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int
                 attempt.reason,
                 attempt.service,
                 attempt.excerpt,
+                attempt.scheduled_usec,
             )
             for task_id, number, attempt in attempts
         ],
@@ -218,6 +225,8 @@ def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
 def _stored_fields(row: Sequence[Any]) -> dict[str, Any]:
     fields = _decode(dict(zip(_STORED_FIELDS, row, strict=True)))
     fields["headers"] = _decode_headers(fields["headers"])
+    if fields["origin"] is not None:
+        fields["origin"] = CloudOrigin(**json.loads(fields["origin"]))
     return fields
 
 
@@ -289,5 +298,28 @@ def delete_expired_tombstones(connection: sqlite3.Connection, now_usec: int, lim
     connection.execute(
         "DELETE FROM tombstones WHERE (queue, name) IN"
         " (SELECT queue, name FROM tombstones WHERE expires_usec <= ? LIMIT ?)",
+        (now_usec, limit),
+    )
+
+
+# Results of adds.
+
+
+def find_results(connection: sqlite3.Connection, key: str) -> list[AddResult] | None:
+    """Return the results that are kept under ``key``, or None."""
+    found = connection.execute("SELECT results FROM add_results WHERE key = ?", (key,)).fetchone()
+    return None if found is None else [AddResult(name=name, outcome=outcome) for name, outcome in json.loads(found[0])]
+
+
+def keep_results(connection: sqlite3.Connection, key: str, results: Iterable[AddResult], expires_usec: int) -> None:
+    """Keep the results of an add until ``expires_usec``."""
+    content = json.dumps([(result.name, result.outcome) for result in results])
+    connection.execute("INSERT INTO add_results VALUES (?, ?, ?)", (key, content, expires_usec))
+
+
+def delete_expired_results(connection: sqlite3.Connection, now_usec: int, limit: int) -> None:
+    """Delete at most ``limit`` results that are not kept any more."""
+    connection.execute(
+        "DELETE FROM add_results WHERE key IN (SELECT key FROM add_results WHERE expires_usec <= ? LIMIT ?)",
         (now_usec, limit),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -19,9 +20,20 @@ from django.db import IntegrityError, connection
 from django.http import HttpResponse, HttpResponseRedirect
 from django.test import Client, override_settings
 
-from deferred_middleware import PermanentTaskFailure, SingularTaskFailure, defer
+from deferred_middleware import (
+    ArgumentsError,
+    NotAllowedError,
+    NotCallableError,
+    PermanentTaskFailure,
+    SingularTaskFailure,
+    UnpicklableArgumentError,
+    defer,
+)
+from deferred_middleware.calls import allowlist
+from deferred_middleware.calls.payload import content_of
 from deferred_middleware.config.process import current_settings, install_settings
 from deferred_middleware.execution import dead_letters
+from deferred_middleware.server.admin.views import view_of
 from deferred_middleware.testing import DeferredTasks, capture_tasks
 from tests.support import adds, django_site
 from tests.support.django_site import seen
@@ -440,6 +452,130 @@ if django.VERSION >= (6, 0):
         assert result.status.name == "READY"
         assert seen[-1] == ("django", 7)
         assert told == ["enqueued READY", "started RUNNING", "finished SUCCESSFUL"]
+
+    HERE = __name__
+
+    @task
+    def django_options(_queue: str, _countdwn: int = 0) -> None:
+        """Record arguments that have the names of options."""
+        seen.append((_queue, _countdwn))
+
+    @task
+    def django_generator() -> Iterator[None]:
+        """Run nothing unless somebody iterates."""
+        yield
+
+    def test_a_django_task_is_named_by_its_own_function(tasks: DeferredTasks, caplog: pytest.LogCaptureFixture) -> None:
+        """The URL, the captured task, the local server and the log of a failure name the function and its arguments."""
+        django_attempt.enqueue()
+        django_note.enqueue({"a": [1]})
+
+        attempt, noted = tasks.pending
+        assert attempt.url == f"/_cb/deferred/{HERE}/django_attempt"
+        assert str(noted.label) == f"{HERE}/django_note"
+        assert view_of(noted.body).text == f"{HERE}.django_note({{'a': [1]}})"
+        assert view_of(noted.body).callable == f"{HERE}.django_note"
+        assert tasks.run(attempt, raise_errors=False).status == 500
+        assert f"failed and will be retried: {HERE}/django_attempt()" in caplog.text
+        assert "backend" not in attempt.url + noted.url
+
+    @pytest.mark.parametrize(
+        ("django_task", "args", "kwargs", "error", "problem"),
+        [
+            (django_note, (), {}, ArgumentsError, "missing a required argument: 'value'"),
+            (django_note, (1, 2), {}, ArgumentsError, "too many positional arguments"),
+            (django_note, (1,), {"valu": 2}, ArgumentsError, "unexpected keyword argument 'valu'"),
+            (django_note, (1,), {"_queue": "mail"}, ArgumentsError, "unexpected keyword argument '_queue'"),
+            (django_attempt, (1,), {}, ArgumentsError, "too many positional arguments"),
+            (django_attempt, (), {"context": 1}, ArgumentsError, "unexpected keyword argument 'context'"),
+            (django_note, ({"a": [0, object()]},), {}, UnpicklableArgumentError, r"args\[0\]\['a'\]\[1\]: object"),
+            (django_note, (), {"value": [b"\xff"]}, UnpicklableArgumentError, r"kwargs\['value'\]\[0\]: bytes"),
+            (django_note, ({(1, object()): 1},), {}, UnpicklableArgumentError, r"\(key tuple\)\[1\]: object"),
+            (django_generator, (), {}, NotCallableError, "generator function"),
+        ],
+    )
+    def test_djangos_enqueue_checks_arguments_as_defer_does(
+        tasks: DeferredTasks,
+        told: list[str],
+        django_task: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        error: type[Exception],
+        problem: str,
+    ) -> None:
+        """A call that could not run is an error at enqueue() that names the function and what is wrong."""
+        with pytest.raises(error, match=f"{HERE}/{django_task.func.__name__}.*{problem}"):
+            django_task.enqueue(*args, **kwargs)
+
+        tasks.assert_nothing_enqueued()
+        assert told == []
+
+    def test_arguments_of_a_django_task_are_no_options(tasks: DeferredTasks) -> None:
+        """A keyword argument that has the name of an option of defer is the function's."""
+        django_options.enqueue(_queue="x", _countdwn=3)
+
+        assert tasks.run().ok
+        assert seen[-1] == ("x", 3)
+
+    def test_a_nested_argument_of_a_django_task_is_told(tasks: DeferredTasks) -> None:
+        """An argument that is nested too deep is an error that says so."""
+        deep: list[Any] = []
+        for _ in range(20_000):
+            deep = [deep]
+
+        with pytest.raises(UnpicklableArgumentError, match=r"args\[0\]: list is nested too deep"):
+            django_note.enqueue(deep)
+
+    def test_a_django_task_of_an_earlier_version_runs(tasks: DeferredTasks, told: list[str]) -> None:
+        """A task in flight that names the backend's own function runs as before."""
+        from django.utils import timezone
+
+        from deferred_middleware.contrib.django import backend
+
+        defer(backend.run, django_note, [7], {}, "an-id", timezone.now())
+
+        assert tasks.run().ok
+        assert seen[-1] == ("django", 7)
+        assert told == ["started RUNNING", "finished SUCCESSFUL"]
+
+    @pytest.mark.parametrize("replacement", [None, len])
+    def test_a_django_task_that_is_gone_is_retried(
+        tasks: DeferredTasks, monkeypatch: pytest.MonkeyPatch, replacement: object
+    ) -> None:
+        """If this version of the site has something else under the task's name, the queue gets a 500."""
+        django_note.enqueue(1)
+        monkeypatch.setitem(globals(), "django_note", replacement)
+
+        assert tasks.run(raise_errors=False).status == 500
+
+    @pytest.mark.parametrize(
+        ("entry", "allowed"),
+        [
+            (f"{HERE}:django_note", True),
+            (f"{HERE}:*", True),
+            (f"{HERE}:django_options", False),
+            ("deferred_middleware.contrib.django.backend:load_task", False),
+            ("deferred_middleware.contrib.django.backend:TaskCall", False),
+            ("deferred_middleware.contrib.django.backend:*", False),
+        ],
+    )
+    def test_the_list_of_callables_names_the_functions_of_django_tasks(
+        tasks: DeferredTasks, entry: str, allowed: bool
+    ) -> None:
+        """DEFERRED_ALLOWED_CALLABLES has the task's own function, before and after the payload is loaded."""
+        django_note.enqueue(7)
+        (task,) = tasks.pending
+        settings = dataclasses.replace(SETTINGS, allowed_callables=(entry,))
+        func = task.func
+        assert func is not None
+
+        for check in (
+            lambda: content_of(task.body, settings, legacy=False),
+            lambda: allowlist.check_callable(func, (entry,)),
+            lambda: allowlist.check_payload(task.body, (entry,), legacy=False),
+        ):
+            with contextlib.nullcontext() if allowed else pytest.raises(NotAllowedError):
+                check()
 
     def test_a_django_task_can_be_later_and_elsewhere(tasks: DeferredTasks) -> None:
         """run_after becomes the task's ETA, and its queue becomes the queue."""

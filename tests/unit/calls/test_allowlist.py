@@ -197,6 +197,7 @@ def _tail(func: bytes) -> bytes:
 NOTE, PAIR, SYSTEM = b"ctests.support.sample\nnote\n", b"ctests.support.sample\npair\n", b"cos\nsystem\n"
 GETATTR = b"cbuiltins\ngetattr\n"
 MAILER = b"ctests.support.sample\nMailer\n)\x81"
+LOADER = b"cdeferred_middleware.contrib.django.backend\nload_task\n"
 # Only sample's note, its Mailer.send and its own functions are allowed, under whatever name.
 HOSTILE: dict[str, bytes] = {
     "another function": _tail(SYSTEM),
@@ -231,6 +232,12 @@ HOSTILE: dict[str, bytes] = {
     ),
     "a partial by new": _tail(b"cfunctools\npartial\n" + SYSTEM + b"\x85\x81(" + NOTE + b")}Ntb"),
     "a partial with more": _tail(b"cfunctools\npartial\n" + NOTE + b"N\x86R"),
+    "a Django task of another module": _tail(LOADER + b"X\x09\0\0\0os.system\x85R"),
+    "a Django task of another package": _tail(LOADER + b"X\x1a\0\0\0tests.support.samples.note\x85R"),
+    "a Django task with a state": _tail(LOADER + b"X\x19\0\0\0tests.support.sample.note\x85R}b"),
+    "a Django task by new": _tail(LOADER + b"X\x19\0\0\0tests.support.sample.note\x85\x81"),
+    "a Django task without a name": _tail(LOADER + b")R"),
+    "a Django task whose name is no text": _tail(LOADER + NOTE + b"\x85R"),
     "an extension": _tail(b"\x82\xf0"),
     "an extension with more digits": _tail(b"\x84\xf0\x00\x00\x00"),
     "a persistent ID": _tail(b"Ptests.support.sample:note\n"),
@@ -289,6 +296,14 @@ def test_a_trick_of_the_object_is_seen_after_loading() -> None:
     with pytest.raises(NotAllowedError, match=r"tests\.support\.sample:pair"):
         loads(data, allowing("tests.support.sample:Mailer.send"))
     assert sample.ran == []
+
+
+def test_a_django_task_is_listed_by_its_function() -> None:
+    """Before it is loaded, the payload of a Django task has the name of the task's function."""
+    data = _tail(LOADER + b"X\x19\0\0\0tests.support.sample.note\x85R")
+
+    check_payload(data, ("tests.support.sample:note",), legacy=False)
+    check_payload(data, ("tests.support.sample:*",), legacy=False)
 
 
 def test_an_object_that_makes_itself_is_explained() -> None:
@@ -413,6 +428,7 @@ def test_defer_refuses_at_once(queued: Queued) -> None:
 
     defer(sample.note, print, [ann])
     defer(ann.send, "bob")
+    func: Any
     for func in (sample.pair, ann.wrapped, sample.Mailer):
         with pytest.raises(
             CallError,

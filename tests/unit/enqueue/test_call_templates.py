@@ -28,7 +28,7 @@ KEYS = ("0123456789abcdef" * 4,)
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start with an empty cache, and end in the default namespace."""
-    monkeypatch.setattr(prepare_module, "_templates", {})
+    monkeypatch.setattr(prepare_module, "_cache", ({}, None, None, None))
     yield
     namespace_manager.set_namespace("")
 
@@ -106,7 +106,7 @@ def test_a_change_shows_in_the_next_task(change: Callable[[], None], monkeypatch
 
     change()
     after = facts()
-    prepare_module._templates.clear()
+    prepare_module._cache[0].clear()
 
     assert before[0] == before[1] == before[2] == before[3]
     assert after == facts()
@@ -177,7 +177,7 @@ def test_templates_are_not_kept_without_limit(monkeypatch: pytest.MonkeyPatch) -
         namespace_manager.set_namespace(f"user{number}")
         prepare(call(sample.note))
 
-    assert 1 <= len(prepare_module._templates) <= 10
+    assert 1 <= len(prepare_module._cache[0]) <= 10
 
 
 def test_only_calls_that_others_resemble_have_a_kept_template() -> None:

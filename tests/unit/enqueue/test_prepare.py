@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copy
+import os
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 from deferred_middleware import OptionError, Settings, call
 from deferred_middleware.config.process import Deployment
-from deferred_middleware.enqueue.prepare import queue_for, target_for, url_for
+from deferred_middleware.enqueue.prepare import RandomDigits, queue_for, target_for, url_for
 from tests.support import sample
 
 DEFAULT = Deployment(service="default", version="v1")
@@ -124,3 +127,21 @@ def test_a_url_under_the_prefix_must_not_lie(url: str) -> None:
     """A given URL under the prefix is rejected, because such URLs name their call."""
     with pytest.raises(OptionError, match="a URL names the call it runs"):
         url_for(call(sample.note, _url=url), Settings())
+
+
+def test_random_digits_never_repeat() -> None:
+    """Digits for many calls are 32 hexadecimal ones, and no two calls have the same."""
+    digits = RandomDigits()
+    taken = [digits() for _ in range(1000)]
+    assert len(set(taken)) == 1000
+    assert all(re.fullmatch("[0-9a-f]{32}", some) for some in taken)
+
+
+def test_a_forked_process_has_digits_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is forked while many calls are prepared doesn't use the digits that its parent goes on with."""
+    digits = RandomDigits()
+    digits()
+    of_child = copy.copy(digits)
+    of_parent = {digits() for _ in range(200)}
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert of_parent.isdisjoint({of_child() for _ in range(200)})

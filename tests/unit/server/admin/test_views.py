@@ -128,6 +128,16 @@ def test_a_method_is_shown_with_its_object() -> None:
     assert view_of(deferred.serialize(Mailer("x").send, "you")).text == f"{mailer}.send('you')"
 
 
+def test_a_django_task_is_shown_as_its_function() -> None:
+    """The payload of a task of Django's is shown as a call of the task's function."""
+    loader = b"\x80\x02cdeferred_middleware.contrib.django.backend\nload_task\n"
+    shown = view_of(loader + b"X\x0e\0\0\0shop.mail.send}\x86RK\x07\x85}\x87.")
+
+    assert (shown.text, shown.callable, shown.args) == ("shop.mail.send(7)", "shop.mail.send", ["7"])
+    odd = view_of(loader + b"X\x04\0\0\0a\nb.}\x86RK\x07\x85}\x87.")
+    assert odd.text == "<name '' of 'a\\nb'>(7)"
+
+
 def test_nothing_is_unpickled() -> None:
     """Viewing a payload doesn't unpickle it, so a payload that would end the process is harmless."""
     shown = view(Explosive(), Explosive())

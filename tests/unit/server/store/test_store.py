@@ -460,7 +460,7 @@ def test_a_first_success_needs_no_row_of_its_own_and_its_history_is_the_same(sto
     """The only attempt of a task that succeeded at once is kept in the task's row; any other attempt has its own."""
     store.add([new_task(name) for name in ("good", "gave a reason", "late", "bad")])
     differences: dict[str, dict[str, Any]] = {
-        "good": {"reason": None},
+        "good": {"reason": None, "scheduled_usec": 0},
         "gave a reason": {},
         "late": {"started_usec": NOW + 1},
         "bad": {},
@@ -473,6 +473,24 @@ def test_a_first_success_needs_no_row_of_its_own_and_its_history_is_the_same(sto
         assert store.complete([dataclasses.replace(result, attempt=attempt)]) == [True]
         assert store.queries.attempts(claimed.id) == [attempt]
     assert store._database.read("SELECT count(*) FROM attempts")[0][0] == 3
+
+
+def test_the_version_of_the_store_follows_the_claims(store: TaskStore) -> None:
+    """A claim, a release, an add and a result each change the number by which watchers notice a change."""
+    seen = [store.queries.version()]
+
+    def look() -> None:
+        seen.append(store.queries.version())
+
+    store.add([new_task()])
+    look()
+    claimed = store.claim({LANE: 1}, NOW)
+    look()
+    store.release(claimed)
+    look()
+    run_all(store)
+    look()
+    assert len(set(seen)) == len(seen)
 
 
 def test_a_task_that_ends_while_others_are_found_is_not_claimed_again(store: TaskStore) -> None:
@@ -509,7 +527,7 @@ done, running = store.claim({{Lane("default", ""): 2}}, 5)
 attempt = AttemptRecord(number=1, started_usec=1, duration_usec=1, status=200, reason=None, service="s", excerpt=b"")
 store.complete([Completion(task_id=done.id, claim_token=done.claim_token, state="succeeded", eta_usec=1,
     first_attempt_usec=1, finished_usec=2, retry_count=1, execution_count=1, previous_response=200, retry_reason=None,
-    attempt=attempt)])
+    attempt=attempt, queue="default", url="/")])
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9
