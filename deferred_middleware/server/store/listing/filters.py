@@ -91,7 +91,10 @@ def condition_of(wanted: TaskFilter, now_usec: int) -> Condition | None:
     return Condition(" AND ".join(conditions), tuple(parameters), wanted.text is not None)
 
 
-_LAST_DURATION = "(SELECT duration_usec FROM attempts WHERE task_id = id ORDER BY number DESC LIMIT 1)"
+# The attempt of a task that succeeded at once is in its own row.
+_LAST_DURATION = (
+    "coalesce((SELECT duration_usec FROM attempts WHERE task_id = id ORDER BY number DESC LIMIT 1), first_duration_usec)"
+)
 
 
 def _destination(wanted: Destination) -> tuple[str, list[str]]:
