@@ -337,7 +337,7 @@ class TaskQueries:
             if number == most:
                 floor = max(floor, last_id)
             found += self._database.read(
-                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) WHERE {condition} LIMIT ?",
+                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) AS tasks WHERE {condition} LIMIT ?",
                 (*searched, *parameters, limit + 1),
             )
         page = _newest([rows.summary(row) for row in found if row[0] >= floor], limit)

@@ -85,16 +85,16 @@ def condition_of(wanted: TaskFilter, now_usec: int) -> Condition | None:
             add(f"{_LAST_DURATION} {sign} ?", int(seconds * 1e6))
     if wanted.text is not None:
         # The last one, because it is the slowest.
-        add("(SELECT body_has(body, ?) FROM payloads WHERE task_id = id)", wanted.text)
+        add("(SELECT body_has(body, ?) FROM payloads WHERE task_id = tasks.id)", wanted.text)
     if not conditions:
         return None
     return Condition(" AND ".join(conditions), tuple(parameters), wanted.text is not None)
 
 
 # The attempt of a task that succeeded at once is in its own row.
-_LAST_DURATION = (
-    "coalesce((SELECT duration_usec FROM attempts WHERE task_id = id ORDER BY number DESC LIMIT 1), first_duration_usec)"
-)
+_LAST_DURATION = """coalesce(
+    (SELECT duration_usec FROM attempts WHERE task_id = tasks.id ORDER BY number DESC LIMIT 1),
+    (SELECT first_duration_usec FROM tasks AS row WHERE row.id = tasks.id))"""
 
 
 def _destination(wanted: Destination) -> tuple[str, list[str]]:

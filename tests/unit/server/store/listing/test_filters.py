@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import zlib
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.store.listing.filters import Destination, TaskFilter, body_has, condition_of
-from deferred_middleware.server.store.records import NewTask
+from deferred_middleware.server.store.records import Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
-from tests.support.storing import NOW, Clock
+from tests.support.storing import NOW, Clock, completion
 
 HOUR = 3600
 
@@ -68,6 +69,33 @@ def test_a_filter_finds_what_it_says(tmp_path: Path, wanted: TaskFilter, names: 
     page = store.queries.find(also=condition_of(wanted, NOW))
 
     assert {task.name for task in page.tasks} == names
+    store.close()
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_the_duration_is_that_of_the_last_attempt(tmp_path: Path, retried: bool) -> None:
+    """A task is found by how long its last attempt took, also one that succeeded at once."""
+    store = added(tmp_path, {"name": "one"}, {"name": "two"})
+    took = {"one": [9.0, 1.5] if retried else [1.5], "two": [9.0, 0.1] if retried else [0.1]}
+    while any(took.values()):
+        for claimed in store.claim({Lane("default", ""): 2}, 2**61):
+            seconds = took[claimed.name].pop(0)
+            is_last = not took[claimed.name]
+            made = completion(claimed, "succeeded" if is_last else "ready")
+            attempt = dataclasses.replace(
+                made.attempt,
+                duration_usec=int(seconds * 1e6),
+                **({"status": 200, "reason": None} if is_last else {}),  # type: ignore[arg-type] # two of the fields
+            )
+            result = dataclasses.replace(made, attempt=attempt, previous_response=200 if is_last else 500)
+            assert store.complete([result]) == [True]
+
+    found = {
+        name: {task.name for task in store.queries.find(also=condition_of(wanted, NOW)).tasks}
+        for name, wanted in [("slow", TaskFilter(slower_seconds=1)), ("fast", TaskFilter(faster_seconds=0.5))]
+    }
+
+    assert found == {"slow": {"one"}, "fast": {"two"}}
     store.close()
 
 
