@@ -50,7 +50,16 @@ def purge_queue(arguments: argparse.Namespace) -> int:
     client = AdminClient(arguments)
     confirm(arguments, f"Delete all unfinished tasks of queue {arguments.queue}?")
     answer = client.post("queues", arguments.queue, "purge")
-    print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
+    deleted = count(answer["deleted"], "task")
+    undo = f" For ten minutes, 'deferred-middleware undo-purge {answer['queue']}' brings them back."
+    print_answer(arguments, answer, f"{deleted} of queue {answer['queue']} deleted.{undo if answer['deleted'] else ''}")
+    return 0
+
+
+def undo_purge(arguments: argparse.Namespace) -> int:
+    """Bring back what the last purge of the queue deleted; return the exit status."""
+    answer = AdminClient(arguments).post("queues", arguments.queue, "undo-purge")
+    print_answer(arguments, answer, f"{count(answer['restored'], 'task')} of queue {answer['queue']} restored.")
     return 0
 
 
@@ -121,6 +130,14 @@ COMMANDS = (
         ),
         add_arguments=_add_purge_arguments,
         run=purge_queue,
+    ),
+    Command(
+        name="undo-purge",
+        summary="bring back the tasks of a purge",
+        description="Bring back the tasks that the last purge of a queue deleted. This is possible for ten minutes.",
+        examples=("deferred-middleware undo-purge default",),
+        add_arguments=_add_queue_arguments,
+        run=undo_purge,
     ),
     Command(
         name="forget",

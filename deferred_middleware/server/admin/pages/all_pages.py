@@ -6,7 +6,7 @@ and add both here: the routes, and an entry of the menu.
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.pages import everywhere, overview, queue, task, tasks
+from deferred_middleware.server.admin.pages import changes, everywhere, overview, queue, task, tasks
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.site import Site
 from deferred_middleware.server.admin.web.tools import PageTools
@@ -15,6 +15,7 @@ from deferred_middleware.server.admin.web.visitors import Visitors
 MENU = (
     MenuEntry(label="Overview", path="/"),
     MenuEntry(label="Tasks", path="/tasks"),
+    MenuEntry(label="Changes", path="/changes"),
 )
 
 ROUTES: tuple[Route, ...] = (
@@ -24,6 +25,7 @@ ROUTES: tuple[Route, ...] = (
     # Before the page of one task, whose address has any ID.
     *tasks.ROUTES,
     *task.ROUTES,
+    *changes.ROUTES,
 )
 
 
