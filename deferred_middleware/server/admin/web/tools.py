@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reports.reports import Reports
 from deferred_middleware.server.admin.web.live import LiveUpdates
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageTools:
-    """The operations, which are the only way to the tasks, and the live updates."""
+    """The operations and reports, which are the only way to the tasks, and the live updates."""
 
     operations: Operations
     live: LiveUpdates
+    reports: Reports
