@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
@@ -25,7 +25,7 @@ from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pag
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -196,9 +196,9 @@ class Database:
                     if not is_disk_full(error) or not reserve.free():
                         raise
                     self._make_running_ready(connection)
-                self.counts = TaskCounts(connection)
-                self.counters = SpanCounters(connection, self.now_usec)
-                self.steady_clock = SteadyClock(
+                self.counts: TaskCounts = TaskCounts(connection)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
                     wall_usec=self.now_usec(),
@@ -212,8 +212,8 @@ class Database:
                 )
                 if found.report(connection, self.counts.stored_tasks):
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path)
-                self.lanes_reader = Reader(path)
+                self.reader: Reader = Reader(path)
+                self.lanes_reader: Reader = Reader(path)
             except BaseException:
                 connection.close()
                 raise
@@ -221,7 +221,7 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer = GroupCommitWriter(
+        self.writer: GroupCommitWriter = GroupCommitWriter(
             connection,
             self.counts,
             self.counters,
@@ -230,9 +230,9 @@ class Database:
             check_files=files.check,
             on_failure=on_failure,
         )
-        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
-        self.choose_name = NameChooser(self.now_usec)
+        self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
 

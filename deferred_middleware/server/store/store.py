@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
@@ -45,7 +46,7 @@ from deferred_middleware.server.store.statistics.statistics import TaskStatistic
 from deferred_middleware.server.store.transactional import TransactionalTasks
 from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
@@ -117,13 +118,13 @@ class TaskStore:
         # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it
         # ran a task that a person wanted run.
         self._forced_waiting = True
-        self.queries = TaskQueries(self._database)
-        self.operations = TaskOperations(self._database)
-        self.statistics = TaskStatistics(self._database)
-        self.failures = TaskFailures(self._database, self.operations.retry_row)
-        self.leases = PullLeases(self._database, self.statistics)
-        self.transactional = TransactionalTasks(self._database, self.statistics)
-        self.saved_queues = SavedQueues(self._database)
+        self.queries: TaskQueries = TaskQueries(self._database)
+        self.operations: TaskOperations = TaskOperations(self._database)
+        self.statistics: TaskStatistics = TaskStatistics(self._database)
+        self.failures: TaskFailures = TaskFailures(self._database, self.operations.retry_row)
+        self.leases: PullLeases = PullLeases(self._database, self.statistics)
+        self.transactional: TransactionalTasks = TransactionalTasks(self._database, self.statistics)
+        self.saved_queues: SavedQueues = SavedQueues(self._database)
 
     def close(self) -> None:
         """Commit what was submitted, close the file, and let another server open it. Further calls do nothing."""
