@@ -51,8 +51,8 @@ _INTERVAL = re.compile(
     rf"(?: (?:(?P<synchronized>synchronized)|from (?P<start>{_TIME}) to (?P<end>{_TIME})))?"
 )
 _SPECIFIC = re.compile(
-    rf"(?:(?P<every>every) )?(?P<first>[a-z0-9,]+)(?: (?P<second>[a-z,]+))??(?: of (?P<months>[a-z,0-9]+(?: quarter)?))?"
-    rf" (?P<time>{_TIME})"
+    r"(?:(?P<every>every) )?(?P<first>[a-z0-9,]+)(?: (?P<second>[a-z,]+))??"
+    rf"(?: of (?P<months>[a-z,0-9]+(?: quarter)?))? (?P<time>{_TIME})"
 )
 _SECONDS_A_DAY = 24 * 3600
 # Schedules may name a day that comes only once in many years, such as the 5th Monday of February.

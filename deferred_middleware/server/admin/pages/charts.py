@@ -159,5 +159,5 @@ def _round_up(number: float) -> int:
     """Return a round number that is not smaller."""
     if number <= 1:
         return 1
-    scale = 10 ** math.floor(math.log10(number))
+    scale: int = 10 ** math.floor(math.log10(number))
     return next(step * scale for step in (*_STEPS, 10) if step * scale >= number)

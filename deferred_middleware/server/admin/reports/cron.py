@@ -72,21 +72,15 @@ class CronReports:
 
         def change() -> dict[str, Any]:
             run = self._start(entry)
+            started = {"entry": entry.number, "url": entry.url, "status": None, "running": True, "text": ""}
             try:
                 answer = run.result(_PATIENCE_SECONDS)
             except FutureTimeoutError:
-                return {"entry": entry.number, "url": entry.url, "status": None, "running": True}
+                return started
             except (DeferredError, ServerError, OSError) as error:
-                raise OperationError(
-                    HTTPStatus.BAD_GATEWAY, "not-served", f"{entry.url} was not run: {error}"
-                ) from error
-            return {
-                "entry": entry.number,
-                "url": entry.url,
-                "status": answer.status,
-                "running": False,
-                "text": answer.text,
-            }
+                problem = f"{entry.url} was not run: {error}"
+                raise OperationError(HTTPStatus.BAD_GATEWAY, "not-served", problem) from error
+            return {**started, "status": answer.status, "running": False, "text": answer.text}
 
         return self._operations.change(actor, "run-cron", f"cron {entry.url}", change)
 

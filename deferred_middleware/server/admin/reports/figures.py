@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from deferred_middleware.server.admin.operations import OperationError, Operations, bad
 from deferred_middleware.server.store.statistics.spans import PERIOD_SECONDS, Period
@@ -51,4 +51,4 @@ def period_of(text: str) -> Period:
     """Return the period of this name."""
     if text not in PERIOD_SECONDS:
         raise bad(f"period={text[:40]!r} is not a period; the periods are {', '.join(PERIOD_SECONDS)}.")
-    return cast("Period", text)
+    return text

@@ -46,17 +46,16 @@ class DataReports:
 
     def kinds(self, namespace: str = "") -> dict[str, Any]:
         """Return the namespaces, and the kinds of one of them."""
+        if self._services is None:
+            return {"namespace": namespace, "namespaces": [], "kinds": []}
         return {
             "namespace": namespace,
-            "namespaces": [
-                entity.key.path.element[-1].name for entity in self._run("__namespace__", "", limit=_MOST_KINDS)
-            ],
-            "kinds": [
-                entity.key.path.element[-1].name
-                for entity in self._run("__kind__", namespace, limit=_MOST_KINDS)
-                if not entity.key.path.element[-1].name.startswith("__")
-            ],
+            "namespaces": self._names("__namespace__", ""),
+            "kinds": [name for name in self._names("__kind__", namespace) if not name.startswith("__")],
         }
+
+    def _names(self, kind: str, namespace: str) -> list[str]:
+        return [entity.key.path.element[-1].name for entity in self._run(kind, namespace, limit=_MOST_KINDS)]
 
     def entities(self, kind: str, namespace: str = "", *, offset: int = 0) -> dict[str, Any]:
         """Return a page of the entities of a kind, by their keys."""
@@ -81,7 +80,8 @@ class DataReports:
 
     def entity(self, key: str) -> dict[str, Any]:
         """Return an entity, given by its encoded key, with longer values."""
-        from google.appengine.datastore import datastore_pb, entity_pb2
+        from google.appengine.datastore import datastore_pb
+        from google.appengine.datastore import entity_bytes_pb2 as entity_pb2
 
         request, response = datastore_pb.GetRequest(), datastore_pb.GetResponse()
         try:
@@ -116,9 +116,11 @@ class DataReports:
         from google.appengine.api.memcache import memcache_service_pb2
 
         response = memcache_service_pb2.MemcacheStatsResponse()
-        self._call("memcache", "Stats", memcache_service_pb2.MemcacheStatsRequest(), response)
+        used: list[tuple[str, bytes]] = []
+        if self._services is not None:
+            self._call("memcache", "Stats", memcache_service_pb2.MemcacheStatsRequest(), response)
+            used = self._services.memcache_keys()
         statistics = response.stats
-        used = [] if self._services is None else self._services.memcache_keys()
         matching = [one for one in used if _text(one[1]).startswith(prefix)]
         return {
             "statistics": {
@@ -188,7 +190,7 @@ def _element(element: Any) -> str:
 def _value(pb: Any, most_characters: int) -> dict[str, str]:
     """Return the type and the text of a property's value. Nothing is unpickled."""
     from google.appengine.api import datastore_types
-    from google.appengine.datastore import entity_pb2
+    from google.appengine.datastore import entity_bytes_pb2 as entity_pb2
 
     if pb.meaning in (entity_pb2.Property.BLOB, entity_pb2.Property.ENTITY_PROTO, entity_pb2.Property.BYTESTRING):
         data = pb.value.stringValue
