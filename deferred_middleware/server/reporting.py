@@ -46,5 +46,5 @@ def make_reports(
         queue_yaml=queue_yaml,
         cron_directories=(*(file.absolute().parent for file in files), Path.cwd()),
         send_cron=send_cron,
-        sdk=SdkServices(app_id=app_id, call=call, memcache_keys=stub_map.GetStub("memcache").used_keys),
+        sdk=SdkServices(app_id=app_id, call=call, memcache=stub_map.GetStub("memcache")),
     )

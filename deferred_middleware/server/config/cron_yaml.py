@@ -29,7 +29,7 @@ _TAKES = {
     "schedule": "a schedule, such as every 5 minutes",
     "timezone": "a name of a time zone, such as Europe/Berlin",
     "description": "a text of less than 500 characters",
-    "target": "[version.]service, in lower case",
+    "target": "a service or a version, in lower case",
     "attempt_deadline": "a number of seconds, such as 60s",
     "retry_parameters": "job_retry_limit, job_age_limit, min_backoff_seconds, max_backoff_seconds, max_doublings",
 }

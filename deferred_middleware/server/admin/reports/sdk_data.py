@@ -10,7 +10,7 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -27,13 +27,23 @@ MakeCall = Callable[[str, str, Any, Any], None]
 """Makes a call of an SDK service: its name, the method, the request, and the response to fill in."""
 
 
+class MemcacheUse(Protocol):
+    """How the app uses memcache."""
+
+    def used_keys(self) -> list[tuple[str, bytes]]:
+        """Return the namespaces and keys that were written, the latest first."""
+
+    def hits_and_misses(self) -> tuple[int, int, int]:
+        """Return the numbers of hits, of misses, and of the hits' bytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SdkServices:
-    """The SDK's services of an app. ``memcache_keys`` returns the namespaces and keys that were written."""
+    """The SDK's services of an app. ``memcache`` knows what its calls don't return."""
 
     app_id: str
     call: MakeCall
-    memcache_keys: Callable[[], list[tuple[str, bytes]]]
+    memcache: MemcacheUse
 
 
 class DataReports:
@@ -62,13 +72,9 @@ class DataReports:
         if offset > _MOST_OFFSET:
             raise bad(f"offset={offset} is more than {_MOST_OFFSET:,}.")
         found = self._run(kind, namespace, limit=PAGE + 1, offset=offset)
-        if not found and not offset and kind not in self.kinds(namespace)["kinds"]:
-            known = tuple(self.kinds(namespace)["kinds"])
-            raise OperationError(
-                HTTPStatus.NOT_FOUND,
-                "no-such-kind",
-                f"The datastore has no entities of kind {kind[:100]!r}; the kinds are: {', '.join(known) or 'none'}.",
-            )
+        if not found and not offset:
+            message = f"The datastore has no entities of kind {kind[:100]!r}."
+            raise OperationError(HTTPStatus.NOT_FOUND, "no-such-kind", message)
         shown = [_entity(entity, _MOST_VALUE_CHARACTERS) for entity in found[:PAGE]]
         return {
             "namespace": namespace,
@@ -117,18 +123,20 @@ class DataReports:
 
         response = memcache_service_pb2.MemcacheStatsResponse()
         used: list[tuple[str, bytes]] = []
+        hits, misses, hit_bytes = 0, 0, 0
         if self._services is not None:
             self._call("memcache", "Stats", memcache_service_pb2.MemcacheStatsRequest(), response)
-            used = self._services.memcache_keys()
+            used = self._services.memcache.used_keys()
+            hits, misses, hit_bytes = self._services.memcache.hits_and_misses()
         statistics = response.stats
         matching = [one for one in used if _text(one[1]).startswith(prefix)]
         return {
             "statistics": {
                 "items": statistics.items,
                 "bytes": statistics.bytes,
-                "hits": statistics.hits,
-                "misses": statistics.misses,
-                "hit_bytes": statistics.byte_hits,
+                "hits": hits,
+                "misses": misses,
+                "hit_bytes": hit_bytes,
                 "oldest_item_seconds": statistics.oldest_item_age,
             },
             "keys": [found for one in matching[:_MOST_KEYS] if (found := self._memcache_item(*one)) is not None],
