@@ -16,6 +16,7 @@ import select
 import threading
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.config.queues import queue_id
@@ -25,7 +26,7 @@ from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
@@ -195,7 +196,7 @@ class HttpAttempt:
         self._connection: ServiceConnection | None = None
         self._response: Response | None = None
         self._excerpt = b""
-        self.deadline = self._began + self._deadline_usec / 1e6
+        self.deadline: float = self._began + self._deadline_usec / 1e6
 
     def fileno(self) -> int:
         """Return the descriptor of the attempt's connection, or -1 if there is none."""

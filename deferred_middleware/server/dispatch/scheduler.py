@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.apps.process_ends import ProcessEnds
@@ -32,7 +33,7 @@ from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask, Lane
 from deferred_middleware.server.store.store import TaskStore
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 # Somebody may set the wall clock forward while nothing is due, so it is read this often.
 _MAX_WAIT_SECONDS = 30.0

@@ -10,26 +10,28 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.statistics.earlier_failures import create_functions
+from deferred_middleware.server.store.statistics.spans import SpanCounters
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -86,6 +88,7 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
+        create_functions(connection)
         logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
@@ -159,6 +162,7 @@ class Database:
     Attributes:
         writer: Runs all operations that change the database.
         reader: Serves people and the taskqueue API.
+        counters: The figures of what happens, which the writer writes.
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks.
         retention: How long finished tasks are kept.
@@ -192,8 +196,9 @@ class Database:
                     if not is_disk_full(error) or not reserve.free():
                         raise
                     self._make_running_ready(connection)
-                self.counts = TaskCounts(connection)
-                self.steady_clock = SteadyClock(
+                self.counts: TaskCounts = TaskCounts(connection)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
                     wall_usec=self.now_usec(),
@@ -207,8 +212,8 @@ class Database:
                 )
                 if found.report(connection, self.counts.stored_tasks):
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path)
-                self.lanes_reader = Reader(path)
+                self.reader: Reader = Reader(path)
+                self.lanes_reader: Reader = Reader(path)
             except BaseException:
                 connection.close()
                 raise
@@ -216,12 +221,18 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer = GroupCommitWriter(
-            connection, self.counts, reserve, self._stamps, check_files=files.check, on_failure=on_failure
+        self.writer: GroupCommitWriter = GroupCommitWriter(
+            connection,
+            self.counts,
+            self.counters,
+            reserve,
+            self._stamps,
+            check_files=files.check,
+            on_failure=on_failure,
         )
-        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
-        self.choose_name = NameChooser(self.now_usec)
+        self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
 

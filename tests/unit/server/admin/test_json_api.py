@@ -125,6 +125,8 @@ class Api:
             previous_response=500,
             retry_reason="App Error",
             attempt=attempt,
+            queue=claimed.queue,
+            url=claimed.url,
         )
         assert self.store.complete([completion]) == [True]
 
