@@ -373,7 +373,7 @@ def _sent(address: str, request: Any, path: str, headers: dict[str, str]) -> int
         response = connection.getresponse()
         response.read()
         return response.status
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return 500
     finally:
         connection.close()
