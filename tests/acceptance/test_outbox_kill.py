@@ -126,7 +126,11 @@ def mortal(request: pytest.FixtureRequest, recorder: Recorder, serve: Serve, tmp
             "DEFERRED_SECRET_KEYS": SECRET_KEY,
         }
         exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in engine.items())
-        with _process(tmp_path / "log", own, f". {shlex.quote(environ_file)}; {exports} export GOOGLE_CLOUD_PROJECT=$GAE_APPLICATION; ") as address:
+        with _process(
+            tmp_path / "log",
+            own,
+            f". {shlex.quote(environ_file)}; {exports} export GOOGLE_CLOUD_PROJECT=$GAE_APPLICATION; ",
+        ) as address:
             cloud.app_port = int(address.rpartition(":")[2])
             yield Mortal(address, cloud, recorder)
 
