@@ -49,6 +49,7 @@ from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, make_listeners, url_of
 from deferred_middleware.server.reporting import make_reports
+from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -149,6 +150,8 @@ def assemble(
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
+        # The processes are made last, because they need what answers their API calls.
+        standing=server_standing(scheduler, list(directory), process_of=lambda service: processes.status(service)),
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )
@@ -164,7 +167,7 @@ def assemble(
     )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live, reports=reports),
+        PageTools(operations=operations, live=live, reports=reports, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
@@ -177,6 +180,7 @@ def assemble(
         delivery_token=delivery_token,
         api_connections=ApiConnections(rpc.answer),
     )
+    processes = AppProcesses(configs, on_event=on_event, ends=process_ends)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -188,7 +192,7 @@ def assemble(
 
     return ServerParts(
         scheduler=scheduler,
-        processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
+        processes=processes,
         admin_app=Guard(
             rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),

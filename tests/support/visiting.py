@@ -21,6 +21,7 @@ from deferred_middleware.server.admin.reports.reports import Reports
 from deferred_middleware.server.admin.reports.sdk_data import SdkServices
 from deferred_middleware.server.admin.web.live import LiveUpdates
 from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.traceback_view import EDITORS
 from deferred_middleware.server.admin.web.visitors import Visitors
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.store.records import NewTask
@@ -141,7 +142,7 @@ class Visitor:
             send_cron=send_cron,
             sdk=sdk,
         )
-        tools = PageTools(operations=self.operations, live=self.live, reports=self.reports)
+        tools = PageTools(operations=self.operations, live=self.live, reports=self.reports, editor=EDITORS["vscode"])
         self.site = make_site(tools, Visitors(RUN_TOKEN), form_token=FORM_TOKEN)
 
     def ask(

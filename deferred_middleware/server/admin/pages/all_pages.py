@@ -12,8 +12,11 @@ from deferred_middleware.server.admin.pages import (
     failures,
     functions,
     overview,
+    queue,
     queue_file,
     sdk_data,
+    task,
+    tasks,
 )
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.site import Site
@@ -22,6 +25,7 @@ from deferred_middleware.server.admin.web.visitors import Visitors
 
 MENU = (
     MenuEntry(label="Overview", path="/"),
+    MenuEntry(label="Tasks", path="/tasks"),
     failures.MENU,
     functions.MENU,
     queue_file.MENU,
@@ -32,6 +36,10 @@ MENU = (
 ROUTES: tuple[Route, ...] = (
     *everywhere.ROUTES,
     *overview.ROUTES,
+    *queue.ROUTES,
+    # Before the page of one task, whose address has any ID.
+    *tasks.ROUTES,
+    *task.ROUTES,
     *failures.ROUTES,
     *functions.ROUTES,
     *queue_file.ROUTES,

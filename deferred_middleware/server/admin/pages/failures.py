@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Redirected, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.traceback_view import editor_link, lines_of
 from deferred_middleware.server.admin.web.words import plural
 from deferred_middleware.server.store.records import AttemptRecord, StoredTask
-from deferred_middleware.server.store.statistics.traceback_text import marked_lines
 
 _SHOWN_TASKS = 20
 
@@ -19,7 +20,7 @@ def list_failures(tools: PageTools, request: PageRequest) -> Answer:
     """Show the groups of failures."""
     solved = request.given("solved") == "1"
     found = tools.reports.failures.groups(before=request.given("before"), solved=solved)
-    values = {**found, "solved": solved, "most": max((one["attempts"] for one in found["failures"]), default=1)}
+    values = {**found, "solved": solved, "editor_link": _editor_link(tools)}
     return Shown(template="failures.html", values=values)
 
 
@@ -40,6 +41,7 @@ def show_failure(tools: PageTools, request: PageRequest, failure: str) -> Answer
             "example": task,
             "attempts": [_attempt(one) for one in attempts[-2:]],
             "earlier": len(attempts) - 2,
+            "editor_link": _editor_link(tools),
         },
     )
 
@@ -78,7 +80,16 @@ def _example(tools: PageTools, request: PageRequest, tasks: list[dict[str, Any]]
 
 def _attempt(attempt: AttemptRecord) -> dict[str, Any]:
     text = attempt.excerpt.decode("utf-8", "replace")
-    return {"record": attempt, "lines": marked_lines(text), "is_traceback": "Traceback (most recent call last)" in text}
+    return {"record": attempt, "lines": lines_of(text)}
+
+
+def _editor_link(tools: PageTools) -> Callable[[Any], str]:
+    """Return a function that returns the link of a place in the code."""
+    return lambda place: editor_link(
+        tools.editor,
+        place["file"] if isinstance(place, dict) else place.file,
+        place["line"] if isinstance(place, dict) else place.line,
+    )
 
 
 MENU = MenuEntry(label="Failures", path="/failures")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deferred_middleware.server.admin.pages.charts import charts_of
+from deferred_middleware.server.admin.web.charts import charts_of
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.tools import PageTools

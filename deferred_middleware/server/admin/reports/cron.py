@@ -17,7 +17,8 @@ from typing import Any
 
 from deferred_middleware.errors import DeferredError, ServerError
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError, Operations, conflict
+from deferred_middleware.server.admin.operation_errors import OperationError, conflict
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.config.cron_schedule import next_times
 from deferred_middleware.server.config.cron_yaml import CronEntry, CronYamlError, find_cron_yaml, read_cron_yaml
 

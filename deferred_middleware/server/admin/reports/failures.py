@@ -8,7 +8,8 @@ from http import HTTPStatus
 from typing import Any
 
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError, Operations, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.views import task_summary
 from deferred_middleware.server.store.statistics.failures import FailureGroup
 

@@ -6,7 +6,8 @@ import dataclasses
 from http import HTTPStatus
 from typing import Any
 
-from deferred_middleware.server.admin.operations import OperationError, Operations, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.store.statistics.spans import PERIOD_SECONDS, Period
 
 

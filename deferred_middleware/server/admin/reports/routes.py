@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.admin.reports.reports import Reports
 
 REPORTS = frozenset({"failures", "functions", "series", "queue-yaml", "cron", "datastore", "memcache"})

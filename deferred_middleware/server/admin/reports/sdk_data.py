@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from deferred_middleware.server.admin.operations import OperationError, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
 
 PAGE = 25
 _MOST_OFFSET = 10_000

@@ -95,30 +95,6 @@ def frames_in(text: str) -> list[Frame]:
     return frames
 
 
-@dataclass(frozen=True, kw_only=True)
-class MarkedLine:
-    """A line of a traceback. ``frame`` is set for the line that names a frame; lines of code follow it."""
-
-    text: str
-    is_users: bool
-    frame: Frame | None = None
-
-
-def marked_lines(text: str) -> list[MarkedLine]:
-    """Return the lines of a response, with the frames of the app's own code marked in a traceback."""
-    frames = iter(frames_in(text))
-    marked: list[MarkedLine] = []
-    is_users = False
-    for line in text.splitlines():
-        frame = next(frames) if _FRAME.match(line) else None
-        if frame is not None:
-            is_users = frame.is_users
-        elif not line.startswith(("    ", "  |")):
-            is_users = False
-        marked.append(MarkedLine(text=line, is_users=is_users, frame=frame))
-    return marked
-
-
 def failure_site(*, status: int | None, reason: str | None, response: bytes, url: str) -> FailureSite:
     """Return why an attempt of the task with this ``url`` failed. ``response`` is the beginning of the response's body.
 

@@ -38,8 +38,8 @@ def test_the_new_attempt_is_beside_the_old_one(visitor: Visitor) -> None:
     assert "Attempt 1" in page.text
     assert "Attempt 2" in page.text
     assert "it is done now" in page.text
-    assert "<mark>    look_up(user)</mark>" in page.html
-    assert "<mark>    raise error</mark>" not in page.html
+    assert 'class="frame mine"><a href="vscode://file/app/mail.py:12">/app/mail.py:12</a>' in page.html
+    assert 'class="frame mine"><a href="vscode://file/usr' not in page.html
     assert "None of its tasks is left" in page.text
     assert "ValueError" in visitor.get("/failures?solved=1").text
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.reports import cron
 from deferred_middleware.server.admin.reports.cron import CronAnswer
 from deferred_middleware.server.store.store import TaskStore

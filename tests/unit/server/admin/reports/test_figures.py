@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from tests.support.visiting import Visitor
 from tests.unit.server.admin.failing import fail
 

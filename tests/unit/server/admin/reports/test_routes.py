@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.reports.routes import find_report
 from tests.support.visiting import Visitor
 from tests.unit.server.admin.failing import fail

@@ -12,7 +12,7 @@ from google.appengine.api import apiproxy_stub_map, datastore_types, full_app_id
 from google.appengine.api import datastore as sdk_datastore
 from google.appengine.api.memcache import memcache_service_pb2
 
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.reports.sdk_data import DataReports, SdkServices
 from deferred_middleware.server.api.datastore import DatastoreStub
 from deferred_middleware.server.api.memcache_keys import KeyedMemcacheStub

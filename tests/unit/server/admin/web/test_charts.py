@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deferred_middleware.server.admin.pages.charts import count_chart, sparkline, time_chart
+from deferred_middleware.server.admin.web.charts import count_chart, sparkline, time_chart
 
 
 def _spans(field: str, values: list[Any]) -> list[dict[str, Any]]:
