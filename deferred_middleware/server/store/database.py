@@ -19,6 +19,7 @@ from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_dir
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
+from deferred_middleware.server.store.upkeep.salvage import finish_interrupted, repair_if_damaged
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
@@ -182,7 +183,9 @@ class Database:
         # itself has on it.
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         try:
+            finish_interrupted(path)
             found = check_files(path, open_reader)
+            repair = repair_if_damaged(path, open_reader, open_writer)
             connection = open_writer(path)
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"))
@@ -205,7 +208,8 @@ class Database:
                     now_usec=self.steady_clock.now_usec,
                     wall_usec=self.now_usec,
                 )
-                if found.report(connection, self.counts.stored_tasks):
+                repair.report(path, self.counts.stored_tasks)
+                if found.report(connection, self.counts.stored_tasks) or repair.problems:
                     self._stamps.restart(connection, self.counts.stored_tasks)
                 self.reader = Reader(path)
                 self.lanes_reader = Reader(path)
