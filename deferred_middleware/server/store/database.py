@@ -59,6 +59,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         # Undoing an operation of a transaction is not needed after a crash, so its data need not be in a file.
         connection.execute("PRAGMA temp_store=MEMORY")
+        # Some builds overwrite all that is deleted, by way of the log: a purge would then need more space on a full disk.
+        connection.execute("PRAGMA secure_delete=FAST")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION or version < 0:
             raise ServerError(
