@@ -19,7 +19,7 @@ from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_dir
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
-from deferred_middleware.server.store.upkeep.salvage import finish_interrupted, repair_if_damaged
+from deferred_middleware.server.store.upkeep.salvage import damaged, finish_interrupted, is_damage, repair_if_damaged
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
@@ -109,22 +109,27 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 class Reader:
-    """A connection that can only read; several threads may share it."""
+    """A connection that can only read; several threads may share it. ``on_damage`` is called if it finds damage."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_damage: Callable[[sqlite3.DatabaseError], object]) -> None:
+        self._on_damage = on_damage
         # Guards the connection.
         self._lock = threading.Lock()
         self._connection = open_reader(path)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""
-        with self._lock:
-            return self._connection.execute(sql, parameters).fetchall()
+        return self.use(lambda connection: connection.execute(sql, parameters).fetchall())
 
     def use(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Return the result of an operation on the connection."""
         with self._lock:
-            return operation(self._connection)
+            try:
+                return operation(self._connection)
+            except sqlite3.DatabaseError as error:
+                if is_damage(error):
+                    self._on_damage(error)
+                raise
 
     def close(self) -> None:
         """Close the connection after the current read."""
@@ -179,6 +184,10 @@ class Database:
         on_failure: Callable[[ServerError], object],
     ) -> None:
         self._clock = clock
+        self._on_failure = on_failure
+        # Several threads may find damage; the caller hears of it once. Guards the flag.
+        self._damage_lock = threading.Lock()
+        self._is_damaged = False
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
         # The lock is on a file of its own: closing any descriptor of a SQLite database drops the locks that SQLite
@@ -213,8 +222,8 @@ class Database:
                 repair.report(path, self.counts.stored_tasks)
                 if found.report(connection, self.counts.stored_tasks) or repair.problems:
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path)
-                self.lanes_reader = Reader(path)
+                self.reader = Reader(path, self._found_damage)
+                self.lanes_reader = Reader(path, self._found_damage)
             except BaseException:
                 connection.close()
                 raise
@@ -270,6 +279,13 @@ class Database:
             if number < BATCH:
                 self.shrinker.wake()
                 return total
+
+    def _found_damage(self, error: BaseException) -> None:
+        with self._damage_lock:
+            if self._is_damaged:
+                return
+            self._is_damaged = True
+        self._on_failure(damaged(error))
 
     def _shrink_step(self) -> int:
         # Most of the time there is nothing to do, and then nothing is written.

@@ -31,6 +31,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
+from deferred_middleware.server.store.upkeep.salvage import StoreDamagedError, damaged, is_damage
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +225,9 @@ class GroupCommitWriter:
                         pending.future.set_exception(self._reserve.full_error)
                 self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
+        for _result, failure in answers:
+            if failure is not None and is_damage(failure):
+                raise damaged(failure) from failure
         self._check_files()
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
@@ -318,5 +322,7 @@ class GroupCommitWriter:
         self._on_failure(_stopped_error(error))
 
 
-def _stopped_error(error: BaseException) -> StoreStoppedError:
+def _stopped_error(error: BaseException) -> ServerError:
+    if isinstance(error, StoreDamagedError):
+        return error
     return StoreStoppedError(f"The task store stopped writing ({error}); restart the server.")

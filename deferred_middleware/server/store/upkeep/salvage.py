@@ -41,6 +41,20 @@ _NOT_COPIED = frozenset({"counts"})
 _UNFINISHED = ("held", "ready", "running")
 
 
+class StoreDamagedError(ServerError):
+    """Damage was found in the database while it was in use. The next start saves what can be read."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Tell whether SQLite has come across damage. Its other errors have classes of their own."""
+    return type(error) is sqlite3.DatabaseError
+
+
+def damaged(error: BaseException) -> StoreDamagedError:
+    """Return the error for damage that was found while the store was in use."""
+    return StoreDamagedError(f"The task store is damaged ({error}): start the server again, to save what can be read.")
+
+
 @dataclass(kw_only=True)
 class Repair:
     """What was found and saved. ``problems`` is empty if the database was whole."""
