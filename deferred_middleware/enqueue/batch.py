@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from deferred_middleware.errors.loggers import get_logger
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 B = TypeVar("B", bound="Batch")
 
@@ -41,7 +41,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.outer: Batch | None = None
-        self.is_open = False
+        self.is_open: bool = False
         self._lock = threading.Lock()
         self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
 

@@ -88,7 +88,7 @@ class Stream:
         *,
         taken_names_fail: bool = False,
     ) -> None:
-        self.report = EnqueueReport()
+        self.report: EnqueueReport = EnqueueReport()
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress

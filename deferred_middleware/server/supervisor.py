@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.server_file import content_of
@@ -45,7 +45,7 @@ _STOP_GRACE_SECONDS = 5.0
 # A disk that damages the database again so soon is not one to go on with.
 _DAMAGE_PAUSE_SECONDS = 60.0
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class AppStartError(ServerError):
@@ -133,6 +133,7 @@ class Supervisor:
             on_store_failure=lambda error: self._events.put(_StoreFailed(error=error)),
         )
         stack.enter_context(_admin_server(parts.admin_app, parts.admin_listener))
+        stack.callback(parts.live.close)
         files = self._write_environ_files(parts)
         stack.callback(parts.processes.stop)
         if self._config.reload:

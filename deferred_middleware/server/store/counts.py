@@ -37,7 +37,7 @@ class TaskCounts:
         self._lock = threading.Lock()
         self._numbers: Tally = Counter({(queue, state): number for queue, state, number in rows})
         # Only the thread that writes changes and reads it.
-        self.stored_tasks = sum(self._numbers.values())
+        self.stored_tasks: int = sum(self._numbers.values())
         # For each queue, the seconds in which tasks were executed, each with their number, the latest second last.
         self._executed: dict[str, deque[list[int]]] = {}
 

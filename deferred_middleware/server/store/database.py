@@ -10,13 +10,16 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.statistics.earlier_failures import create_functions
+from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.checksum import read_any_text
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.upkeep.salvage import damaged, finish_interrupted, is_damage, repair_if_damaged
@@ -24,13 +27,13 @@ from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pag
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 5
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -59,7 +62,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         # Undoing an operation of a transaction is not needed after a crash, so its data need not be in a file.
         connection.execute("PRAGMA temp_store=MEMORY")
-        # Some builds overwrite all that is deleted, by way of the log: a purge would then need more space on a full disk.
+        # Some builds overwrite all that is deleted, by way of the log. On a full disk, a purge has no space for that.
         connection.execute("PRAGMA secure_delete=FAST")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION or version < 0:
@@ -89,6 +92,7 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
+        create_functions(connection)
         logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
@@ -125,7 +129,7 @@ class Reader:
         """Return the result of an operation on the connection."""
         with self._lock:
             try:
-                return operation(self._connection)
+                return read_any_text(self._connection, operation)
             except sqlite3.DatabaseError as error:
                 if is_damage(error):
                     self._on_damage(error)
@@ -167,6 +171,7 @@ class Database:
     Attributes:
         writer: Runs all operations that change the database.
         reader: Serves people and the taskqueue API.
+        counters: The figures of what happens, which the writer writes.
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks.
         retention: How long finished tasks are kept.
@@ -206,8 +211,9 @@ class Database:
                     if not is_disk_full(error) or not reserve.free():
                         raise
                     self._make_running_ready(connection)
-                self.counts = TaskCounts(connection)
-                self.steady_clock = SteadyClock(
+                self.counts: TaskCounts = TaskCounts(connection)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
                     wall_usec=self.now_usec(),
@@ -222,8 +228,8 @@ class Database:
                 repair.report(path, self.counts.stored_tasks)
                 if found.report(connection, self.counts.stored_tasks) or repair.problems:
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path, self._found_damage)
-                self.lanes_reader = Reader(path, self._found_damage)
+                self.reader: Reader = Reader(path, self._found_damage)
+                self.lanes_reader: Reader = Reader(path, self._found_damage)
             except BaseException:
                 connection.close()
                 raise
@@ -231,12 +237,18 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer = GroupCommitWriter(
-            connection, self.counts, reserve, self._stamps, check_files=files.check, on_failure=on_failure
+        self.writer: GroupCommitWriter = GroupCommitWriter(
+            connection,
+            self.counts,
+            self.counters,
+            reserve,
+            self._stamps,
+            check_files=files.check,
+            on_failure=on_failure,
         )
-        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
-        self.choose_name = NameChooser(self.now_usec)
+        self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
 

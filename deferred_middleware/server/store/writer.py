@@ -25,15 +25,17 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.checksum import read_any_text
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.salvage import StoreDamagedError, damaged, is_damage
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -69,7 +71,8 @@ class GroupCommitWriter:
     """Runs operations on ``connection``, in its own thread or the caller's; :meth:`close` closes the connection.
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
-    raises an exception, only its own changes are undone; the other operations of the transaction are committed.
+    raises an exception, only its own changes are undone; the other operations of the transaction are committed. Every
+    few seconds, a commit that changes something also writes what the ``counters`` have counted.
     Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
     and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
     writing; ``on_failure`` is called then.
@@ -79,6 +82,7 @@ class GroupCommitWriter:
         self,
         connection: sqlite3.Connection,
         counts: TaskCounts,
+        counters: SpanCounters,
         reserve: DiskReserve,
         stamps: CommitStamps,
         *,
@@ -93,6 +97,7 @@ class GroupCommitWriter:
         self._connection = connection
         self._synchronous = ""
         self._counts = counts
+        self._counters = counters
         self._reserve = reserve
         self._stamps = stamps
         self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
@@ -251,6 +256,7 @@ class GroupCommitWriter:
             self._counts.write(self._connection, tally)
             # If nothing was changed, the commit writes nothing.
             changed = self._connection.total_changes != changes
+            counted = changed and self._counters.is_due and self._write_counters()
             if changed and durable:
                 self._stamps.write(self._connection)
             self._connection.execute("COMMIT")
@@ -259,12 +265,20 @@ class GroupCommitWriter:
                 self._connection.execute("ROLLBACK")
             raise
         self._counts.apply(tally)
+        if counted:
+            self._counters.written()
         if changed and durable:
             self._unsynced = 0
             self._stamps.committed(self._counts.stored_tasks)
         elif changed:
             self._unsynced += 1
         return answers
+
+    def _write_counters(self) -> bool:
+        _, failure = self._run_one(lambda connection, _tally: self._counters.write(connection), Counter())
+        if failure is not None:
+            logger.error("The figures of the last seconds can't be written now: %s", failure, exc_info=failure)
+        return failure is None
 
     def _run_delayed(self, delayed: list[_PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:
         """Run operations with one savepoint; if one of them fails, run each with its own."""
@@ -279,9 +293,17 @@ class GroupCommitWriter:
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
         own_tally: Tally = Counter()
+
+        def run(connection: sqlite3.Connection) -> Any:
+            return operation(connection, own_tally)
+
+        def undo() -> None:
+            own_tally.clear()
+            self._connection.execute("ROLLBACK TO operation")
+
         self._connection.execute("SAVEPOINT operation")
         try:
-            result = operation(self._connection, own_tally)
+            result = read_any_text(self._connection, run, before_again=undo)
         except Exception as error:
             if not self._connection.in_transaction:
                 # SQLite has rolled back the whole transaction, other operations included, as it does on a full disk.

@@ -25,6 +25,7 @@ from typing import Any
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.files import sync_directory
+from deferred_middleware.server.store.upkeep.checksum import any_text
 from deferred_middleware.server.store.upkeep.kept_files import keep_aside
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def _repair(
     _remove(unfinished)
     try:
         with contextlib.closing(create(unfinished)) as new, contextlib.closing(open_reader(path)) as old:
+            old.text_factory = any_text
             new.execute("PRAGMA journal_mode=DELETE")
             new.execute("PRAGMA foreign_keys=OFF")
             new.execute("BEGIN IMMEDIATE")
@@ -193,6 +195,10 @@ def _remove(path: Path) -> None:
 
 
 def _copy_all(old: sqlite3.Connection, new: sqlite3.Connection, repair: Repair) -> None:
+    # What triggers keep is copied as it is.
+    triggers = new.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _sql in triggers:
+        new.execute(f"DROP TRIGGER {name}")
     tables = [
         name
         for (name,) in new.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
@@ -209,10 +215,12 @@ def _copy_all(old: sqlite3.Connection, new: sqlite3.Connection, repair: Repair) 
     new.execute("DELETE FROM tasks WHERE id NOT IN (SELECT task_id FROM payloads)")
     for table in ("payloads", "attempts"):
         new.execute(f"DELETE FROM {table} WHERE task_id NOT IN (SELECT id FROM tasks)")
-    saved = {row for row in new.execute("SELECT queue, name FROM tasks")}
+    saved = set(new.execute("SELECT queue, name FROM tasks").fetchall())
     lost |= dict.fromkeys(key for key in _unfinished_names(old) if key not in saved)
     repair.lost_names = [f"{queue}/{name}" for queue, name in lost]
     repair.tasks_before = _number_of_tasks(old)
+    for _name, sql in triggers:
+        new.execute(sql)
     for row in new.execute("SELECT queue, state, count(*) FROM tasks GROUP BY queue, state").fetchall():
         new.execute("INSERT INTO counts VALUES (?, ?, ?)", row)
     with contextlib.suppress(sqlite3.Error):

@@ -73,7 +73,7 @@ def unfinished(path: Path) -> dict[str, bytes]:
 
 def run_all(store: TaskStore) -> dict[str, bytes]:
     """Claim and complete every task that can be claimed, as the scheduler does; return their payloads by name."""
-    ran = {}
+    ran: dict[str, bytes] = {}
     for lane, _eta_usec in store.queries.lanes():
         while tasks := store.claim({lane: 100}, NOW):
             ran |= {task.name: task.body for task in tasks}
@@ -125,18 +125,93 @@ def test_nothing_is_lost_in_silence(
     path = damaged_copy(whole, tmp_path / "damaged", damages(seed, number_of_pages(whole)))
     expected = unfinished(whole)
     try:
-        with contextlib.closing(TaskStore(path, clock=clock)) as store:
-            ran = run_all(store)
-            left = {task.name for task in store.queries.tasks(limit=10_000)} if False else set()
-    except ServerError as error:
-        assert str(path) in str(error)
+        store = TaskStore(path, clock=clock)
+    except ServerError as refused:
+        sentence = str(refused)
+        assert str(path) in sentence
         return
+    with contextlib.closing(store):
+        ran = run_all(store)
     wrong = {name for name, body in ran.items() if expected.get(name) != body}
     assert not wrong
     if ran.keys() != expected.keys():
-        (record,) = [record for record in caplog.records if "was damaged" in record.getMessage()]
-        assert "Stored tasks before: 900" in record.getMessage() or "before: unknown" in record.getMessage()
+        told = [record.getMessage() for record in caplog.records if "was damaged" in record.getMessage()]
+        single = [text for text in told if "was damaged on the disk. It is not run" in text]
+        whole_file = [text for text in told if text.startswith("The database ")]
+        assert len(whole_file) <= 1
+        if whole_file:
+            assert "Stored tasks before: 900" in whole_file[0] or "before: unknown" in whole_file[0]
+        else:
+            assert len(single) == len(expected.keys() - ran.keys())
     caplog.clear()
     # It is reported once.
     with contextlib.closing(TaskStore(path, clock=clock)):
         assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_text_that_is_not_utf_8_stops_nobody_else(whole: Path, tmp_path: Path, clock: Clock) -> None:
+    """A task whose URL has become bytes that are no text is a dead letter, and the other tasks of its queue run."""
+    path = damaged_copy(whole, tmp_path / "damaged", lambda content: None)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE tasks SET url = CAST(x'2fff' AS TEXT) WHERE name = 'one-200'")
+        connection.commit()
+    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+        assert unfinished(whole).keys() - run_all(store).keys() == {"one-200"}
+        failed = store.queries.get("one", "one-200")
+        assert failed is not None
+        (attempt,) = store.queries.attempts(failed.id)
+        assert "damaged on the disk" in (attempt.reason or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE payloads SET body = x'00' WHERE task_id = {}",
+        "UPDATE payloads SET body = 'text' WHERE task_id = {}",
+        "UPDATE payloads SET headers = '[[' WHERE task_id = {}",
+        'UPDATE payloads SET headers = \'[["X-Other", "1"]]\' WHERE task_id = {}',
+        "UPDATE tasks SET url = '/other' WHERE id = {}",
+        "UPDATE payloads SET headers = '[[', checksum = NULL WHERE task_id = {}",
+    ],
+)
+def test_a_task_that_has_changed_on_the_disk_is_not_run(
+    whole: Path, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """It is a dead letter, one error names it, the counts are right, and all other tasks run."""
+    path = damaged_copy(whole, tmp_path / "damaged", lambda content: None)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (task_id,) = connection.execute("SELECT id FROM tasks WHERE name = 'two-100'").fetchone()
+        connection.execute(change.format(task_id))
+        connection.commit()
+    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+        assert unfinished(whole).keys() - run_all(store).keys() == {"two-100"}
+        task = store.queries.get_by_id(task_id)
+        assert task is not None
+        assert task.state == "failed"
+        assert store.queries.counts()["two"]["failed"] == 21
+        assert not store.queries.counts()["two"].get("ready")
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert ["two-100" in record.getMessage() for record in told] == [True]
+
+
+@pytest.mark.parametrize("with_log", [False, True])
+def test_a_repair_that_was_interrupted_is_finished(whole: Path, tmp_path: Path, clock: Clock, with_log: bool) -> None:
+    """If the server is killed before the new database takes the old one's place, the next start puts it there."""
+    path = damaged_copy(whole, tmp_path / "damaged", lambda content: None)
+    path.rename(salvage.finished_path(path))
+    # What is left of the damaged one.
+    path.write_bytes(b"damaged")
+    log = path.with_name(f"{STORE}-wal")
+    if with_log:
+        log.write_bytes(b"a log of the damaged one")
+    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+        assert run_all(store).keys() == unfinished(whole).keys()
+
+
+def test_what_a_kill_left_of_a_repair_is_made_again(whole: Path, tmp_path: Path, clock: Clock) -> None:
+    """A new database that is not complete is thrown away; the old one is still there."""
+    path = damaged_copy(whole, tmp_path / "damaged", damages(3, number_of_pages(whole)))
+    path.with_name(f"{STORE}.repairing").write_bytes(b"half of a database")
+    with contextlib.closing(TaskStore(path, clock=clock)) as store:
+        assert len(run_all(store)) > 700
+    assert not list(path.parent.glob("*.repairing*"))
