@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import webob
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import LayerError
 from deferred_middleware.errors.loggers import get_logger
@@ -60,6 +61,7 @@ class TaskGuard(DeferredMiddleware):
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
         self._wrap(app, handler)
 
+    @keeping_request
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request to the app. If it is a task's, send the handler's response, whatever the app returned."""
         path = environ.get("PATH_INFO", "")

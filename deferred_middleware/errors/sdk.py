@@ -8,7 +8,9 @@ a process that does without it (:mod:`deferred_middleware.errors.sdk_types`).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import DeferredError, OptionError
 from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_errors, taskqueue
@@ -16,6 +18,9 @@ from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_erro
 if TYPE_CHECKING:
     from deferred_middleware.calls.callables import Label
     from deferred_middleware.enqueue.report import EnqueueReport
+
+
+_LOSES_REQUESTS: Final = sys.version_info >= (3, 13)
 
 
 class InvalidQueueNameError(OptionError, taskqueue.InvalidQueueNameError):
@@ -174,10 +179,34 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
         reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
         reason = f"{reason} ({detail})"
+    if isinstance(error, apiproxy_errors.RPCFailedError):
+        reason += note_on_thread()
     joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
     explained = joined(label, queue, name, f"{reason} {notes}" if notes else reason)
     explained.__cause__ = error
     return explained
+
+
+def note_on_thread() -> str:
+    """Return a sentence that says that this thread lacks its request, with a space before it; empty if it doesn't.
+
+    The SDK passes a request on to the threads that it starts, but not on Python 3.13 and newer
+    (SDK: ``runtime/thread_hooks.py``).
+    """
+    # wrap_wsgi_app imports both.
+    requests = sys.modules.get("google.appengine.runtime.request_environment")
+    stubs = sys.modules.get("google.appengine.runtime.default_api_stub")
+    if not _LOSES_REQUESTS or requests is None or stubs is None:
+        return ""
+    if not isinstance(os.environ, requests.RequestLocalEnviron):
+        return ""
+    if stubs.DefaultApiStub.ShouldUseRequestSecurityTicketForThread():
+        return ""
+    return (
+        " This thread has no request: on Python 3.13 and newer, the SDK doesn't pass the request on to threads. Call "
+        "defer() in the request's own thread, or start the thread with target=contextvars.copy_context().run and the "
+        "function as its first argument."
+    )
 
 
 @functools.lru_cache(maxsize=64)

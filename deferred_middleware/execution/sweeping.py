@@ -73,7 +73,7 @@ class Sweeper:
         self._next = now + INTERVAL_SECONDS
         if not _has_datastore():
             return
-        from deferred_middleware.enqueue.futures import Scope
+        from deferred_middleware.engines.request_scope import Scope
 
         scope = Scope()
         thread = threading.Thread(

@@ -12,8 +12,8 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.taskqueue_messages import Code, application_error, is_pull, text
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory
-from deferred_middleware.server.store.disk_reserve import StoreFullError
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep.disk_reserve import StoreFullError
 from deferred_middleware.server.store.writer import StoreStoppedError
 
 logger: Final = logging.getLogger(__name__)

@@ -179,7 +179,7 @@ class Scheduler:
                 pause_seconds = min(_MAX_ERROR_PAUSE_SECONDS, 2 * pause_seconds)
 
     def _claim_for(self, worker: ServiceWorker, due: dict[str, list[Lane]], found: Round, now_usec: int) -> bool:
-        """Claim due tasks for one service, and assign them; return whether there were any."""
+        """Claim due tasks for one service, and assign them; return whether to look again at once."""
         worker.slots.more_is_due(bool(due))
         claims = self._planner.claims(due, worker.slots, found.allowed) if due else {}
         if not claims:
@@ -187,7 +187,8 @@ class Scheduler:
         tasks = self._store.claim(claims, now_usec)
         self._count_claimed(tasks)
         worker.assign(tasks)
-        return bool(tasks)
+        # Even if there were none: what was due may have been deleted meanwhile, and it hid the lane's next ETA.
+        return True
 
     def _claim_forced(self) -> None:
         """Claim tasks that people want to run now."""

@@ -49,7 +49,8 @@ class TransactionalTasks:
             now_usec = self._database.now_usec()
             for task in tasks:
                 name = task.name or self.choose_name()
-                rows.insert(connection, task, name, now_usec, user_named=False, transaction=transaction)
+                task_id = self._database.next_id()
+                rows.insert(connection, task, task_id, name, now_usec, user_named=False, transaction=transaction)
 
         self._database.write(operation, adds_tasks=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from deferred_middleware.server.store.counts import Tally
@@ -22,7 +22,7 @@ CHECKED_FIELDS: Final = ("name", "method", "url", "headers", "body", "origin")
 """The fields of a row that the checksum is of, in the order of :func:`checksum_of`."""
 
 _REASON: Final = "the task was damaged on the disk, so it is not run"
-_GIVE_UP: Final = "UPDATE tasks SET state = 'failed', finished_usec = ?, forced = 0, claim_token = NULL WHERE id = ?"
+_GIVE_UP: Final = "UPDATE tasks SET state = 'failed', finished_usec = ?, forced = 0 WHERE id = ? AND state = 'ready'"
 _ATTEMPT: Final = """
     INSERT OR REPLACE INTO attempts (task_id, number, started_usec, duration_usec, status, reason, service, excerpt)
     SELECT id, attempts_before + retry_count + 1, ?, 0, NULL, ?, '', x'' FROM tasks WHERE id = ?"""
@@ -50,18 +50,20 @@ def checksum_of(name: Any, method: Any, url: Any, headers: Any, body: Any, origi
         return -1
 
 
-def give_up(connection: sqlite3.Connection, tally: Tally, damaged: DamagedRowError, was: str, now_usec: int) -> None:
-    """Make a dead letter of a task that was damaged; ``was`` is the state in which it is counted."""
-    logger.error(
-        "Task %s of queue %s (ID %d) was damaged on the disk. It is not run, and is kept as a dead letter.",
-        damaged.name,
-        damaged.queue,
-        damaged.task_id,
-    )
-    connection.execute(_ATTEMPT, (now_usec, _REASON, damaged.task_id))
-    connection.execute(_GIVE_UP, (now_usec, damaged.task_id))
-    tally[str(damaged.queue), was] -= 1
-    tally[str(damaged.queue), "failed"] += 1
+def give_up(connection: sqlite3.Connection, tally: Tally, damaged: Sequence[DamagedRowError], now_usec: int) -> None:
+    """Make dead letters of tasks that were damaged."""
+    for error in damaged:
+        if not connection.execute(_GIVE_UP, (now_usec, error.task_id)).rowcount:
+            continue  # it was deleted meanwhile
+        logger.error(
+            "Task %s of queue %s (ID %d) was damaged on the disk. It is not run, and is kept as a dead letter.",
+            error.name,
+            error.queue,
+            error.task_id,
+        )
+        connection.execute(_ATTEMPT, (now_usec, _REASON, error.task_id))
+        tally[str(error.queue), "ready"] -= 1
+        tally[str(error.queue), "failed"] += 1
 
 
 def any_text(data: bytes) -> str:

@@ -91,8 +91,16 @@ def finished_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.repaired")
 
 
+def _unfinished_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.repairing")
+
+
 def finish_interrupted(path: Path) -> None:
-    """Put a complete new database in the place of ``path``, if there is one. The caller has locked the store."""
+    """Put a complete new database in the place of ``path``, if there is one, and remove one that isn't complete.
+
+    The caller has locked the store.
+    """
+    _remove(_unfinished_path(path))
     new = finished_path(path)
     if not new.exists():
         return
@@ -163,8 +171,7 @@ def _repair(
     problems: list[str],
 ) -> Repair:
     repair = Repair(problems=problems)
-    unfinished = path.with_name(f"{path.name}.repairing")
-    _remove(unfinished)
+    unfinished = _unfinished_path(path)
     try:
         with contextlib.closing(create(unfinished)) as new, contextlib.closing(open_reader(path)) as old:
             old.text_factory = any_text
