@@ -105,6 +105,7 @@ class ServeConfig:
     reload_include: Sequence[str] = ()
     task_lines: bool = True
     read_only: bool = False
+    editor: str = ""
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
