@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -78,7 +78,7 @@ class AppServerConfig:
     default_hostname: str
     directory: str = ""
     task_lines: bool = False
-    handlers: Sequence[HandlerRule] = ()
+    handlers: tuple[HandlerRule, ...] = ()
     api_fd: int | None = None
     terminal_fd: int | None = None
 
@@ -91,7 +91,7 @@ class AppServerConfig:
         """Return the configuration in ``line``. Raises :class:`ValueError` if it holds none."""
         try:
             given = json.loads(line)
-            return cls(**{**given, "handlers": [HandlerRule(**rule) for rule in given["handlers"]]})
+            return cls(**{**given, "handlers": tuple(HandlerRule(**rule) for rule in given["handlers"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not the configuration of an app process: {error}") from error
 

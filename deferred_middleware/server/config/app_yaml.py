@@ -5,9 +5,9 @@
     app_yaml.notes                          # sentences about what the local server does not use
 
 Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/app-yaml?tab=python. The local
-server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``), ``runtime`` and ``handlers``
-with ``default_expiration``. It leaves out any other field that the SDK's parser does not accept, because the field may be newer than the SDK. For all other
-errors, :class:`AppYamlError` names the file and the line.
+server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``), ``runtime``, ``handlers`` and
+``default_expiration``. It leaves out any other field that the SDK's parser does not accept, because the field may be
+newer than the SDK. For all other errors, :class:`AppYamlError` names the file and the line.
 """
 
 from __future__ import annotations
