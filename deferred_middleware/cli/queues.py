@@ -1,12 +1,19 @@
-"""Commands for queues: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``."""
+"""Commands for queues, and for a task's place in them: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``."""
 
 from __future__ import annotations
 
 import argparse
 
-from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments, add_yes_argument, confirm
+from deferred_middleware.cli.client import (
+    MOST_COUNTED,
+    AdminClient,
+    add_client_arguments,
+    add_yes_argument,
+    confirm,
+    task_path,
+)
 from deferred_middleware.cli.command import Command
-from deferred_middleware.cli.output import count, print_answer, print_json, print_table, relative_time
+from deferred_middleware.cli.output import count, local_time, print_answer, print_json, print_table, relative_time
 
 _NUMBERS = ("DUE", "SCHEDULED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED")
 
@@ -72,6 +79,20 @@ def forget_names(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def reschedule_task(arguments: argparse.Namespace) -> int:
+    """Change a waiting task's ETA; return the exit status."""
+    answer = AdminClient(arguments).post(*task_path(arguments.task), "eta", content={"eta": arguments.eta})
+    print_answer(arguments, answer, f"The ETA of task {answer['task']} is {local_time(answer['eta_usec'])}.")
+    return 0
+
+
+def move_task(arguments: argparse.Namespace) -> int:
+    """Move a waiting task to another queue; return the exit status."""
+    answer = AdminClient(arguments).post(*task_path(arguments.task), "queue", content={"queue": arguments.queue})
+    print_answer(arguments, answer, f"Task {answer['task']} is in queue {answer['queue']}.")
+    return 0
+
+
 def _add_queue_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
     add_client_arguments(parser)
@@ -86,6 +107,18 @@ def _add_purge_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_forget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this task name (default: all)")
+    add_client_arguments(parser)
+
+
+def _add_reschedule_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
+    parser.add_argument("eta", metavar="ETA", help="a time from now, such as 10min or 2h, or 2026-12-24T18:00")
+    add_client_arguments(parser)
+
+
+def _add_move_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
+    parser.add_argument("queue", metavar="QUEUE", help="the queue to move it to")
     add_client_arguments(parser)
 
 
@@ -138,6 +171,22 @@ COMMANDS = (
         examples=("deferred-middleware undo-purge default",),
         add_arguments=_add_queue_arguments,
         run=undo_purge,
+    ),
+    Command(
+        name="reschedule",
+        summary="change a task's ETA",
+        description="Change the ETA of a waiting task, also of one that waits for another attempt.",
+        examples=("deferred-middleware reschedule 42 10min",),
+        add_arguments=_add_reschedule_arguments,
+        run=reschedule_task,
+    ),
+    Command(
+        name="move",
+        summary="move a task to another queue",
+        description="Move a waiting task to another queue, whose rate, target and retry options then hold for it.",
+        examples=("deferred-middleware move 42 slow",),
+        add_arguments=_add_move_arguments,
+        run=move_task,
     ),
     Command(
         name="forget",

@@ -147,20 +147,6 @@ def delete_tasks(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def reschedule_task(arguments: argparse.Namespace) -> int:
-    """Change a waiting task's ETA; return the exit status."""
-    answer = AdminClient(arguments).post(*task_path(arguments.task), "eta", content={"eta": arguments.eta})
-    print_answer(arguments, answer, f"The ETA of task {answer['task']} is {_time_text(answer['eta_usec'])}.")
-    return 0
-
-
-def move_task(arguments: argparse.Namespace) -> int:
-    """Move a waiting task to another queue; return the exit status."""
-    answer = AdminClient(arguments).post(*task_path(arguments.task), "queue", content={"queue": arguments.queue})
-    print_answer(arguments, answer, f"Task {answer['task']} is in queue {answer['queue']}.")
-    return 0
-
-
 def _change_tasks(arguments: argparse.Namespace, client: AdminClient, action: str, result: str) -> int:
     """Apply ``action`` to the tasks of the command line, one by one, and print ``Task … <result>.`` for each.
 
@@ -329,18 +315,6 @@ def _add_task_arguments(parser: argparse.ArgumentParser, *, nargs: str) -> None:
     parser.add_argument("tasks", nargs=nargs, metavar="TASK", help="a task's ID, or QUEUE/NAME")
 
 
-def _add_reschedule_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
-    parser.add_argument("eta", metavar="ETA", help="a time from now, such as 10min or 2h, or 2026-12-24T18:00")
-    add_client_arguments(parser)
-
-
-def _add_move_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
-    parser.add_argument("queue", metavar="QUEUE", help="the queue to move it to")
-    add_client_arguments(parser)
-
-
 COMMANDS = (
     Command(
         name="tasks",
@@ -385,22 +359,6 @@ COMMANDS = (
         ),
         add_arguments=_add_retry_arguments,
         run=retry_tasks,
-    ),
-    Command(
-        name="reschedule",
-        summary="change a task's ETA",
-        description="Change the ETA of a waiting task, also of one that waits for another attempt.",
-        examples=("deferred-middleware reschedule 42 10min",),
-        add_arguments=_add_reschedule_arguments,
-        run=reschedule_task,
-    ),
-    Command(
-        name="move",
-        summary="move a task to another queue",
-        description="Move a waiting task to another queue, whose rate, target and retry options then hold for it.",
-        examples=("deferred-middleware move 42 slow",),
-        add_arguments=_add_move_arguments,
-        run=move_task,
     ),
     Command(
         name="delete",

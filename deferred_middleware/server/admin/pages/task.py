@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deferred_middleware.server.admin.operation_errors import bad
-from deferred_middleware.server.admin.pages.as_text import copyables
 from deferred_middleware.server.admin.reading.search import moment_in
+from deferred_middleware.server.admin.web.as_text import copyables
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Redirected, Shown
 from deferred_middleware.server.admin.web.routes import Route
 from deferred_middleware.server.admin.web.tools import PageTools
