@@ -121,7 +121,7 @@ def test_errors_are_the_sdks_too_if_the_app_imports_it() -> None:
         assert isinstance(no_transaction, (taskqueue.BadTransactionStateError))
         explained = sdk.explain(sdk.taskqueue.TaskAlreadyExistsError("x"), "label", "queue", "name")
         assert isinstance(explained, taskqueue.TaskAlreadyExistsError) and isinstance(explained, EnqueueError)
-        print(str(after) == str(before), str(explained)[:37])
+        print(str(after) == str(before), str(explained)[:38])
         """,
         blocked=False,
     )
