@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import logging
 import os
 import secrets
@@ -34,14 +33,19 @@ from deferred_middleware.server.apps.environ import Platform, app_environ, base_
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
+from deferred_middleware.server.cloud_tasks.names import Home
+from deferred_middleware.server.cloud_tasks.service import DEFAULT_LOCATION, CloudTasksConfig, CloudTasksService
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
+from deferred_middleware.server.config.virtual_clock import VirtualClock
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.listeners import address_of, open_listeners, url_of
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -54,8 +58,9 @@ STORE_FILE = "tasks.sqlite"
 # The settings that need no prefix.
 _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 
-_BACKLOG = 1024
-_MAX_PORT = 65535
+# https://cloud.google.com/appengine/docs/locations : two locations have another name in other services.
+_REGION_VARIABLES = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID", "LOCAL_GCP_REGION")
+_REGION_OF_LOCATION = {"us-central": "us-central1", "europe-west": "europe-west1"}
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ class ServerParts:
     processes: AppProcesses
     admin_app: WSGIApplication
     admin_listener: socket.socket
+    cloud_tasks: CloudTasksService
     environs: Mapping[str, Mapping[str, str]]
     running: RunningServer
     ready_file: AddressFile
@@ -92,50 +98,73 @@ def assemble(
     had, such as a port.
     """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
-    check_project(config.data_dir, project)
+    home = None if config.emulate else Home(project=project, location=_location(os.environ))
+    if home is not None:
+        check_project(config.data_dir, project)
     secret_key = _secret_key(config)
-    queues = _queues(config, stack)
-    store = _store(config, stack, on_store_failure)
+    queues = QueueRegistry() if config.emulate else _queues(config, stack)
+    clock = VirtualClock()
+    store = _store(config, stack, clock, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
 
-    admin_listener, *listeners = _listeners(config, stack)
-    services = _services(config, listeners)
+    listeners = open_listeners(config, stack)
+    services = _services(config, listeners.services)
     # The first service of the directory is the default one, wherever it stands on the command line.
-    directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
+    directory = ServiceDirectory(
+        sorted(services, key=lambda service: service.name != DEFAULT_SERVICE), needs_none=config.emulate
+    )
     tickets = _tickets(services, secret_key)
     delivery_token = secrets.token_urlsafe(32)
     platform = Platform(
         project=project,
         app_id=f"dev~{project}",
         default_hostname=directory.default_hostname,
-        api_address=_address(admin_listener),
+        api_address=address_of(listeners.admin),
+        cloud_tasks=_host_and_port(listeners.cloud_tasks),
+        location="" if home is None else home.location,
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
     process_ends = ProcessEnds(service.id for service in services if not service.external)
     deliverer = Deliverer(delivery_token=delivery_token)
+    url_deliverer = UrlDeliverer()
     scheduler = Scheduler(
         store,
         directory,
         deliverer,
         queues=queues,
+        clock=clock.time,
+        monotonic=clock.monotonic,
+        real_seconds=clock.real_seconds,
+        url_deliverer=url_deliverer,
         process_ends=process_ends,
         reports=_attempt_reports(config, services, queues, stack),
     )
-    stub_map = make_stub_map(
-        app_id=platform.app_id,
-        data_dir=config.data_dir,
-        directory=directory,
-        taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
-        callers=tickets,
-        on_failure=on_store_failure,
+    cloud_tasks = CloudTasksService(
+        CloudTasksConfig(
+            home=home,
+            data_dir=config.data_dir,
+            issuer=config.oidc_issuer or url_of(listeners.cloud_tasks),
+            allowed_hosts=config.allowed_hosts,
+            for_tests=config.emulate,
+            queues=config.queues,
+        ),
+        listeners.cloud_tasks,
+        store,
+        queues,
+        directory,
+        scheduler.wake,
+        clock,
     )
-    stack.callback(stub_map.GetStub("datastore_v3").close)
+    url_deliverer.authorize = cloud_tasks.signer.authorization
+    url_deliverer.rewrite = cloud_tasks.rewrite
+    cloud_tasks.load()
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        admin=_url(admin_listener),
+        admin=url_of(listeners.admin),
+        cloud_tasks=_host_and_port(listeners.cloud_tasks),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
     )
@@ -145,21 +174,35 @@ def assemble(
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
         token=running.token,
+        controls=cloud_tasks.controls,
     )
 
-    rpc = RpcApplication(stub_map, tickets, pages=json_api)
-    configs = _process_configs(
-        config,
-        platform,
-        tickets,
-        listeners,
-        delivery_token=delivery_token,
-        api_connections=ApiConnections(rpc.answer),
-    )
+    admin_pages: WSGIApplication = json_api
+    configs: list[AppProcessConfig] = []
+    if not config.emulate:
+        stub_map = make_stub_map(
+            app_id=platform.app_id,
+            data_dir=config.data_dir,
+            directory=directory,
+            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
+            callers=tickets,
+            on_failure=on_store_failure,
+        )
+        stack.callback(stub_map.GetStub("datastore_v3").close)
+        rpc = RpcApplication(stub_map, tickets, pages=json_api)
+        admin_pages = rpc
+        configs = _process_configs(
+            config,
+            platform,
+            tickets,
+            listeners.services,
+            delivery_token=delivery_token,
+            api_connections=ApiConnections(rpc.answer),
+        )
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
-        if service.external
+        if service.external and not config.emulate
     }
     all_environs = {**{one.service: one.environ for one in configs}, **environs}
     warn_of_different_keys(all_environs.values())
@@ -168,16 +211,28 @@ def assemble(
     return ServerParts(
         scheduler=scheduler,
         processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
-        admin_app=Guard(
-            rpc,
-            names=admin_names(config.admin_host, config.allowed_hosts),
-        ),
-        admin_listener=admin_listener,
+        admin_app=Guard(admin_pages, names=admin_names(config.admin_host, config.allowed_hosts)),
+        admin_listener=listeners.admin,
+        cloud_tasks=cloud_tasks,
         environs=environs,
-        running=dataclasses.replace(running, environ=_command_environ(platform, tickets, configs)),
+        running=dataclasses.replace(
+            running, environ={} if config.emulate else _command_environ(platform, tickets, configs)
+        ),
         ready_file=ready_file,
         server_json=server_json,
     )
+
+
+def _location(environ: Mapping[str, str]) -> str:
+    """Return the region of the app's queues: that of the environment, as the library finds it, or the SDK's default."""
+    named = next((environ[name].strip() for name in _REGION_VARIABLES if environ.get(name, "").strip()), "")
+    return _REGION_OF_LOCATION.get(named, named) or DEFAULT_LOCATION
+
+
+def _host_and_port(listener: socket.socket) -> str:
+    """Return where ``listener`` can be reached from this machine, as gRPC takes it."""
+    host, port = address_of(listener)
+    return f"{host}:{port}"
 
 
 def _secret_key(config: ServeConfig) -> SigningKeyFile:
@@ -199,101 +254,27 @@ def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
     return queues
 
 
-def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callable[[ServerError], object]) -> TaskStore:
+def _store(
+    config: ServeConfig,
+    stack: contextlib.ExitStack,
+    clock: VirtualClock,
+    on_failure: Callable[[ServerError], object],
+) -> TaskStore:
     """Open the task store."""
     retention = Retention(
         tombstone_seconds=config.tombstone_days * DAY_SECONDS,
         succeeded_seconds=config.history_days * DAY_SECONDS,
         succeeded_tasks=config.history_tasks,
     )
-    store = TaskStore(config.data_dir / STORE_FILE, retention=retention, on_failure=on_failure)
+    store = TaskStore(
+        config.data_dir / STORE_FILE,
+        clock=clock.time,
+        elapsed=clock.elapsed,
+        retention=retention,
+        on_failure=on_failure,
+    )
     stack.callback(store.close)
     return store
-
-
-def _listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Return the listening sockets: the admin server's, then one for each app that runs here.
-
-    The services get ``--port`` and the ports that follow it; 0 means free ones. Raises :class:`ServerError` when a port
-    can't be had.
-    """
-    services = [served.service for served in config.served.apps]
-    ports = [config.port + index if config.port else 0 for index in range(len(services))]
-    if ports and ports[-1] > _MAX_PORT:
-        raise ServerError(
-            f"--port {config.port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
-        )
-    if config.admin_port and config.admin_port in ports:
-        taken = services[ports.index(config.admin_port)]
-        raise ServerError(
-            f"--admin-port {config.admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
-        )
-    listeners = [
-        _listener(
-            stack,
-            host=config.admin_host,
-            port=config.admin_port,
-            purpose="the admin server",
-            host_option="--admin-host",
-            port_option="--admin-port",
-        )
-    ]
-    for service, port in zip(services, ports, strict=True):
-        listeners.append(
-            _listener(
-                stack,
-                host=config.host,
-                port=port,
-                purpose=f"service {service!r}",
-                host_option="--host",
-                port_option="--port",
-            )
-        )
-    return listeners
-
-
-def _listener(
-    stack: contextlib.ExitStack, *, host: str, port: int, purpose: str, host_option: str, port_option: str
-) -> socket.socket:
-    """Return a listening socket for ``purpose``, which ``stack`` closes; errors name the options."""
-    try:
-        resolved = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
-    except socket.gaierror as error:
-        raise ServerError(
-            f"{host_option} {host} has no IPv4 address ({error.strerror}); give one, such as 127.0.0.1."
-        ) from error
-    listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    # Otherwise the port can't be bound for a minute after its last connection.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(resolved)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = (
-                f"Port {port}, meant for {purpose}, is in use; "
-                f"stop what uses it, or choose another with {port_option} (0: a free one)."
-            )
-        elif error.errno == errno.EADDRNOTAVAIL:
-            message = f"{host_option} {host} is not an address of this machine; 127.0.0.1 always is."
-        else:
-            message = (
-                f"Port {port}, meant for {purpose}, can't be had: {error.strerror}; choose another with {port_option}."
-            )
-        raise ServerError(message) from error
-    return listener
-
-
-def _address(listener: socket.socket) -> tuple[str, int]:
-    """Return where ``listener`` can be reached from this machine."""
-    host, port = listener.getsockname()
-    return ("127.0.0.1" if host == "0.0.0.0" else host), port
-
-
-def _url(listener: socket.socket) -> str:
-    """Return the URL at which ``listener`` can be reached from this machine."""
-    host, port = _address(listener)
-    return f"http://{host}:{port}"
 
 
 def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
@@ -301,7 +282,7 @@ def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[S
     # Two threads stay free for people, and for requests that a task makes to its own service.
     concurrency = max(1, config.threads - 2)
     here = [
-        (app.service, *_address(listener), False) for app, listener in zip(config.served.apps, listeners, strict=True)
+        (app.service, *address_of(listener), False) for app, listener in zip(config.served.apps, listeners, strict=True)
     ]
     elsewhere = [(external.service, external.host, external.port, True) for external in config.served.external]
     services = []

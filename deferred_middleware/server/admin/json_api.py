@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin import controls
+from deferred_middleware.server.admin.controls import TestControls
 from deferred_middleware.server.admin.guard import shows_token
 from deferred_middleware.server.admin.views import task_details, task_summary, view_of
 from deferred_middleware.server.config.queues import QueueConfig
@@ -56,7 +58,7 @@ class JsonApi:
     """A WSGI app that answers under :data:`API_PREFIX`, and passes all other requests to ``pages``.
 
     ``queues`` returns the configured queues. ``wake_scheduler`` is called after each change. ``about`` is the
-    description of the server. Every request must show ``token``.
+    description of the server. Every request must show ``token``. ``controls`` answer the requests of tests.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class JsonApi:
         wake_scheduler: Callable[[], None],
         about: Mapping[str, object],
         token: str,
+        controls: TestControls | None = None,
         pages: WSGIApplication | None = None,
     ) -> None:
         self._store = store
@@ -74,6 +77,7 @@ class JsonApi:
         self._wake_scheduler = wake_scheduler
         self._about = dict(about)
         self._token = token
+        self._controls = controls
         self._pages = pages
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -117,6 +121,8 @@ class JsonApi:
         match path[len(API_PREFIX) + 1 :].split("/"):
             case [""]:
                 read = partial(dict, server=self._about)
+            case [name] if self._controls is not None and name in controls.NAMES:
+                return self._control(self._controls, name, environ)
             case ["queues"]:
                 read = self._list_queues
             case ["tasks"]:
@@ -147,6 +153,15 @@ class JsonApi:
         changed = change()
         self._wake_scheduler()
         return changed
+
+    def _control(self, test_controls: TestControls, name: str, environ: WSGIEnvironment) -> dict[str, Any]:
+        reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if not reads and environ["REQUEST_METHOD"] != "POST":
+            raise _ApiError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="GET, HEAD, POST")
+        try:
+            return test_controls.answer(name, None if reads else _body(environ))
+        except controls.ControlError as error:
+            raise _bad(str(error)) from error
 
     def _list_queues(self) -> dict[str, Any]:
         counts = self._store.queries.counts()
