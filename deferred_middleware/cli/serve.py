@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.cli.command import Command
 from deferred_middleware.errors import ServerError
@@ -24,7 +25,7 @@ from deferred_middleware.server.first_process import run_below_first_process
 # The process ID of a container's first process.
 _FIRST_PROCESS = 1
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def serve_apps(arguments: argparse.Namespace) -> int:
@@ -81,7 +82,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
-        if error.name != "waitress":
+        if error.name not in ("waitress", "jinja2"):
             raise
         raise ServerError(
             "The local server needs the packages of the extra 'server': pip install 'deferred_middleware[server]'."
@@ -120,6 +121,12 @@ def _thread_count(text: str) -> int:
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--read-only",
+        action="store_true",
+        help="refuse every change that a person asks for, on the page, by a command or over the JSON API; the app's "
+        "own calls go on",
+    )
     parser.add_argument(
         "--remote-services",
         action="store_true",

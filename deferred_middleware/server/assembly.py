@@ -18,13 +18,19 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin.change_log import CHANGES_FILE, ChangeLog
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.pages.all_pages import make_site
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog, TaskLines
+from deferred_middleware.server.admin.web.live import LiveUpdates
+from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.visitors import Visitors
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
@@ -59,18 +65,18 @@ STORE_FILE = "tasks.sqlite"
 _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 
 # https://cloud.google.com/appengine/docs/locations : two locations have another name in other services.
-_REGION_VARIABLES = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID", "LOCAL_GCP_REGION")
-_REGION_OF_LOCATION = {"us-central": "us-central1", "europe-west": "europe-west1"}
+_REGION_VARIABLES: Final = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID", "LOCAL_GCP_REGION")
+_REGION_OF_LOCATION: Final = {"us-central": "us-central1", "europe-west": "europe-west1"}
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerParts:
     """The objects of a server, none of them started yet.
 
-    ``admin_app`` answers on ``admin_listener``. ``environs`` are what the apps that run elsewhere need, by service.
-    ``ready_file`` and ``server_json`` are to be written when all services answer.
+    ``admin_app`` answers on ``admin_listener``; ``live`` makes its endless answers. ``environs`` are what the apps that
+    run elsewhere need, by service. ``ready_file`` and ``server_json`` are to be written when all services answer.
     """
 
     scheduler: Scheduler
@@ -78,6 +84,7 @@ class ServerParts:
     admin_app: WSGIApplication
     admin_listener: socket.socket
     cloud_tasks: CloudTasksService
+    live: LiveUpdates
     environs: Mapping[str, Mapping[str, str]]
     running: RunningServer
     ready_file: AddressFile
@@ -168,16 +175,23 @@ def assemble(
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
     )
-    json_api = JsonApi(
+    operations = Operations(
         store,
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
-        token=running.token,
-        controls=cloud_tasks.controls,
+        change_log=ChangeLog(config.data_dir / CHANGES_FILE),
+        read_only=config.read_only,
     )
-
-    admin_pages: WSGIApplication = json_api
+    live = LiveUpdates(store.queries.version)
+    site = make_site(
+        PageTools(operations=operations, live=live),
+        Visitors(running.token),
+        form_token=secret_key.derive("forms of the pages"),
+    )
+    admin_pages: WSGIApplication = JsonApi(
+        operations, token=running.token, controls=cloud_tasks.controls, pages=site
+    )
     configs: list[AppProcessConfig] = []
     if not config.emulate:
         stub_map = make_stub_map(
@@ -189,7 +203,7 @@ def assemble(
             on_failure=on_store_failure,
         )
         stack.callback(stub_map.GetStub("datastore_v3").close)
-        rpc = RpcApplication(stub_map, tickets, pages=json_api)
+        rpc = RpcApplication(stub_map, tickets, pages=admin_pages)
         admin_pages = rpc
         configs = _process_configs(
             config,
@@ -214,6 +228,7 @@ def assemble(
         admin_app=Guard(admin_pages, names=admin_names(config.admin_host, config.allowed_hosts)),
         admin_listener=listeners.admin,
         cloud_tasks=cloud_tasks,
+        live=live,
         environs=environs,
         running=dataclasses.replace(
             running, environ={} if config.emulate else _command_environ(platform, tickets, configs)

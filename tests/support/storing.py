@@ -19,6 +19,7 @@ from deferred_middleware.server.store.records import (
     State,
     StoredTask,
 )
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
@@ -101,6 +102,11 @@ def completion(
             service="default",
             excerpt=excerpt,
         ),
+        queue=task.queue,
+        url=task.url,
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=500, reason="status 500", response=excerpt, url=task.url),
     )
 
 
@@ -124,7 +130,7 @@ def prune(store: TaskStore) -> int:
         patch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 0)
         store.complete([])
     # The results submitted the prune before this, so it is already committed.
-    store.release([])
+    store.operations.delete_by_name("default", ["unknown"])
     return before - sum(sum(states.values()) for states in store.queries.counts().values())
 
 

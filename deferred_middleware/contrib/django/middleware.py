@@ -29,6 +29,7 @@ from django.http import HttpRequest, HttpResponse
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.contrib.django.views import TaskResponse, is_not_logged_yet, on_exception, task_handler
 from deferred_middleware.contrib.mounting import ensure_report, response_after_layers
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import batch, request_end
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -56,6 +57,7 @@ class TaskMiddleware:
         # Django logs the exception of a view. That of a task, or of a layer around it, is logged with the task's call.
         logging.getLogger("django.request").addFilter(is_not_logged_yet)
 
+    @keeping_request
     def __call__(self, request: HttpRequest) -> HttpResponse:
         """Pass the request on. If it delivers a task, return the task handler's response."""
         environ = getattr(request, "environ", {})

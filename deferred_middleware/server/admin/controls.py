@@ -21,6 +21,8 @@ from deferred_middleware.server.config.virtual_clock import VirtualClock
 from deferred_middleware.server.store.store import TaskStore
 
 NAMES: Final = ("wait", "reset", "clock")
+CHANGES: Final = ("reset", "clock")
+"""Those that change something, if they are posted."""
 MAX_WAIT_SECONDS: Final = 600.0
 DEFAULT_WAIT_SECONDS: Final = 60.0
 MAX_ADVANCE_SECONDS: Final = 10 * 366 * 24 * 3600.0

@@ -109,6 +109,7 @@ class ServeConfig:
     emulate: bool = False
     oidc_issuer: str | None = None
     queues: Sequence[str] = ()
+    read_only: bool = False
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 

@@ -19,8 +19,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from typing import Final
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _READ_BYTES = 64 * 1024
 _MAX_HEAD_BYTES = 256 * 1024
@@ -35,9 +36,9 @@ class ServiceConnection:
         self._socket: socket.socket | None = None
         self._poll = select.poll()
         self._unsent: bytes | memoryview = b""
-        self.idle_since = 0.0
+        self.idle_since: float = 0.0
         # How often receive() may still read, so that an endless response doesn't block the thread's other connections.
-        self.reads_left = math.inf
+        self.reads_left: float = math.inf
 
     def usable(self, idle_seconds: float) -> bool:
         """Return whether the connection is open, not idle for more than ``idle_seconds``, and has nothing to read."""
@@ -147,7 +148,7 @@ class Response:
         self._chunk_ends = False
         self._persistent = False
         self._ended = False
-        self.status = 0
+        self.status: int = 0
 
     @property
     def keeps_connection(self) -> bool:

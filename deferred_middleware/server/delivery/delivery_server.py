@@ -18,7 +18,7 @@ import re
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 from wsgiref.util import FileWrapper
 
@@ -28,7 +28,7 @@ from deferred_middleware.wire.protocol import SERVER_TOKEN_HEADER
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 # https://www.rfc-editor.org/rfc/rfc9112#section-3
 _FIRST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Z]+) (/[\x21-\x7e]*) HTTP/1\.1")

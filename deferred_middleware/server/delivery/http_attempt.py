@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import http.client
-import logging
 import math
 import re
 import select
 import threading
 import time
 from dataclasses import dataclass
+from typing import Final
 
+from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import Response, ServiceConnection
@@ -25,7 +26,7 @@ from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = get_logger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
@@ -37,6 +38,7 @@ _EXTERNAL_IDLE_SECONDS = 0.5
 # How many times a response is read before the thread's other attempts continue.
 _READS_IN_A_ROW = 16
 
+_MAX_LOCATION_CHARACTERS = 500
 # Characters that a request's first line must not have.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
 
@@ -194,7 +196,7 @@ class HttpAttempt:
         self._connection: ServiceConnection | None = None
         self._response: Response | None = None
         self._excerpt = b""
-        self.deadline = self._began + self._deadline_usec / 1e6
+        self.deadline: float = self._began + self._deadline_usec / 1e6
 
     def fileno(self) -> int:
         """Return the descriptor of the attempt's connection, or -1 if there is none."""
@@ -224,7 +226,9 @@ class HttpAttempt:
                 self._send()
                 return None
             self._read(response)
-            return self._ended(response.status, outcome=response.header(protocol.OUTCOME_HEADER))
+            if 300 <= response.status < 400:
+                reason = self._redirected(response.status, response.header("Location"))
+            return self._ended(response.status, reason=reason, outcome=response.header(protocol.OUTCOME_HEADER))
         except BlockingIOError:
             if time.monotonic() < self.deadline:
                 return None
@@ -257,6 +261,17 @@ class HttpAttempt:
             if len(self._excerpt) < EXCERPT_BYTES:
                 self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
 
+    def _redirected(self, status: int, location: str | None) -> str:
+        """Return the reason for the failure of a redirected attempt, and log it, unless it is the same as before.
+
+        A layer of the app answered in the task's place. If it is outside of the middleware, the app logs nothing.
+        """
+        reason = redirect_reason(status, location)
+        if self._task.previous_response != status:
+            task = self._task
+            logger.error("Task %s of queue %s (%s) did not run: %s.", task.name, task.queue, task.url, reason)
+        return reason
+
     def _ended(
         self,
         status: int | None,
@@ -279,6 +294,12 @@ class HttpAttempt:
             broken_off=broken_off,
             late=late,
         )
+
+
+def redirect_reason(status: int, location: str | None) -> str:
+    """Return a text for people about a response that is a redirect."""
+    where = "no Location" if location is None else f"Location {location[:_MAX_LOCATION_CHARACTERS]!r}"
+    return f"the app redirected it with status {status} and {where}; the queue doesn't follow redirects"
 
 
 def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:

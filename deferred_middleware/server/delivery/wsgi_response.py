@@ -8,7 +8,7 @@ Rules: https://peps.python.org/pep-3333/ and https://www.rfc-editor.org/rfc/rfc9
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from waitress.task import hop_by_hop
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 _ERROR = b"The server encountered an unexpected internal server error"
 
@@ -39,7 +39,7 @@ class WSGIResponse:
         # How many bytes of the body are still missing according to its Content-Length, if it has one.
         self._left: int | None = None
         self._iterable_length: int | None = None
-        self.closes = False
+        self.closes: bool = False
 
     def answer(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
         """Call ``app``. If it raises, respond with 500, or close the connection if part of the response was sent."""

@@ -10,7 +10,7 @@ import http
 import math
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.admin.task_lines import AttemptReports
@@ -31,7 +31,7 @@ from deferred_middleware.server.store.store import TaskStore
 if TYPE_CHECKING:
     from deferred_middleware.server.dispatch.worker import ServiceWorker
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 
 class AttemptRunner:
@@ -197,9 +197,9 @@ class TaskAttempt:
 
     def __init__(self, runner: AttemptRunner, worker: ServiceWorker, task: ClaimedTask) -> None:
         self.task = task
-        self.service = worker.service
-        self.began = runner.clock.monotonic()
-        self.started_usec = runner.clock.now_usec()
+        self.service: Service = worker.service
+        self.began: float = runner.clock.monotonic()
+        self.started_usec: int = runner.clock.now_usec()
         self._runner = runner
         self._worker = worker
         self._request: HttpAttempt | None = None

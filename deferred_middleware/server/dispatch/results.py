@@ -13,6 +13,7 @@ from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import AttemptResult
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.wire import protocol
 
 # A task may ask for any back-off, but the store's integers are limited.
@@ -142,6 +143,12 @@ def completion_of(
             excerpt=result.excerpt,
             scheduled_usec=task.eta_usec,
         ),
+        queue=task.queue,
+        url=task.url,
+        waited_usec=max(0, started_usec - task.eta_usec),
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=result.status, reason=reason, response=result.excerpt, url=task.url),
     )
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import milliseconds_until
@@ -21,7 +21,7 @@ from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class InFlight(Protocol):

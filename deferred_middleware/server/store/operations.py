@@ -50,7 +50,7 @@ class TaskOperations:
             found = connection.execute("SELECT queue, name, state FROM tasks WHERE id = ?", (task_id,)).fetchone()
             if found is None:
                 return "unknown"
-            return self._reset(connection, tally, task_id, *found)
+            return self.retry_row(connection, tally, task_id, *found)
 
         return self._database.write(operation)
 
@@ -199,12 +199,13 @@ class TaskOperations:
     ) -> tuple[list[RetryOutcome], int]:
         """Retry at most :data:`BATCH` dead letters; return an outcome for each, and the last one's id."""
         found = connection.execute(_FAILED_AFTER, (queue, after_id, newest_id, BATCH)).fetchall()
-        outcomes = [self._reset(connection, tally, *row) for row in found]
+        outcomes = [self.retry_row(connection, tally, *row) for row in found]
         return outcomes, found[-1][0] if found else newest_id
 
-    def _reset(
+    def retry_row(
         self, connection: sqlite3.Connection, tally: Tally, task_id: int, queue: str, name: str, state: str
     ) -> RetryOutcome:
+        """Retry a task in a transaction, given as its columns ``queue``, ``name`` and ``state``."""
         if state != "failed":
             return "not failed"
         if rows.has_unfinished_task(connection, queue, name):

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 from deferred_middleware.wire import protocol
 
 PULL = "PULL"
@@ -233,7 +234,11 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """The result of a claimed task's attempt: finished, or ``ready`` for another attempt at ``eta_usec``."""
+    """The result of a claimed task's attempt: finished, or ``ready`` for another attempt at ``eta_usec``.
+
+    ``queue`` and ``url`` are the task's, and ``waited_usec`` is the time from its ETA to the attempt. ``failure`` says
+    why the attempt failed, if it did.
+    """
 
     task_id: int
     claim_token: int
@@ -246,6 +251,10 @@ class Completion:
     previous_response: int
     retry_reason: str | None
     attempt: AttemptRecord
+    queue: str
+    url: str
+    waited_usec: int = 0
+    failure: FailureSite | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

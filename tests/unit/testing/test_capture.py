@@ -269,6 +269,20 @@ def test_a_request_that_never_reaches_the_handler_is_an_error() -> None:
             tasks.run()
 
 
+def test_a_redirect_around_the_middleware_is_told_with_its_location() -> None:
+    """A WSGI layer that redirects a task is named by the error's status and Location, and the task stays pending."""
+
+    def redirect(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("301 Moved Permanently", [("Content-Type", "text/plain"), ("Location", "https://app.test/")])
+        return [b"see there"]
+
+    with capture_tasks(redirect) as tasks:
+        defer(sample.note, 1)
+        with pytest.raises(TaskRunError, match=r"status 301 and Location 'https://app\.test/': see there"):
+            tasks.run()
+        assert tasks.run(raise_errors=False).location == "https://app.test/"
+
+
 def test_without_an_app_nothing_can_run() -> None:
     """Without an app, run raises an error that says what to set."""
     with capture_tasks() as tasks:
