@@ -189,9 +189,7 @@ def assemble(
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
-    admin_pages: WSGIApplication = JsonApi(
-        operations, token=running.token, controls=cloud_tasks.controls, pages=site
-    )
+    admin_pages: WSGIApplication = JsonApi(operations, token=running.token, controls=cloud_tasks.controls, pages=site)
     configs: list[AppProcessConfig] = []
     if not config.emulate:
         stub_map = make_stub_map(

@@ -24,7 +24,7 @@ from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError, Rpc
 from deferred_middleware.server.cloud_tasks.calls.batch_calls import BatchCalls
 from deferred_middleware.server.cloud_tasks.calls.queue_calls import QueueCalls, no_access_control, no_encryption_keys
 from deferred_middleware.server.cloud_tasks.calls.task_calls import TaskCalls
-from deferred_middleware.server.store.disk_reserve import StoreFullError
+from deferred_middleware.server.store.upkeep.disk_reserve import StoreFullError
 from deferred_middleware.server.store.writer import StoreStoppedError
 
 CLOUD_TASKS: Final = "google.cloud.tasks.v2.CloudTasks"
