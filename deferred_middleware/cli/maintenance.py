@@ -1,7 +1,4 @@
-"""Commands that use the engine or the datastore themselves: ``call``, ``replay`` and ``sweep``; and those for tests.
-
-``clock`` and ``reset`` change the running server, as the tests of an app do over its JSON API.
-"""
+"""Commands that use the engine or the datastore themselves: ``call``, ``exec``, ``replay`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -14,15 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deferred_middleware.cli.client import (
-    AdminClient,
-    NotRunningError,
-    add_client_arguments,
-    add_yes_argument,
-    confirm,
-)
+from deferred_middleware.cli.client import NotRunningError
 from deferred_middleware.cli.command import Command
-from deferred_middleware.cli.output import count, print_answer, print_error, print_line
+from deferred_middleware.cli.output import count, print_error, print_line
+from deferred_middleware.engines.request_scope import connect_process
 from deferred_middleware.errors import DeferredError, ServerError
 from deferred_middleware.errors.text import shortened, text_of
 from deferred_middleware.server.admin.server_file import SERVER_FILE, read_server_file
@@ -43,7 +35,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
     lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
     if not lines:
         raise ServerError(f"{arguments.file} has no line of a dead letter ({MARK}…).")
-    _connect_sdk()
+    connect_process()
     failed = 0
     for number, line in enumerate(lines, 1):
         try:
@@ -64,7 +56,7 @@ def sweep_datastore(arguments: argparse.Namespace) -> int:
     from deferred_middleware.wire import entities
     from deferred_middleware.wire.overflow import sweep
 
-    _connect_sdk()
+    connect_process()
     if not entities.is_available():
         raise ServerError(
             "No datastore is configured: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET, or run the command "
@@ -108,19 +100,14 @@ def call_function(arguments: argparse.Namespace) -> int:
     from deferred_middleware.config.process import current_settings
 
     if "API_HOST" not in os.environ and not current_settings().uses_cloud_tasks:
-        server = read_server_file(arguments.data_dir / SERVER_FILE)
-        if server is None:
-            raise NotRunningError(
-                f"No server is running on {arguments.data_dir}; start it with 'deferred-middleware serve', "
-                "or give its --data-dir."
-            )
+        environ = _environ_of_server(arguments.data_dir)
         # The package has read its settings from this process's environment already, so it starts again.
         command = [sys.executable, "-m", "deferred_middleware", *sys.argv[1:]]
         sys.stdout.flush()
-        os.execve(sys.executable, command, {**os.environ, **server.environ})
+        os.execve(sys.executable, command, environ)
     from deferred_middleware.errors.sdk_types import apiproxy_errors, taskqueue
 
-    _connect_sdk()
+    connect_process()
     function = _function(arguments.function)
     args, kwargs = _arguments(arguments.arguments)
     options = {
@@ -137,6 +124,27 @@ def call_function(arguments: argparse.Namespace) -> int:
         raise ServerError(f"{arguments.function} was not enqueued: {error or type(error).__name__}") from error
     print_line(f"{arguments.function} is enqueued as {task.name} in queue {task.queue_name}.")
     return 0
+
+
+def exec_command(arguments: argparse.Namespace) -> int:
+    """Replace this process by a command that has the environment of the local server's apps."""
+    words = [arguments.program, *arguments.words]
+    environ = _environ_of_server(arguments.data_dir)
+    sys.stdout.flush()
+    try:
+        os.execvpe(words[0], words, environ)
+    except OSError as error:
+        raise ServerError(f"{words[0]} can't be started: {error.strerror}.") from error
+
+
+def _environ_of_server(data_dir: Path) -> dict[str, str]:
+    """Return this process's environment with what connects it to the local server."""
+    server = read_server_file(data_dir / SERVER_FILE)
+    if server is None:
+        raise NotRunningError(
+            f"No server is running on {data_dir}; start it with 'deferred-middleware serve', or give its --data-dir."
+        )
+    return {**os.environ, **server.environ}
 
 
 def _function(name: str) -> Callable[..., object]:
@@ -181,22 +189,6 @@ def _value(word: str) -> object:
         return word
 
 
-def _connect_sdk() -> None:
-    """Connect this process's SDK to the local server that ``API_HOST`` and ``API_PORT`` name, if they are set.
-
-    An app does the same for the time of a request, with ``wrap_wsgi_app``.
-    """
-    if "API_HOST" not in os.environ:
-        return
-    from google.appengine.api import full_app_id
-    from google.appengine.runtime import default_api_stub
-
-    full_app_id.normalize()
-    default_api_stub.Register(default_api_stub.DefaultApiStub())
-    # Take the ticket from HTTP_X_APPENGINE_API_TICKET; by default the SDK takes it from a request's environ.
-    default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
-
-
 def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a file with lines of the log, or - for standard input")
     parser.add_argument("--queue", metavar="NAME", help="the queue to enqueue to (default: the task's own)")
@@ -218,6 +210,16 @@ def _add_call_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--countdown", type=float, metavar="SECONDS", help="run it after this time")
     parser.add_argument("--name", help="the task's name")
     parser.add_argument("--target", help="the service, or version.service, that runs it")
+    _add_data_dir(parser)
+
+
+def _add_exec_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_data_dir(parser)
+    parser.add_argument("program", metavar="COMMAND", help="the program")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments and options")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -236,43 +238,6 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def show_clock(arguments: argparse.Namespace) -> int:
-    """Print the time of the server, after moving it; return the exit status."""
-    client = AdminClient(arguments)
-    content: dict[str, object] = {}
-    if arguments.advance is not None:
-        content["advance_seconds"] = arguments.advance
-    if arguments.freeze or arguments.run:
-        content["frozen"] = arguments.freeze
-    answer = client.post("clock", content=content) if content else client.get("clock")
-    ahead = f", {answer['ahead_seconds']:,.0f} s ahead of this machine" if abs(answer["ahead_seconds"]) >= 1 else ""
-    state = "; it stands still" if answer["frozen"] else ""
-    print_answer(arguments, answer, f"It is {answer['now']}{ahead}{state}.")
-    return 0
-
-
-def reset_server(arguments: argparse.Namespace) -> int:
-    """Delete everything that the server has; return the exit status."""
-    client = AdminClient(arguments)
-    confirm(arguments, "Delete all tasks of all queues, and the queues that clients have made?")
-    answer = client.post("reset")
-    print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} deleted.")
-    return 0
-
-
-def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--advance", type=float, metavar="SECONDS", help="let this time pass at once")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--freeze", action="store_true", help="stop the clock, so that only --advance moves it")
-    group.add_argument("--run", action="store_true", help="start a clock again that was stopped")
-    add_client_arguments(parser)
-
-
-def _add_reset_arguments(parser: argparse.ArgumentParser) -> None:
-    add_yes_argument(parser)
-    add_client_arguments(parser)
-
-
 COMMANDS = (
     Command(
         name="call",
@@ -286,6 +251,19 @@ COMMANDS = (
         ),
         add_arguments=_add_call_arguments,
         run=call_function,
+    ),
+    Command(
+        name="exec",
+        summary="run a command in the environment of the app",
+        description="Run a command that is connected to the local server as its default service is: its datastore, "
+        "its task queue and its secret key. A program that uses Django's settings can then defer calls. Any other "
+        "program wraps an app with wrap_wsgi_app, and makes requests of it.",
+        examples=(
+            "deferred-middleware exec python manage.py shell",
+            "deferred-middleware exec --data-dir data python manage.py send_invoices",
+        ),
+        add_arguments=_add_exec_arguments,
+        run=exec_command,
     ),
     Command(
         name="replay",
@@ -313,23 +291,5 @@ COMMANDS = (
         examples=("deferred-middleware sweep --max-seconds 60",),
         add_arguments=_add_sweep_arguments,
         run=sweep_datastore,
-    ),
-    Command(
-        name="clock",
-        summary="show the time of the server, or move it for a test",
-        description="Show the time by which the server runs tasks, or change it for a test: let time pass at once, "
-        "stop the clock, or start it again. A server that starts has the time of the machine.",
-        examples=("deferred-middleware clock --advance 3600", "deferred-middleware clock --freeze"),
-        add_arguments=_add_clock_arguments,
-        run=show_clock,
-    ),
-    Command(
-        name="reset",
-        summary="delete all tasks, taken names, and queues that clients have made",
-        description="Delete all tasks in any state, all taken names, the pauses of queues, and the queues that clients "
-        "of the Cloud Tasks API have made.",
-        examples=("deferred-middleware reset --yes",),
-        add_arguments=_add_reset_arguments,
-        run=reset_server,
     ),
 )
