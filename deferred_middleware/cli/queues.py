@@ -1,4 +1,4 @@
-"""Commands for queues: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``; for tests ``clock`` and ``reset``."""
+"""Commands: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``; for tests, ``clock`` and ``reset``."""
 
 from __future__ import annotations
 
