@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Answer:
         self.data = json.dumps(content).encode()
 
 
-def ask(signer: TokenSigner) -> Callable[..., Answer]:
+def ask(signer: TokenSigner) -> Any:
     """Return the function with which Google's library asks for certificates."""
 
     def request(url: str, method: str = "GET", **_: object) -> Answer:
