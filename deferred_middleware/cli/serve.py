@@ -79,6 +79,7 @@ def _check_reload(served: Served) -> None:
 
 def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
     try:
+        from deferred_middleware.server.admin.web.traceback_view import editor_template
         from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
@@ -87,6 +88,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         raise ServerError(
             "The local server needs the packages of the extra 'server': pip install 'deferred_middleware[server]'."
         ) from error
+    arguments.editor = editor_template(arguments.editor)
     names = [field.name for field in dataclasses.fields(ServeConfig) if hasattr(arguments, field.name)]
     config = ServeConfig(served=served, **{name: getattr(arguments, name) for name in names})
     return Supervisor(config).run()
@@ -121,6 +123,13 @@ def _thread_count(text: str) -> int:
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--editor",
+        default="vscode",
+        metavar="NAME",
+        help="the editor that the page's links to files open: vscode, pycharm, zed, sublime or another one that the "
+        "manual lists, none, or an address with {path} and {line} (default: %(default)s)",
+    )
     parser.add_argument(
         "--read-only",
         action="store_true",

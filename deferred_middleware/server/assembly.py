@@ -52,6 +52,7 @@ from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, open_listeners, url_of
+from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -180,12 +181,14 @@ def assemble(
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
+        # The processes are made last, because they need what answers their API calls.
+        standing=server_standing(scheduler, list(directory), process_of=lambda service: processes.status(service)),
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live),
+        PageTools(operations=operations, live=live, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
@@ -211,6 +214,7 @@ def assemble(
             delivery_token=delivery_token,
             api_connections=ApiConnections(rpc.answer),
         )
+    processes = AppProcesses(configs, on_event=on_event, ends=process_ends)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -222,7 +226,7 @@ def assemble(
 
     return ServerParts(
         scheduler=scheduler,
-        processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
+        processes=processes,
         admin_app=Guard(admin_pages, names=admin_names(config.admin_host, config.allowed_hosts)),
         admin_listener=listeners.admin,
         cloud_tasks=cloud_tasks,

@@ -110,6 +110,7 @@ class ServeConfig:
     oidc_issuer: str | None = None
     queues: Sequence[str] = ()
     read_only: bool = False
+    editor: str = ""
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 

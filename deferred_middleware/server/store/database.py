@@ -17,6 +17,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
+from deferred_middleware.server.store.listing.filters import install as install_filters
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.statistics.earlier_failures import create_functions
 from deferred_middleware.server.store.statistics.spans import SpanCounters
@@ -108,6 +109,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     )
     connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA query_only=ON")
+    install_filters(connection)
     return connection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -80,11 +81,11 @@ class QueueCalls:
             if not _is_field(field):
                 raise invalid(f"Invalid field in the update mask: {field[:80]!r}.")
         changed = Queue()
-        try:
+        # [D] "This method creates the queue if it does not exist and updates the queue if it does exist."
+        save = self._queues.create
+        with contextlib.suppress(ApiCallError):
             changed.CopyFrom(self._queues.message(self._queues.find(path)))
-        except ApiCallError:
-            # [D] "This method creates the queue if it does not exist and updates the queue if it does exist."
-            self._queues.create(path, Queue())
+            save = self._queues.change
         # [D] "If empty, then all fields will be updated."
         mask = type(request.update_mask)(paths=paths or _SETTABLE)
         # Merged into a copy without them, those that the client leaves out have their defaults again.
@@ -96,7 +97,7 @@ class QueueCalls:
                 one = type(mask)(paths=[field])
                 one.MergeMessage(given, changed, replace_message_field=True, replace_repeated_field=True)
         check_queue(changed)
-        return self._queues.message(self._queues.change(path, changed))
+        return self._queues.message(save(path, changed))
 
     def delete(self, request: Any) -> Any:
         """Answer DeleteQueue."""
@@ -183,6 +184,6 @@ def _clear(message: Any, path: str) -> None:
 
 def _decoded(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token.encode(), b"-_", validate=True).decode()
     except ValueError:
         raise invalid("The page token is not valid.") from None

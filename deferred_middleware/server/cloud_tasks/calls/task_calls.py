@@ -10,7 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from google.cloud import tasks_v2
@@ -80,21 +80,21 @@ class TaskCalls:
         after_id = _token_position(request.page_token, queue.path)
         response = _ListTasksResponse()
         size = 0
-        while len(response.tasks) < wanted and size < _MAX_PAGE_BYTES:
-            rows = min(_ROWS_AT_ONCE, wanted - len(response.tasks))
-            found = self._store.queries.listed(queue.name, after_id=after_id, limit=rows)
-            for task in found:
-                shown = self._shown(task, queue, request.response_view)
-                size += shown.ByteSize()
-                if size > _MAX_PAGE_BYTES and response.tasks:
-                    break
-                response.tasks.append(shown)
-                after_id = task.id
-            if len(found) < rows:
-                return response
-        if self._store.queries.listed(queue.name, after_id=after_id, limit=1):
-            response.next_page_token = _page_token(after_id, queue.path)
+        for task in self._listed(queue, after_id):
+            shown = self._shown(task, queue, request.response_view)
+            size += shown.ByteSize()
+            if len(response.tasks) == wanted or (size > _MAX_PAGE_BYTES and response.tasks):
+                response.next_page_token = _page_token(after_id, queue.path)
+                break
+            response.tasks.append(shown)
+            after_id = task.id
         return response
+
+    def _listed(self, queue: FoundQueue, after_id: int) -> Iterator[StoredTask]:
+        """Go through the tasks of a queue; few are in memory at a time, because they may be large."""
+        while found := self._store.queries.listed(queue.name, after_id=after_id, limit=_ROWS_AT_ONCE):
+            yield from found
+            after_id = found[-1].id
 
     def delete(self, request: Any) -> Any:
         """Answer DeleteTask."""
@@ -207,7 +207,7 @@ def _token_position(token: str, path: QueuePath) -> int:
     if not token:
         return 0
     with contextlib.suppress(ValueError, binascii.Error):
-        digest, _, number = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
+        digest, _, number = base64.b64decode(token.encode(), b"-_", validate=True).decode().partition(":")
         if digest == _digest(path) and number.isdecimal() and len(number) < 19:
             return int(number)
     raise invalid("The page token is not valid.")
