@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _READ_BYTES: Final = 64 * 1024
 _FIRST_BYTES_SECONDS: Final = 60.0
+_LAST_TURNS: Final = 3
 
 
 class Servers(Protocol):
@@ -51,6 +52,7 @@ class SharedPort:
         self._stopping: asyncio.Event | None = None
         self._servers: Servers | None = None
         self._starting: asyncio.Future[Servers] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to accept connections."""
@@ -88,13 +90,24 @@ class SharedPort:
         # A duplicate, because its owner closes the listener.
         server = await asyncio.start_server(self._connected, sock=self._listener.dup())
         self._running.set()
-        async with server:
-            await self._stopping.wait()
-        for task in asyncio.all_tasks():
-            if task is not asyncio.current_task():
-                task.cancel()
+        await self._stopping.wait()
+        # Not wait_closed(), which waits for the clients since Python 3.12.
+        server.close()
+        for _ in range(_LAST_TURNS):
+            # Connections that have just been accepted become tasks.
+            await asyncio.sleep(0)
+        connections = list(self._connections)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+        for _ in range(_LAST_TURNS):
+            # Sockets are closed a turn after their transports.
+            await asyncio.sleep(0)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        self._connections.add(own)
         try:
             with contextlib.suppress(ConnectionError, TimeoutError, asyncio.TimeoutError):
                 await self._pass_on(reader, writer)
@@ -103,6 +116,7 @@ class SharedPort:
         except Exception:
             logger.exception("A connection of the Cloud Tasks API failed.")
         finally:
+            self._connections.discard(own)
             writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
