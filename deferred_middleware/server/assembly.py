@@ -366,6 +366,7 @@ def _process_configs(
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 task_lines=config.task_lines,
+                handlers=served.handlers,
                 start_timeout_seconds=config.start_timeout_seconds,
                 api_connections=api_connections,
             )

@@ -29,7 +29,8 @@ class Channel:
 
     def call(self, method: str, data: bytes, *, timeout: float | None = 10, service: str = CLOUD_TASKS) -> bytes:
         """Call a method with bytes, and return those of the response."""
-        answer: bytes = self._channel.unary_unary(f"/{service}/{method}")(data, timeout=timeout)
+        call: Any = self._channel.unary_unary(f"/{service}/{method}")
+        answer: bytes = call(data, timeout=timeout)
         return answer
 
 

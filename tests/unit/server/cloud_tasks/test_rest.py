@@ -57,7 +57,7 @@ class Client:
             started.append(status)
             return lambda data: None
 
-        found = validator(self._app)(given, start)  # type: ignore[arg-type] # a WSGI app
+        found = validator(self._app)(given, start)
         try:
             content = b"".join(found)
         finally:
@@ -153,7 +153,7 @@ def test_an_update_mask_in_either_spelling(client: Client, spelling: str) -> Non
 )
 def test_urls(client: Client, verb: str, path: str, code: int) -> None:
     """Each method has its URL, and everything else is an error."""
-    body = {} if verb in ("POST", "PATCH") else None
+    body: dict[str, Any] | None = {} if verb in ("POST", "PATCH") else None
     status, content = client.json(verb, f"/v2/{path}", body)
     assert status == code, content
     assert ("error" in content) == (code != 200)
@@ -191,7 +191,7 @@ def test_a_body_that_is_malformed(client: Client, body: bytes) -> None:
 )
 def test_pages_of_browsers_are_refused(client: Client, environ: dict[str, str]) -> None:
     """No page of any site can read or create tasks, also not by a name that leads here."""
-    status, content = client.request("GET", f"/v2/{QUEUE}/tasks", **environ)
+    status, content = client.request("GET", f"/v2/{QUEUE}/tasks", None, **environ)
     assert (status, content["error"]["status"]) == (403, "PERMISSION_DENIED")
 
 
