@@ -39,8 +39,8 @@ from deferred_middleware.server.apps.environ import Platform, app_environ, base_
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
-from deferred_middleware.server.cloud_tasks.names import Home
-from deferred_middleware.server.cloud_tasks.service import DEFAULT_LOCATION, CloudTasksConfig, CloudTasksService
+from deferred_middleware.server.cloud_tasks.names import Home, location_of
+from deferred_middleware.server.cloud_tasks.service import CloudTasksConfig, CloudTasksService
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -51,7 +51,8 @@ from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
-from deferred_middleware.server.listeners import address_of, open_listeners, url_of
+from deferred_middleware.server.listeners import address_of, host_and_port, open_listeners, url_of
+from deferred_middleware.server.reporting import make_reports
 from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
@@ -64,10 +65,6 @@ STORE_FILE = "tasks.sqlite"
 
 # The settings that need no prefix.
 _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
-
-# https://cloud.google.com/appengine/docs/locations : two locations have another name in other services.
-_REGION_VARIABLES: Final = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID", "LOCAL_GCP_REGION")
-_REGION_OF_LOCATION: Final = {"us-central": "us-central1", "europe-west": "europe-west1"}
 
 logger: Final = logging.getLogger(__name__)
 
@@ -106,11 +103,11 @@ def assemble(
     had, such as a port.
     """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
-    home = None if config.emulate else Home(project=project, location=_location(os.environ))
+    home = None if config.emulate else Home(project=project, location=location_of(os.environ))
     if home is not None:
         check_project(config.data_dir, project)
     secret_key = _secret_key(config)
-    queues = QueueRegistry() if config.emulate else _queues(config, stack)
+    queues, queue_yaml = (QueueRegistry(), None) if config.emulate else _queues(config, stack)
     clock = VirtualClock()
     store = _store(config, stack, clock, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
@@ -129,7 +126,7 @@ def assemble(
         app_id=f"dev~{project}",
         default_hostname=directory.default_hostname,
         api_address=address_of(listeners.admin),
-        cloud_tasks=_host_and_port(listeners.cloud_tasks),
+        cloud_tasks=host_and_port(listeners.cloud_tasks),
         location="" if home is None else home.location,
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
@@ -168,11 +165,22 @@ def assemble(
     url_deliverer.authorize = cloud_tasks.signer.authorization
     url_deliverer.rewrite = cloud_tasks.rewrite
     cloud_tasks.load()
+    stub_map = None
+    if not config.emulate:
+        stub_map = make_stub_map(
+            app_id=platform.app_id,
+            data_dir=config.data_dir,
+            directory=directory,
+            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
+            callers=tickets,
+            on_failure=on_store_failure,
+        )
+        stack.callback(stub_map.GetStub("datastore_v3").close)
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         admin=url_of(listeners.admin),
-        cloud_tasks=_host_and_port(listeners.cloud_tasks),
+        cloud_tasks=host_and_port(listeners.cloud_tasks),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
     )
@@ -186,24 +194,27 @@ def assemble(
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )
+    reports = make_reports(
+        config,
+        operations,
+        queues=queues,
+        queue_yaml=queue_yaml,
+        directory=directory,
+        delivery_token=delivery_token,
+        stub_map=stub_map,
+        app_id=platform.app_id,
+    )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live, editor=config.editor),
+        PageTools(operations=operations, live=live, reports=reports, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
-    admin_pages: WSGIApplication = JsonApi(operations, token=running.token, controls=cloud_tasks.controls, pages=site)
+    admin_pages: WSGIApplication = JsonApi(
+        operations, reports, token=running.token, controls=cloud_tasks.controls, pages=site
+    )
     configs: list[AppProcessConfig] = []
-    if not config.emulate:
-        stub_map = make_stub_map(
-            app_id=platform.app_id,
-            data_dir=config.data_dir,
-            directory=directory,
-            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
-            callers=tickets,
-            on_failure=on_store_failure,
-        )
-        stack.callback(stub_map.GetStub("datastore_v3").close)
+    if stub_map is not None:
         rpc = RpcApplication(stub_map, tickets, pages=admin_pages)
         admin_pages = rpc
         configs = _process_configs(
@@ -240,18 +251,6 @@ def assemble(
     )
 
 
-def _location(environ: Mapping[str, str]) -> str:
-    """Return the region of the app's queues: that of the environment, as the library finds it, or the SDK's default."""
-    named = next((environ[name].strip() for name in _REGION_VARIABLES if environ.get(name, "").strip()), "")
-    return _REGION_OF_LOCATION.get(named, named) or DEFAULT_LOCATION
-
-
-def _host_and_port(listener: socket.socket) -> str:
-    """Return where ``listener`` can be reached from this machine, as gRPC takes it."""
-    host, port = address_of(listener)
-    return f"{host}:{port}"
-
-
 def _secret_key(config: ServeConfig) -> SigningKeyFile:
     """Return the key that tasks are signed with, from its file in the data directory."""
     secret_key = SigningKeyFile(config.data_dir)
@@ -260,15 +259,15 @@ def _secret_key(config: ServeConfig) -> SigningKeyFile:
     return secret_key
 
 
-def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
-    """Return the queues of queue.yaml, which follow its changes."""
+def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[QueueRegistry, Path]:
+    """Return the queues of queue.yaml, which follow its changes, and its path."""
     queues = QueueRegistry()
     path = config.queue_yaml
     if path is None:
         files = [one.app_yaml for one in config.served.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
         path = find_queue_yaml([*(file.absolute().parent for file in files), Path.cwd()])
     stack.enter_context(QueueYamlWatcher(path, queues, required=config.queue_yaml is not None))
-    return queues
+    return queues, path
 
 
 def _store(

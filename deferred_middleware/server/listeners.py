@@ -119,3 +119,9 @@ def url_of(listener: socket.socket) -> str:
     """Return the URL at which ``listener`` can be reached from this machine."""
     host, port = address_of(listener)
     return f"http://{host}:{port}"
+
+
+def host_and_port(listener: socket.socket) -> str:
+    """Return where ``listener`` can be reached from this machine, as gRPC takes it."""
+    host, port = address_of(listener)
+    return f"{host}:{port}"

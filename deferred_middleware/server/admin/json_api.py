@@ -23,6 +23,8 @@ from deferred_middleware.server.admin.guard import shows_token
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.reading.search import PARAMETERS, search_of
+from deferred_middleware.server.admin.reports.reports import Reports
+from deferred_middleware.server.admin.reports.routes import REPORTS, find_report
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -48,12 +50,14 @@ class JsonApi:
     def __init__(
         self,
         operations: Operations,
+        reports: Reports,
         *,
         token: str,
         controls: TestControls | None = None,
         pages: WSGIApplication | None = None,
     ) -> None:
         self._operations = operations
+        self._reports = reports
         self._token = token
         self._controls = controls
         self._pages = pages
@@ -126,6 +130,11 @@ class JsonApi:
                 return self._change(
                     environ, lambda actor: _QUEUE_ACTIONS[action](operations, actor, queue, _body(environ))
                 )
+            case [first, *_] if first in REPORTS:
+                answer = find_report(self._reports, path[len(API_PREFIX) + 1 :].split("/"), _query(environ))
+                if answer.change is not None:
+                    return self._change(environ, partial(answer.change, body=partial(_body, environ)))
+                read = answer.read
             case ["retry"]:
                 return self._change(environ, operations.retry_all_failed)
             case _:
@@ -152,12 +161,11 @@ class JsonApi:
             raise bad(str(error)) from error
 
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
-        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        given = _query(environ)
         known = (*PARAMETERS, "before", "limit", "calls")
-        unknown = sorted(set(query) - set(known))
+        unknown = sorted(set(given) - set(known))
         if unknown:
             raise bad(f"tasks can't be found by {unknown[0]!r}; use {', '.join(known[:-1])} and {known[-1]}.")
-        given = {name: values[-1] for name, values in query.items()}
         return self._operations.find_tasks(
             search_of(given),
             before=_number(given, "before", None, 2**62),
@@ -188,6 +196,12 @@ _QUEUE_ACTIONS: dict[str, Callable[[Operations, Actor, str, Mapping[str, Any]], 
     "run-scheduled": lambda operations, actor, queue, _body: operations.run_scheduled(actor, queue),
     "forget": lambda operations, actor, queue, body: operations.forget(actor, queue, _name(body)),
 }
+
+
+def _query(environ: WSGIEnvironment) -> Mapping[str, str]:
+    """Return the parameters of the URL."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    return {name: values[-1] for name, values in query.items()}
 
 
 def _actor(environ: WSGIEnvironment) -> Actor:

@@ -116,6 +116,10 @@ class Operations(Reads):
             lambda: {"queue": queue, "forgotten": self.store.operations.unblock_names(queue, name)},
         )
 
+    def change(self, actor: Actor, action: str, subject: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make a change, unless the server only reads, and write it into the log of changes."""
+        return self._change(actor, action, subject, change)
+
     def _queue_change(
         self, actor: Actor, action: str, queue: str, change: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:

@@ -11,11 +11,19 @@ over REST may percent-encode a part of a name; the REST side decodes it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from deferred_middleware.server.cloud_tasks import call_errors
 from deferred_middleware.wire.protocol import QUEUE_NAME_PATTERN, TASK_NAME_PATTERN
+
+DEFAULT_LOCATION: Final = "us-central1"
+"""The location of queues that name none, and the one that the SDK falls back to."""
+
+# https://cloud.google.com/appengine/docs/locations : two locations have another name in other services.
+_REGION_VARIABLES: Final = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID", "LOCAL_GCP_REGION")
+_REGION_OF_LOCATION: Final = {"us-central": "us-central1", "europe-west": "europe-west1"}
 
 _PROJECT: Final = r"projects/(?P<project>[A-Za-z0-9:.-]+)"
 _LOCATION: Final = rf"{_PROJECT}/locations/(?P<location>[A-Za-z0-9-]+)"
@@ -103,6 +111,12 @@ def _check_location(project: str, location: str) -> None:
     # "-" means all locations in other services, not in this one.
     if not _HAS_LETTER.search(location):
         raise call_errors.illegal_location(location)
+
+
+def location_of(environ: Mapping[str, str]) -> str:
+    """Return the region of the app's queues: that of the environment, as the library finds it, or the SDK's default."""
+    named = next((environ[name].strip() for name in _REGION_VARIABLES if environ.get(name, "").strip()), "")
+    return _REGION_OF_LOCATION.get(named, named) or DEFAULT_LOCATION
 
 
 class StoreNames:

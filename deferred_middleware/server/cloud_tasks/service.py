@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.controls import NAMES, ControlError, TestControls
 from deferred_middleware.server.apps.app_server import AppServer, serving
-from deferred_middleware.server.cloud_tasks.names import Home, StoreNames
+from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError
+from deferred_middleware.server.cloud_tasks.names import DEFAULT_LOCATION, Home, QueuePath, StoreNames
 from deferred_middleware.server.cloud_tasks.port import SharedPort
 from deferred_middleware.server.cloud_tasks.tokens import TokenSigner
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from deferred_middleware.server.cloud_tasks.queues import CloudQueues
 
 CONTROLS_PREFIX: Final = "/emulator/v1/"
-DEFAULT_LOCATION: Final = "us-central1"
-"""The location of queues that name none, and the one that the SDK falls back to."""
 
 _HTTP_THREADS: Final = 16
 _STOP_SECONDS: Final = 1.0
@@ -132,9 +131,7 @@ class CloudTasksService:
             return self._made_queues
 
     def _make_queues(self) -> None:
-        from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError
         from deferred_middleware.server.cloud_tasks.calls.queue_messages import Queue
-        from deferred_middleware.server.cloud_tasks.names import QueuePath
 
         queues = self._queues()
         for name in self._config.queues:
@@ -213,9 +210,6 @@ class CloudTasksService:
         """Return the store's name of a queue that is given by it or by its full name."""
         name = given
         if given.startswith("projects/"):
-            from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError
-            from deferred_middleware.server.cloud_tasks.names import QueuePath
-
             try:
                 name = self._names.of(QueuePath.parse(given))
             except ApiCallError as error:

@@ -89,7 +89,8 @@ def test_every_change_is_in_the_table_above() -> None:
         if not name.startswith("_") and "actor" in inspect.signature(method).parameters
     }
 
-    assert changes == set(CHANGES)
+    # change() makes the changes of the reports.
+    assert changes - {"change"} == set(CHANGES)
 
 
 def test_what_fails_is_not_logged(tmp_path: Path) -> None:
