@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.controls import NAMES, ControlError, TestControls
 from deferred_middleware.server.apps.app_server import AppServer, serving
-from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError
+from deferred_middleware.server.cloud_tasks.call_errors import HTTP_STATUS, ApiCallError, RpcCode
 from deferred_middleware.server.cloud_tasks.names import DEFAULT_LOCATION, Home, QueuePath, StoreNames
 from deferred_middleware.server.cloud_tasks.port import SharedPort
 from deferred_middleware.server.cloud_tasks.tokens import TokenSigner
@@ -180,7 +180,6 @@ class CloudTasksService:
 
     def _other_pages(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer what is not the API: certificates, and requests of tests."""
-        from deferred_middleware.server.cloud_tasks.call_errors import HTTP_STATUS, ApiCallError, RpcCode
         from deferred_middleware.server.cloud_tasks.rest import check_caller, error_content, send_json
 
         path, verb = environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"]
