@@ -4,7 +4,7 @@
 
 The goals: each page answers in 100 ms at the 95th percentile; an open page, which loads itself again when something
 changes, costs execution less than 3 %; a change shows within a second. An open page is a client that does what the
-script of the pages does: it waits for an event, loads the page, and then waits for 20 times the time that took.
+script of the pages does: it waits for an event, loads the page, and then pauses for 0.4 to 0.7 seconds.
 
 The machine matters: the server, the app, and this client share its cores. The cost is a median of pairs of rounds, one
 with an open page and one without, of which each executes a backlog.
@@ -224,7 +224,7 @@ class OpenPage:
                     began = time.monotonic()
                     self.shows = request(self._server.admin, "GET", self._path)
                     self.loads += 1
-                    self._ending.wait(max(0.7, 20 * (time.monotonic() - began)))
+                    self._ending.wait(min(0.7, max(0.4, 30 * (time.monotonic() - began))))
             connection.close()
 
 
