@@ -89,7 +89,9 @@ queue:
 # Runs in each page before its own script.
 WATCH = """
 window.violations = [];
-document.addEventListener("securitypolicyviolation", (e) => window.violations.push(e.violatedDirective + " " + e.blockedURI));
+document.addEventListener("securitypolicyviolation", (event) => {
+    window.violations.push(event.violatedDirective + " " + event.blockedURI);
+});
 """
 
 
@@ -201,12 +203,18 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.set_default_timeout(PATIENCE_MS)
         pages.append(page)
         host = url.split("/")[2]
-        page.on("console", lambda message: _is_violation(message.text) and problems.append(message.text))
+
+        def heard(message: Any) -> None:
+            if _is_violation(message.text):
+                problems.append(message.text)
+
+        def asked(request: Any) -> None:
+            if request.url.split("/")[2] not in (host, allowed):
+                problems.append(request.url)
+
+        page.on("console", heard)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "request",
-            lambda request: request.url.split("/")[2] not in (host, allowed) and problems.append(request.url),
-        )
+        page.on("request", asked)
         page.goto(url)
         return page
 
