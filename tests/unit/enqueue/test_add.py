@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,19 @@ def test_attempts_end_in_time(whole: float, steps: list[tuple[float, float]]) ->
         now += delay
         assert now < whole
     assert attempts.failed >= 1
+
+
+@given(st.floats(1, 60), st.floats(1_000, 1e9))
+def test_the_last_attempt_has_a_tenth_of_the_time(whole: float, start: float) -> None:
+    """An attempt that starts late may take a tenth of the time limit, and the delays end at 5 seconds."""
+    now = start
+    attempts = RetryBudget(whole, Timing(clock=lambda: now, chance=lambda: 0.0))
+    now = start + whole
+
+    assert attempts.rpc_seconds() == pytest.approx(whole / 10)
+    assert attempts.delay() is None
+    endless = RetryBudget(1e9, Timing(clock=lambda: start, chance=lambda: 0.0))
+    assert [endless.delay() for _ in range(20)][-1] == MAX_DELAY_SECONDS == 5
 
 
 def test_no_time_is_a_single_attempt() -> None:
