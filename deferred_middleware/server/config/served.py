@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.config.services import LOCAL_VERSION
 from deferred_middleware.wire.protocol import is_loopback
 
@@ -38,7 +39,8 @@ class ServedApp:
 
     ``service`` is its ID, such as ``v2.default``; ``app`` is ``module:callable``. The process runs in ``directory``, by
     default the current one, and has ``env_variables`` in its environment. ``app_yaml`` is the file that the values come
-    from, if any; ``notes`` are sentences about that file for the person at the terminal.
+    from, if any; ``notes`` are sentences about that file for the person at the terminal. ``handlers`` are its handlers,
+    if there are static files or logins among them.
     """
 
     service: str
@@ -47,6 +49,7 @@ class ServedApp:
     env_variables: Mapping[str, str] = field(default_factory=dict)
     app_yaml: Path | None = None
     notes: tuple[str, ...] = ()
+    handlers: tuple[HandlerRule, ...] = ()
 
     @property
     def description(self) -> str:
@@ -83,7 +86,11 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What the command line says: the services, their addresses, and the data directory, which is already locked."""
+    """What the command line says: the services, their addresses, and the data directory, which is already locked.
+
+    With ``emulate``, the server is an emulator of Cloud Tasks: it runs no app, and ``port`` is that of its API.
+    ``queues`` are made at the start. ``oidc_issuer`` is the URL in its tokens.
+    """
 
     served: Served
     host: str = _LOOPBACK
@@ -101,7 +108,12 @@ class ServeConfig:
     reload: bool = False
     reload_include: Sequence[str] = ()
     task_lines: bool = True
+    cloud_tasks_port: int = 0
+    emulate: bool = False
+    oidc_issuer: str | None = None
+    queues: Sequence[str] = ()
     read_only: bool = False
+    editor: str = ""
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
@@ -125,6 +137,17 @@ def parse_served(apps: Sequence[str], services: Sequence[str], *, remote: bool =
     served = _apps(apps, [name for name in services if "=" not in name])
     _check_services([*served, *external])
     return Served(apps=served, external=external)
+
+
+def parse_emulated(services: Sequence[str], *, remote: bool = False) -> Served:
+    """Return the services of an emulator, which all run elsewhere.
+
+    Raises :class:`ServerError` as :func:`parse_served` does, and for a service without a URL.
+    """
+    for option in services:
+        if "=" not in option:
+            raise ServerError(f"--service {option} needs a URL: --service {option}=http://127.0.0.1:8080.")
+    return parse_served([], services, remote=remote) if services else Served(apps=())
 
 
 def parse_external_app(option: str) -> ExternalApp:
@@ -225,4 +248,5 @@ def _from_yaml(app: str) -> ServedApp:
         env_variables=found.env_variables,
         app_yaml=found.path,
         notes=found.notes,
+        handlers=found.handlers,
     )

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -30,7 +31,7 @@ from deferred_middleware.server.dispatch.result_writer import ResultWriter
 from deferred_middleware.server.dispatch.results import ResultRules
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.dispatch.worker import ServiceWorker
-from deferred_middleware.server.store.records import ClaimedTask, Lane
+from deferred_middleware.server.store.records import ClaimedTask, Lane, TaskSummary
 from deferred_middleware.server.store.store import TaskStore
 
 logger: Final = logging.getLogger(__name__)
@@ -50,9 +51,10 @@ class Scheduler:
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
     that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs. Call
-    :meth:`wake` when tasks were added, and when a queue was paused or resumed in the store; the scheduler itself
-    notices a change of ``queues``.
+    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs.
+    ``real_seconds`` returns how long to wait until so many seconds of the clock have passed. Call :meth:`wake` when
+    tasks were added, and when a queue was paused or resumed in the store; the scheduler itself notices a change of
+    ``queues``.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Scheduler:
         process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
         url_deliverer: UrlDeliverer | None = None,
+        real_seconds: Callable[[float], float] = lambda seconds: seconds,
     ) -> None:
         queues = QueueRegistry() if queues is None else queues
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
+        self._real_seconds = real_seconds
         self._clock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
         self._clock.check_against(store.queries.newest_created_usec())
         self._wake_up = WakeUp()
@@ -118,6 +122,18 @@ class Scheduler:
     def wake(self) -> None:
         """Look for due tasks now."""
         self._wake_up.wake()
+
+    def queue_standing(self, queue: str) -> QueueStanding:
+        """Return what limits a queue at this moment."""
+        return self._limits.standing(queue)
+
+    def service_of(self, task: TaskSummary) -> str:
+        """Return the ID of a task's service. Raises :class:`UnknownServiceError` if it isn't served here."""
+        return self._destinations.service_of(task).id
+
+    def running_in(self, service: str) -> int:
+        """Return how many attempts are in flight in a service."""
+        return len(self._worker_of(service).slots.running())
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""
@@ -168,7 +184,7 @@ class Scheduler:
     def _run(self) -> None:
         wait_seconds = 0.0
         pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-        while self._wake_up.wait(wait_seconds):
+        while self._wake_up.wait(min(_MAX_WAIT_SECONDS, self._real_seconds(wait_seconds))):
             try:
                 wait_seconds = self.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
