@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.enqueue.add import MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
+from deferred_middleware.enqueue.add import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
 
 seconds = st.floats(0.01, 600)
 chances = st.floats(0, 1, exclude_max=True)
@@ -42,6 +42,8 @@ def test_the_last_attempt_has_a_tenth_of_the_time(whole: float, start: float) ->
 
     assert attempts.rpc_seconds() == pytest.approx(whole / 10)
     assert attempts.delay() is None
+    random = RetryBudget(1e9, Timing(clock=lambda: start, chance=lambda: 0.5))
+    assert [random.delay() for _ in range(3)] == pytest.approx([0.75 * FIRST_DELAY_SECONDS * n for n in (1, 2, 4)])
     endless = RetryBudget(1e9, Timing(clock=lambda: start, chance=lambda: 0.0))
     assert [endless.delay() for _ in range(20)][-1] == MAX_DELAY_SECONDS == 5
 
