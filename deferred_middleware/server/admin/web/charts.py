@@ -114,29 +114,6 @@ def charts_of(spans: Sequence[dict[str, Any]]) -> list[Chart]:
     ]
 
 
-def sparkline(numbers: Sequence[int]) -> Chart:
-    """Return a small chart of numbers, such as the executed tasks of each minute."""
-    top = max(1, *numbers) if numbers else 1
-    bars = tuple(
-        Bar(x=index + 0.1, y=round(_HEIGHT * (1 - number / top), 2), height=round(_HEIGHT * number / top, 2), label="")
-        for index, number in enumerate(numbers)
-        if number
-    )
-    total = sum(numbers)
-    summary = f"{total:,} in the last hour, at most {max(numbers, default=0):,} a minute"
-    return Chart(
-        id="",
-        title="",
-        total=f"{total:,}",
-        summary=summary,
-        kind="spark",
-        width=len(numbers),
-        top="",
-        middle="",
-        bars=bars,
-    )
-
-
 def _path(values: Sequence[int | None], height_of: Callable[[int], float]) -> str:
     """Return a path through the values; there is a gap where one is missing, and a lone value is a short line."""
     parts = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deferred_middleware.server.admin.web.charts import count_chart, sparkline, time_chart
+from deferred_middleware.server.admin.web.charts import count_chart, time_chart
 
 
 def _spans(field: str, values: list[Any]) -> list[dict[str, Any]]:
@@ -37,11 +37,3 @@ def test_charts_without_values() -> None:
     """A chart of nothing is empty."""
     chart = time_chart("x", "Time", _spans("high", [None, None]), "low", "high")
     assert [line.path for line in chart.lines] == ["", ""]
-    assert sparkline([]).bars == ()
-
-
-def test_a_sparkline_says_what_it_shows() -> None:
-    """Those who don't see it get its numbers."""
-    spark = sparkline([0, 2, 4])
-    assert spark.summary == "6 in the last hour, at most 4 a minute"
-    assert [bar.height for bar in spark.bars] == [50.0, 100.0]
