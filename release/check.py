@@ -169,7 +169,7 @@ def check_types(wheel: Path, work: Path) -> None:
     lines = (f"from {PACKAGE} import defer", "def f(x: int) -> None: ...", "defer(f, 1, _countdown=3)", "")
     program.write_text("\n".join(lines))
     _run([python, "-m", "mypy", "--strict", str(program)], cwd=work)
-    verified = [python, "-m", "pyright", "--verifytypes", PACKAGE, "--ignoreexternal"]
+    verified = [python, "-m", "pyright", "--pythonpath", python, "--verifytypes", PACKAGE, "--ignoreexternal"]
     done = subprocess.run(verified, cwd=work, capture_output=True, text=True, check=False)
     if "Type completeness score: 100%" not in done.stdout:
         raise SystemExit(done.stdout[-4000:] + done.stderr)
