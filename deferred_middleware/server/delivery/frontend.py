@@ -4,15 +4,15 @@ On App Engine, outside clients can't send an ``X-AppEngine-*`` header, and every
 headers that the platform sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's own
 checks for the task queue work in the same way:
 
-    waitress.create_server(Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080"))
+    frontend = Frontend(app, api_ticket=…, default_hostname="127.0.0.1:8080")
+    waitress.create_server(frontend)
 
-Only the queue process and this process know the delivery token. A request with the token is trusted to come from the
-queue process; any other request is not.
+What the queue process delivers comes over a channel of its own, and takes another way in: :meth:`Frontend.deliver`. A
+request of any other client can't take it.
 """
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -25,8 +25,6 @@ from deferred_middleware.wire.protocol import (
     HTTPS_HEADER,
     LOCAL_SERVER_ENVIRON_KEY,
     REQUEST_LOG_ID_HEADER,
-    SERVER_TOKEN_HEADER,
-    TASK_QUEUE_IP,
     USER_IP_HEADER,
     environ_key,
 )
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PLATFORM_PREFIX = "HTTP_X_APPENGINE_"
-_SERVER_TOKEN_KEY = environ_key(SERVER_TOKEN_HEADER)
 _API_TICKET_KEY = environ_key(API_TICKET_HEADER)
 _HOSTNAME_KEY = environ_key(DEFAULT_VERSION_HOSTNAME_HEADER)
 _LOG_ID_KEY = environ_key(REQUEST_LOG_ID_HEADER)
@@ -51,29 +48,19 @@ class Frontend:
     without it, the SDK silently drops a task's target.
     """
 
-    def __init__(self, app: WSGIApplication, *, delivery_token: str, api_ticket: str, default_hostname: str) -> None:
+    def __init__(self, app: WSGIApplication, *, api_ticket: str, default_hostname: str) -> None:
         self._app = app
-        self._delivery_token = delivery_token.encode()
         self._api_ticket = api_ticket
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Clean the request's headers, add the platform's, let the app answer, and clean its response's headers."""
-        token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
-        if hmac.compare_digest(token, self._delivery_token):
-            environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
-            environ[LOCAL_SERVER_ENVIRON_KEY] = True
-        else:
-            # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
-            for key in [key for key in environ if _is_platform_key(key)]:
-                del environ[key]
-            # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
-            environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
-        environ[_API_TICKET_KEY] = self._api_ticket
-        environ[_HOSTNAME_KEY] = self._default_hostname
-        # Not from the module random, whose numbers the app may have seeded.
-        environ[_LOG_ID_KEY] = os.urandom(16).hex()
-        environ[_HTTPS_KEY] = "off"
+        """Clean a client's request, add the platform's headers, let the app answer, and clean its response's headers."""
+        # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
+        for key in [key for key in environ if _is_platform_key(key)]:
+            del environ[key]
+        # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
+        environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
+        self._add_headers(environ)
 
         def start(
             status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
@@ -83,6 +70,19 @@ class Frontend:
             return start_response(status, without_hop_by_hop(headers), exc_info)
 
         return self._app(environ, start)
+
+    def deliver(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Let the app answer a delivery of the queue process, whose headers are the platform's own."""
+        environ[LOCAL_SERVER_ENVIRON_KEY] = True
+        self._add_headers(environ)
+        return self._app(environ, start_response)
+
+    def _add_headers(self, environ: WSGIEnvironment) -> None:
+        environ[_API_TICKET_KEY] = self._api_ticket
+        environ[_HOSTNAME_KEY] = self._default_hostname
+        # Not from the module random, whose numbers the app may have seeded.
+        environ[_LOG_ID_KEY] = os.urandom(16).hex()
+        environ[_HTTPS_KEY] = "off"
 
 
 def without_hop_by_hop(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
