@@ -61,7 +61,7 @@ def result_of(task: ClaimedTask) -> Completion:
     return Completion(
         task_id=task.id, claim_token=task.claim_token, state="succeeded", eta_usec=task.eta_usec, first_attempt_usec=1,
         finished_usec=int(time.time() * 1e6), retry_count=1, execution_count=1, previous_response=200,
-        retry_reason=None, attempt=attempt,
+        retry_reason=None, attempt=attempt, queue=task.queue, url=task.url,
     )  # fmt: skip
 
 

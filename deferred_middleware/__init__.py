@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from deferred_middleware.config import process  # noqa: F401 - it reads the environment, in the importing thread
 
 if TYPE_CHECKING:
-    from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
-
     from deferred_middleware.calls import payload
     from deferred_middleware.calls.call import Call, call
+    from deferred_middleware.config.hooks import Hook
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.enqueue.api import defer, defer_async, defer_many
     from deferred_middleware.enqueue.batch import defer_batch
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
         UnpicklableArgumentError,
     )
     from deferred_middleware.errors.sdk import EnqueueError, NoEngineError, NotAllEnqueuedError, TaskTooLargeError
+    from deferred_middleware.errors.task_failures import PermanentTaskFailure, SingularTaskFailure
     from deferred_middleware.execution.context import TaskContext, current_task, log_as_retried
     from deferred_middleware.execution.middleware import DeferredMiddleware
     from deferred_middleware.execution.outcomes import Outcome
@@ -60,6 +60,7 @@ __all__ = [
     "EnqueueFuture",
     "EnqueueReport",
     "EnqueuedTask",
+    "Hook",
     "NoEngineError",
     "NotAllEnqueuedError",
     "NotAllowedError",
@@ -88,9 +89,9 @@ __all__ = [
 ]
 
 _NAMES_BY_MODULE = {
-    "google.appengine.ext.deferred": ("PermanentTaskFailure", "SingularTaskFailure"),
     "deferred_middleware.calls": ("payload",),
     "deferred_middleware.calls.call": ("Call", "call"),
+    "deferred_middleware.config.hooks": ("Hook",),
     "deferred_middleware.config.settings": ("Settings",),
     "deferred_middleware.enqueue.api": ("defer", "defer_async", "defer_many"),
     "deferred_middleware.enqueue.batch": ("defer_batch",),
@@ -99,6 +100,7 @@ _NAMES_BY_MODULE = {
     "deferred_middleware.enqueue.futures": ("EnqueueFuture",),
     "deferred_middleware.enqueue.report": ("EnqueueReport",),
     "deferred_middleware.errors.sdk": ("EnqueueError", "NoEngineError", "NotAllEnqueuedError", "TaskTooLargeError"),
+    "deferred_middleware.errors.task_failures": ("PermanentTaskFailure", "SingularTaskFailure"),
     "deferred_middleware.execution.context": ("TaskContext", "current_task", "log_as_retried"),
     "deferred_middleware.execution.middleware": ("DeferredMiddleware",),
     "deferred_middleware.execution.outcomes": ("Outcome",),

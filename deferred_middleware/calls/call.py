@@ -8,7 +8,7 @@ import inspect
 import sys
 import types
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from deferred_middleware.calls import redaction
 from deferred_middleware.calls.callables import (
@@ -25,7 +25,15 @@ from deferred_middleware.calls.references import outside_main
 from deferred_middleware.errors import ArgumentsError, NeverRanError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeGuard
+
+    from typing_extensions import ParamSpec, TypeVarTuple, Unpack
+
+    from deferred_middleware.calls.option_types import DeferOptions
+
+    P = ParamSpec("P")
+    Ts = TypeVarTuple("Ts")
 
 Content = tuple[AnyCallable, tuple[Any, ...], Mapping[str, Any]]
 """The content of a payload: a callable, its positional arguments and its keyword arguments."""
@@ -130,7 +138,11 @@ async def _wait_for(awaitable: Awaitable[object]) -> object:
     return await awaitable
 
 
-def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:
+@overload
+def call(func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Call: ...
+@overload
+def call(func: Callable[[Unpack[Ts]], object], /, *args: Unpack[Ts], **options: Unpack[DeferOptions]) -> Call: ...
+def call(func: AnyCallable, /, *args: Any, **kwargs: Any) -> Call:  # type: ignore[misc] # mypy does not match *args: Any with *args: *Ts
     """Return the call that ``defer`` would enqueue for the same arguments. The call is checked, but not enqueued.
 
     A keyword argument with a leading underscore that names an option is an option; see

@@ -10,9 +10,10 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from deferred_middleware.config.process import keyring_of
 from deferred_middleware.errors import SecretKeyMissingError
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import LIFETIME_SECONDS, LOCAL_LIFETIME_SECONDS, keyring_for, path_of
+from deferred_middleware.wire.signature import LIFETIME_SECONDS, LOCAL_LIFETIME_SECONDS, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,7 @@ def options_in(environ: WSGIEnvironment) -> dict[str, Any]:
         found["max_attempts"] = int(max_attempts)
     retry_options = environ.get(protocol.environ_key(protocol.RETRY_OPTIONS_HEADER))
     if retry_options:
-        from google.appengine.api import taskqueue
+        from deferred_middleware.errors.sdk_types import taskqueue
 
         found["retry_options"] = taskqueue.TaskRetryOptions(**json.loads(retry_options))
     return found
@@ -108,7 +109,7 @@ def signer_for(
     ``url`` is the path that the tasks are posted to. ``headers`` are all their other headers. Raises
     :class:`SecretKeyMissingError` if tasks without a signature would be refused.
     """
-    keyring = keyring_for(settings.secret_keys, deployment.application)
+    keyring = keyring_of(settings, deployment)
     if not keyring:
         if settings.require_signature:
             raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)

@@ -241,14 +241,15 @@ def _transactional(value: object) -> bool | Literal["auto"]:
 
 
 def _retry_options(value: object) -> taskqueue.TaskRetryOptions:
-    from google.appengine.api import taskqueue
+    from deferred_middleware.errors.sdk_types import is_retry_options, taskqueue
 
-    if isinstance(value, taskqueue.TaskRetryOptions):
+    if is_retry_options(value):
         return value
     if not isinstance(value, Mapping):
         raise OptionError("_retry_options", value, "expected a TaskRetryOptions or a dict of its arguments.")
     try:
-        return taskqueue.TaskRetryOptions(**value)
+        options: taskqueue.TaskRetryOptions = taskqueue.TaskRetryOptions(**value)
+        return options
     except (taskqueue.InvalidTaskRetryOptionsError, TypeError) as error:
         raise _rejection("InvalidRetryOptionsError", "_retry_options", value, f"{error}.") from error
 

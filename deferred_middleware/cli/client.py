@@ -7,6 +7,7 @@ the run. With ``--admin`` it uses another address, such as a tunnel's, and with 
 from __future__ import annotations
 
 import argparse
+import getpass
 import http.client
 import json
 import sys
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.errors.text import printable
+from deferred_middleware.server.admin.change_log import COMMAND_USER_AGENT
 from deferred_middleware.server.admin.server_file import SERVER_FILE, RunningServer, read_server_file
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -118,7 +120,7 @@ class AdminClient:
         return self._request("POST", _api_path(parts), json.dumps(content or {}).encode())
 
     def _request(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
-        headers = {ADMIN_TOKEN_HEADER: self._token, "Accept": "application/json"}
+        headers = {ADMIN_TOKEN_HEADER: self._token, "Accept": "application/json", "User-Agent": _user_agent()}
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:
@@ -196,6 +198,15 @@ def _read_token(path: Path | None, server: RunningServer | None, default: Path) 
     if not text.isascii() or not text.isprintable() or not text:
         raise ServerError(f"--token-file {path} has no token: one line of letters and digits.")
     return text
+
+
+def _user_agent() -> str:
+    """Return the header with which the server's log of changes says who did it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # the user of a container may have no name
+        user = "unknown user"
+    return f"{COMMAND_USER_AGENT} ({printable(user).encode('ascii', 'replace').decode()})"
 
 
 def _api_path(parts: tuple[str, ...]) -> str:

@@ -24,9 +24,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
 
     Raises :class:`ServerError` if the file can't be read or has no dead letter.
     """
-    from google.appengine.api.taskqueue import taskqueue
-    from google.appengine.runtime import apiproxy_errors
-
+    from deferred_middleware.errors.sdk_types import apiproxy_errors, taskqueue
     from deferred_middleware.execution.dead_letters import MARK, ReplayError, replay
 
     try:
@@ -54,32 +52,42 @@ def sweep_datastore(arguments: argparse.Namespace) -> int:
 
     Raises :class:`ServerError` if no datastore is configured, or if the datastore fails.
     """
-    from google.appengine.api import apiproxy_stub_map, datastore_errors
-    from google.appengine.runtime import apiproxy_errors
-
+    from deferred_middleware.wire import entities
     from deferred_middleware.wire.overflow import sweep
 
     _connect_sdk()
-    if apiproxy_stub_map.apiproxy.GetStub("datastore_v3") is None:
-        raise ServerError("No datastore is configured: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET.")
+    if not entities.is_available():
+        raise ServerError(
+            "No datastore is configured: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET, or run the command "
+            "with the variables of the app on Cloud Run."
+        )
     try:
         removed = sweep(max_seconds=arguments.max_seconds)
-    except (datastore_errors.Error, apiproxy_errors.Error) as error:
+        print_line(f"{count(removed, 'expired entity', 'expired entities')} removed.")
+        return _sweep_outbox(arguments.max_seconds)
+    except _datastore_failures() as error:
         raise ServerError(f"The datastore could not be swept: {error or type(error).__name__}.") from error
-    print_line(f"{count(removed, 'expired entity', 'expired entities')} removed.")
-    return _sweep_outbox()
 
 
-def _sweep_outbox() -> int:
+def _datastore_failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions of the datastore's clients."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_errors
+
+    return datastore_errors.Error, apiproxy_errors.Error, GoogleAPIError, GoogleAuthError
+
+
+def _sweep_outbox(max_seconds: float) -> int:
     """Send the tasks of committed transactions that wait for Cloud Tasks; return 1 if one could not be sent."""
-    from deferred_middleware.engines.current import uses_cloud_tasks
+    from deferred_middleware.config.process import current_hooks, current_settings
+    from deferred_middleware.execution.sweeping import Sweeper
 
-    if not uses_cloud_tasks():
+    sweeper = Sweeper.needed(current_settings(), current_hooks())
+    if sweeper is None:
         return 0
-    from deferred_middleware.engines import outbox
-    from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
-
-    report = outbox.sweep(CloudTasksEngine().send)
+    report = sweeper.sweep(max_seconds=max_seconds)
     print_line(f"{count(report.sent, 'transactional task')} sent to Cloud Tasks.")
     if report.failed:
         print_error(f"{count(report.failed, 'transactional task')} could not be sent; the log says why.")
@@ -88,7 +96,9 @@ def _sweep_outbox() -> int:
 
 def call_function(arguments: argparse.Namespace) -> int:
     """Enqueue a call of the function with the arguments; return the exit status."""
-    if "API_HOST" not in os.environ and not os.environ.get("APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"):
+    from deferred_middleware.config.process import current_settings
+
+    if "API_HOST" not in os.environ and not current_settings().uses_cloud_tasks:
         server = read_server_file(arguments.data_dir / SERVER_FILE)
         if server is None:
             raise NotRunningError(
@@ -99,8 +109,7 @@ def call_function(arguments: argparse.Namespace) -> int:
         command = [sys.executable, "-m", "deferred_middleware", *sys.argv[1:]]
         sys.stdout.flush()
         os.execve(sys.executable, command, {**os.environ, **server.environ})
-    from google.appengine.api.taskqueue import taskqueue
-    from google.appengine.runtime import apiproxy_errors
+    from deferred_middleware.errors.sdk_types import apiproxy_errors, taskqueue
 
     _connect_sdk()
     function = _function(arguments.function)
@@ -223,7 +232,7 @@ COMMANDS = (
         name="call",
         summary="enqueue a call of a function",
         description="Enqueue a call of a function of the app that the local server runs. The function's module is "
-        "imported here, from the current directory first. If API_HOST or APPENGINE_USE_CLOUDTASK_PUSH_QUEUE is set, "
+        "imported here, from the current directory first. If API_HOST is set, or Cloud Tasks is selected, "
         "the environment selects the engine instead.",
         examples=(
             "deferred-middleware call main:send_welcome ann",
@@ -237,7 +246,7 @@ COMMANDS = (
         summary="enqueue dead letters again, from lines of the log",
         description="Read the lines that the log has for dead letters, verify the signature of each with "
         "DEFERRED_SECRET_KEYS, and enqueue its task again. The environment selects the engine: Cloud Tasks with "
-        "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, or the local server with the variables that 'serve' prints for an "
+        "DEFERRED_ENGINE=cloud-tasks, or the local server with the variables that 'serve' prints for an "
         "app that runs elsewhere. In an app, call deferred_middleware.execution.dead_letters.replay() instead.",
         examples=(
             "deferred-middleware replay log.txt",
@@ -250,8 +259,8 @@ COMMANDS = (
         name="sweep",
         summary="remove expired payloads from the datastore, and send transactional tasks",
         description="Remove expired payloads, which were too large for their task, and expired receipts of such "
-        "payloads from the datastore. With APPENGINE_USE_CLOUDTASK_PUSH_QUEUE=true, also send the tasks of committed "
-        "transactions that could not be sent to Cloud Tasks before. The environment selects the datastore: for the "
+        "payloads from the datastore. If Cloud Tasks is selected, also send the tasks of committed transactions that "
+        "could not be sent before. The environment selects the datastore: for the "
         "local server set API_HOST, "
         "API_PORT and HTTP_X_APPENGINE_API_TICKET. On App Engine, call deferred_middleware.wire.overflow.sweep() in a "
         "handler that cron.yaml calls.",

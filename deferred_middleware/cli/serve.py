@@ -56,7 +56,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
-        if error.name != "waitress":
+        if error.name not in ("waitress", "jinja2"):
             raise
         raise ServerError(
             "The local server needs the packages of the extra 'server': pip install 'deferred_middleware[server]'."
@@ -78,6 +78,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         reload_include=arguments.reload_include,
         ready_file=arguments.ready_file,
         task_lines=arguments.task_lines,
+        read_only=arguments.read_only,
     )
     return Supervisor(config).run()
 
@@ -219,6 +220,12 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         dest="task_lines",
         help="don't print a line for each task that ran; log only failures",
+    )
+    parser.add_argument(
+        "--read-only",
+        action="store_true",
+        help="refuse every change that a person asks for, on the page, by a command or over the JSON API; the app's "
+        "own calls go on",
     )
     parser.add_argument(
         "--ready-file",

@@ -17,6 +17,8 @@ _MODULE_NAME: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CALLABLE_NAME: Final = re.compile(rf"{_MODULE_NAME.pattern}:(\*|{_MODULE_NAME.pattern})")
 _PATH: Final = re.compile(r"/[!-)+->@-~]*\*?")  # printable, without ? and, except at the end, *
 _URL_PREFIX: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_EMAIL: Final = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,255}")
+_AUDIENCE: Final = re.compile(r"[!-~]{1,1000}")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -73,6 +75,25 @@ def path(value: str | None) -> str | None:
     if value is not None and (not _PATH.fullmatch(value) or value.startswith("//") or value[-1] == "*" or "#" in value):
         raise ValueError(value)
     return None if value is None else str.__str__(value)
+
+
+def email(value: str | None) -> str | None:
+    """Return the e-mail address of a service account."""
+    if value is not None and not _EMAIL.fullmatch(value):
+        raise ValueError(value)
+    return None if value is None else str.__str__(value)
+
+
+def audience(value: str | None) -> str | None:
+    """Return the audience of a token, which is a URL or another text without blanks."""
+    if value is not None and not _AUDIENCE.fullmatch(value):
+        raise ValueError(value)
+    return None if value is None else str.__str__(value)
+
+
+def optional(convert: Callable[[str], str]) -> Callable[[str | None], str | None]:
+    """Return a conversion that also accepts None."""
+    return lambda value: None if value is None else convert(value)
 
 
 def url_prefix(value: str) -> str:

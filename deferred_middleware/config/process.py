@@ -13,11 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from deferred_middleware.config import keys
+from deferred_middleware.config import keys, metadata
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.service_urls import own_service
 from deferred_middleware.config.settings import Settings
-from deferred_middleware.errors import SettingsError
+from deferred_middleware.errors import LocationError, SettingsError
+from deferred_middleware.wire.signature import Keyring, keyring_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Deployment:
 
     :meth:`from_environ` believes ``GAE_ENV=standard`` only if the platform's other variables are set too.
     """
+    cloud_run_service: str | None = None
+    """The name of the Cloud Run service that this process belongs to (``K_SERVICE``)."""
 
     @property
     def on_app_engine_standard(self) -> bool:
@@ -58,13 +62,23 @@ class Deployment:
         if environment == "standard" and not _is_app_engine_standard(environ):
             environment = None
         application = next((environ[name] for name in names if environ.get(name)), "")
+        cloud_run_service = environ.get("K_SERVICE") or None
+        revision = environ.get("K_REVISION") if cloud_run_service else None
         return cls(
             service=environ.get("GAE_SERVICE") or None,
-            version=environ.get("GAE_VERSION") or None,
+            version=environ.get("GAE_VERSION") or revision or None,
             # As in s~project, or e~project in Europe.
             application=application.rpartition("~")[2],
             environment=environment,
+            cloud_run_service=cloud_run_service,
         )
+
+    def named_by(self, settings: Settings) -> Deployment:
+        """Return the deployment with the name that ``DEFERRED_SERVICE_URLS`` has for its service."""
+        if not settings.service_urls:
+            return self
+        service = own_service(settings.service_urls, self.service, self.cloud_run_service)
+        return self if service == self.service else dataclasses.replace(self, service=service)
 
 
 _SET_BY_APP_ENGINE: Final = ("GAE_APPLICATION", "GAE_SERVICE", "GAE_VERSION", "GAE_INSTANCE")
@@ -125,6 +139,8 @@ def _read_settings() -> Settings | SettingsError:
 
 _settings = _read_settings()
 _deployment = Deployment.from_environ()
+if isinstance(_settings, Settings):
+    _deployment = _deployment.named_by(_settings)
 _hooks = Hooks()
 
 
@@ -142,13 +158,34 @@ def current_settings() -> Settings:
 
 def install_settings(settings: Settings) -> None:
     """Make ``settings`` the process's, so that enqueueing and execution use the same ones."""
-    global _settings
+    global _settings, _deployment
     _settings = settings
+    _deployment = _deployment.named_by(settings)
 
 
 def current_deployment() -> Deployment:
     """Return the process's deployment, as it was when the package was imported."""
     return _deployment
+
+
+def keyring_of(settings: Settings, deployment: Deployment) -> Keyring:
+    """Return the keyring of the process, which is empty without secret keys. Raises :class:`LocationError`."""
+    keys = settings.secret_keys
+    return keyring_for(keys, application_of(deployment) if keys else "")
+
+
+def application_of(deployment: Deployment) -> str:
+    """Return the ID of the app (the project), which signatures name; empty if it is not known.
+
+    On Cloud Run no variable has it, so the metadata server is asked. Raises :class:`LocationError` if it does not
+    answer: without the project, the process would refuse the tasks of all others.
+    """
+    if deployment.application or deployment.cloud_run_service is None:
+        return deployment.application
+    project = metadata.ask(metadata.PROJECT)
+    if project is None:
+        raise LocationError("GOOGLE_CLOUD_PROJECT", "the project is not known: the metadata server does not answer")
+    return project
 
 
 def current_hooks() -> Hooks:

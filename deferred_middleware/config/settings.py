@@ -17,9 +17,15 @@ from typing import Any, Final, Literal
 
 from deferred_middleware.config import conversions, keys
 from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.service_urls import ServiceUrls
+from deferred_middleware.config.service_urls import parse as parse_service_urls
 from deferred_middleware.errors import DeferredWarning, SettingsError, nearest
 from deferred_middleware.wire import protocol
 
+CLOUD_TASKS_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
+"""The SDK's own switch: ``true`` sends push tasks to Cloud Tasks (SDK: ``api/taskqueue/cloudtask.py``)."""
+APP_ENGINE: Final = "app-engine"
+CLOUD_TASKS: Final = "cloud-tasks"
 SAME_VERSION: Final = "same"
 DEFAULT_VERSION: Final = "default"
 
@@ -49,6 +55,46 @@ class Setting:
 
 
 TABLE: Final[tuple[Setting, ...]] = (
+    Setting(
+        field="engine",
+        variable="DEFERRED_ENGINE",
+        convert=conversions.optional(conversions.one_of(APP_ENGINE, CLOUD_TASKS)),
+        accepts=f"{APP_ENGINE} or {CLOUD_TASKS}",
+        meaning=(
+            "Who takes the tasks: App Engine's taskqueue API, or Google Cloud Tasks. Without it, the SDK's own switch "
+            "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE decides."
+        ),
+    ),
+    Setting(
+        field="service_urls",
+        variable="DEFERRED_SERVICE_URLS",
+        convert=parse_service_urls,
+        accepts=(
+            "services and their URLs, such as default=https://shop.example.com,background=https://jobs.example.com; a "
+            "URL has no path, and http:// is accepted for this machine only"
+        ),
+        meaning=(
+            "The URLs of the app's services. With them, Cloud Tasks delivers tasks by HTTP, such as to Cloud Run, and "
+            "not to App Engine."
+        ),
+    ),
+    Setting(
+        field="service_account",
+        variable="DEFERRED_SERVICE_ACCOUNT",
+        convert=conversions.email,
+        accepts="the e-mail address of a service account",
+        meaning=(
+            "The service account whose token Cloud Tasks sends with a task, by default that of the process. Without "
+            "secret keys, a task with its valid token is trusted, but only if it is named here."
+        ),
+    ),
+    Setting(
+        field="audience",
+        variable="DEFERRED_AUDIENCE",
+        convert=conversions.audience,
+        accepts="the audience of a token: a URL, or another text without blanks",
+        meaning="The audience of the token that Cloud Tasks sends with a task, by default the URL of its service.",
+    ),
     Setting(
         field="default_queues",
         variable="DEFERRED_DEFAULT_QUEUES",
@@ -228,6 +274,10 @@ class Settings:
     Raises :class:`SettingsError` for a value that is not accepted.
     """
 
+    engine: Literal["app-engine", "cloud-tasks"] | None = None
+    service_urls: ServiceUrls = ()
+    service_account: str | None = None
+    audience: str | None = None
     default_queues: tuple[str, ...] = ("default",)
     background_module: str | None = None
     background_version: str = SAME_VERSION
@@ -254,6 +304,12 @@ class Settings:
             except (ValueError, TypeError, AttributeError):
                 raise setting.error(setting.variable, value) from None
             object.__setattr__(self, setting.field, converted)
+        if self.service_urls and self.engine != CLOUD_TASKS:
+            raise SettingsError(
+                "DEFERRED_ENGINE",
+                self.engine,
+                f"{CLOUD_TASKS} if DEFERRED_SERVICE_URLS is set, because only Cloud Tasks delivers tasks to a URL",
+            )
         if self.default_url is not None and f"{self.default_url}/".startswith(f"{self.url_prefix}/"):
             # Below the prefix, a URL names the call that it runs.
             raise SettingsError("DEFERRED_DEFAULT_URL", self.default_url, f"a path outside of {self.url_prefix}")
@@ -262,6 +318,13 @@ class Settings:
     def unnamed_urls(self) -> tuple[str, ...]:
         """The paths of tasks that don't name their calls: the legacy URLs and the default URL."""
         return self.legacy_urls if self.default_url is None else (*self.legacy_urls, self.default_url)
+
+    @property
+    def uses_cloud_tasks(self) -> bool:
+        """Whether Cloud Tasks is selected: by ``engine``, or else by the SDK's switch, which is read each time."""
+        if self.engine is None:
+            return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
+        return self.engine == CLOUD_TASKS
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -38,6 +38,7 @@ from deferred_middleware.enqueue import batch
 from deferred_middleware.execution.handler import TaskHandler, report_in
 
 if TYPE_CHECKING:
+    from deferred_middleware.config.hooks import AnyHook
     from deferred_middleware.config.settings import Settings
 
 ENDPOINT = "deferred_middleware"
@@ -60,14 +61,14 @@ class FlaskDeferred:
     Args:
         app: the app, or None to call :meth:`init_app` later.
         settings: the settings, by default those of the environment.
-        hooks: objects whose methods are called on events, see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects whose methods are called on events, see :class:`deferred_middleware.Hook`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
     """
 
     def __init__(
-        self, app: Flask | None = None, *, settings: Settings | None = None, hooks: Iterable[object] = ()
+        self, app: Flask | None = None, *, settings: Settings | None = None, hooks: Iterable[AnyHook] = ()
     ) -> None:
         self._handler = TaskHandler.installed(settings, hooks)
         if app is not None:

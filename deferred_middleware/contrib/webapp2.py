@@ -25,6 +25,7 @@ from deferred_middleware.enqueue import batch
 from deferred_middleware.execution.handler import TaskHandler, report_in
 
 if TYPE_CHECKING:
+    from deferred_middleware.config.hooks import AnyHook
     from deferred_middleware.config.settings import Settings
 
 
@@ -34,13 +35,13 @@ class Webapp2Deferred(TaskGuard):
     Args:
         app: the ``webapp2.WSGIApplication``.
         settings: the settings, by default those of the environment.
-        hooks: objects whose methods are called on events, see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects whose methods are called on events, see :class:`deferred_middleware.Hook`.
 
     Raises:
         SettingsError: as :class:`~deferred_middleware.DeferredMiddleware` does.
     """
 
-    def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
+    def __init__(self, app: Any, *, settings: Settings | None = None, hooks: Iterable[AnyHook] = ()) -> None:
         handler = TaskHandler.installed(settings, hooks)
         # A SimpleRoute's template is a regular expression. A Route's template gives angle brackets a meaning.
         urls = (f"{handler.prefix}*", *handler.settings.unnamed_urls)

@@ -220,9 +220,9 @@ def lacks_thread(error: BaseException) -> bool:
 @functools.lru_cache(maxsize=128)
 def _exception_type(name: str) -> Any:
     """Return the exception class that is named ``module.name`` in this module's tables."""
-    from google.appengine.api import datastore_errors, taskqueue
-    from google.appengine.runtime import apiproxy_errors
     from google.protobuf import message
+
+    from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_errors, taskqueue
 
     module, _, attribute = name.partition(".")
     modules = {

@@ -42,6 +42,7 @@ class AppEngineEngine:
     """Adds tasks through the SDK's taskqueue API."""
 
     name = "app-engine"
+    has_outbox = False
     max_task_bytes = protocol.MAX_PUSH_TASK_BYTES
     is_available = staticmethod(current.has_api)
     context = staticmethod(current.request_facts)

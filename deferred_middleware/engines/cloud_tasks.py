@@ -1,4 +1,4 @@
-"""Google Cloud Tasks as the engine, for tasks of App Engine services. It uses the ``google-cloud-tasks`` client.
+"""Google Cloud Tasks as the engine. It uses the ``google-cloud-tasks`` client.
 
 The differences between Cloud Tasks and the taskqueue API are in ``docs/cloud-tasks.rst``. Importing this module imports
 the client.
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import grpc
 from google.api_core import exceptions as api_exceptions
@@ -23,20 +23,18 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks import transports
 from google.protobuf import duration_pb2
 
-from deferred_middleware.config.process import current_deployment
-from deferred_middleware.engines import answers, outbox
+from deferred_middleware.engines import advice, answers, location, outbox
 from deferred_middleware.engines.engine import AddFailure, FailedStart, StartedAdd, TaskMessage, TaskTemplate
-from deferred_middleware.engines.location import LocationFinder, emulator_address
+from deferred_middleware.engines.location import Location, emulator_address
+from deferred_middleware.errors import sdk
 from deferred_middleware.wire import namespace, protocol
 
 if TYPE_CHECKING:
     from google.appengine.api import taskqueue
 
     from deferred_middleware.calls.options import Options
+    from deferred_middleware.engines.targets import Targets
 
-MAX_TASK_BYTES: Final = protocol.MAX_PUSH_TASK_BYTES - 2048
-"""The largest task, as counted here. Cloud Tasks counts 100 KB of its own message, which also names the queue and the
-task (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#createtaskrequest)."""
 MAX_CALL_SECONDS: Final = 20.0
 """The maximum duration of one call. Cloud Tasks rejects deadlines of more than 30 seconds.
 
@@ -44,10 +42,6 @@ The client's default is 20 seconds (SDK: ``api/taskqueue/cloudtask.py``, ``_DEFA
 """
 
 _MAX_CALLS_AT_ONCE: Final = 100  # as in the SDK
-_DROPPED_PREFIXES: Final = ("x-appengine-", "x-google-")
-"""Prefixes of the headers that Cloud Tasks drops from a task
-(https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest).
-"""
 _ERROR_NAME: Final = re.compile(r"ExecutorServiceError::([A-Z_]+)")
 """Finds App Engine's own name of an error in the details of a status."""
 _CODES: Final = {answer.what: code for code, answer in answers.BY_CODE.items()}
@@ -56,17 +50,17 @@ _NOT_FOUND: Final = 5
 _UNKNOWN: Final = 2
 
 _Task: Final = tasks_v2.Task.pb()
-_POST: Final = int(tasks_v2.HttpMethod.POST)
 
 
 class CloudTasksEngine:
     """Adds tasks through the API of Cloud Tasks."""
 
     name = "cloud-tasks"
-    max_task_bytes = MAX_TASK_BYTES
+    has_outbox = True
 
-    def __init__(self) -> None:
-        self._locations = LocationFinder()
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+        self.max_task_bytes = targets.max_task_bytes
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -81,34 +75,30 @@ class CloudTasksEngine:
         return True
 
     def context(self) -> Hashable:
-        """Return the location, the service that enqueues, and the namespace."""
-        deployment = current_deployment()
-        return self._locations.find(), deployment.service, deployment.version, namespace.header_value()
+        """Return the location, the namespace, and what the targets depend on."""
+        return location.find(), namespace.header_value(), self._targets.context()
 
     def encode(self, template: TaskTemplate) -> TaskTemplate:
         """Return the template with the part of the ``google.cloud.tasks.v2.Task`` that the tasks share."""
         task = _Task()
-        request = task.app_engine_http_request
-        request.http_method = _POST
-        request.relative_uri = template.path
-        for name, value in template.headers.items():
-            if not name.lower().startswith(_DROPPED_PREFIXES) and name.lower() != "host":
-                request.headers[name] = value
-        if template.signed:
-            request.headers[protocol.SIGNATURE_HEADER] = ""
-        _fill_routing(request.app_engine_routing, template.target)
+        self._targets.fill(task, template)
         if template.retry_options is not None:
             _fill_retry_config(task.retry_config, template.retry_options)
         if template.deadline_seconds is not None:
+            if template.deadline_seconds > self._targets.max_deadline_seconds:
+                raise sdk.InvalidDispatchDeadlineError(
+                    "_deadline",
+                    template.deadline_seconds,
+                    f"Cloud Tasks allows up to {self._targets.max_deadline_seconds:,.0f} seconds for a URL.",
+                )
             task.dispatch_deadline.CopyFrom(_duration(template.deadline_seconds))
-        return dataclasses.replace(template, encoded=(task, self._locations.find()), overhead_bytes=task.ByteSize())
+        encoded = _EncodedTask(task, location.find(), self._targets)
+        return dataclasses.replace(template, encoded=encoded, overhead_bytes=task.ByteSize())
 
     def unsupported(self, options: Options) -> Sequence[str]:
-        """Return a sentence for each header that Cloud Tasks drops."""
+        """Return a sentence for each header that Cloud Tasks drops or replaces."""
         return [
-            f"Cloud Tasks drops the header {name} in _headers."
-            for name in options.headers
-            if name.lower().startswith(_DROPPED_PREFIXES)
+            f"Cloud Tasks drops the header {name} in _headers." for name in options.headers if self._targets.drops(name)
         ]
 
     def start(self, messages: Sequence[TaskMessage], timeout_seconds: float | None) -> StartedAdd:
@@ -117,9 +107,9 @@ class CloudTasksEngine:
         try:
             client = self._client()
             create = _create_one if len(messages) == 1 else _create_batch
-            return _StartedCall(self._pool().submit(create, client, messages, timeout), len(messages))
+            return _StartedCall(self._pool().submit(create, client, messages, timeout), messages)
         except auth_exceptions.GoogleAuthError as error:
-            failure = AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
+            failure = _without_credentials(error)
         except Exception as error:  # noqa: BLE001 - any error at the start is a failure of the tasks
             answer = answers.NO_THREAD if answers.lacks_thread(error) else answers.NOT_SENT
             failure = AddFailure(error=error, answer=answer, of_whole_add=True)
@@ -131,9 +121,8 @@ class CloudTasksEngine:
 
     def add_in_transaction(self, message: TaskMessage) -> None:
         """Store the task in the current transaction. It is sent to Cloud Tasks after the commit."""
-        _task, location = message.template.encoded
         outbox.add(
-            parent=location.queue_path(message.queue),
+            parent=_queue_path(message),
             make_task=lambda name: _task_of(message, name).SerializeToString(deterministic=True),
             send=self.send,
         )
@@ -164,19 +153,28 @@ class CloudTasksEngine:
             return self._threads
 
 
+class _EncodedTask(NamedTuple):
+    """The form of a template for Cloud Tasks."""
+
+    task: Any
+    """A ``Task`` message that has everything but the name, the body, the time and the signature."""
+    location: Location
+    targets: Targets
+
+
 class _StartedCall:
     """A call of the client that runs in another thread."""
 
-    def __init__(self, future: futures.Future[Sequence[str | AddFailure]], count: int) -> None:
+    def __init__(self, future: futures.Future[Sequence[str | AddFailure]], messages: Sequence[TaskMessage]) -> None:
         self.future = future
-        self._count = count
+        self._messages = messages
 
     def results(self) -> Sequence[str | AddFailure]:
         """Wait for the call, and return its results or the reason for its failure."""
         try:
             return self.future.result()
         except Exception as error:  # noqa: BLE001 - the client raises its own, gRPC's and the credentials' errors
-            return [_failure_of_call(error)] * self._count
+            return [_failure_of_call(error, _queue_path(self._messages[0]))] * len(self._messages)
 
 
 def _new_client(emulator: str | None) -> tasks_v2.CloudTasksClient:
@@ -195,9 +193,9 @@ def _create_one(client: tasks_v2.CloudTasksClient, messages: Sequence[TaskMessag
 def _create_batch(
     client: tasks_v2.CloudTasksClient, messages: Sequence[TaskMessage], timeout: float
 ) -> list[str | AddFailure]:
-    _task, location = messages[0].template.encoded
+    queue_path = _queue_path(messages[0])
     request = tasks_v2.BatchCreateTasksRequest(
-        parent=location.queue_path(messages[0].queue), requests=[_create_request(message) for message in messages]
+        parent=queue_path, requests=[_create_request(message) for message in messages]
     )
     operation = client.batch_create_tasks(request=request, timeout=timeout)
     if not operation.operation.done:
@@ -209,12 +207,12 @@ def _create_batch(
         created = iter(response.tasks)
     elif not failed:
         status = operation.operation.error
-        return [_failure_of_status(status.code, status.message, of_whole_add=True)] * len(messages)
+        return [_failure_of_status(status.code, status.message, queue_path, of_whole_add=True)] * len(messages)
     results: list[str | AddFailure] = []
     for place in range(len(messages)):
         status = failed.get(place)
         if status is not None:
-            results.append(_failure_of_status(status.code, status.message, of_whole_add=False))
+            results.append(_failure_of_status(status.code, status.message, queue_path, of_whole_add=False))
             continue
         task = next(created, None)
         if task is None:
@@ -226,8 +224,7 @@ def _create_batch(
 
 
 def _create_request(message: TaskMessage) -> tasks_v2.CreateTaskRequest:
-    _task, location = message.template.encoded
-    parent = location.queue_path(message.queue)
+    parent = _queue_path(message)
     name = f"{parent}/tasks/{message.name}" if message.name else ""
     request = tasks_v2.CreateTaskRequest.pb()(parent=parent)
     request.task.CopyFrom(_task_of(message, name))
@@ -237,28 +234,24 @@ def _create_request(message: TaskMessage) -> tasks_v2.CreateTaskRequest:
 
 def _task_of(message: TaskMessage, full_name: str) -> Any:
     """Return the ``Task`` message."""
-    shared, _location = message.template.encoded
+    encoded: _EncodedTask = message.template.encoded
     task = _Task()
-    task.CopyFrom(shared)
+    task.CopyFrom(encoded.task)
     task.name = full_name
-    task.app_engine_http_request.body = message.body
+    request = encoded.targets.request_of(task)
+    request.body = message.body
     if message.signature is not None:
-        task.app_engine_http_request.headers[protocol.SIGNATURE_HEADER] = message.signature
+        request.headers[protocol.SIGNATURE_HEADER] = message.signature
     if message.eta_posix > time.time():
         eta = datetime.datetime.fromtimestamp(message.eta_posix, datetime.timezone.utc)
         task.schedule_time.FromDatetime(eta)
     return task
 
 
-def _fill_routing(routing: Any, target: str | None) -> None:
-    """Set the service, version and instance that run the task. Without a target, use those that enqueue it."""
-    if target is None:
-        deployment = current_deployment()
-        routing.service = deployment.service or ""
-        routing.version = deployment.version or ""
-        return
-    service, version, instance = [*reversed(target.rsplit(".", 2)), "", ""][:3]
-    routing.service, routing.version, routing.instance = service, version, instance
+def _queue_path(message: TaskMessage) -> str:
+    """Return the full name of the message's queue."""
+    encoded: _EncodedTask = message.template.encoded
+    return encoded.location.queue_path(message.queue)
 
 
 def _fill_retry_config(config: Any, options: taskqueue.TaskRetryOptions) -> None:
@@ -282,20 +275,27 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     return duration
 
 
-def _failure_of_call(error: Exception) -> AddFailure:
+def _failure_of_call(error: Exception, queue_path: str) -> AddFailure:
     """Return the failure for an exception of the client."""
     if isinstance(error, auth_exceptions.GoogleAuthError):
-        return AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
+        return _without_credentials(error)
     if isinstance(error, api_exceptions.RetryError):
-        return _failure_of_status(_DEADLINE_EXCEEDED, str(error), of_whole_add=True, cause=error)
+        return _failure_of_status(_DEADLINE_EXCEEDED, str(error), queue_path, of_whole_add=True, cause=error)
     if isinstance(error, api_exceptions.GoogleAPICallError):
         status = error.grpc_status_code
         number = _UNKNOWN if status is None else status.value[0]
-        return _failure_of_status(number, str(error), of_whole_add=True, cause=error)
+        return _failure_of_status(number, str(error), queue_path, of_whole_add=True, cause=error)
     return AddFailure(error=error, answer=answers.for_exception(error), of_whole_add=True)
 
 
-def _failure_of_status(status: int, message: str, *, of_whole_add: bool, cause: Exception | None = None) -> AddFailure:
+def _without_credentials(error: Exception) -> AddFailure:
+    error.way_out = advice.NO_CREDENTIALS  # type: ignore[attr-defined] # sdk.explain() reads it
+    return AddFailure(error=error, answer=answers.NO_CREDENTIALS, of_whole_add=True)
+
+
+def _failure_of_status(
+    status: int, message: str, queue_path: str, *, of_whole_add: bool, cause: Exception | None = None
+) -> AddFailure:
     """Return the failure for a gRPC status, or for the App Engine error that its message names."""
     found = _ERROR_NAME.search(message)
     code = _CODES.get(found[1]) if found else None
@@ -306,5 +306,6 @@ def _failure_of_status(status: int, message: str, *, of_whole_add: bool, cause: 
             status = _NOT_FOUND
         answer = answers.BY_STATUS.get(status, answers.UNKNOWN)
         error = answers.exception_for(answer, message)
+        error.way_out = advice.for_status(status, message, queue_path)  # type: ignore[attr-defined] # see above
     error.__cause__ = cause
     return AddFailure(error=error, answer=answer, of_whole_add=of_whole_add)

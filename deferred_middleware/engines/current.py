@@ -1,6 +1,6 @@
-"""Where a call is enqueued: the engine that the environment selects, and what a task takes from the request.
+"""Where a call is enqueued: the engine that is selected, and what a task takes from the request.
 
-This is the only module that selects the engine. Importing it imports the SDK.
+This is the only module that selects the engine. Importing it imports the SDK, except in a process that does without it.
 """
 
 from __future__ import annotations
@@ -10,46 +10,75 @@ import sys
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final
 
-from google.appengine.api import apiproxy_stub_map, app_identity, namespace_manager
-from google.appengine.runtime import context
-
+from deferred_middleware.config.process import current_deployment
+from deferred_middleware.config.settings import CLOUD_TASKS, CLOUD_TASKS_VARIABLE
 from deferred_middleware.engines.engine import TargetUnknownError
+from deferred_middleware.errors import SettingsError
+from deferred_middleware.errors.sdk_types import HAS_SDK
+
+if TYPE_CHECKING or HAS_SDK:
+    from google.appengine.api import apiproxy_stub_map, app_identity, namespace_manager
+    from google.appengine.runtime import context
 
 if TYPE_CHECKING:
+    from deferred_middleware.config.settings import Settings
+    from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
     from deferred_middleware.engines.engine import Engine
-
-CLOUD_TASKS_VARIABLE: Final = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
-"""The SDK's own switch: ``true`` sends push tasks to Cloud Tasks (SDK: ``api/taskqueue/cloudtask.py``)."""
 
 _STUB_MODULE: Final = "google.appengine.api.taskqueue.taskqueue_stub"
 
 
-def uses_cloud_tasks() -> bool:
-    """Tell whether the environment selects Cloud Tasks. It is read at each call, as in the SDK."""
-    return os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"
-
-
 _app_engine: Engine | None = None
-_cloud_tasks: Engine | None = None
+_cloud_tasks: CloudTasksEngine | None = None
+_http_targets: CloudTasksEngine | None = None
 
 
-def engine_and_context() -> tuple[Engine, Hashable | None]:
-    """Return the engine that the environment selects, and its context; see :meth:`Engine.context`.
+def engine_and_context(settings: Settings) -> tuple[Engine, Hashable | None]:
+    """Return the selected engine, and its context; see :meth:`Engine.context`.
 
-    The engine's client is imported on the first call. Raises :class:`~deferred_middleware.errors.LocationError`.
+    The engine's client is imported on the first call. Raises :class:`~deferred_middleware.errors.LocationError`, or
+    :class:`~deferred_middleware.errors.SettingsError` if Cloud Tasks doesn't know where to deliver tasks.
     """
-    global _app_engine, _cloud_tasks
-    if uses_cloud_tasks():
-        if _cloud_tasks is None:
-            from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
-
-            _cloud_tasks = CloudTasksEngine()
-        return _cloud_tasks, _cloud_tasks.context()
+    global _app_engine
+    selected = settings.engine
+    # As Settings.uses_cloud_tasks, without its call, because each enqueue passes here.
+    if selected == CLOUD_TASKS or (selected is None and os.environ.get(CLOUD_TASKS_VARIABLE, "").lower() == "true"):
+        engine = cloud_tasks_engine(settings)
+        return engine, engine.context()
     if _app_engine is None:
         from deferred_middleware.engines.app_engine import AppEngineEngine
 
         _app_engine = AppEngineEngine()
     return _app_engine, request_facts()
+
+
+def cloud_tasks_engine(settings: Settings) -> CloudTasksEngine:
+    """Return Cloud Tasks with HTTP targets if ``settings`` has the URLs of services, and else with App Engine targets.
+
+    Raises :class:`~deferred_middleware.errors.SettingsError` on Cloud Run without URLs.
+    """
+    global _cloud_tasks, _http_targets
+    if settings.service_urls:
+        if _http_targets is None:
+            from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+            from deferred_middleware.engines.targets import HttpTargets
+
+            _http_targets = CloudTasksEngine(HttpTargets())
+        return _http_targets
+    if current_deployment().cloud_run_service is not None:
+        raise SettingsError(
+            "DEFERRED_SERVICE_URLS",
+            None,
+            "the URLs of the app's services, because this process runs on Cloud Run. Set it to default=URL, with the "
+            "URL that this prints: "
+            f"gcloud run services describe {current_deployment().cloud_run_service} --format='value(status.url)'",
+        )
+    if _cloud_tasks is None:
+        from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+        from deferred_middleware.engines.targets import AppEngineTargets
+
+        _cloud_tasks = CloudTasksEngine(AppEngineTargets())
+    return _cloud_tasks
 
 
 def has_api() -> bool:
@@ -90,7 +119,11 @@ def host_of(target: str) -> str | None:
     if hostname is None:
         if answered_by_stub():
             return None
-        raise TargetUnknownError(target)
+        raise TargetUnknownError(
+            target,
+            "the app's hostname is not known here (DEFAULT_VERSION_HOSTNAME). Defer it in a request, inside "
+            "wrap_wsgi_app.",
+        )
     if _is_development_server():
         return _host_on_development_server(target)
     return f"{target}.{hostname}"

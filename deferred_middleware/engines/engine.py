@@ -90,6 +90,8 @@ class Engine(Protocol):
     """Accepts tasks."""
 
     name: str
+    has_outbox: bool
+    """Whether transactional tasks wait in the datastore, from where a sweep sends those that are left."""
     max_task_bytes: int
     """The largest task, counted as :attr:`TaskMessage.size_bytes`."""
 
@@ -122,7 +124,11 @@ class Engine(Protocol):
 
 
 class TargetUnknownError(Exception):
-    """The engine can't address the target, because it doesn't know the app's hostname."""
+    """The engine can't address the target. ``problem`` says why, and what to do about it."""
+
+    def __init__(self, target: str | None, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the target {target!r} can't be addressed: {problem}")
 
 
 class FailedStart:

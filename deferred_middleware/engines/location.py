@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import urllib.request
 from typing import Final
 
+from deferred_middleware.config import metadata
 from deferred_middleware.errors import LocationError, SettingsError
 from deferred_middleware.wire.protocol import is_loopback
 
@@ -20,10 +20,6 @@ PROJECT_VARIABLE: Final = "GOOGLE_CLOUD_PROJECT"
 REGION_VARIABLES: Final = ("LOCATION_ID", "GAE_LOCATION", "GAE_REGION", "REGION_ID")
 """The variables that may name the region, in the SDK's order. If none does, the metadata server is asked."""
 FALLBACK_VARIABLE: Final = "LOCAL_GCP_REGION"
-METADATA_URL: Final = "http://metadata.google.internal/computeMetadata/v1/instance/region"
-"""Returns ``projects/NUMBER/regions/REGION`` (https://cloud.google.com/run/docs/container-contract)."""
-
-_METADATA_SECONDS: Final = 2.0
 _REGION_OF_LOCATION_ID: Final = {"us-central": "us-central1", "europe-west": "europe-west1"}
 """Two locations of App Engine have another name in other services (https://cloud.google.com/appengine/docs/locations).
 """
@@ -44,39 +40,36 @@ class Location:
         return f"projects/{self.project}/locations/{self.region}/queues/{queue}"
 
 
-class LocationFinder:
-    """Finds the location in the environment, or asks the metadata server once."""
+def find() -> Location:
+    """Return the location that the environment or the metadata server names.
 
-    def __init__(self) -> None:
-        self._region_from_metadata: str | None = None  # written once, by the thread that asks first
+    Raises :class:`LocationError` if it is unknown or contradictory.
+    """
+    project = _project()
+    named = {name: _region_of(os.environ[name]) for name in REGION_VARIABLES if os.environ.get(name)}
+    if len(set(named.values())) > 1:
+        differing = ", ".join(f"{name} says {region}" for name, region in named.items())
+        raise LocationError(REGION_VARIABLES[0], f"the region is doubtful: {differing}")
+    variable, region = next(iter(named.items())) if named else _unnamed_region()
+    if region is None:
+        raise LocationError(
+            variable, "the region is not known: neither the environment nor the metadata server names it"
+        )
+    if not _REGION.fullmatch(region):
+        raise LocationError(variable, f"the region is doubtful: {region!r} is no location such as europe-west1")
+    return Location(project, region)
 
-    def find(self) -> Location:
-        """Return the location. Raises :class:`LocationError` if it is unknown or contradictory."""
-        project = _project()
-        named = {name: _region_of(os.environ[name]) for name in REGION_VARIABLES if os.environ.get(name)}
-        if len(set(named.values())) > 1:
-            differing = ", ".join(f"{name} says {region}" for name, region in named.items())
-            raise LocationError(REGION_VARIABLES[0], f"the region is doubtful: {differing}")
-        variable, region = next(iter(named.items())) if named else self._unnamed_region()
-        if region is None:
-            raise LocationError(
-                variable, "the region is not known: neither the environment nor the metadata server names it"
-            )
-        if not _REGION.fullmatch(region):
-            raise LocationError(variable, f"the region is doubtful: {region!r} is no location such as europe-west1")
-        return Location(project, region)
 
-    def _unnamed_region(self) -> tuple[str, str | None]:
-        """Return the variable to name in an error, and the region that applies if no platform variable names one."""
-        if self._region_from_metadata is None:
-            if os.environ.get(FALLBACK_VARIABLE):
-                return FALLBACK_VARIABLE, _region_of(os.environ[FALLBACK_VARIABLE])
-            self._region_from_metadata = _ask_metadata_server()
-        return REGION_VARIABLES[0], self._region_from_metadata
+def _unnamed_region() -> tuple[str, str | None]:
+    """Return the variable to name in an error, and the region that applies if no platform variable names one."""
+    if os.environ.get(FALLBACK_VARIABLE):
+        return FALLBACK_VARIABLE, _region_of(os.environ[FALLBACK_VARIABLE])
+    region = metadata.ask(metadata.REGION)
+    return REGION_VARIABLES[0], None if region is None else _region_of(region)
 
 
 def _project() -> str:
-    project = _without_partition(os.environ.get(PROJECT_VARIABLE, ""))
+    project = _without_partition(os.environ.get(PROJECT_VARIABLE) or metadata.ask(metadata.PROJECT) or "")
     if not _PROJECT.fullmatch(project):
         problem = f"it is {project!r}" if project else "it is not set"
         raise LocationError(PROJECT_VARIABLE, f"the project is not known: {problem}")
@@ -96,16 +89,6 @@ def _without_partition(project: str) -> str:
 def _region_of(location_id: str) -> str:
     location_id = location_id.strip()
     return _REGION_OF_LOCATION_ID.get(location_id, location_id)
-
-
-def _ask_metadata_server() -> str | None:
-    request = urllib.request.Request(METADATA_URL, headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=_METADATA_SECONDS) as response:
-            path: str = response.read(1000).decode("ascii", "replace")
-    except OSError:
-        return None  # there is no metadata server outside Google's platform
-    return _region_of(path.rpartition("/")[2]) or None
 
 
 def emulator_address() -> str | None:

@@ -1,4 +1,4 @@
-"""Tasks that are enqueued if and when a datastore transaction of the SDK's ndb or db commits."""
+"""Tasks that are enqueued if and when a datastore transaction commits: of the SDK's ndb and db, or google-cloud-ndb."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from google.appengine.api import apiproxy_stub_map, datastore_errors
-
 from deferred_middleware.errors import OptionError
 from deferred_middleware.errors.sdk import CrossGroupError, EnqueueError, TransactionError, TransactionLimitError
+from deferred_middleware.errors.sdk_types import HAS_SDK, datastore_errors
 from deferred_middleware.wire import entities, protocol
 
 if TYPE_CHECKING:
@@ -21,8 +20,17 @@ MAX_TRANSACTIONS: Final = 1000
 """The maximum number of transactions that are counted at a time. The oldest is dropped first."""
 
 
-def is_wanted(call: Call, queue: str) -> bool:
+_MISSING: Final = "_transactional=True needs a datastore transaction around the defer(), and there is none."
+_NOT_INSTALLED: Final = (
+    "In this process a transaction is one of google-cloud-ndb, which is not installed: "
+    "pip install 'deferred_middleware[cloud]'"
+)
+
+
+def is_wanted(call: Call, queue: str, *, has_outbox: bool) -> bool:
     """Tell whether ``call`` must be added in the current transaction.
+
+    With an outbox, a transaction of google-cloud-ndb counts too. The taskqueue API knows those of the SDK only.
 
     Raises:
         TransactionError: the call is transactional, and there is no transaction.
@@ -32,14 +40,14 @@ def is_wanted(call: Call, queue: str) -> bool:
     if not wanted:
         return False
     name = call.options.name
-    if not entities.in_transaction():
+    if not (entities.in_transaction() if has_outbox else entities.in_sdk_transaction()):
         if wanted == "auto":
             return False
         raise TransactionError(
             call.label,
             queue,
             name,
-            "_transactional=True needs a datastore transaction around the defer(), and there is none.",
+            _MISSING if HAS_SDK or entities.is_cloud_installed() else f"{_MISSING} {_NOT_INSTALLED}",
         )
     if name is not None:
         raise OptionError(
@@ -95,6 +103,8 @@ class TransactionMonitor:
 
     def _install(self) -> None:
         """Add the hooks to the current API proxy. Tests replace the proxy, and it keeps only one hook of each name."""
+        from google.appengine.api import apiproxy_stub_map
+
         proxy = apiproxy_stub_map.apiproxy
         proxy.GetPreCallHooks().Append("deferred_middleware transactions", self._before_call)
         # Rollbacks are handled in the pre-call hook, because the SDK may not wait for their answer.
@@ -157,7 +167,32 @@ def _handle_in(request: Any) -> int | None:
 
 
 MONITOR: Final = TransactionMonitor()
-"""The process's monitor."""
+"""The process's monitor of the SDK's transactions."""
+
+
+class _AfterCommit:
+    """A function that google-cloud-ndb calls after the commit of a transaction in which a task was added."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def __call__(self) -> None:
+        self._function()
+
+
+@contextlib.contextmanager
+def adding(after_commit: Callable[[], object]) -> Iterator[None]:
+    """Count the task that is added to the current transaction in the block; see :meth:`TransactionMonitor.adding`."""
+    if not entities.in_cloud_transaction():
+        with MONITOR.adding(after_commit):
+            yield
+        return
+    context = entities.cloud_context()
+    tasks = sum(isinstance(callback, _AfterCommit) for callback in context.on_commit_callbacks)
+    if tasks >= protocol.MAX_TASKS_PER_TRANSACTION:
+        raise TaskLimitReachedError
+    yield
+    context.call_on_commit(_AfterCommit(after_commit))
 
 
 @contextlib.contextmanager

@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from google.appengine.api.taskqueue import TombstonedTaskError
-
 from deferred_middleware.config.hooks import Enqueued
 from deferred_middleware.engines import answers, transactions
 from deferred_middleware.engines.engine import AddFailure, StartedAdd, TaskMessage
 from deferred_middleware.errors import sdk
+from deferred_middleware.errors.sdk_types import taskqueue
 from deferred_middleware.wire import protocol
 from deferred_middleware.wire.monotonic import monotonic
 
@@ -196,7 +195,7 @@ class Add:
 
     def tombstoned(self, index: int) -> bool:
         """Tell whether the name is a tombstone: its task is no longer in the queue."""
-        return isinstance(self._last[index].error, TombstonedTaskError)
+        return isinstance(self._last[index].error, taskqueue.TombstonedTaskError)
 
     def fail_all(self, error: Exception) -> None:
         """Fail all calls that have no outcome yet, with ``error``."""
@@ -236,6 +235,10 @@ def _add_in_transaction(prepared: PreparedCall) -> None:
     """Add a task to the current transaction, in a single attempt. It is enqueued if the transaction commits."""
     call, queue = prepared.call, prepared.queue
     try:
+        if prepared.engine.has_outbox:
+            from deferred_middleware.enqueue import sweep_task  # few adds are transactional
+
+            sweep_task.UPCOMING.ensure()
         with transactions.explained(call, queue):
             if prepared.overflowed is not None:
                 prepared.overflowed.store()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
@@ -12,13 +12,25 @@ from deferred_middleware.enqueue.batch import current_batch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from typing_extensions import ParamSpec, TypeVarTuple, Unpack
+
     from deferred_middleware.calls.callables import AnyCallable
+    from deferred_middleware.calls.option_types import DeferOptions
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
     from deferred_middleware.enqueue.report import EnqueueReport
 
+    P = ParamSpec("P")
+    Ts = TypeVarTuple("Ts")
 
-def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
+
+@overload
+def defer(func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedTask: ...
+@overload
+def defer(
+    func: Callable[[Unpack[Ts]], object], /, *args: Unpack[Ts], **options: Unpack[DeferOptions]
+) -> EnqueuedTask: ...
+def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:  # type: ignore[misc] # mypy does not match *args: Any with *args: *Ts
     """Run ``func(*args, **kwargs)`` later, in a task. When this returns, the task is enqueued.
 
     ``func`` is any callable that a module holds: a function (``async def`` too), a class, a bound, class or static
@@ -54,7 +66,13 @@ def defer(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueuedTask:
     return enqueue(call(func, *args, **kwargs))
 
 
-def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:
+@overload
+def defer_async(func: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> EnqueueFuture: ...
+@overload
+def defer_async(
+    func: Callable[[Unpack[Ts]], object], /, *args: Unpack[Ts], **options: Unpack[DeferOptions]
+) -> EnqueueFuture: ...
+def defer_async(func: AnyCallable, /, *args: Any, **kwargs: Any) -> EnqueueFuture:  # type: ignore[misc] # mypy does not match *args: Any with *args: *Ts
     """Start to enqueue ``func(*args, **kwargs)``, and return an :class:`EnqueueFuture` of the task.
 
     It takes the arguments of :func:`defer`. It runs the checks that don't need the queue before it returns, and
@@ -106,7 +124,7 @@ def defer_many(
     parallel: int = 10,
     progress: Callable[[EnqueueReport], object] | None = None,
     raise_errors: bool = True,
-    **options: Any,
+    **options: Unpack[DeferOptions],
 ) -> EnqueueReport:
     """Enqueue many calls, up to 100 in an RPC and ``parallel`` RPCs at once.
 

@@ -20,7 +20,19 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import METHOD_ATTRIBUTE, AnyCallable, label_of, plain_method
@@ -33,7 +45,9 @@ if TYPE_CHECKING:
     import datetime
 
     from google.appengine.api import taskqueue
+    from typing_extensions import Unpack
 
+    from deferred_middleware.calls.option_types import TaskOptions
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
     from deferred_middleware.enqueue.futures import EnqueueFuture
 
@@ -61,7 +75,7 @@ class TaskFunction(Generic[P, R]):
         def call(self, /, *args: P.args, **kwargs: P.kwargs) -> Call:
             """Return the call, not enqueued; see :func:`deferred_middleware.call`."""
 
-        def options(self, /, **options: Any) -> TaskFunction[P, R]:
+        def options(self, /, **options: Unpack[TaskOptions]) -> TaskFunction[P, R]:
             """Return a copy with other options, those of ``defer`` without their underscore."""
 
         @overload
@@ -111,7 +125,7 @@ def task(
     deadline: float | datetime.timedelta | None = None,
     name: str | None = None,
     headers: Mapping[str, str] | None = None,
-    transactional: bool | str | None = None,
+    transactional: bool | Literal["auto"] | None = None,
     redact: Iterable[str] = (),
 ) -> _Decorate: ...
 def task(func: Any = None, /, *, redact: Iterable[str] = (), **options: Any) -> Any:

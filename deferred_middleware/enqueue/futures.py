@@ -5,7 +5,7 @@ thread-local flag that lets the thread use the request's API ticket (SDK: ``runt
 ``runtime/request_environment.py``, ``runtime/default_api_stub.py``). To call the SDK's services for a request, another
 thread needs all three.
 
-Importing this module imports the SDK.
+Importing this module imports the SDK, except in a process that does without it. There a request has no state.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
-from google.appengine.api import apiproxy_rpc
-from google.appengine.ext.ndb import eventloop, tasklets
-from google.appengine.runtime import default_api_stub, request_environment
-
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.add import Add, AddGroups, add
 from deferred_middleware.enqueue.background import ALARM
 from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.sdk_types import HAS_SDK
+
+if HAS_SDK:
+    from google.appengine.api import apiproxy_rpc
+    from google.appengine.ext.ndb import eventloop, tasklets
+    from google.appengine.runtime import default_api_stub, request_environment
 
 if TYPE_CHECKING:
     from deferred_middleware.engines.engine import StartedAdd
@@ -41,12 +43,16 @@ class Scope:
 
     def __init__(self) -> None:
         self._context = contextvars.copy_context()
+        if not HAS_SDK:
+            return
         current = request_environment.current_request
         self._request = (current.errors, current.environ, current.runtime_stats)
         self._ticket = default_api_stub.DefaultApiStub.ShouldUseRequestSecurityTicketForThread()
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in this thread as if it were in the request."""
+        if not HAS_SDK:
+            return self._context.copy().run(functools.partial(function, *args, **kwargs))
         return self._context.copy().run(functools.partial(self._run, function, *args, **kwargs))
 
     def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -75,7 +81,10 @@ class Gathering(Protocol):
         """Handle a wait for one of the calls."""
 
 
-class EnqueueFuture(tasklets.Future):  # type: ignore[misc] # the SDK has no types
+_NdbFuture: Any = tasklets.Future if HAS_SDK else object
+
+
+class EnqueueFuture(_NdbFuture):  # type: ignore[misc] # the SDK has no types
     """The result of :func:`deferred_middleware.defer_async`: the task, or the error that prevented the enqueue.
 
     The enqueue and its retries go on in the background, whether or not the app waits. On each engine, a coroutine can

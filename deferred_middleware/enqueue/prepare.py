@@ -1,7 +1,7 @@
 """From a call to the message that an engine takes: queue, target, URL, payload, headers, signature.
 
 Every way to enqueue uses :func:`prepare`. The common parts of similar calls are computed once and cached, see
-:class:`CallTemplate`. Importing this module imports the SDK.
+:class:`CallTemplate`. Importing this module imports the SDK, except in a process that does without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from deferred_middleware.engines import transactions
 from deferred_middleware.engines.current import answered_by_stub, engine_and_context
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
-from deferred_middleware.errors import OptionError, sdk
+from deferred_middleware.errors import OptionError, SettingsError, sdk
+from deferred_middleware.errors.sdk_types import HAS_SDK
 from deferred_middleware.wire import entities, namespace, overflow, protocol, signature, tracing
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class EnqueueContext:
 def enqueue_context(random_digits: Callable[[], str] | None = None) -> EnqueueContext:
     """Return the current context. Raises :class:`~deferred_middleware.errors.LocationError`."""
     settings, deployment, hooks = current_process()
-    engine, engine_context = engine_and_context()
+    engine, engine_context = engine_and_context(settings)
     return EnqueueContext(settings, deployment, hooks, engine, engine_context, random_digits or _random_digits)
 
 
@@ -169,7 +170,9 @@ def prepare(call: Call, body: bytes | None = None, context: EnqueueContext | Non
         body = payload.dumps(call, settings.pickle_protocol)
         if settings.allowed_callables or len(body) > settings.max_payload_bytes:
             _check_body(call, queue, body, settings)
-    transactional = options.transactional is not False and transactions.is_wanted(call, queue)
+    transactional = options.transactional is not False and transactions.is_wanted(
+        call, queue, has_outbox=engine.has_outbox
+    )
     # A transactional task can't have a name. So its add can't be retried safely.
     retry_seconds = 0.0 if transactional else settings.enqueue_seconds
     named_by_us = options.name is None and retry_seconds > 0
@@ -265,11 +268,13 @@ def _new_template(call: Call, queue: str, context: EnqueueContext, trace: dict[s
             )
         )
     except TargetUnknownError as error:
-        raise _target_unknown(call, queue, target) from error
+        raise sdk.TargetError(call.label, queue, options.name, str(error)) from error
+    except (SettingsError, OptionError):
+        raise
     except Exception as error:
         raise sdk.explain(error, call.label, queue, options.name) from error
     overhead_bytes = template.overhead_bytes + (signature.LENGTH if signer is not None else 0)
-    return CallTemplate(template, signer, overhead_bytes, answered_by_stub())
+    return CallTemplate(template, signer, overhead_bytes, HAS_SDK and answered_by_stub())
 
 
 def queue_for(call: Call, settings: Settings) -> str:
@@ -305,6 +310,8 @@ def target_for(call: Call, settings: Settings, deployment: Deployment) -> str | 
             return service
         if settings.background_version != SAME_VERSION:
             version = settings.background_version
+    if settings.service_urls and version is None:
+        return service
     if service is None or version is None:
         return None
     return f"{version}.{service}"
@@ -345,7 +352,10 @@ def _smaller(
 
 def _too_large(call: Call, queue: str, body_bytes: int, task_bytes: int, limit_bytes: int) -> EnqueueError:
     """Return the error for a task that is too large and whose payload can't be stored elsewhere."""
-    what = f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in)"
+    way_out = "" if HAS_SDK else ": pip install 'deferred_middleware[cloud]'"
+    what = (
+        f"the task (its payload alone is {body_bytes:,} bytes, and there is no datastore here to keep it in{way_out})"
+    )
     if entities.is_available():
         what = "the task, with its payload in the datastore,"
     return sdk.TaskTooLargeError(call.label, queue, call.options.name, task_bytes, limit_bytes, what)
@@ -378,15 +388,4 @@ def _no_engine(call: Call, queue: str) -> EnqueueError:
         "google.appengine.api.wrap_wsgi_app, and run it on App Engine or, on one machine, with "
         "`deferred-middleware serve MODULE:CALLABLE`. In a test, use the pytest fixture deferred_tasks, or "
         "deferred_middleware.testing.capture_tasks.",
-    )
-
-
-def _target_unknown(call: Call, queue: str, target: str | None) -> EnqueueError:
-    """Return the error for a target without a known hostname. Without the error, another service would run the task."""
-    return sdk.TargetError(
-        call.label,
-        queue,
-        call.options.name,
-        f"its target {target!r} can't be told to the queue, because the app's hostname is not known here "
-        "(DEFAULT_VERSION_HOSTNAME). Defer it in a request, inside wrap_wsgi_app.",
     )

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from deferred_middleware.enqueue.background import ALARM, BeforeEnd
 from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.errors.sdk_types import HAS_SDK
 
 logger = get_logger("deferred_middleware")
 
@@ -59,6 +60,8 @@ def key_of_request() -> Key:
     A thread handles one request at a time. The ID is passed on to the threads that a request starts (SDK:
     ``runtime/context/gae_headers.py``).
     """
+    if not HAS_SDK:
+        return threading.get_ident(), ""
     from google.appengine.runtime.context import gae_headers
 
     return threading.get_ident(), gae_headers.REQUEST_LOG_ID.get() or ""
@@ -66,11 +69,13 @@ def key_of_request() -> Key:
 
 def started(enqueueing: Enqueueing) -> None:
     """Keep track of an enqueue until its request ends."""
-    from google.appengine.runtime import callback
-
     with _lock:
         UNDER_WAY.add(enqueueing)
     _AT_END.register()
+    if not HAS_SDK:
+        return
+    from google.appengine.runtime import callback
+
     # wrap_wsgi_app calls this after the last part of the response. So the request also waits for calls that a streamed
     # response enqueues after the middleware returned it. wrap_wsgi_app identifies a request by its trace (SDK:
     # runtime/callback.py).

@@ -48,7 +48,9 @@ class SecretKeyMissingError(SettingsError):
         self.args = (
             f"DEFERRED_SECRET_KEYS is not set, and {reason}. Set it to a random text of at least 32 bytes, and use the "
             "same text in every process that defers or runs tasks. To make one, run "
-            "`python -c 'import secrets; print(secrets.token_urlsafe(48))'`. "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(48))'`. If Cloud Tasks delivers tasks to a URL "
+            "(DEFERRED_SERVICE_URLS), you can name the service account of their tokens instead "
+            "(DEFERRED_SERVICE_ACCOUNT). "
             "The local server (`deferred-middleware serve`) sets it for you.",
         )
 
@@ -147,7 +149,7 @@ class LocationError(DeferredError, RuntimeError):
 
     def __init__(self, variable: str, problem: str) -> None:
         self.variable = variable
-        super().__init__(f"Cloud Tasks can't be used: {problem}. Set {variable} to that of the App Engine app.")
+        super().__init__(f"Cloud Tasks can't be used: {problem}. Set {variable} to that of the app's queues.")
 
 
 class PayloadError(TaskContentError):

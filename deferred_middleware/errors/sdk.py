@@ -1,7 +1,8 @@
 """The errors of ``defer`` that are also one of the SDK's own types.
 
 Code that was written for the SDK catches errors such as ``taskqueue.TaskAlreadyExistsError``. Each error in this module
-is both such an error and a :class:`deferred_middleware.DeferredError`. Importing this module imports the SDK.
+is both such an error and a :class:`deferred_middleware.DeferredError`. Importing this module imports the SDK, except in
+a process that does without it (:mod:`deferred_middleware.errors.sdk_types`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from google.appengine.api import datastore_errors, taskqueue
-from google.appengine.runtime import apiproxy_errors
-
 from deferred_middleware.errors import DeferredError, OptionError
+from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_errors, taskqueue
 
 if TYPE_CHECKING:
     from deferred_middleware.calls.callables import Label
@@ -163,7 +162,10 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
     if type(error) is taskqueue.Error and "task size too large" in str(error).lower():
         # An answer of Cloud Tasks for which the SDK has no type (https://cloud.google.com/tasks/docs/quotas).
         error = taskqueue.TaskTooLargeError(str(error))
-    reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), None)
+    # The engine may know what to do on its platform.
+    reason = getattr(error, "way_out", None)
+    if reason is None:
+        reason = next((text for kind, text in _REASONS.items() if isinstance(error, kind)), None)
     detail = str(error)
     if isinstance(error, AssertionError):
         # The SDK asserts that the queue answers for each task (SDK: taskqueue.py, Queue.__AddTasks).

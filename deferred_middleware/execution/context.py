@@ -9,7 +9,7 @@ import contextvars
 import datetime
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deferred_middleware.config.process import current_deployment
 from deferred_middleware.wire import protocol
@@ -21,13 +21,37 @@ if TYPE_CHECKING:
     from deferred_middleware.calls.call import Call, Content
     from deferred_middleware.wire import overflow
 
-_NAME = protocol.environ_key(protocol.TASK_NAME_HEADER)
-_QUEUE = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
-_RETRY_COUNT = protocol.environ_key(protocol.RETRY_COUNT_HEADER)
-_EXECUTION_COUNT = protocol.environ_key(protocol.EXECUTION_COUNT_HEADER)
-_ETA = protocol.environ_key(protocol.ETA_HEADER)
-_PREVIOUS_RESPONSE = protocol.environ_key(protocol.PREVIOUS_RESPONSE_HEADER)
-_RETRY_REASON = protocol.environ_key(protocol.RETRY_REASON_HEADER)
+
+class _PlatformKeys(NamedTuple):
+    """The keys in ``environ`` of the headers in which the platform describes a task."""
+
+    name: str
+    queue: str
+    retry_count: str
+    execution_count: str
+    eta: str
+    previous_response: str
+    retry_reason: str
+
+
+_APP_ENGINE: Final = _PlatformKeys(
+    name=protocol.environ_key(protocol.TASK_NAME_HEADER),
+    queue=protocol.environ_key(protocol.QUEUE_NAME_HEADER),
+    retry_count=protocol.environ_key(protocol.RETRY_COUNT_HEADER),
+    execution_count=protocol.environ_key(protocol.EXECUTION_COUNT_HEADER),
+    eta=protocol.environ_key(protocol.ETA_HEADER),
+    previous_response=protocol.environ_key(protocol.PREVIOUS_RESPONSE_HEADER),
+    retry_reason=protocol.environ_key(protocol.RETRY_REASON_HEADER),
+)
+_CLOUD_TASKS: Final = _PlatformKeys(
+    name=protocol.environ_key(protocol.CLOUD_TASKS_TASK_NAME_HEADER),
+    queue=protocol.environ_key(protocol.CLOUD_TASKS_QUEUE_NAME_HEADER),
+    retry_count=protocol.environ_key(protocol.CLOUD_TASKS_RETRY_COUNT_HEADER),
+    execution_count=protocol.environ_key(protocol.CLOUD_TASKS_EXECUTION_COUNT_HEADER),
+    eta=protocol.environ_key(protocol.CLOUD_TASKS_ETA_HEADER),
+    previous_response=protocol.environ_key(protocol.CLOUD_TASKS_PREVIOUS_RESPONSE_HEADER),
+    retry_reason=protocol.environ_key(protocol.CLOUD_TASKS_RETRY_REASON_HEADER),
+)
 _RETRY_LIMIT = protocol.environ_key(protocol.RETRY_LIMIT_HEADER)
 _MAX_ATTEMPTS = protocol.environ_key(protocol.MAX_ATTEMPTS_HEADER)
 _EARLIER_ATTEMPTS = protocol.environ_key(protocol.EARLIER_ATTEMPTS_HEADER)
@@ -45,11 +69,12 @@ class TaskContext:
     """The task that is running: its queue, its name, its attempts and its deadline.
 
     The facts come from the headers of the request, which are described at
-    https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . If a header is absent or
+    https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers, and for a task that Cloud
+    Tasks delivers to a URL at https://cloud.google.com/tasks/docs/creating-http-target-tasks . If a header is absent or
     not a number, the fact is None, or 0 for a count.
     """
 
-    __slots__ = ("_call", "_request", "_started", "content", "environ", "error", "label", "stored")
+    __slots__ = ("_call", "_keys", "_request", "_started", "content", "environ", "error", "label", "stored")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
         self.environ = environ
@@ -62,6 +87,8 @@ class TaskContext:
         self.stored: overflow.Reference | None = None
         """The reference to the payload, if it is in the datastore."""
         self._call: Call | None = None
+        is_by_url = _APP_ENGINE.name not in environ and _CLOUD_TASKS.name in environ
+        self._keys = _CLOUD_TASKS if is_by_url else _APP_ENGINE
         self._request: webob.Request | None = None
         self._started = time.monotonic()
 
@@ -77,22 +104,25 @@ class TaskContext:
     @property
     def name(self) -> str:
         """The task's name, which the caller or the queue chose."""
-        return str(self.environ.get(_NAME, ""))
+        return str(self.environ.get(self._keys.name, ""))
 
     @property
     def queue(self) -> str:
         """The queue's name."""
-        return str(self.environ.get(_QUEUE, ""))
+        return str(self.environ.get(self._keys.queue, ""))
 
     @property
     def retry_count(self) -> int:
         """The number of earlier attempts, including those for which no instance was available."""
-        return _number(self.environ.get(_RETRY_COUNT)) or 0
+        return _number(self.environ.get(self._keys.retry_count)) or 0
 
     @property
     def execution_count(self) -> int:
-        """The number of earlier attempts that got a response from a handler."""
-        return _number(self.environ.get(_EXECUTION_COUNT)) or 0
+        """The number of earlier attempts that got a response from a handler.
+
+        For a task that Cloud Tasks delivers to a URL, the responses 500 and 503 don't count.
+        """
+        return _number(self.environ.get(self._keys.execution_count)) or 0
 
     @property
     def attempt(self) -> int:
@@ -126,19 +156,26 @@ class TaskContext:
     def eta(self) -> datetime.datetime | None:
         """The time at which the task was due, in UTC."""
         try:
-            return datetime.datetime.fromtimestamp(float(self.environ[_ETA]), datetime.timezone.utc)
+            return datetime.datetime.fromtimestamp(float(self.environ[self._keys.eta]), datetime.timezone.utc)
         except (KeyError, ValueError, OverflowError, OSError):
             return None
 
+    def eta_as_sent(self) -> str:
+        """Return the time at which the task was due, as the platform writes it; empty if it is not known."""
+        return str(self.environ.get(self._keys.eta, ""))
+
     @property
     def previous_response(self) -> int | None:
-        """The HTTP status of the previous attempt, or 0 after a timeout; None in the first attempt."""
-        return _number(self.environ.get(_PREVIOUS_RESPONSE))
+        """The HTTP status of the previous attempt; None in the first attempt.
+
+        After a timeout it is 0, or 504 for a task that Cloud Tasks delivers to a URL.
+        """
+        return _number(self.environ.get(self._keys.previous_response))
 
     @property
     def retry_reason(self) -> str | None:
         """Why the task was retried, in the platform's words; None in the first attempt."""
-        reason = self.environ.get(_RETRY_REASON)
+        reason = self.environ.get(self._keys.retry_reason)
         return str(reason) if reason else None
 
     @property

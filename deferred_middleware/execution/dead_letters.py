@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deferred_middleware.calls.headers import options_in, own_headers_in
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config.conversions import service as check_service
-from deferred_middleware.config.process import current_deployment, current_settings
+from deferred_middleware.config.process import application_of, current_deployment, current_settings
 from deferred_middleware.engines.engine import TargetUnknownError, TaskMessage, TaskTemplate
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from deferred_middleware.errors import DeferredError, UntrustedRequestError
@@ -67,7 +67,7 @@ def record(letter: DeadLetter, settings: Settings) -> DeadLetterRecord:
     """
     context = letter.context
     environ = context.environ
-    application = current_deployment().application
+    application = application_of(current_deployment())
     headers = {key: str(value) for key, value in environ.items() if key.startswith(_OURS) and key not in _NOT_KEPT}
     for name, value in own_headers_in(environ).items():
         key = protocol.environ_key(name)
@@ -165,7 +165,7 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
         now=time.time(),
     )
     target = target or _target_of(found["service"])
-    engine, _ = engine_and_context()
+    engine, _ = engine_and_context(current_settings())
     try:
         template = engine.encode(
             TaskTemplate(
@@ -179,10 +179,7 @@ def replay(line: str, *, queue: str | None = None, target: str | None = None) ->
             )
         )
     except TargetUnknownError as error:
-        raise ReplayError(
-            f"the target {target!r} can't be addressed, because the app's hostname is not known here. Set "
-            "DEFAULT_VERSION_HOSTNAME."
-        ) from error
+        raise ReplayError(str(error)) from error
     message = TaskMessage(template, name, body, time.time(), task_signature)
     (result,) = engine.add([message], None)
     if not isinstance(result, str):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import webob
 
 from deferred_middleware.config import process
-from deferred_middleware.config.hooks import Hooks
+from deferred_middleware.config.hooks import AnyHook, Hooks
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import BodyError, UntrustedRequestError, WarmupError
 from deferred_middleware.errors.loggers import get_logger
@@ -27,6 +27,7 @@ from deferred_middleware.errors.text import log_error
 from deferred_middleware.execution.context import TaskContext
 from deferred_middleware.execution.outcomes import Outcome, RefusedRequest
 from deferred_middleware.execution.runner import Runner, Warmup
+from deferred_middleware.execution.sweeping import Sweeper
 from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.wire import overflow, protocol
 
@@ -134,6 +135,7 @@ _RESPONSES: Final = {
 }
 _FINISHED: Final = frozenset({Outcome.DONE, Outcome.POSTPONED})
 """The outcomes after which a payload in the datastore can be removed. That of a dead letter may be run again."""
+_SWEPT: Final = _fixed(200, "swept")
 _NOT_POST: Final = webob.Response(status=405, text="send tasks with POST\n", content_type="text/plain", allow="POST")
 _FORBIDDEN: Final = _fixed(403, "forbidden")
 _BODY_RESPONSES: Final = {
@@ -162,9 +164,11 @@ class TaskHandler:
         self._runner = Runner(settings, hooks, self._warmup)
         self._authenticator = Authenticator(settings, process.current_deployment())
         self._refused = itertools.count(1)
+        self.sweeper = Sweeper.needed(settings, hooks)
+        """Sweeps the outbox of transactional tasks; None if the engine has none."""
 
     @classmethod
-    def installed(cls, settings: Settings | None, hooks: Iterable[object]) -> TaskHandler:
+    def installed(cls, settings: Settings | None, hooks: Iterable[AnyHook]) -> TaskHandler:
         """Return a handler whose settings and hooks, if any are given, become the process's.
 
         So ``defer`` sends tasks to the URLs at which this handler expects them.
@@ -216,6 +220,10 @@ class TaskHandler:
             return _BODY_RESPONSES[error.status]
         # Other paths name no call: a legacy URL, or the URL of a Handler of compat.deferred.
         label = label_from_path(path, self.prefix) if path.startswith(self.prefix) else None
+        if self.sweeper is not None:
+            self.sweeper.on_request()
+        if label == protocol.SWEEP_LABEL:
+            return self._sweep()
         context = TaskContext(environ, label or "")
         if self.settings.coalesce:
             outcome = self._run_in_batch(context, body, label)
@@ -230,6 +238,19 @@ class TaskHandler:
         if REPORT_KEY in environ and (report := report_in(environ)) is not None:
             report.outcome, report.error, report.attempt = outcome, context.error, (context, body)
         return _response(outcome, context)
+
+    def _sweep(self) -> webob.Response:
+        """Run the task that sweeps the outbox of transactional tasks."""
+        if self.sweeper is None:
+            logger.info("the outbox of transactional tasks is not swept, because Cloud Tasks is not the engine")
+            return _SWEPT
+        try:
+            outcome = self.sweeper.run_task()
+        except Exception:
+            logger.exception("the sweep of transactional tasks has failed and will be retried")
+            return _RESPONSES[Outcome.FAILED]
+        logger.log(self.settings.log_level, "swept the outbox of transactional tasks: %s", outcome)
+        return _SWEPT
 
     def fail(self, report: TaskReport, error: BaseException) -> webob.Response:
         """Return the response to a task that was done before a layer of the app failed with ``error``."""

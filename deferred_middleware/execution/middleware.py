@@ -34,6 +34,7 @@ from deferred_middleware.wire import protocol
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from deferred_middleware.config.hooks import AnyHook
     from deferred_middleware.config.settings import Settings
 
 
@@ -44,7 +45,7 @@ class DeferredMiddleware:
         app: the WSGI app to wrap.
         settings: the settings, by default those of the environment. Settings given here become the process's: ``defer``
             uses them from then on, so that it sends tasks to the URLs at which this middleware expects them.
-        hooks: objects that are called when something happens to a task; see :mod:`deferred_middleware.config.hooks`.
+        hooks: objects that are called when something happens to a task; see :class:`deferred_middleware.Hook`.
             They become the process's too.
 
     Raises:
@@ -52,7 +53,9 @@ class DeferredMiddleware:
         TypeError: ``app`` can't be called, or a hook has none of the methods of a hook.
     """
 
-    def __init__(self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[object] = ()) -> None:
+    def __init__(
+        self, app: WSGIApplication, *, settings: Settings | None = None, hooks: Iterable[AnyHook] = ()
+    ) -> None:
         if not callable(app):
             raise TypeError(f"DeferredMiddleware wraps a WSGI app, not {app!r}")
         if _is_asgi(app):
@@ -67,6 +70,8 @@ class DeferredMiddleware:
             from deferred_middleware.enqueue.batch import coalescing
 
             app = coalescing(app)
+        if handler.sweeper is not None:
+            app = handler.sweeper.around(app)
         self._app = app
         self._handler = handler
         self._prefix = self._handler.prefix

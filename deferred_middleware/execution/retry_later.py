@@ -1,6 +1,6 @@
 """``RetryLater``: a task asks for another attempt at a time that it chooses, and its call is enqueued again.
 
-Importing this module imports the SDK.
+Importing this module imports the SDK, except in a process that does without it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
-from google.appengine.ext.deferred import SingularTaskFailure
-
 from deferred_middleware.calls import headers
 from deferred_middleware.calls.options import Options
 from deferred_middleware.config.process import current_deployment, current_settings
 from deferred_middleware.errors import DeferredError
+from deferred_middleware.errors.task_failures import SingularTaskFailure
 from deferred_middleware.wire import namespace, protocol
 
 if TYPE_CHECKING:
@@ -68,7 +67,6 @@ class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # th
 
 
 _ENQUEUED = protocol.environ_key(protocol.ENQUEUED_HEADER)
-_ETA = protocol.environ_key(protocol.ETA_HEADER)
 
 
 def enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> None:
@@ -77,10 +75,9 @@ def enqueue_again(context: TaskContext, content: bytes, retry: RetryLater) -> No
     When this function returns, the call is enqueued. If it is called again for the same task, the call is still
     enqueued only once. Raises the errors of :func:`deferred_middleware.defer`.
     """
-    from google.appengine.api import taskqueue
-
     from deferred_middleware.enqueue.add import add
     from deferred_middleware.enqueue.prepare import prepare
+    from deferred_middleware.errors.sdk_types import taskqueue
 
     assert context.call is not None  # the call has just run
     call = dataclasses.replace(context.call, options=_options(context, retry))
@@ -96,7 +93,7 @@ def _options(context: TaskContext, retry: RetryLater) -> Options:
     ours = path.startswith(f"{current_settings().url_prefix}/")
     # A name that the caller chose may be used again later; a name that the queue chose is never used again. A task of
     # the older library does not tell who chose its name.
-    seed = environ.get(_ENQUEUED) or ("" if ours else environ.get(_ETA, ""))
+    seed = environ.get(_ENQUEUED) or ("" if ours else context.eta_as_sent())
     deployment = current_deployment()
     return Options(
         queues=(context.queue,),

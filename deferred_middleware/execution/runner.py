@@ -186,13 +186,12 @@ class Runner:
 
         Log it, and enqueue the call again if it asks for that.
         """
-        from google.appengine.ext.deferred import PermanentTaskFailure, SingularTaskFailure
-
+        from deferred_middleware.errors import task_failures
         from deferred_middleware.execution.retry_later import RetryLater
 
         # The type decides: isinstance() would also read the attribute __class__ of a user's exception.
         kind = type(error)
-        if issubclass(kind, PermanentTaskFailure):
+        if task_failures.is_permanent(kind):
             return self._failed(context, body, error, Outcome.PERMANENT_FAILURE)
         if issubclass(kind, RetryLater):
             assert isinstance(error, RetryLater)
@@ -207,7 +206,7 @@ class Runner:
         outcome = _outcome_of_failure(context)
         if outcome is Outcome.ATTEMPTS_EXHAUSTED:
             return self._failed(context, body, error, outcome)
-        if issubclass(kind, SingularTaskFailure) and not context.is_last_attempt:
+        if task_failures.is_singular(kind) and not context.is_last_attempt:
             context.error = error
             logs.retry(context, error)
             return Outcome.RETRY

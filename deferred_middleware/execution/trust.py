@@ -1,5 +1,9 @@
 """Check that the task queue sent a request, and read the request's body.
 
+A task has the headers ``X-AppEngine-*``, or ``X-CloudTasks-*`` if Cloud Tasks delivers it to a URL. Nobody removes the
+latter from the requests of strangers. Such a task needs a signature; or, if the process has no secret key and names a
+service account, that account's token (:mod:`.oidc`).
+
 App Engine standard sets ``X-AppEngine-QueueName`` and ``X-AppEngine-TaskName`` on the request of a task, and removes
 these headers from all other requests
 (https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers). Requests from Cloud Tasks to
@@ -28,10 +32,10 @@ import hmac
 import time
 from typing import TYPE_CHECKING, Final
 
+from deferred_middleware.config.process import keyring_of
 from deferred_middleware.errors import BodyError, SecretKeyMissingError, UntrustedRequestError
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import keyring_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.config.process import Deployment
     from deferred_middleware.config.settings import Settings
+    from deferred_middleware.execution.oidc import TokenVerifier
 
 logger = get_logger("deferred_middleware")
 
@@ -48,6 +53,8 @@ _QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)
 _USER_IP: Final = protocol.environ_key(protocol.USER_IP_HEADER)
 _TASK_QUEUE_IP: Final = protocol.TASK_QUEUE_IP
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
+_CLOUD_TASKS_NAME: Final = protocol.environ_key(protocol.CLOUD_TASKS_TASK_NAME_HEADER)
+_CLOUD_TASKS_QUEUE: Final = protocol.environ_key(protocol.CLOUD_TASKS_QUEUE_NAME_HEADER)
 _CHUNK_BYTES: Final = 65_536
 _CAREFUL_SERVERS: Final = ("gunicorn", "waitress", "Werkzeug/", "WSGIServer/", "Apache", "deferred-middleware")
 """How ``SERVER_SOFTWARE`` begins of servers that never let one spelling of a header replace another one: mod_wsgi is
@@ -61,12 +68,13 @@ class Authenticator:
     """
 
     def __init__(self, settings: Settings, deployment: Deployment, *, clock: Callable[[], float] | None = None) -> None:
-        keyring = keyring_for(settings.secret_keys, deployment.application)
+        keyring = keyring_of(settings, deployment)
         self._verify = keyring.verify if keyring else None
         self._signature_required = settings.require_signature or not deployment.on_app_engine_standard
         self._max_bytes = settings.max_payload_bytes
         self._clock = clock
-        if self._signature_required and not keyring:
+        self._tokens = None if keyring else _token_verifier(settings, deployment)
+        if self._signature_required and not keyring and (self._tokens is None or settings.require_signature):
             raise SecretKeyMissingError(on_app_engine_standard=deployment.on_app_engine_standard)
 
     def body_of(self, environ: WSGIEnvironment) -> bytes:
@@ -75,6 +83,8 @@ class Authenticator:
         Raises :class:`UntrustedRequestError`, or :class:`BodyError` with the HTTP status of the response.
         """
         name, queue = environ.get(_NAME), environ.get(_QUEUE)
+        if name is None and _CLOUD_TASKS_NAME in environ:
+            return self._body_with_url(environ)
         if not name or "," in name:
             raise UntrustedRequestError("task-name", f"it does not have exactly one {protocol.TASK_NAME_HEADER} header")
         if not queue or "," in queue:
@@ -97,6 +107,34 @@ class Authenticator:
                 )
             # Only on App Engine standard there may be a signature but no key: another version of the app has the key.
             return read_body(environ, self._max_bytes)
+        return self._signed_body(environ, signature, queue, name)
+
+    def _body_with_url(self, environ: WSGIEnvironment) -> bytes:
+        """Return the body of a request that Cloud Tasks sent to a URL."""
+        name, queue = environ[_CLOUD_TASKS_NAME], environ.get(_CLOUD_TASKS_QUEUE)
+        if not name or "," in name or not queue or "," in queue:
+            raise UntrustedRequestError(
+                "task-name",
+                f"it does not have exactly one {protocol.CLOUD_TASKS_TASK_NAME_HEADER} and one "
+                f"{protocol.CLOUD_TASKS_QUEUE_NAME_HEADER} header",
+            )
+        if self._verify is not None:
+            signature = environ.get(_SIGNATURE)
+            if signature is None:
+                raise UntrustedRequestError("signature-missing", "it has no signature")
+            return self._signed_body(environ, signature, queue, name)
+        if self._tokens is None:
+            raise UntrustedRequestError(
+                "no-proof",
+                "it comes from Cloud Tasks by URL, and this process can check neither a signature "
+                "(DEFERRED_SECRET_KEYS) nor a token (DEFERRED_SERVICE_ACCOUNT)",
+            )
+        self._tokens.verify(environ)
+        return read_body(environ, self._max_bytes)
+
+    def _signed_body(self, environ: WSGIEnvironment, signature: str, queue: str, name: str) -> bytes:
+        """Return the body of a request whose signature is valid."""
+        assert self._verify is not None  # the caller has looked
         # The time as the signer has it, also if a test has stopped it.
         now = time.time() if self._clock is None else self._clock()
         digest = self._verify(signature, environ, queue, name, now)
@@ -104,6 +142,19 @@ class Authenticator:
         if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
             raise UntrustedRequestError("body", "its body is not the one that was signed")
         return body
+
+
+def _token_verifier(settings: Settings, deployment: Deployment) -> TokenVerifier | None:
+    """Return what verifies tokens; None if the settings name no service account or no URL of this service."""
+    if settings.service_account is None:
+        return None
+    base = dict(settings.service_urls).get(deployment.service or "")
+    audience = settings.audience or base
+    if audience is None:
+        return None
+    from deferred_middleware.execution.oidc import TokenVerifier  # few processes need it
+
+    return TokenVerifier(settings.service_account, audience)
 
 
 def read_body(environ: WSGIEnvironment, limit_bytes: int) -> bytes:

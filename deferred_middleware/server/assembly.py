@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import logging
 import os
 import secrets
@@ -22,10 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin.change_log import CHANGES_FILE, ChangeLog
 from deferred_middleware.server.admin.guard import Guard, admin_names
 from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.pages.all_pages import make_site
 from deferred_middleware.server.admin.server_file import AddressFile, RunningServer, about, server_file
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog, TaskLines
+from deferred_middleware.server.admin.web.live import LiveUpdates
+from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.visitors import Visitors
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
@@ -42,6 +47,7 @@ from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.listeners import address_of, make_listeners, url_of
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -54,9 +60,6 @@ STORE_FILE = "tasks.sqlite"
 # The settings that need no prefix.
 _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 
-_BACKLOG = 1024
-_MAX_PORT = 65535
-
 logger = logging.getLogger(__name__)
 
 
@@ -64,14 +67,15 @@ logger = logging.getLogger(__name__)
 class ServerParts:
     """The objects of a server, none of them started yet.
 
-    ``admin_app`` answers on ``admin_listener``. ``environs`` are what the apps that run elsewhere need, by service.
-    ``ready_file`` and ``server_json`` are to be written when all services answer.
+    ``admin_app`` answers on ``admin_listener``; ``live`` makes its endless answers. ``environs`` are what the apps that
+    run elsewhere need, by service. ``ready_file`` and ``server_json`` are to be written when all services answer.
     """
 
     scheduler: Scheduler
     processes: AppProcesses
     admin_app: WSGIApplication
     admin_listener: socket.socket
+    live: LiveUpdates
     environs: Mapping[str, Mapping[str, str]]
     running: RunningServer
     ready_file: AddressFile
@@ -99,7 +103,7 @@ def assemble(
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
 
-    admin_listener, *listeners = _listeners(config, stack)
+    admin_listener, *listeners = make_listeners(config, stack)
     services = _services(config, listeners)
     # The first service of the directory is the default one, wherever it stands on the command line.
     directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
@@ -109,7 +113,7 @@ def assemble(
         project=project,
         app_id=f"dev~{project}",
         default_hostname=directory.default_hostname,
-        api_address=_address(admin_listener),
+        api_address=address_of(admin_listener),
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
@@ -135,19 +139,25 @@ def assemble(
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        admin=_url(admin_listener),
+        admin=url_of(admin_listener),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
     )
-    json_api = JsonApi(
+    operations = Operations(
         store,
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
-        token=running.token,
+        change_log=ChangeLog(config.data_dir / CHANGES_FILE),
+        read_only=config.read_only,
     )
-
-    rpc = RpcApplication(stub_map, tickets, pages=json_api)
+    live = LiveUpdates(store.queries.version)
+    site = make_site(
+        PageTools(operations=operations, live=live),
+        Visitors(running.token),
+        form_token=secret_key.derive("forms of the pages"),
+    )
+    rpc = RpcApplication(stub_map, tickets, pages=JsonApi(operations, token=running.token, pages=site))
     configs = _process_configs(
         config,
         platform,
@@ -173,6 +183,7 @@ def assemble(
             names=admin_names(config.admin_host, config.allowed_hosts),
         ),
         admin_listener=admin_listener,
+        live=live,
         environs=environs,
         running=dataclasses.replace(running, environ=_command_environ(platform, tickets, configs)),
         ready_file=ready_file,
@@ -211,97 +222,12 @@ def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callabl
     return store
 
 
-def _listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Return the listening sockets: the admin server's, then one for each app that runs here.
-
-    The services get ``--port`` and the ports that follow it; 0 means free ones. Raises :class:`ServerError` when a port
-    can't be had.
-    """
-    services = [served.service for served in config.served.apps]
-    ports = [config.port + index if config.port else 0 for index in range(len(services))]
-    if ports and ports[-1] > _MAX_PORT:
-        raise ServerError(
-            f"--port {config.port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
-        )
-    if config.admin_port and config.admin_port in ports:
-        taken = services[ports.index(config.admin_port)]
-        raise ServerError(
-            f"--admin-port {config.admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
-        )
-    listeners = [
-        _listener(
-            stack,
-            host=config.admin_host,
-            port=config.admin_port,
-            purpose="the admin server",
-            host_option="--admin-host",
-            port_option="--admin-port",
-        )
-    ]
-    for service, port in zip(services, ports, strict=True):
-        listeners.append(
-            _listener(
-                stack,
-                host=config.host,
-                port=port,
-                purpose=f"service {service!r}",
-                host_option="--host",
-                port_option="--port",
-            )
-        )
-    return listeners
-
-
-def _listener(
-    stack: contextlib.ExitStack, *, host: str, port: int, purpose: str, host_option: str, port_option: str
-) -> socket.socket:
-    """Return a listening socket for ``purpose``, which ``stack`` closes; errors name the options."""
-    try:
-        resolved = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
-    except socket.gaierror as error:
-        raise ServerError(
-            f"{host_option} {host} has no IPv4 address ({error.strerror}); give one, such as 127.0.0.1."
-        ) from error
-    listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    # Otherwise the port can't be bound for a minute after its last connection.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(resolved)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = (
-                f"Port {port}, meant for {purpose}, is in use; "
-                f"stop what uses it, or choose another with {port_option} (0: a free one)."
-            )
-        elif error.errno == errno.EADDRNOTAVAIL:
-            message = f"{host_option} {host} is not an address of this machine; 127.0.0.1 always is."
-        else:
-            message = (
-                f"Port {port}, meant for {purpose}, can't be had: {error.strerror}; choose another with {port_option}."
-            )
-        raise ServerError(message) from error
-    return listener
-
-
-def _address(listener: socket.socket) -> tuple[str, int]:
-    """Return where ``listener`` can be reached from this machine."""
-    host, port = listener.getsockname()
-    return ("127.0.0.1" if host == "0.0.0.0" else host), port
-
-
-def _url(listener: socket.socket) -> str:
-    """Return the URL at which ``listener`` can be reached from this machine."""
-    host, port = _address(listener)
-    return f"http://{host}:{port}"
-
-
 def _services(config: ServeConfig, listeners: Sequence[socket.socket]) -> list[Service]:
     """Return the services: those whose apps run here, which have ``listeners``, and then the others."""
     # Two threads stay free for people, and for requests that a task makes to its own service.
     concurrency = max(1, config.threads - 2)
     here = [
-        (app.service, *_address(listener), False) for app, listener in zip(config.served.apps, listeners, strict=True)
+        (app.service, *address_of(listener), False) for app, listener in zip(config.served.apps, listeners, strict=True)
     ]
     elsewhere = [(external.service, external.host, external.port, True) for external in config.served.external]
     services = []

@@ -108,6 +108,7 @@ class Supervisor:
             on_store_failure=lambda error: self._events.put(_StoreFailed(error=error)),
         )
         stack.enter_context(_admin_server(parts.admin_app, parts.admin_listener))
+        stack.callback(parts.live.close)
         files = self._write_environ_files(parts)
         stack.callback(parts.processes.stop)
         if self._config.reload:

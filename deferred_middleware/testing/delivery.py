@@ -10,13 +10,13 @@ import time
 import urllib.parse
 from typing import TYPE_CHECKING, Final
 
-from deferred_middleware.config.process import current_deployment, current_settings
+from deferred_middleware.config.process import current_deployment, current_settings, keyring_of
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.execution.handler import REPORT_KEY, TaskReport
 from deferred_middleware.testing.records import CapturedTask
 from deferred_middleware.testing.stub import HOSTNAME
 from deferred_middleware.wire import protocol
-from deferred_middleware.wire.signature import LIFETIME_SECONDS, keyring_for, path_of
+from deferred_middleware.wire.signature import LIFETIME_SECONDS, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,8 @@ class TaskRun:
     """The status of the app's response."""
     body: bytes
     """The body of the app's response."""
+    location: str | None
+    """The ``Location`` of the app's response, if there is one. The queue doesn't follow redirects."""
     outcome: Outcome | None
     """How the attempt ended; None if the request didn't reach the task's handler, or if the handler rejected it."""
     error: BaseException | None
@@ -70,6 +72,8 @@ class TaskRun:
         if self.ok:
             return
         what = f"{self.task}: attempt {self.attempt} ended with status {self.status}"
+        if self.location is not None:
+            what += f" and Location {self.location!r}"
         if self.error is None:
             answer = self.body[:500].decode("utf-8", "replace").strip()
             raise TaskRunError(f"{what}: {answer}", self)
@@ -93,12 +97,13 @@ def deliver(app: WSGIApplication, task: CapturedTask, counts: AttemptCounts) -> 
     report = TaskReport()
     environ = _environ(task, counts) | {REPORT_KEY: report}
     _renew_signature(environ, task)
-    status, body = _call_app(app, environ)
+    status, headers, body = _call_app(app, environ)
     return TaskRun(
         task=task,
         attempt=counts.retry_count + 1,
         status=status,
         body=body,
+        location=next((value for name, value in headers if name.lower() == "location"), None),
         outcome=report.outcome,
         error=report.error,
     )
@@ -110,7 +115,7 @@ def _renew_signature(environ: WSGIEnvironment, task: CapturedTask) -> None:
     The queue of a test keeps a task for any time. A test may have enqueued it while the time was stopped long ago.
     """
     signature = environ.get(_SIGNATURE)
-    keyring = keyring_for(current_settings().secret_keys, current_deployment().application)
+    keyring = keyring_of(current_settings(), current_deployment())
     if signature is None or not keyring:
         return
     try:
@@ -174,15 +179,15 @@ def _environ(task: CapturedTask, counts: AttemptCounts) -> WSGIEnvironment:
     }
 
 
-def _call_app(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, bytes]:
-    """Call ``app``, and return the status and the body of its response."""
-    started: list[str] = []
+def _call_app(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, list[tuple[str, str]], bytes]:
+    """Call ``app``, and return the status, the headers and the body of its response."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
     written = bytearray()
 
     def start_response(
         status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
     ) -> Callable[[bytes], object]:
-        started.append(status)
+        started.append((status, headers))
         return written.extend
 
     iterable = app(environ, start_response)
@@ -195,4 +200,5 @@ def _call_app(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[int, byte
             close()
     if not started:
         raise TaskRunError(f"the app answered {environ['PATH_INFO']} without calling start_response")
-    return int(started[-1].split(" ", 1)[0]), bytes(written)
+    status, headers = started[-1]
+    return int(status.split(" ", 1)[0]), headers, bytes(written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,13 @@ from google.appengine.api import apiproxy_stub_map, app_identity
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.api.taskqueue import taskqueue_stub
 
+from deferred_middleware.config import process
+from deferred_middleware.config.settings import CLOUD_TASKS_VARIABLE
+from deferred_middleware.errors.sdk_types import HAS_SDK
+
 HOSTNAME = "app.test"
 """The app's default hostname if the test's environment has none. A target is a prefix of it."""
 
-_CLOUD_TASKS = "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"
 _HTTP_HOST = "HTTP_HOST"
 
 
@@ -96,11 +100,19 @@ def _after_call(service: str, call: str, *_: object) -> None:
 @contextmanager
 def installed(stub: CapturingStub) -> Iterator[None]:
     """Make ``stub`` the SDK's taskqueue API. The other APIs stay as they are."""
+    if not HAS_SDK:
+        raise RuntimeError(
+            "DEFERRED_ENGINE and DEFERRED_SERVICE_URLS select Cloud Tasks with HTTP targets, but tests capture tasks "
+            "with the SDK's stub. Unset both before the package is imported."
+        )
     proxy = apiproxy_stub_map.apiproxy
     previous = proxy.GetStub("taskqueue")
     get_hostname = app_identity.get_default_version_hostname
     # With this variable, tasks would go to Cloud Tasks.
-    cloud_tasks = os.environ.pop(_CLOUD_TASKS, None)
+    cloud_tasks = os.environ.pop(CLOUD_TASKS_VARIABLE, None)
+    settings = process.current_settings()
+    if settings.uses_cloud_tasks:
+        process.install_settings(dataclasses.replace(settings, engine=None, service_urls=()))
     # Outside of a request the SDK logs a warning for each task, because it doesn't know the host.
     no_host = _HTTP_HOST not in os.environ
     if no_host:
@@ -117,6 +129,11 @@ def installed(stub: CapturingStub) -> Iterator[None]:
     finally:
         proxy.ReplaceStub("taskqueue", previous)
         if cloud_tasks is not None:
-            os.environ[_CLOUD_TASKS] = cloud_tasks
+            os.environ[CLOUD_TASKS_VARIABLE] = cloud_tasks
+        if settings.engine is not None:
+            now = process.current_settings()
+            process.install_settings(
+                dataclasses.replace(now, engine=settings.engine, service_urls=settings.service_urls)
+            )
         if no_host:
             os.environ.pop(_HTTP_HOST, None)

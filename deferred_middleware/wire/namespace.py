@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from deferred_middleware.errors import PayloadError
+from deferred_middleware.errors import PayloadError, sdk_types
 from deferred_middleware.wire import protocol
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _SDK_NAMESPACE: Final = protocol.environ_key(protocol.CURRENT_NAMESPACE_HEADER)
 
 
 manager: Any = None
-"""The SDK's namespace manager, after :func:`header_value` or :func:`enter` has imported it."""
+"""The namespace manager, after :func:`header_value` or :func:`enter` has imported it."""
 
 
 def header_value() -> str:
@@ -67,9 +67,14 @@ def restored(environ: WSGIEnvironment) -> Iterator[None]:
 
 
 def _import_manager() -> Any:
-    """Return the SDK's namespace manager."""
+    """Return the SDK's namespace manager, or in a process without the SDK that of google-cloud-ndb's contexts."""
     global manager
-    from google.appengine.api import namespace_manager
+    if sdk_types.HAS_SDK:
+        from google.appengine.api import namespace_manager
 
-    manager = namespace_manager
+        manager = namespace_manager
+    else:
+        from deferred_middleware.wire import cloud_namespace
+
+        manager = cloud_namespace
     return manager

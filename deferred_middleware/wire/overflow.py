@@ -19,8 +19,7 @@ The chunks have this life:
 * The payload of a task that failed for good stays, so that the task can be run again.
 * Chunks that nobody could remove, and receipts, are removed after they expire: see :func:`sweep`.
 
-Entities are read and written with the SDK's low-level datastore API, over a connection of our own. The current
-connection may be ndb's, which accepts only ndb's models (SDK: ``ext/ndb/model.py``, ModelAdapter).
+The datastore is that of the SDK or of google-cloud-ndb; see :mod:`deferred_middleware.wire.entities`.
 """
 
 from __future__ import annotations
@@ -128,18 +127,13 @@ class Reference:
         """Return the reference as a task carries it."""
         return protocol.OVERFLOW_MAGIC + json.dumps(dataclasses.asdict(self), separators=(",", ":")).encode()
 
-    def root(self) -> Any:
+    def root(self) -> entities.Path:
         """Return the datastore key of the receipt, which is the parent of the chunks."""
-        from google.appengine.api import datastore
+        return (KIND, self.key)
 
-        return datastore.Key.from_path(KIND, self.key, namespace=self.namespace)
-
-    def chunk_keys(self) -> list[Any]:
+    def chunk_keys(self) -> list[entities.Path]:
         """Return the datastore keys of the chunks, in order."""
-        from google.appengine.api import datastore
-
-        root = self.root()
-        return [datastore.Key.from_path(KIND, i + 1, parent=root) for i in range(self.chunks)]
+        return [(*self.root(), KIND, i + 1) for i in range(self.chunks)]
 
 
 class Overflowed:
@@ -155,28 +149,22 @@ class Overflowed:
         self._stored = False
 
     def store(self) -> None:
-        """Write the chunks if they are not written yet. Raises the SDK's ``datastore_errors``."""
+        """Write the chunks if they are not written yet. Raises the datastore's exceptions."""
         if self._stored:
             return
         chunks = [
-            _entity(key, self.reference, self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES])
+            _entity(key, self.reference, data=self._body[number * _CHUNK_BYTES :][:_CHUNK_BYTES])
             for number, key in enumerate(self.reference.chunk_keys())
         ]
         self._stored = True  # before the write, because a write that fails may have written some chunks
-        if self._transactional:
-            entities.put_in_transaction(chunks)
-        else:
-            entities.outside_transaction().put(chunks)
+        entities.datastore().put(chunks, in_transaction=self._transactional)
 
     def remove(self) -> None:
         """Remove the chunks of a task that was not enqueued. A failure is logged; the sweep removes them later."""
         if not self._stored or (self._transactional and not entities.in_transaction()):
             return
         try:
-            if self._transactional:
-                entities.delete_in_transaction(self.reference.chunk_keys())
-            else:
-                entities.outside_transaction().delete(self.reference.chunk_keys())
+            entities.datastore().delete(self.reference.chunk_keys(), in_transaction=self._transactional)
         except Exception as error:  # noqa: BLE001 - the caller has to get the error of the enqueue
             _log_left_behind(self.reference, error)
 
@@ -189,27 +177,26 @@ def fetch(reference: Reference) -> bytes:
         PayloadMissingError: the payload is not in the datastore, or the datastore did not answer.
         PayloadError: the payload does not match the reference.
     """
-    connection = entities.outside_transaction()
     keys = [reference.root(), *reference.chunk_keys()]
     gathered = bytearray()
     for start in range(0, len(keys), _CHUNKS_AT_ONCE):
         # A Get by key always returns the latest write.
         try:
-            found = connection.get(keys[start : start + _CHUNKS_AT_ONCE])
+            found = entities.datastore().get(keys[start : start + _CHUNKS_AT_ONCE])
         except Exception as error:
             raise PayloadMissingError(
                 reference.key, f"the task's payload could not be read from the datastore: {error}"
             ) from error
         if start == 0 and (receipt := found.pop(0)) is not None:
             raise PayloadFinishedError(
-                reference.key, receipt.get(_RETRY_COUNT), "the task was already done, and its payload was removed"
+                reference.key, _retry_count_of(receipt), "the task was already done, and its payload was removed"
             )
         for entity in found:
             if entity is None:
                 raise PayloadMissingError(
                     reference.key, f"the task's payload is not in the datastore ({KIND} {reference.key!r})"
                 )
-            gathered += entity[_DATA]
+            gathered += entity.properties.get(_DATA, b"")  # type: ignore[arg-type] # a blob
             if len(gathered) > reference.size:
                 break
     if len(gathered) != reference.size or hashlib.sha256(gathered).hexdigest() != reference.sha256:
@@ -219,31 +206,28 @@ def fetch(reference: Reference) -> bytes:
     return bytes(gathered)
 
 
+def _retry_count_of(receipt: entities.StoredEntity) -> int | None:
+    found = receipt.properties.get(_RETRY_COUNT)
+    return found if isinstance(found, int) else None
+
+
 def finish(reference: Reference, retry_count: int | None) -> None:
     """Replace the payload of a task that is done by a receipt. A failure is logged; the sweep removes the payload.
 
     ``retry_count`` is that of the attempt in which the call returned; None if the call was enqueued again instead.
     """
-    connection = entities.outside_transaction()
     try:
-        receipt = _entity(reference.root(), reference, None)
-        if retry_count is not None:
-            receipt[_RETRY_COUNT] = retry_count
-        connection.put([receipt])
-        connection.delete(reference.chunk_keys())
+        datastore = entities.datastore()
+        attempt = {} if retry_count is None else {_RETRY_COUNT: retry_count}
+        datastore.put([_entity(reference.root(), reference, **attempt)])
+        datastore.delete(reference.chunk_keys())
     except Exception as error:  # noqa: BLE001 - the task is done, even if its payload stays
         _log_left_behind(reference, error)
 
 
-def _entity(key: Any, reference: Reference, data: bytes | None) -> Any:
-    from google.appengine.api import datastore, datastore_types
-
-    identifier = {"id": key.id()} if key.name() is None else {"name": key.name()}
-    entity = datastore.Entity(KIND, parent=key.parent(), namespace=reference.namespace, **identifier)
-    entity[EXPIRES] = datetime.datetime.fromtimestamp(reference.expires, datetime.timezone.utc).replace(tzinfo=None)
-    if data is not None:
-        entity[_DATA] = datastore_types.Blob(data)
-    return entity
+def _entity(path: entities.Path, reference: Reference, **properties: Any) -> entities.StoredEntity:
+    expires = datetime.datetime.fromtimestamp(reference.expires, datetime.timezone.utc).replace(tzinfo=None)
+    return entities.StoredEntity(path=path, properties={EXPIRES: expires, **properties})
 
 
 def _log_left_behind(reference: Reference, error: BaseException) -> None:
@@ -261,22 +245,19 @@ def sweep(*, max_seconds: float = 300.0) -> int:
     """Remove the expired payloads and receipts; return the number of entities removed.
 
     The sweep stops after ``max_seconds``, and leaves the rest to the next sweep. It is safe to run at any time, and at
-    the same time as another sweep. Raises the SDK's ``datastore_errors``.
+    the same time as another sweep. Raises the datastore's exceptions.
     """
-    from google.appengine.api import datastore
-
     ends_at = monotonic() + max_seconds
     now = datetime.datetime.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
-    connection = entities.outside_transaction()
+    datastore = entities.datastore()
     removed = 0
     while monotonic() < ends_at:
-        query = datastore.Query(KIND, {f"{EXPIRES} <": now}, keys_only=True, namespace="")
-        keys = query.Get(_BATCH)
-        if not keys:
+        found = datastore.older_than(KIND, EXPIRES, now, limit=_BATCH, keys_only=True)
+        if not found:
             break
-        connection.delete(keys)
-        removed += len(keys)
-        if len(keys) < _BATCH:
+        datastore.delete([entity.path for entity in found])
+        removed += len(found)
+        if len(found) < _BATCH:
             break
     logger.info("removed %d expired payload entities from the datastore", removed)
     return removed

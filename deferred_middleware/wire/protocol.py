@@ -33,6 +33,21 @@ CURRENT_NAMESPACE_HEADER: Final = "X-AppEngine-Current-Namespace"
 """The namespace of an SDK's task [sdk: Task.__init__]; Cloud Tasks drops it."""
 USER_IP_HEADER: Final = "X-Appengine-User-IP"
 
+# The same headers of a task with an HTTP target (https://cloud.google.com/tasks/docs/creating-http-target-tasks).
+CLOUD_TASKS_HEADER_PREFIX: Final = "X-CloudTasks-"
+CLOUD_TASKS_QUEUE_NAME_HEADER: Final = "X-CloudTasks-QueueName"
+CLOUD_TASKS_TASK_NAME_HEADER: Final = "X-CloudTasks-TaskName"
+CLOUD_TASKS_RETRY_COUNT_HEADER: Final = "X-CloudTasks-TaskRetryCount"
+CLOUD_TASKS_EXECUTION_COUNT_HEADER: Final = "X-CloudTasks-TaskExecutionCount"
+"""The number of earlier attempts that got a response other than 500 and 503."""
+CLOUD_TASKS_ETA_HEADER: Final = "X-CloudTasks-TaskETA"
+CLOUD_TASKS_PREVIOUS_RESPONSE_HEADER: Final = "X-CloudTasks-TaskPreviousResponse"
+CLOUD_TASKS_RETRY_REASON_HEADER: Final = "X-CloudTasks-TaskRetryReason"
+
+SWEEP_LABEL: Final = "_sweep"
+"""What follows the URL prefix in the path of the task that sweeps the outbox. No call has this label: it lacks a slash.
+"""
+
 # Headers that the platform sets on every request (SDK: runtime/middlewares.py, runtime/context/gae_headers.py).
 API_TICKET_HEADER: Final = "X-Appengine-Api-Ticket"
 DEFAULT_VERSION_HOSTNAME_HEADER: Final = "X-Appengine-Default-Version-Hostname"

@@ -19,6 +19,7 @@ from deferred_middleware.server.store.records import (
     State,
     StoredTask,
 )
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
@@ -101,6 +102,11 @@ def completion(
             service="default",
             excerpt=excerpt,
         ),
+        queue=task.queue,
+        url=task.url,
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=500, reason="status 500", response=excerpt, url=task.url),
     )
 
 

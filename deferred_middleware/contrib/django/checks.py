@@ -30,10 +30,10 @@ def check_surroundings(app_configs: Sequence[Any] | None, **kwargs: object) -> l
 
 
 def _check_wrapper() -> Iterator[checks.CheckMessage]:
-    from deferred_middleware.engines.current import uses_cloud_tasks
+    from deferred_middleware.config.process import current_settings
 
     application = getattr(django_settings, "WSGI_APPLICATION", None)
-    if not application or uses_cloud_tasks():
+    if not application or current_settings().uses_cloud_tasks:
         return
     # The modules are not imported, because wrap_wsgi_app changes the process. An App Engine app may be in main.py.
     modules = [application.rpartition(".")[0], "main"]

@@ -57,6 +57,14 @@ class QueueConfig:
         return self.rate_per_second == 0
 
 
+def queue_id(queue: str) -> str:
+    """Return the name of a queue as its tasks see it.
+
+    A queue of the Cloud Tasks API may be called ``QUEUE@LOCATION.PROJECT`` here.
+    """
+    return queue.partition("@")[0]
+
+
 IMPLICIT_DEFAULT = QueueConfig(name=DEFAULT_QUEUE)
 """The queue ``default`` if ``queue.yaml`` does not list it.
 

@@ -101,6 +101,7 @@ class ServeConfig:
     reload: bool = False
     reload_include: Sequence[str] = ()
     task_lines: bool = True
+    read_only: bool = False
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 

@@ -22,6 +22,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deferred_middleware.errors import DeferredError
+from deferred_middleware.server.store.records import HTTP_TARGET
+
+HTTP_CONCURRENCY = 128
+"""How many tasks with complete URLs run at a time."""
 
 LOCAL_VERSION = "local"
 """The version of a service that is given without one."""
@@ -39,7 +43,7 @@ class UnknownServiceError(DeferredError, LookupError):
         self.target = target
         self.known = tuple(known)
         super().__init__(
-            f"No service answers to {target!r}; served here: {', '.join(self.known)}. "
+            f"No service answers to {target!r}; served here: {', '.join(self.known) or 'none'}. "
             "Start it with --service, or correct the task's target."
         )
 
@@ -85,15 +89,19 @@ class Service:
         return f"http://{self.address}"
 
 
+HTTP_TARGETS = Service(name="http", version=LOCAL_VERSION, host="", port=0, concurrency=HTTP_CONCURRENCY, external=True)
+"""Stands for the services of all tasks that have complete URLs."""
+
+
 class ServiceDirectory:
     """The services of this server. The first one is the default service.
 
-    It does not change, so any thread may use it. Raises :class:`ValueError` if there is no service, or if a version of
-    a service is given twice.
+    It does not change, so any thread may use it. Raises :class:`ValueError` if there is no service, unless the server
+    ``needs_none``, or if a version of a service is given twice.
     """
 
-    def __init__(self, services: Sequence[Service]) -> None:
-        if not services:
+    def __init__(self, services: Sequence[Service], *, needs_none: bool = False) -> None:
+        if not services and not needs_none:
             raise ValueError("a server needs at least one service")
         self._services = tuple(services)
         self._by_version: dict[tuple[str, str], Service] = {}
@@ -111,6 +119,9 @@ class ServiceDirectory:
             for host in hosts:
                 self._by_address.setdefault(f"{host}:{service.port}", service)
 
+        if not services:
+            self._default_hostnames: tuple[str, ...] = ("localhost",)
+            return
         default = self.default
         names = ("localhost", *_LOOPBACK_HOSTS) if default.host in _LOOPBACK_HOSTS else (default.host.lower(),)
         # An app that has run since before may know the service by another name.
@@ -150,7 +161,7 @@ class ServiceDirectory:
             return None
         lowered = host.lower()
         found = self._by_address.get(lowered)
-        if found is self.default:
+        if found is not None and found is self.default:
             return ""
         if found is not None:
             return f"{found.version}.{found.name}"
@@ -169,6 +180,10 @@ class ServiceDirectory:
         A single label is a service or, as with Cloud Tasks, a version of the default service. Raises
         :class:`UnknownServiceError` if this server does not serve the service or version.
         """
+        if target == HTTP_TARGET:
+            return HTTP_TARGETS
+        if not self._services:
+            raise self._unknown(target or "default")
         if not target:
             return self.default
         labels = target.lower().split(".")

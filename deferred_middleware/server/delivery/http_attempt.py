@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import http.client
-import logging
 import math
 import re
 import select
@@ -18,13 +17,15 @@ import threading
 import time
 from dataclasses import dataclass
 
+from deferred_middleware.errors.loggers import get_logger
+from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 EXCERPT_BYTES = 4096
 """How much of a response's body is kept."""
@@ -36,6 +37,7 @@ _EXTERNAL_IDLE_SECONDS = 0.5
 # How many times a response is read before the thread's other attempts continue.
 _READS_IN_A_ROW = 16
 
+_MAX_LOCATION_CHARACTERS = 500
 # Characters that a request's first line must not have.
 _ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
 
@@ -70,7 +72,7 @@ class AttemptResult:
     dispatch deadline, or the service ended the connection. ``reason`` then says why, for people. ``outcome`` is the
     response's ``X-Deferred-Outcome``, and ``excerpt`` the beginning of its body. If the service ended the connection
     during the attempt, ``broken_off`` is true. If the handler still runs after the dispatch deadline, ``late`` is that
-    handler.
+    handler. ``timed_out`` and ``retry_after_seconds``, from the response, are known of HTTP targets only.
     """
 
     status: int | None
@@ -80,6 +82,8 @@ class AttemptResult:
     excerpt: bytes = b""
     broken_off: bool = False
     late: LateHandler | None = None
+    timed_out: bool = False
+    retry_after_seconds: float = 0.0
 
     @property
     def http_response(self) -> bool:
@@ -221,7 +225,9 @@ class HttpAttempt:
                 self._send()
                 return None
             self._read(response)
-            return self._ended(response.status, outcome=response.header(protocol.OUTCOME_HEADER))
+            if 300 <= response.status < 400:
+                reason = self._redirected(response.status, response.header("Location"))
+            return self._ended(response.status, reason=reason, outcome=response.header(protocol.OUTCOME_HEADER))
         except BlockingIOError:
             if time.monotonic() < self.deadline:
                 return None
@@ -254,6 +260,17 @@ class HttpAttempt:
             if len(self._excerpt) < EXCERPT_BYTES:
                 self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
 
+    def _redirected(self, status: int, location: str | None) -> str:
+        """Return the reason for the failure of a redirected attempt, and log it, unless it is the same as before.
+
+        A layer of the app answered in the task's place. If it is outside of the middleware, the app logs nothing.
+        """
+        reason = redirect_reason(status, location)
+        if self._task.previous_response != status:
+            task = self._task
+            logger.error("Task %s of queue %s (%s) did not run: %s.", task.name, task.queue, task.url, reason)
+        return reason
+
     def _ended(
         self,
         status: int | None,
@@ -278,13 +295,19 @@ class HttpAttempt:
         )
 
 
+def redirect_reason(status: int, location: str | None) -> str:
+    """Return a text for people about a response that is a redirect."""
+    where = "no Location" if location is None else f"Location {location[:_MAX_LOCATION_CHARACTERS]!r}"
+    return f"the app redirected it with status {status} and {where}; the queue doesn't follow redirects"
+
+
 def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
     """Return the headers of a task's next attempt, in which each character stands for one byte."""
     headers = [
         ("Host", host),
         ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
         (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
-        (protocol.QUEUE_NAME_HEADER, task.queue),
+        (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
         (protocol.TASK_NAME_HEADER, task.name),
         (protocol.RETRY_COUNT_HEADER, str(task.retry_count)),
         (protocol.EXECUTION_COUNT_HEADER, str(task.execution_count)),

@@ -51,9 +51,10 @@ class Voucher:
         """Return the signature for a task without one; None if it has one, or can't be a deferred call.
 
         A deferred call is posted, without a query. If a task has any of our headers, our library has enqueued it and
-        has signed it if it could.
+        has signed it if it could. Whoever reaches the port of the Cloud Tasks API can create a task there, so the
+        server vouches for none of these.
         """
-        if task.method != "POST" or "?" in task.url or "#" in task.url:
+        if task.origin is not None or task.method != "POST" or "?" in task.url or "#" in task.url:
             return None
         if any(name.lower().replace("_", "-").startswith(_OUR_PREFIX) for name, _value in task.headers):
             return None

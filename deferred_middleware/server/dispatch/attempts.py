@@ -6,6 +6,7 @@ for: the response, the end of an app process, and the end of a handler that outl
 
 from __future__ import annotations
 
+import http
 import math
 import threading
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from deferred_middleware.server.admin.task_lines import AttemptReports
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.services import Service, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, HttpAttempt
+from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.clock import WatchedClock
 from deferred_middleware.server.dispatch.planning import Destinations
 from deferred_middleware.server.dispatch.quarantine import Quarantine
@@ -35,10 +37,10 @@ logger = get_logger(__name__)
 class AttemptRunner:
     """Makes attempts for all workers, and has their results written. Any thread may call any method.
 
-    Tasks are sent by ``deliverer`` to their ``destinations``. ``rules`` decide what a result means, and ``results``
-    writes it to ``store``. ``reports`` is told of it; ``quarantine`` and ``limits`` follow each attempt.
-    ``process_ends`` knows which app processes have ended. The scheduler is woken by ``wake_up`` when a queue may begin
-    another attempt.
+    Tasks are sent by ``deliverer`` to their ``destinations``, or by ``url_deliverer`` to their own URLs. ``rules``
+    decide what a result means, and ``results`` writes it to ``store``. ``reports`` is told of it; ``quarantine`` and
+    ``limits`` follow each attempt. ``process_ends`` knows which app processes have ended. The scheduler is woken by
+    ``wake_up`` when a queue may begin another attempt.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AttemptRunner:
         *,
         store: TaskStore,
         deliverer: Deliverer,
+        url_deliverer: UrlDeliverer,
         destinations: Destinations,
         rules: ResultRules,
         results: ResultWriter,
@@ -59,6 +62,7 @@ class AttemptRunner:
         self.clock = clock
         self._store = store
         self._deliverer = deliverer
+        self._url_deliverer = url_deliverer
         self._destinations = destinations
         self._rules = rules
         self._results = results
@@ -84,6 +88,10 @@ class AttemptRunner:
         self._quarantine.attempt_begins(task, service.id)
         return self._deliverer.begin(task, service, host=self._destinations.host_of(task))
 
+    def deliver_to_url(self, task: ClaimedTask) -> AttemptResult:
+        """Make an attempt of a task that has a complete URL, and wait for its end."""
+        return self._url_deliverer.deliver(task)
+
     def conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
         """Decide what the result of an attempt means, and have it written.
 
@@ -95,9 +103,16 @@ class AttemptRunner:
             if not self._abandoned:
                 self._conclude(attempt, result)
         finally:
-            effect = self._limits.ended(task.queue, result.status, attempt.began)
+            status = result.status
+            if task.is_http and status == http.HTTPStatus.TOO_MANY_REQUESTS:
+                # For these targets only, it throttles the queue as a 503 does
+                # (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#httprequest).
+                status = http.HTTPStatus.SERVICE_UNAVAILABLE
+            effect = self._limits.ended(task.queue, status, attempt.began)
             if effect.slowed_down:
-                logger.warning("Service %s responded with 503: queue %s is slowed down.", service.id, task.queue)
+                logger.warning(
+                    "Service %s responded with %s: queue %s is slowed down.", service.id, result.status, task.queue
+                )
                 self._wake_up.withdraw([task.queue])
             elif effect.may_begin:
                 self._wake_up.wake()
@@ -206,6 +221,10 @@ class TaskAttempt:
     def proceed(self) -> bool:
         """Do what can be done without waiting, at first send the task; return whether the worker is done with it."""
         task = self.task
+        if task.is_http:
+            # The attempt waits in a thread of its own: for the name to be resolved, and for the response.
+            threading.Thread(target=self._deliver_to_url, name="deliver-url", daemon=True).start()
+            return True
         try:
             if self._request is None:
                 self._request = self._runner.start(task, self.service)
@@ -224,6 +243,14 @@ class TaskAttempt:
                 logger.error("%s. The service's other tasks wait for the end of task %s.", error, task.name)
         self._conclude(result)
         return True
+
+    def _deliver_to_url(self) -> None:
+        try:
+            result = self._runner.deliver_to_url(self.task)
+        except Exception as error:  # a defect here must not keep the task from being retried
+            logger.exception("Task %s of queue %s could not be delivered.", self.task.name, self.task.queue)
+            result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
+        self._conclude(result)
 
     def _conclude(self, result: AttemptResult) -> None:
         try:

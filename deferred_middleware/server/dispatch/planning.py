@@ -16,7 +16,7 @@ from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.queue_limits import QueueLimits
-from deferred_middleware.server.store.records import Lane, TaskSummary
+from deferred_middleware.server.store.records import HTTP_TARGET, Lane, TaskSummary
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ class Destinations:
         return expected
 
     def _target_of(self, task: Lane | TaskSummary) -> str:
+        # The queue's target is for tasks of services.
+        if task.target == HTTP_TARGET:
+            return HTTP_TARGET
         return self._queues.config_of(task.queue).target or task.target
 
 

@@ -13,10 +13,13 @@ from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import AttemptResult
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
+from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.wire import protocol
 
 # A task may ask for any back-off, but the store's integers are limited.
 _MAX_BACKOFF_SECONDS = 100 * 366 * 24 * 3600.0
+# The previous response of an attempt at an HTTP target that was cut off at its deadline, as recorded from Cloud Tasks.
+_TIMEOUT = 504
 
 
 class ResultRules:
@@ -115,7 +118,8 @@ def completion_of(
         # The retry that would follow attempt n is retry n.
         if not quarantined and policy.allows(attempts, (finished_usec - first_attempt_usec) / 1e6):
             state = "ready"
-            eta_usec = finished_usec + int(min(_MAX_BACKOFF_SECONDS, policy.backoff_seconds(attempts)) * 1e6)
+            backoff_seconds = max(policy.backoff_seconds(attempts), result.retry_after_seconds)
+            eta_usec = finished_usec + int(min(_MAX_BACKOFF_SECONDS, backoff_seconds) * 1e6)
         else:
             state = "failed"
     return Completion(
@@ -126,9 +130,9 @@ def completion_of(
         first_attempt_usec=first_attempt_usec,
         finished_usec=None if state == "ready" else finished_usec,
         retry_count=attempts,
-        execution_count=task.execution_count + (1 if result.http_response else 0),
-        previous_response=result.status or 0,
-        retry_reason="App Error" if result.http_response else "Instance Unavailable",
+        execution_count=task.execution_count + (1 if _counts(task, result) else 0),
+        previous_response=result.status or (_TIMEOUT if task.is_http and result.timed_out else 0),
+        retry_reason="" if task.is_http else "App Error" if result.http_response else "Instance Unavailable",
         attempt=AttemptRecord(
             number=attempts,
             started_usec=started_usec,
@@ -137,5 +141,20 @@ def completion_of(
             reason=reason,
             service=service,
             excerpt=result.excerpt,
+            scheduled_usec=task.eta_usec,
         ),
+        queue=task.queue,
+        url=task.url,
+        waited_usec=max(0, started_usec - task.eta_usec),
+        failure=None
+        if state == "succeeded"
+        else failure_site(status=result.status, reason=reason, response=result.excerpt, url=task.url),
     )
+
+
+def _counts(task: ClaimedTask, result: AttemptResult) -> bool:
+    """Return whether an attempt counts as an execution: it got a response, at an HTTP target none that is 5xx.
+
+    Source: https://cloud.google.com/tasks/docs/creating-http-target-tasks#handler ("TaskExecutionCount").
+    """
+    return result.http_response and not (task.is_http and result.status is not None and 500 <= result.status < 600)

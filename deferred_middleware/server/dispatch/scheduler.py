@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
-from deferred_middleware.server.config.services import ServiceDirectory, UnknownServiceError
+from deferred_middleware.server.config.services import HTTP_TARGETS, ServiceDirectory, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.clock import WatchedClock
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
@@ -48,8 +49,9 @@ class Scheduler:
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
     that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. Call :meth:`wake` when tasks were added,
-    and when a queue was paused or resumed in the store; the scheduler itself notices a change of ``queues``.
+    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs. Call
+    :meth:`wake` when tasks were added, and when a queue was paused or resumed in the store; the scheduler itself
+    notices a change of ``queues``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Scheduler:
         monotonic: Callable[[], float] = time.monotonic,
         process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
+        url_deliverer: UrlDeliverer | None = None,
     ) -> None:
         queues = QueueRegistry() if queues is None else queues
         self._store = store
@@ -76,9 +79,11 @@ class Scheduler:
         self._planner = ClaimPlanner(self._destinations, self._limits)
         self._results = ResultWriter(store, self._wake_up, self._clock)
         quarantine = Quarantine(clock=monotonic)
+        self._url_deliverer = url_deliverer or UrlDeliverer()
         self._runner = AttemptRunner(
             store=store,
             deliverer=deliverer,
+            url_deliverer=self._url_deliverer,
             destinations=self._destinations,
             rules=ResultRules(queues, quarantine),
             results=self._results,
@@ -91,7 +96,7 @@ class Scheduler:
         )
         self._workers = {
             service: ServiceWorker(service, ServiceSlots(service.concurrency, quarantine), self._runner, self._wake_up)
-            for service in directory
+            for service in (*directory, HTTP_TARGETS)
         }
         self._thread: threading.Thread | None = None
         # The queues that people have paused, as of the last round, and the lanes that were found to be undeliverable.
@@ -138,6 +143,7 @@ class Scheduler:
         left = [*not_begun, *self._runner.abandon(running)]
         released = self._store.release(left) if left else 0
         self._deliverer.close()
+        self._url_deliverer.close()
         self._join_workers(time.monotonic() + _CUT_OFF_SECONDS)
         return released
 

@@ -17,6 +17,8 @@ from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
+from deferred_middleware.server.store.statistics.earlier_failures import create_functions
+from deferred_middleware.server.store.statistics.spans import SpanCounters
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
@@ -29,7 +31,7 @@ T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 4
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -86,6 +88,7 @@ def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
         connection.executescript(scripts.joinpath("schema.sql").read_text("utf-8"))
         version = SCHEMA_VERSION
     while version < SCHEMA_VERSION:
+        create_functions(connection)
         logger.info("Migrating the task store from version %d to version %d.", version, version + 1)
         connection.executescript(scripts.joinpath(f"schema-{version}-to-{version + 1}.sql").read_text("utf-8"))
         version += 1
@@ -159,6 +162,7 @@ class Database:
     Attributes:
         writer: Runs all operations that change the database.
         reader: Serves people and the taskqueue API.
+        counters: The figures of what happens, which the writer writes.
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
         counts: The numbers of tasks.
         retention: How long finished tasks are kept.
@@ -193,6 +197,7 @@ class Database:
                         raise
                     self._make_running_ready(connection)
                 self.counts = TaskCounts(connection)
+                self.counters = SpanCounters(connection, self.now_usec)
                 self.steady_clock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
@@ -217,7 +222,13 @@ class Database:
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
         self.writer = GroupCommitWriter(
-            connection, self.counts, reserve, self._stamps, check_files=files.check, on_failure=on_failure
+            connection,
+            self.counts,
+            self.counters,
+            reserve,
+            self._stamps,
+            check_files=files.check,
+            on_failure=on_failure,
         )
         self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()

@@ -18,6 +18,9 @@ from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import EXECUTED, Tally
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import RetryPolicy, StoredTask
+from deferred_middleware.server.store.statistics import failures
+from deferred_middleware.server.store.statistics.statistics import TaskStatistics
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ _LEASE = """
     UPDATE tasks SET eta_usec = ?, retry_count = retry_count + 1,
         first_attempt_usec = coalesce(first_attempt_usec, ?)
     WHERE id = ?"""
-_GIVE_UP = "UPDATE tasks SET state = 'failed', finished_usec = ? WHERE id = ?"
+_GIVE_UP = "UPDATE tasks SET state = 'failed', finished_usec = ?, failure = ? WHERE id = ?"
+_NOT_DELETED = FailureSite(exception="not deleted during any of its leases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,9 @@ class LeaseChange:
 class PullLeases:
     """Leases tasks of pull queues."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, statistics: TaskStatistics) -> None:
         self._database = database
+        self._statistics = statistics
 
     def lease(
         self,
@@ -86,7 +91,9 @@ class PullLeases:
             tally[queue, EXECUTED] += len(leased)
             return leased
 
-        return self._database.write(operation)
+        leased = self._database.write(operation)
+        self._statistics.leased(queue, len(leased))
+        return leased
 
     def change(self, queue: str, name: str, *, eta_usec: int, lease_usec: int) -> LeaseChange:
         """Change the lease that ends at ``eta_usec`` so that it ends ``lease_usec`` from now; 0 ends it at once."""
@@ -127,7 +134,8 @@ class PullLeases:
                 task.queue,
                 task.retry_count,
             )
-            connection.execute(_GIVE_UP, (now_usec, task_id))
+            (group,) = failures.note(connection, [(_NOT_DELETED, now_usec)]).values()
+            connection.execute(_GIVE_UP, (now_usec, group, task_id))
             rows.block_names_of(connection, "id = ?", (task_id,), self._database.blocked_until_usec())
             tally[task.queue, "ready"] -= 1
             tally[task.queue, "failed"] += 1

@@ -50,7 +50,7 @@ class TaskOperations:
             found = connection.execute("SELECT queue, name, state FROM tasks WHERE id = ?", (task_id,)).fetchone()
             if found is None:
                 return "unknown"
-            return self._reset(connection, tally, task_id, *found)
+            return self.retry_row(connection, tally, task_id, *found)
 
         return self._database.write(operation)
 
@@ -131,6 +131,26 @@ class TaskOperations:
         """
         return self._delete_all(queue, "ready", "running")
 
+    def reset(self) -> int:
+        """Delete all tasks in any state, all blocked names, and the pauses of all queues; return how many tasks.
+
+        Tasks that wait for the commit of a transaction are kept.
+        """
+
+        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
+            where = "id IN (SELECT id FROM tasks WHERE state <> 'held' LIMIT ?)"
+            return rows.delete(connection, where, (BATCH,), tally, blocked_until_usec=0)
+
+        def forget(connection: sqlite3.Connection, _tally: Tally) -> None:
+            for table in ("tombstones", "add_results", "paused_queues"):
+                connection.execute(f"DELETE FROM {table}")
+
+        deleted = self._database.write_in_batches(operation)
+        with self._pause_lock:
+            self._database.write(forget)
+            self._paused = None
+        return deleted
+
     def unblock_names(self, queue: str, name: str | None = None) -> int:
         """Let the app use a blocked name again, or all blocked names of the queue; return how many were blocked."""
         return self._database.write_in_batches(
@@ -179,12 +199,13 @@ class TaskOperations:
     ) -> tuple[list[RetryOutcome], int]:
         """Retry at most :data:`BATCH` dead letters; return an outcome for each, and the last one's id."""
         found = connection.execute(_FAILED_AFTER, (queue, after_id, newest_id, BATCH)).fetchall()
-        outcomes = [self._reset(connection, tally, *row) for row in found]
+        outcomes = [self.retry_row(connection, tally, *row) for row in found]
         return outcomes, found[-1][0] if found else newest_id
 
-    def _reset(
+    def retry_row(
         self, connection: sqlite3.Connection, tally: Tally, task_id: int, queue: str, name: str, state: str
     ) -> RetryOutcome:
+        """Retry a task in a transaction, given as its columns ``queue``, ``name`` and ``state``."""
         if state != "failed":
             return "not failed"
         if rows.has_unfinished_task(connection, queue, name):

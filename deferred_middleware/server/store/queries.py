@@ -51,6 +51,12 @@ _LATER = f"""
 _NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
 _NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
 _UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
+# One statement, because a task may change its state between two. Each part reads the index in order.
+_LISTED = " UNION ALL ".join(
+    f"SELECT * FROM ({rows.SELECT_TASK} WHERE queue = :queue AND state = '{state}' AND id > :after"
+    " AND method <> 'PULL' ORDER BY id LIMIT :limit)"
+    for state in ("ready", "running")
+)
 _ATTEMPT_FIELDS = [field.name for field in dataclasses.fields(AttemptRecord)]
 _ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_FIELDS)} FROM attempts WHERE task_id = ? ORDER BY number"
 
@@ -171,6 +177,15 @@ class TaskQueries:
             sql = f"{_UNFINISHED} AND (eta_usec, name) >= (?, ?) ORDER BY eta_usec, name LIMIT ?"
             parameters = [queue, from_eta_usec, from_name, limit]
         return [rows.stored_task(row) for row in self._database.read(sql, parameters)]
+
+    def version(self) -> int:
+        """Return a number that is another one after each change of the database."""
+        return int(self._database.read("PRAGMA data_version")[0][0])
+
+    def listed(self, queue: str, *, after_id: int = 0, limit: int = 100) -> list[StoredTask]:
+        """Return unfinished push tasks of a queue, the oldest first, beginning after ``after_id``."""
+        found = self._database.read(_LISTED, {"queue": queue, "after": after_id, "limit": limit})
+        return sorted((rows.stored_task(row) for row in found), key=lambda task: task.id)[:limit]
 
     def newest_created_usec(self) -> int | None:
         """Return when the last task was added, None if there is no task."""

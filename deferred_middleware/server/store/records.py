@@ -9,10 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 from deferred_middleware.wire import protocol
 
 PULL = "PULL"
 """The method of a pull queue's task, as in the SDK's ``Task.method``."""
+
+HTTP_TARGET = "http:"
+"""The target of a task whose URL is complete. No service has this name."""
 
 DAY_SECONDS = 24 * 3600
 
@@ -116,12 +120,25 @@ class Lane(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CloudOrigin:
+    """What is known of a task because the Cloud Tasks API created it.
+
+    ``token`` is the kind of the token that each attempt carries, if any; ``email`` is the service account in it, and
+    ``purpose`` is the token's audience (OIDC) or scope (OAuth), empty for the default.
+    """
+
+    token: Literal["oidc", "oauth"] | None = None
+    email: str = ""
+    purpose: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewTask:
     """A task to add.
 
     If ``name`` is None, the store chooses one. ``target`` is ``[instance.][version.]service``, empty for the default
     service. If ``retry`` is None, the queue's policy holds. A task with the ``method`` :data:`PULL` is leased, by its
-    ``tag`` if it has one, and never delivered.
+    ``tag`` if it has one, and never delivered. With the ``target`` :data:`HTTP_TARGET`, ``url`` is a complete URL.
     """
 
     queue: str
@@ -135,6 +152,7 @@ class NewTask:
     retry: RetryPolicy | None = None
     dispatch_deadline_usec: int | None = None
     tag: str | None = None
+    origin: CloudOrigin | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +192,11 @@ class TaskSummary:
     retry_reason: str | None
     tag: str | None = None
 
+    @property
+    def is_http(self) -> bool:
+        """Whether the task goes to its own complete URL, and not to a service."""
+        return self.target == HTTP_TARGET
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTask(TaskSummary):
@@ -181,6 +204,7 @@ class StoredTask(TaskSummary):
 
     headers: Headers
     body: bytes
+    origin: CloudOrigin | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +216,11 @@ class ClaimedTask(StoredTask):
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRecord:
-    """One attempt, as it is kept. ``number`` counts from 1; ``status`` is None if there was no HTTP response."""
+    """One attempt, as it is kept.
+
+    ``number`` counts from 1; ``status`` is None if there was no HTTP response. ``scheduled_usec`` was the task's ETA,
+    None if it is not known.
+    """
 
     number: int
     started_usec: int
@@ -201,11 +229,16 @@ class AttemptRecord:
     reason: str | None
     service: str
     excerpt: bytes
+    scheduled_usec: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """The result of a claimed task's attempt: finished, or ``ready`` for another attempt at ``eta_usec``."""
+    """The result of a claimed task's attempt: finished, or ``ready`` for another attempt at ``eta_usec``.
+
+    ``queue`` and ``url`` are the task's, and ``waited_usec`` is the time from its ETA to the attempt. ``failure`` says
+    why the attempt failed, if it did.
+    """
 
     task_id: int
     claim_token: int
@@ -218,6 +251,10 @@ class Completion:
     previous_response: int
     retry_reason: str | None
     attempt: AttemptRecord
+    queue: str
+    url: str
+    waited_usec: int = 0
+    failure: FailureSite | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

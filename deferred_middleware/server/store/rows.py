@@ -19,6 +19,7 @@ from deferred_middleware.server.store.records import (
     AddResult,
     AttemptRecord,
     ClaimedTask,
+    CloudOrigin,
     Completion,
     Headers,
     NewTask,
@@ -33,9 +34,9 @@ TASK_COLUMNS = (
 )
 CLAIMED_COLUMNS = (
     f"{TASK_COLUMNS}, (SELECT headers FROM payloads WHERE task_id = tasks.id),"
-    " (SELECT body FROM payloads WHERE task_id = tasks.id)"
+    " (SELECT body FROM payloads WHERE task_id = tasks.id), (SELECT origin FROM payloads WHERE task_id = tasks.id)"
 )
-SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body FROM tasks JOIN payloads ON task_id = id"
+SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin FROM tasks JOIN payloads ON task_id = id"
 
 _INSERT_TASK = """
     INSERT INTO tasks (queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
@@ -46,14 +47,14 @@ _COMPLETE = """
         execution_count = ?, previous_response = ?, retry_reason = ?, claim_token = NULL
     WHERE id = ? AND state = 'running' AND claim_token = ?
     RETURNING queue, name, user_named, attempts_before"""
-_INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BY_NAME = "SELECT state, user_named FROM tasks WHERE queue = ? AND name = ?"
 _TOMBSTONE = "SELECT 1 FROM tombstones WHERE queue = ? AND name = ? AND expires_usec > ?"
 _BLOCK_NAME = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 _UNFINISHED_STATES = frozenset({"held", "ready", "running"})
 
 _SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
-_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body"]
+_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body", "origin"]
 _decode_json = json.JSONDecoder().raw_decode
 
 
@@ -97,8 +98,9 @@ def insert(
             task.tag,
         ),
     )
-    payload = (cursor.lastrowid, json.dumps(task.headers), task.body)
-    connection.execute("INSERT INTO payloads VALUES (?, ?, ?)", payload)
+    origin = None if task.origin is None else json.dumps(dataclasses.asdict(task.origin))
+    payload = (cursor.lastrowid, json.dumps(task.headers), task.body, origin)
+    connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", payload)
 
 
 def complete(connection: sqlite3.Connection, completion: Completion) -> CompletedRow | None:
@@ -135,6 +137,7 @@ def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int
                 attempt.reason,
                 attempt.service,
                 attempt.excerpt,
+                attempt.scheduled_usec,
             )
             for task_id, number, attempt in attempts
         ],
@@ -187,6 +190,8 @@ def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
 def _stored_fields(row: Sequence[Any]) -> dict[str, Any]:
     fields = _decode(dict(zip(_STORED_FIELDS, row, strict=True)))
     fields["headers"] = _decode_headers(fields["headers"])
+    if fields["origin"] is not None:
+        fields["origin"] = CloudOrigin(**json.loads(fields["origin"]))
     return fields
 
 
@@ -258,5 +263,28 @@ def delete_expired_tombstones(connection: sqlite3.Connection, now_usec: int, lim
     connection.execute(
         "DELETE FROM tombstones WHERE (queue, name) IN"
         " (SELECT queue, name FROM tombstones WHERE expires_usec <= ? LIMIT ?)",
+        (now_usec, limit),
+    )
+
+
+# Results of adds.
+
+
+def find_results(connection: sqlite3.Connection, key: str) -> list[AddResult] | None:
+    """Return the results that are kept under ``key``, or None."""
+    found = connection.execute("SELECT results FROM add_results WHERE key = ?", (key,)).fetchone()
+    return None if found is None else [AddResult(name=name, outcome=outcome) for name, outcome in json.loads(found[0])]
+
+
+def keep_results(connection: sqlite3.Connection, key: str, results: Iterable[AddResult], expires_usec: int) -> None:
+    """Keep the results of an add until ``expires_usec``."""
+    content = json.dumps([(result.name, result.outcome) for result in results])
+    connection.execute("INSERT INTO add_results VALUES (?, ?, ?)", (key, content, expires_usec))
+
+
+def delete_expired_results(connection: sqlite3.Connection, now_usec: int, limit: int) -> None:
+    """Delete at most ``limit`` results that are not kept any more."""
+    connection.execute(
+        "DELETE FROM add_results WHERE key IN (SELECT key FROM add_results WHERE expires_usec <= ? LIMIT ?)",
         (now_usec, limit),
     )

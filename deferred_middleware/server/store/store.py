@@ -28,6 +28,7 @@ from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.operations import TaskOperations
 from deferred_middleware.server.store.queries import TaskQueries
 from deferred_middleware.server.store.records import (
+    DAY_SECONDS,
     AddResult,
     AttemptRecord,
     ClaimedTask,
@@ -36,6 +37,11 @@ from deferred_middleware.server.store.records import (
     NewTask,
     Retention,
 )
+from deferred_middleware.server.store.saved.queues import SavedQueues
+from deferred_middleware.server.store.statistics import failures
+from deferred_middleware.server.store.statistics.failures import TaskFailures
+from deferred_middleware.server.store.statistics.spans import CountedAttempt
+from deferred_middleware.server.store.statistics.statistics import TaskStatistics
 from deferred_middleware.server.store.transactional import TransactionalTasks
 from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
@@ -43,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
+_RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
 _CLAIM = f"""
     UPDATE tasks SET state = 'running', claim_token = ?, forced = 0 WHERE id IN (
@@ -79,7 +86,7 @@ class TaskStore:
     be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
     one at ``path``, or the writer has failed.
 
-    All methods may be called by any thread, and so may those of the four parts. They raise :class:`sqlite3.Error` if
+    All methods may be called by any thread, and so may those of the five parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
     :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full. If a method raises, it
     has changed nothing.
@@ -89,6 +96,9 @@ class TaskStore:
         operations: What people do to tasks and queues.
         leases: Leases tasks of pull queues.
         transactional: Keeps the tasks of datastore transactions until these are committed.
+        saved_queues: What the Cloud Tasks API has made of queues.
+        statistics: Counts what happens, and answers what has happened.
+        failures: How tasks failed.
     """
 
     def __init__(
@@ -109,25 +119,44 @@ class TaskStore:
         self._forced_waiting = True
         self.queries = TaskQueries(self._database)
         self.operations = TaskOperations(self._database)
-        self.leases = PullLeases(self._database)
-        self.transactional = TransactionalTasks(self._database)
+        self.statistics = TaskStatistics(self._database)
+        self.failures = TaskFailures(self._database, self.operations.retry_row)
+        self.leases = PullLeases(self._database, self.statistics)
+        self.transactional = TransactionalTasks(self._database, self.statistics)
+        self.saved_queues = SavedQueues(self._database)
 
     def close(self) -> None:
         """Commit what was submitted, close the file, and let another server open it. Further calls do nothing."""
+        self.statistics.flush()
         self._database.close()
 
-    def add(self, tasks: Sequence[NewTask]) -> list[AddResult]:
-        """Add tasks; return a result for each, in their order. Tasks that were added are on disk."""
+    def add(self, tasks: Sequence[NewTask], *, key: str | None = None) -> list[AddResult]:
+        """Add tasks; return a result for each, in their order. Tasks that were added are on disk.
+
+        A call with the ``key`` of an earlier one, of the last day, adds nothing and returns the earlier results.
+        """
+        is_repeated = False
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[AddResult]:
+            nonlocal is_repeated
+            if key is not None and (earlier := rows.find_results(connection, key)) is not None:
+                is_repeated = True
+                return earlier
             now_usec = self._database.now_usec()
             results = [self._add_one(connection, task, now_usec) for task in tasks]
             for task, result in zip(tasks, results, strict=True):
                 if result.outcome == "added":
                     tally[task.queue, "ready"] += 1
+            if key is not None:
+                rows.keep_results(connection, key, results, now_usec + _RESULTS_KEPT_USEC)
             return results
 
-        return self._writer.submit(operation, adds_tasks=True).result()
+        results = self._writer.submit(operation, adds_tasks=True).result()
+        if not is_repeated:
+            self.statistics.enqueued(
+                (task.queue, task.url) for task, result in zip(tasks, results, strict=True) if result.outcome == "added"
+            )
+        return results
 
     def claim(self, limits: Mapping[Lane, int], now_usec: int) -> list[ClaimedTask]:
         """Claim tasks that are due at ``now_usec``, at most the given number of each lane; return them by ETA."""
@@ -230,13 +259,23 @@ class TaskStore:
         return rows.find_name(connection, queue, name, self._database.steady_clock.now_usec()) is not None
 
     def _complete(self, take: Callable[[], Sequence[Completion]], *, delayable: bool) -> Future[list[bool]]:
+        completions: Sequence[Completion] = ()
+
         def operation(connection: sqlite3.Connection, tally: Tally) -> list[bool]:
+            nonlocal completions
             completions = take()
             written = self._write_results(connection, tally, completions)
             self._pruner.prune_if_due(len(completions))
             return written
 
-        return self._writer.submit(operation, delayable=delayable)
+        def count(future: Future[list[bool]]) -> None:
+            if future.exception() is None:
+                stood = zip(completions, future.result(), strict=True)
+                self.statistics.ended([_ended(completion) for completion, written in stood if written])
+
+        future = self._writer.submit(operation, delayable=delayable)
+        future.add_done_callback(count)
+        return future
 
     def _write_results(
         self, connection: sqlite3.Connection, tally: Tally, completions: Sequence[Completion]
@@ -246,12 +285,15 @@ class TaskStore:
         attempts: list[tuple[int, int, AttemptRecord]] = []
         blocked: list[tuple[str, str, int]] = []
         excess: list[tuple[int, int, int]] = []
+        with_failures: list[Completion] = []
         for completion in completions:
             task = rows.complete(connection, completion)
             written.append(task is not None)
             if task is None:
                 continue
             number = task.attempts_before + completion.attempt.number
+            if completion.failure is not None or number > 1:
+                with_failures.append(completion)
             attempts.append((completion.task_id, number, completion.attempt))
             if number > first + last:
                 excess.append((completion.task_id, first, number - last))
@@ -261,6 +303,8 @@ class TaskStore:
             tally[task.queue, "running"] -= 1
             tally[task.queue, completion.state] += 1
             tally[task.queue, EXECUTED] += 1
+        if with_failures:
+            failures.write(connection, with_failures)
         rows.insert_attempts(connection, attempts)
         rows.block_names(connection, blocked)
         connection.executemany(_DELETE_ATTEMPTS_BETWEEN, excess)
@@ -303,8 +347,10 @@ class _HistoryPruner:
             (f"{succeeded} AND finished_usec < ? LIMIT ?)", (finished_before_usec, BATCH)),
         ):
             rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
+        failures.prune(connection, now_usec)
         database.shrinker.wake()
         rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
+        rows.delete_expired_results(connection, now_usec, BATCH)
 
 
 def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:
@@ -313,6 +359,20 @@ def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> l
         tally[queue, "ready"] -= number
         tally[queue, "running"] += number
     return claimed
+
+
+def _ended(completion: Completion) -> CountedAttempt:
+    attempt = completion.attempt
+    return CountedAttempt(
+        completion.queue,
+        completion.url,
+        completion.state,
+        completion.task_id,
+        attempt.number,
+        attempt.started_usec,
+        completion.waited_usec,
+        attempt.duration_usec,
+    )
 
 
 def _log_failed_prune(future: Future[None]) -> None:

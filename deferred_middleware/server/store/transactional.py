@@ -17,11 +17,12 @@ from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import NewTask
+from deferred_middleware.server.store.statistics.statistics import TaskStatistics
 
 logger = logging.getLogger(__name__)
 
 # In the database, a staged task has the state "held", and the column "hold" has its transaction.
-_COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue"
+_COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue, url"
 _DISCARD = "DELETE FROM tasks WHERE state = 'held' AND hold = ?"
 _TRANSACTIONS = "SELECT DISTINCT hold FROM tasks WHERE state = 'held'"
 
@@ -29,8 +30,9 @@ _TRANSACTIONS = "SELECT DISTINCT hold FROM tasks WHERE state = 'held'"
 class TransactionalTasks:
     """The tasks of transactions that are being committed."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, statistics: TaskStatistics) -> None:
         self._database = database
+        self._statistics = statistics
 
     def choose_name(self) -> str:
         """Return a name for a task that will be staged."""
@@ -54,10 +56,12 @@ class TransactionalTasks:
         """Make the staged tasks of committed transactions ready to run; return how many there were."""
         ids = list(transactions)
 
-        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
-            return sum(_commit(connection, tally, transaction) for transaction in ids)
+        def operation(connection: sqlite3.Connection, tally: Tally) -> list[tuple[str, str]]:
+            return [task for transaction in ids for task in _commit(connection, tally, transaction)]
 
-        return self._database.write(operation)
+        tasks = self._database.write(operation)
+        self._statistics.enqueued(tasks)
+        return len(tasks)
 
     def discard(self, transaction: str) -> None:
         """Delete the staged tasks of a transaction that was not committed."""
@@ -74,7 +78,7 @@ class TransactionalTasks:
             recovered = discarded = 0
             for (transaction,) in connection.execute(_TRANSACTIONS).fetchall():
                 if transaction in committed:
-                    recovered += _commit(connection, tally, transaction)
+                    recovered += len(_commit(connection, tally, transaction))
                 else:
                     discarded += connection.execute(_DISCARD, (transaction,)).rowcount
             return recovered, discarded
@@ -90,8 +94,9 @@ class TransactionalTasks:
             )
 
 
-def _commit(connection: sqlite3.Connection, tally: Tally, transaction: str) -> int:
-    found = connection.execute(_COMMIT, (transaction,)).fetchall()
-    for (queue,) in found:
+def _commit(connection: sqlite3.Connection, tally: Tally, transaction: str) -> list[tuple[str, str]]:
+    """Make the tasks of a transaction ready; return the queue and the URL of each."""
+    found: list[tuple[str, str]] = connection.execute(_COMMIT, (transaction,)).fetchall()
+    for queue, _url in found:
         tally[queue, "ready"] += 1
-    return len(found)
+    return found

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.statistics.spans import SpanCounters
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class GroupCommitWriter:
     """Runs operations on ``connection``, in its own thread or the caller's; :meth:`close` closes the connection.
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
-    raises an exception, only its own changes are undone; the other operations of the transaction are committed.
+    raises an exception, only its own changes are undone; the other operations of the transaction are committed. Every
+    few seconds, a commit that changes something also writes what the ``counters`` have counted.
     Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
     and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
     writing; ``on_failure`` is called then.
@@ -78,6 +80,7 @@ class GroupCommitWriter:
         self,
         connection: sqlite3.Connection,
         counts: TaskCounts,
+        counters: SpanCounters,
         reserve: DiskReserve,
         stamps: CommitStamps,
         *,
@@ -92,6 +95,7 @@ class GroupCommitWriter:
         self._connection = connection
         self._synchronous = ""
         self._counts = counts
+        self._counters = counters
         self._reserve = reserve
         self._stamps = stamps
         self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
@@ -247,6 +251,7 @@ class GroupCommitWriter:
             self._counts.write(self._connection, tally)
             # If nothing was changed, the commit writes nothing.
             changed = self._connection.total_changes != changes
+            counted = changed and self._counters.is_due and self._write_counters()
             if changed and durable:
                 self._stamps.write(self._connection)
             self._connection.execute("COMMIT")
@@ -255,12 +260,20 @@ class GroupCommitWriter:
                 self._connection.execute("ROLLBACK")
             raise
         self._counts.apply(tally)
+        if counted:
+            self._counters.written()
         if changed and durable:
             self._unsynced = 0
             self._stamps.committed(self._counts.stored_tasks)
         elif changed:
             self._unsynced += 1
         return answers
+
+    def _write_counters(self) -> bool:
+        _, failure = self._run_one(lambda connection, _tally: self._counters.write(connection), Counter())
+        if failure is not None:
+            logger.error("The figures of the last seconds can't be written now: %s", failure, exc_info=failure)
+        return failure is None
 
     def _run_delayed(self, delayed: list[_PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:
         """Run operations with one savepoint; if one of them fails, run each with its own."""

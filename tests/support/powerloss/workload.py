@@ -159,6 +159,8 @@ def completion(task: ClaimedTask, chance: random.Random) -> Completion:
             service="default",
             excerpt=b"an answer",
         ),
+        queue=task.queue,
+        url=task.url,
     )
 
 

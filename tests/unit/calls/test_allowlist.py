@@ -428,6 +428,7 @@ def test_defer_refuses_at_once(queued: Queued) -> None:
 
     defer(sample.note, print, [ann])
     defer(ann.send, "bob")
+    func: Any
     for func in (sample.pair, ann.wrapped, sample.Mailer):
         with pytest.raises(
             CallError,

@@ -96,7 +96,7 @@ def test_an_unknown_option_is_an_error_with_the_nearest_name(option: str, meant:
 def test_an_option_like_no_other_is_an_error_with_the_list() -> None:
     """If no option is similar, the error lists all options."""
     with pytest.raises(UnknownOptionError, match="The options are _queue, _countdown, _eta,"):
-        call(sample.pair, 1, _zzz=5)
+        call(sample.pair, 1, _zzz=5)  # type: ignore[call-arg] # the wrong option is the test
 
 
 def test_a_misspelt_option_is_not_swallowed_by_kwargs() -> None:

@@ -18,12 +18,13 @@ from google.appengine.api.taskqueue import TaskRetryOptions, cloudtask
 
 from deferred_middleware import DeferredWarning, Settings, SettingsError, defer, defer_async
 from deferred_middleware.calls.options import Options
-from deferred_middleware.config import process
+from deferred_middleware.config import metadata, process
 from deferred_middleware.config.process import Deployment, install_settings
+from deferred_middleware.config.settings import CLOUD_TASKS_VARIABLE
 from deferred_middleware.engines import cloud_tasks, current, location
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
-from deferred_middleware.engines.current import CLOUD_TASKS_VARIABLE, uses_cloud_tasks
 from deferred_middleware.engines.engine import TaskMessage, TaskTemplate
+from deferred_middleware.engines.targets import AppEngineTargets
 from deferred_middleware.errors import LocationError
 from tests.support import sample
 from tests.support.repository import ROOT
@@ -36,7 +37,8 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment without variables for the location, and without a metadata server."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(location, "METADATA_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv(metadata.HOST_VARIABLE, "127.0.0.1:9")
+    metadata.forget()
     monkeypatch.setattr(current, "_cloud_tasks", None)
     return monkeypatch
 
@@ -55,10 +57,10 @@ def test_it_is_off_unless_switched_on(environ: pytest.MonkeyPatch, value: str | 
     else:
         environ.setenv(CLOUD_TASKS_VARIABLE, value)
 
-    assert not uses_cloud_tasks()
+    assert not Settings().uses_cloud_tasks
     assert not cloudtask.is_cloudtask_push_queue_enabled()
     environ.setenv(CLOUD_TASKS_VARIABLE, "True")
-    assert uses_cloud_tasks()
+    assert Settings().uses_cloud_tasks
     assert cloudtask.is_cloudtask_push_queue_enabled()
 
 
@@ -77,7 +79,7 @@ def test_a_known_location_is_fine(environ: pytest.MonkeyPatch, variables: dict[s
     """A known project and region raise no error."""
     set_all(environ, variables)
 
-    location.LocationFinder().find()
+    location.find()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_a_doubtful_location_is_an_error(
     set_all(environ, variables)
 
     with pytest.raises(LocationError, match=names) as caught:
-        location.LocationFinder().find()
+        location.find()
     assert why in str(caught.value)
 
 
@@ -133,16 +135,15 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
 def test_the_metadata_server_tells_the_region(environ: pytest.MonkeyPatch) -> None:
     """If no variable names the region, the metadata server is asked once."""
     set_all(environ, {"GOOGLE_CLOUD_PROJECT": "shop"})
-    finder = location.LocationFinder()
+
     with http.server.HTTPServer(("127.0.0.1", 0), _Metadata) as server:
-        environ.setattr(location, "METADATA_URL", f"http://127.0.0.1:{server.server_address[1]}/region")
+        environ.setenv(metadata.HOST_VARIABLE, f"127.0.0.1:{server.server_address[1]}")
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert finder.find() == location.Location("shop", "europe-west1")
+        assert location.find() == location.Location("shop", "europe-west1")
         thread.join()
 
-    environ.setenv("LOCAL_GCP_REGION", "Nowhere")
-    assert finder.find().region == "europe-west1"
+    assert location.find().region == "europe-west1"
     assert _Metadata.asked == 1
 
 
@@ -161,8 +162,11 @@ def test_what_it_cannot_do_is_said() -> None:
     retry_options = TaskRetryOptions(min_backoff_seconds=0.5, max_backoff_seconds=2, task_age_limit=60)
     headers = {"X-AppEngine-Fail-Fast": "1", "X-Mine": "1"}
 
-    assert CloudTasksEngine().unsupported(Options(deadline_seconds=30.0, retry_options=retry_options)) == []
-    (problem,) = CloudTasksEngine().unsupported(Options(headers=headers))
+    assert (
+        CloudTasksEngine(AppEngineTargets()).unsupported(Options(deadline_seconds=30.0, retry_options=retry_options))
+        == []
+    )
+    (problem,) = CloudTasksEngine(AppEngineTargets()).unsupported(Options(headers=headers))
     assert "X-AppEngine-Fail-Fast" in problem
 
 
@@ -261,7 +265,7 @@ def test_a_warning_says_what_is_not_sent(environ: pytest.MonkeyPatch) -> None:
 def shared_message(**facts: Any) -> Any:
     """Return the message that tasks with these options share."""
     given: dict[str, Any] = {"queue": "q", "path": "/p", "headers": {}, "signed": False}
-    template = CloudTasksEngine().encode(TaskTemplate(**{**given, **facts}))
+    template = CloudTasksEngine(AppEngineTargets()).encode(TaskTemplate(**{**given, **facts}))
     return template.encoded[0]
 
 
@@ -317,7 +321,7 @@ def test_headers_that_cloud_tasks_sets_itself_are_not_sent() -> None:
 
 def test_the_eta_is_sent_to_the_microsecond_and_only_if_it_is_to_come(located: None) -> None:
     """A task that is due now has no schedule time, so that a slow clock doesn't delay it."""
-    template = CloudTasksEngine().encode(TaskTemplate(queue="q", path="/p", headers={}, signed=True))
+    template = CloudTasksEngine(AppEngineTargets()).encode(TaskTemplate(queue="q", path="/p", headers={}, signed=True))
     later = round(time.time()) + 1000.123457
 
     due_later = cloud_tasks._task_of(TaskMessage(template, "n", b"b", later, "s"), "full/name")
@@ -339,6 +343,6 @@ def test_the_eta_is_sent_to_the_microsecond_and_only_if_it_is_to_come(located: N
 )
 def test_a_statuss_message_may_say_more(status: int, message: str, kind: type[Exception]) -> None:
     """An App Engine error in the message of a status takes precedence, as in the SDK."""
-    failure = cloud_tasks._failure_of_status(status, message, of_whole_add=True)
+    failure = cloud_tasks._failure_of_status(status, message, "", of_whole_add=True)
 
     assert isinstance(failure.error, kind)

@@ -143,7 +143,7 @@ def test_a_dropped_target_is_an_error(answering: Any, deployed: None) -> None:
     answering(AssertionError("the queue is asked"))
     del os.environ["DEFAULT_VERSION_HOSTNAME"]
 
-    with pytest.raises(TargetError, match=r"'background' can't be told to the queue.*DEFAULT_VERSION_HOSTNAME"):
+    with pytest.raises(TargetError, match=r"'background' can't be addressed.*DEFAULT_VERSION_HOSTNAME"):
         defer(sample.note, _target="background")
 
 

@@ -270,9 +270,9 @@ def test_wrong_arguments_are_refused(many: Engine) -> None:
     with pytest.raises(OptionError):
         defer_many([], _queue="no queue's name")
     with pytest.raises(UnknownOptionError, match="_queue"):
-        defer_many([], _queu="quick")
+        defer_many([], _queu="quick")  # type: ignore[call-arg] # the wrong option is the test
     with pytest.raises(TypeError, match="has no argument chunk"):
-        defer_many([], chunk=100)
+        defer_many([], chunk=100)  # type: ignore[call-arg] # the wrong argument is the test
     with pytest.raises(ValueError, match="parallel=0"):
         defer_many([], parallel=0)
 

@@ -20,7 +20,7 @@ from deferred_middleware import (
     defer,
 )
 from deferred_middleware.calls import payload
-from deferred_middleware.config.hooks import Enqueued
+from deferred_middleware.config.hooks import AnyHook, Enqueued
 from deferred_middleware.execution.outcomes import DeadLetter, Failure, RefusedRequest
 from tests.support import sample
 from tests.support.delivering import Queued, Response, request, task_environ
@@ -86,7 +86,7 @@ def listener() -> Listener:
     return Listener()
 
 
-def deliver(listener: object, func: Any, *args: Any, **environ: Any) -> Response:
+def deliver(listener: AnyHook, func: Any, *args: Any, **environ: Any) -> Response:
     """Run a call through the middleware with a hook, as the queue would."""
     made = call(func, *args)
     body = environ.pop("body", payload.dumps(made, 5))

@@ -52,7 +52,8 @@ def third_time_lucky() -> None:
 
 def test_what_is_enqueued_can_be_looked_at(tasks: DeferredTasks) -> None:
     """A captured task has its call, its destination and its ETA."""
-    defer(sample.pair, 1, second=[2], _queue="mail", _name="one", _target="v2.background", _countdown=60)
+    options: dict[str, Any] = {"_queue": "mail", "_name": "one", "_target": "v2.background", "_countdown": 60}
+    defer(sample.pair, 1, second=[2], **options)
 
     (task,) = tasks.enqueued
     assert (task.func, task.args, task.kwargs) == (sample.pair, (1,), {"second": [2]})
@@ -266,6 +267,20 @@ def test_a_request_that_never_reaches_the_handler_is_an_error() -> None:
 
         with pytest.raises(TaskRunError, match="status 404: nothing here"):
             tasks.run()
+
+
+def test_a_redirect_around_the_middleware_is_told_with_its_location() -> None:
+    """A WSGI layer that redirects a task is named by the error's status and Location, and the task stays pending."""
+
+    def redirect(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("301 Moved Permanently", [("Content-Type", "text/plain"), ("Location", "https://app.test/")])
+        return [b"see there"]
+
+    with capture_tasks(redirect) as tasks:
+        defer(sample.note, 1)
+        with pytest.raises(TaskRunError, match=r"status 301 and Location 'https://app\.test/': see there"):
+            tasks.run()
+        assert tasks.run(raise_errors=False).location == "https://app.test/"
 
 
 def test_without_an_app_nothing_can_run() -> None:

@@ -22,7 +22,8 @@ _MAGIC = 0x377F0682
 _MASK = 0xFFFFFFFF
 _LEAF_OF_A_TABLE = 0x0D
 _FIRST_PAGE_HEADER_BYTES = 100
-_TASK_COLUMNS = 23
+# Later versions of the schema add columns at the end.
+_FEWEST_TASK_COLUMNS = 23
 _STATES = ("held", "ready", "running", "succeeded", "failed")
 # Sizes of the values of a record, by their serial types.
 _SIZES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
@@ -138,7 +139,7 @@ def _first_values(page: bytes, start: int) -> TaskRow | None:
         serial_type, at = _varint(page, at)
         types.append(serial_type)
     # A task's ID is the row's ID, and NULL in the record.
-    if len(types) != _TASK_COLUMNS or types[0] != 0:
+    if len(types) < _FEWEST_TASK_COLUMNS or types[0] != 0:
         return None
     at = end
     values = []

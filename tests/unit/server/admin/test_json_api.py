@@ -14,6 +14,7 @@ from wsgiref.validate import validator
 import pytest
 
 from deferred_middleware.server.admin.json_api import JsonApi
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
@@ -33,7 +34,8 @@ class Api:
         def wake() -> None:
             self.woken += 1
 
-        self._app: Any = JsonApi(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42}, token=TOKEN)
+        operations = Operations(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42})
+        self._app: Any = JsonApi(operations, token=TOKEN)
         self.validates = True
 
     def ask(
@@ -123,6 +125,8 @@ class Api:
             previous_response=500,
             retry_reason="App Error",
             attempt=attempt,
+            queue=claimed.queue,
+            url=claimed.url,
         )
         assert self.store.complete([completion]) == [True]
 

@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 
 from deferred_middleware.errors import DeferredError
-from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError, name_and_version
+from deferred_middleware.server.config.services import (
+    HTTP_TARGETS,
+    Service,
+    ServiceDirectory,
+    UnknownServiceError,
+    name_and_version,
+)
+from deferred_middleware.server.store.records import HTTP_TARGET
 
 
 def _service(name: str, port: int, *, version: str = "local", concurrency: int = 2) -> Service:
@@ -132,3 +139,14 @@ def test_a_directory_has_distinct_services_and_at_least_one() -> None:
         ServiceDirectory([])
     with pytest.raises(ValueError, match="twice"):
         ServiceDirectory([DEFAULT, _service("default", 9000)])
+
+
+def test_a_server_may_have_no_service() -> None:
+    """Every target is unknown then, except that of tasks with complete URLs; no host names a service."""
+    directory = ServiceDirectory([], needs_none=True)
+
+    assert directory.by_target(HTTP_TARGET) is HTTP_TARGETS
+    assert directory.target("localhost") is None
+    for target in ("", "default"):
+        with pytest.raises(UnknownServiceError, match="served here: none"):
+            directory.by_target(target)

@@ -210,11 +210,31 @@ def test_connections_are_kept(server: Server, deliverer: Deliverer) -> None:
     assert server.connections == 1
 
 
-def test_a_redirect_is_not_followed(server: Server, deliverer: Deliverer) -> None:
-    """A redirect is not followed; its status is the attempt's status."""
-    server.answer = lambda handler: respond(handler, 302, Location="/elsewhere")
-    assert _deliver(deliverer, server.service).status == 302
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(
+    server: Server, deliverer: Deliverer, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """A redirect is not followed. The reason and an ERROR have its status and Location, as printable text."""
+    server.answer = lambda handler: respond(handler, status, Location="/else\x1bwhere")
+    result = _deliver(deliverer, server.service)
+
+    reason = f"the app redirected it with status {status} and Location '/else\\x1bwhere'"
+    assert (result.status, (result.reason or "").partition(";")[0]) == (status, reason)
     assert [request["path"] for request in server.requests] == ["/work"]
+    assert [record.levelname for record in caplog.records if reason in record.getMessage()] == ["ERROR"]
+
+
+def test_a_repeated_redirect_is_logged_once(
+    server: Server, deliverer: Deliverer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the attempt before was answered with the same status, only the reason tells of the redirect."""
+    server.answer = lambda handler: respond(handler, 304)
+    result = _deliver(deliverer, server.service, previous_response=304)
+
+    assert "status 304 and no Location" in (result.reason or "")
+    assert caplog.records == []
+    _deliver(deliverer, server.service, previous_response=500)
+    assert len(caplog.records) == 1
 
 
 def test_outcome_and_excerpt_are_told(server: Server, deliverer: Deliverer) -> None:

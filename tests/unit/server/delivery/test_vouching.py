@@ -17,7 +17,7 @@ from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.delivery.vouching import Voucher
-from deferred_middleware.server.store.records import ClaimedTask
+from deferred_middleware.server.store.records import ClaimedTask, CloudOrigin
 from tests.support.storing import TASK
 
 KEY, OTHER_KEY = "k" * 40, "o" * 40
@@ -121,3 +121,11 @@ def test_a_service_that_is_not_known_gets_none() -> None:
 
     assert b"X-Deferred-Signature" not in deliverer(DEFERRED_SECRET_KEYS=KEY).request(LEGACY, other, "localhost")
     assert "HTTP_X_DEFERRED_SIGNATURE" not in delivered(LEGACY)
+
+
+def test_the_server_does_not_vouch_for_a_task_of_the_cloud_tasks_api() -> None:
+    """Anybody who reaches that API's port could have created it."""
+    environ = delivered(dataclasses.replace(LEGACY, origin=CloudOrigin()), DEFERRED_SECRET_KEYS=KEY)
+
+    with pytest.raises(UntrustedRequestError):
+        authenticator().body_of(environ)

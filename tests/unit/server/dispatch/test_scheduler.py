@@ -453,7 +453,7 @@ def test_an_idle_scheduler_does_not_poll(world: World, monkeypatch: pytest.Monke
 
 def _claimed(**changes: Any) -> ClaimedTask:
     fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(ClaimedTask)}
-    fields.update(id=1, claim_token=2, eta_usec=5, retry_count=0, execution_count=0)
+    fields.update(id=1, url="/work", claim_token=2, eta_usec=5, retry_count=0, execution_count=0)
     return ClaimedTask(**{**fields, **changes})
 
 

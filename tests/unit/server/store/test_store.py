@@ -468,7 +468,7 @@ done, running = store.claim({{Lane("default", ""): 2}}, 5)
 attempt = AttemptRecord(number=1, started_usec=1, duration_usec=1, status=200, reason=None, service="s", excerpt=b"")
 store.complete([Completion(task_id=done.id, claim_token=done.claim_token, state="succeeded", eta_usec=1,
     first_attempt_usec=1, finished_usec=2, retry_count=1, execution_count=1, previous_response=200, retry_reason=None,
-    attempt=attempt)])
+    attempt=attempt, queue="default", url="/")])
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 9

@@ -1,0 +1,1 @@
+"""The pages that people see in a browser, with their templates and static files."""

@@ -1,0 +1,1 @@
+"""What every page needs: routes, requests, templates, live updates, and protection."""

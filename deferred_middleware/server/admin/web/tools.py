@@ -1,0 +1,16 @@
+"""What the functions that answer requests for pages work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.web.live import LiveUpdates
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageTools:
+    """The operations, which are the only way to the tasks, and the live updates."""
+
+    operations: Operations
+    live: LiveUpdates

@@ -1,0 +1,108 @@
+"""Numbers, times and the texts of tasks as the pages show them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+
+from markupsafe import Markup
+
+# What a browser would not show, or would show somewhere else: controls, lone surrogates, characters without width, and
+# those that change the direction of what follows. Line ends and tabs are kept.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+NOTHING = "—"
+"""Stands where there is no value."""
+
+
+def visible(value: object) -> object:
+    """Return a value as text in which nothing is invisible: every other character is shown as its escape."""
+    if isinstance(value, Markup):
+        return value
+    text = value if isinstance(value, str) else str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNSAFE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def shortened(text: str, length: int = 200) -> str:
+    """Return the beginning of a text, with an ellipsis if there is more."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def number(value: float | None) -> str:
+    """Return a number with separators."""
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def plural(value: int, singular: str, more: str | None = None) -> str:
+    """Return a number of things, such as ``1 task`` or ``3 tasks``."""
+    return f"{value:,} {singular if value == 1 else more or singular + 's'}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration in the largest unit of which it has at least two."""
+    if seconds is None:
+        return NOTHING
+    for unit_seconds, unit in _UNITS:
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:,.0f} {unit}"
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    milliseconds = seconds * 1000
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
+
+
+def moment(usec: int | None) -> Markup:
+    """Return a time relative to now, as an element that the script keeps up to date; the exact time is its title."""
+    if usec is None:
+        return Markup(NOTHING)
+    return Markup('<time datetime="{}" title="{}" data-usec="{}">{}</time>').format(
+        _iso(usec), clock(usec), usec, relative(usec)
+    )
+
+
+def relative(usec: int, now: float | None = None) -> str:
+    """Return a time relative to now, such as ``in 3 s`` or ``5 min ago``."""
+    seconds = usec / 1e6 - (time.time() if now is None else now)
+    if abs(seconds) < 1:
+        return "now"
+    text = _whole(abs(seconds))
+    return f"in {text}" if seconds > 0 else f"{text} ago"
+
+
+def clock(usec: int | None) -> str:
+    """Return a time in the server's time zone, to the millisecond."""
+    if usec is None:
+        return NOTHING
+    when = _datetime(usec)
+    return (
+        f"{usec / 1e6:.0f} s since 1970" if when is None else f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03}"
+    )
+
+
+def _whole(seconds: float) -> str:
+    for unit_seconds, unit in _UNITS:
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _iso(usec: int) -> str:
+    when = _datetime(usec)
+    return "" if when is None else when.isoformat(timespec="milliseconds")
+
+
+def _datetime(usec: int) -> datetime.datetime | None:
+    try:
+        return datetime.datetime.fromtimestamp(usec / 1e6).astimezone()
+    except (OverflowError, ValueError, OSError):
+        return None

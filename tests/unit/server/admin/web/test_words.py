@@ -1,0 +1,86 @@
+"""Numbers, times and texts as the pages show them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import Markup
+
+from deferred_middleware.server.admin.web import words
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("gpj\u202egpj.exe", "gpj\\u202egpj.exe"),
+        ("zero\u200bwidth", "zero\\u200bwidth"),
+        ("lone \ud800 surrogate", "lone \\ud800 surrogate"),
+        ("tag \U000e0041", "tag \\U000e0041"),
+        ("Grüße 日本 🙂", "Grüße 日本 🙂"),
+        (42, "42"),
+    ],
+)
+def test_nothing_is_invisible(text: object, shown: str) -> None:
+    """What a browser would not show, or would show elsewhere, is shown as its escape."""
+    assert words.visible(text) == shown
+
+
+@given(st.text(st.characters()))
+def test_every_text_can_be_sent(text: str) -> None:
+    """Whatever a text has, the result can be encoded, and has no character that changes the direction of others."""
+    shown = str(words.visible(text))
+
+    shown.encode("utf-8")
+    assert not any(0x202A <= ord(character) <= 0x202E for character in shown)
+
+
+def test_markup_is_left_alone() -> None:
+    """What is markup already stays so."""
+    assert words.visible(Markup("<b>x</b>")) == Markup("<b>x</b>")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0004, "0.4 ms"),
+        (0.25, "250 ms"),
+        (1.25, "1.2 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7200, "2 h"),
+        (172800, "2 d"),
+    ],
+)
+def test_a_duration_has_one_unit(seconds: float, text: str) -> None:
+    """A duration is shown in the largest unit of which it has at least two."""
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"), [(0, "now"), (5, "in 5 s"), (-5, "5 s ago"), (-200, "3 min ago"), (90_000, "in 25 h")]
+)
+def test_a_moment_is_relative_to_now(offset: float, text: str) -> None:
+    """A time is shown by its distance."""
+    assert words.relative(int(1e6 * (1000 + offset)), 1000) == text
+
+
+@pytest.mark.parametrize("usec", [-(2**62), 2**62, 0])
+def test_any_stored_time_can_be_shown(usec: int) -> None:
+    """A time that no calendar has is shown all the same."""
+    assert words.clock(usec)
+    assert words.moment(usec)
+
+
+def test_plurals_and_absent_values() -> None:
+    """One thing is singular, and an absent value is a dash."""
+    assert words.plural(1, "task") == "1 task"
+    assert words.plural(2000, "entry", "entries") == "2,000 entries"
+    assert words.number(None) == words.duration(None) == words.clock(None) == str(words.moment(None)) == words.NOTHING
+    assert words.number(1234567) == "1,234,567"
+    assert words.moment(int(time.time() * 1e6)).count("now") == 1
