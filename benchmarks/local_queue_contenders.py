@@ -131,12 +131,12 @@ class Ours(Contender):
         self._client.ping_once()
 
     def bare(self, count: int) -> float:
-        """Return how many requests per second the bare app answers, sent like deliveries but as any client."""
-        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS, token="none")
+        """Return how many requests per second the bare app answers over HTTP, as to any client."""
+        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS)
         return requests_per_second
 
     def bare_deliveries(self, count: int) -> float:
-        """Return the same for requests that are sent as deliveries."""
+        """Return how many deliveries per second the bare app answers over the channel, the ceiling of what is executed."""
         requests_per_second: float = self._client.bare_deliveries(HERE, count, threads=THREADS)
         return requests_per_second
 

@@ -37,14 +37,13 @@ from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.environ import Platform, app_environ, base_environ, external_environ
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
-from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, make_listeners, url_of
@@ -108,7 +107,6 @@ def assemble(
     # The first service of the directory is the default one, wherever it stands on the command line.
     directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
     tickets = _tickets(services, secret_key)
-    delivery_token = secrets.token_urlsafe(32)
     platform = Platform(
         project=project,
         app_id=f"dev~{project}",
@@ -117,14 +115,12 @@ def assemble(
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
-    process_ends = ProcessEnds(service.id for service in services if not service.external)
-    deliverer = Deliverer(delivery_token=delivery_token)
+    requests = TaskRequests()
     scheduler = Scheduler(
         store,
         directory,
-        deliverer,
+        requests,
         queues=queues,
-        process_ends=process_ends,
         reports=_attempt_reports(config, services, queues, stack),
     )
     stub_map = make_stub_map(
@@ -163,7 +159,6 @@ def assemble(
         platform,
         tickets,
         listeners,
-        delivery_token=delivery_token,
         api_connections=ApiConnections(rpc.answer),
     )
     environs = {
@@ -173,11 +168,11 @@ def assemble(
     }
     all_environs = {**{one.service: one.environ for one in configs}, **environs}
     warn_of_different_keys(all_environs.values())
-    deliverer.voucher = Voucher(all_environs, application=project)
+    requests.voucher = Voucher(all_environs, application=project)
 
     return ServerParts(
         scheduler=scheduler,
-        processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
+        processes=AppProcesses(configs, on_event=on_event, deliveries=scheduler.worker_of),
         admin_app=Guard(
             rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
@@ -270,7 +265,6 @@ def _process_configs(
     tickets: Mapping[str, Service],
     listeners: Sequence[socket.socket],
     *,
-    delivery_token: str,
     api_connections: ApiConnections,
 ) -> list[AppProcessConfig]:
     """Return how to run the apps that run here; ``listeners`` are theirs."""
@@ -288,9 +282,9 @@ def _process_configs(
                 directory=served.directory,
                 service=service.id,
                 threads=config.threads,
+                concurrency=service.concurrency,
                 listener=listener,
                 environ={**uncompiled, **environ},
-                delivery_token=delivery_token,
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 task_lines=config.task_lines,

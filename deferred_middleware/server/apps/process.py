@@ -286,9 +286,7 @@ class AppProcess:
         with self._lock:
             self._is_ready = True
         if self._deliveries is not None:
-            self._deliveries.process_serves(
-                spawned.channel, lambda reason: self._kill_because(spawned.process, reason)
-            )
+            self._deliveries.process_serves(spawned.channel, lambda reason: self._kill_because(spawned.process, reason))
         self._on_event(ProcessReady(service=self._config.service))
 
     def _kill_because(self, process: subprocess.Popen[bytes], reason: str) -> None:

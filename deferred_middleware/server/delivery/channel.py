@@ -23,10 +23,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from deferred_middleware.server.delivery import frames
-from deferred_middleware.server.delivery.attempt_result import AttemptResult, cut_off
+from deferred_middleware.server.delivery.attempt_result import AttemptEvent, AttemptResult, cut_off
 from deferred_middleware.server.delivery.begun import ENDED, NOT_BEGUN, SUCCEEDED
 from deferred_middleware.server.delivery.frames import SLOT_BITS, SLOT_MASK
 from deferred_middleware.server.store.records import ClaimedTask
@@ -42,8 +42,6 @@ _MESSAGE_BYTES: Final = 256 << 10
 # Results of a process that ended before it could send them.
 _LOST: Final = "the app process ended after the task had run and before its response arrived"
 
-EventKind = Literal["answered", "cut off", "died", "handed back"]
-
 
 class ChannelError(Exception):
     """An app process has sent what it may not send, or doesn't answer; the message says what."""
@@ -57,13 +55,12 @@ class SharedNumbers(Protocol):
     def __setitem__(self, slot: int, number: float, /) -> None: ...
 
 
-class NewDelivery(NamedTuple):
-    """A task to deliver: whether before it has a place to run, how long it will take, and its environment."""
+class ToDeliver(NamedTuple):
+    """A task to deliver: whether before it has a place to run, and how long it will probably take."""
 
     task: ClaimedTask
-    is_ahead: bool
-    expected_seconds: float
-    environ: dict[str, str]
+    is_ahead: bool = False
+    expected_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -75,20 +72,6 @@ class Delivery:
     expected_seconds: float
     deadline_seconds: float
     is_cut_off: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptEvent:
-    """What has happened to a delivered task.
-
-    ``answered``: the attempt has the ``result``. ``cut off``: it has lasted until its dispatch deadline, and its
-    handler still runs; the event of its end follows. ``died``: its process, or the connection to it, ended during the attempt.
-    ``handed back``: it has not begun, and won't.
-    """
-
-    kind: EventKind
-    task: ClaimedTask
-    result: AttemptResult | None = None
 
 
 class AheadBudget:
@@ -153,14 +136,14 @@ class Channel:
             seconds=AHEAD_SECONDS - self._ahead_seconds,
         )
 
-    def deliver(self, deliveries: Iterable[NewDelivery], *, limit: int, now: float) -> None:
-        """Take tasks to deliver. The process may run ``limit`` tasks at a time."""
+    def deliver(self, deliveries: Iterable[tuple[ToDeliver, dict[str, str]]], *, limit: int, now: float) -> None:
+        """Take tasks to deliver, with their environments. The process may run ``limit`` tasks at a time."""
         message: list[tuple[int, bool, dict[str, str], bytes]] = []
         size = 0
-        for one in deliveries:
+        for one, environ in deliveries:
             number = self._take_slot(one)
             body = one.task.body
-            message.append((number, not one.is_ahead, one.environ, body))
+            message.append((number, not one.is_ahead, environ, body))
             if len(body) > frames.INLINE_BYTES:
                 self._parts += ((number, head, part) for head, part in frames.body_frames(number, body))
             else:
@@ -250,7 +233,7 @@ class Channel:
             self._messages.append(frames.frame(frames.WITHDRAW, b""))
             self._since = now
 
-    def ended(self) -> list[AttemptEvent]:
+    def ended(self, now: float) -> list[AttemptEvent]:
         """Return what the end of the process means for each delivery. Take everything that it has sent before that."""
         events: list[AttemptEvent] = []
         for number, delivery in self._deliveries.items():
@@ -263,19 +246,20 @@ class Channel:
             elif state == NOT_BEGUN:
                 events.append(AttemptEvent("handed back", task))
             else:
-                events.append(AttemptEvent("died", task, AttemptResult(status=None, duration_usec=0)))
+                result = AttemptResult(status=None, duration_usec=int((now - state) * 1e6))
+                events.append(AttemptEvent("died", task, result))
         self._deliveries.clear()
         self._messages.clear()
         self._parts.clear()
         self.next_check = math.inf
         return events
 
-    def _take_slot(self, one: NewDelivery) -> int:
+    def _take_slot(self, one: ToDeliver) -> int:
         task = one.task
         # The slot that has been free for longest.
         slot = self._free.popleft()
         self._begun[slot] = NOT_BEGUN
-        seconds = DEFAULT_DISPATCH_DEADLINE_SECONDS
+        seconds: float = DEFAULT_DISPATCH_DEADLINE_SECONDS
         if task.dispatch_deadline_usec is not None:
             seconds = task.dispatch_deadline_usec / 1e6
         self._last_number += 1

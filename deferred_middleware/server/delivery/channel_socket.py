@@ -1,7 +1,7 @@
 """The queue process's end of the channel to one app process: its socket, and the memory that they share.
 
-The owner polls the socket, and calls :meth:`ChannelSocket.flush` and :meth:`ChannelSocket.receive`, which never block.
-What the messages mean is decided by :class:`~deferred_middleware.server.delivery.channel.Channel`.
+The owner polls the socket, and calls :meth:`ChannelSocket.proceed`, which never blocks. What the messages mean is
+decided by :class:`~deferred_middleware.server.delivery.channel.Channel`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,19 @@ import logging
 import os
 import select
 import socket
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+from deferred_middleware.server.delivery.attempt_result import AttemptEvent
 from deferred_middleware.server.delivery.begun import Begun, open_memory
-from deferred_middleware.server.delivery.channel import MOST_AHEAD, AttemptEvent, Channel, ChannelError, SharedNumbers
+from deferred_middleware.server.delivery.channel import (
+    MOST_AHEAD,
+    AheadBudget,
+    Channel,
+    ChannelError,
+    SharedNumbers,
+    ToDeliver,
+)
 from deferred_middleware.server.delivery.frames import SLOT_MASK, BadFrameError, FrameReader
 
 logger = logging.getLogger(__name__)
@@ -58,18 +67,58 @@ class ChannelSocket:
         # The rest of the frames that the socket has not taken yet.
         self._unsent: list[bytes | memoryview] = []
         self.is_open = True
-        """Whether the process may still send something."""
+        """Whether the process may still send something that is read."""
 
     def fileno(self) -> int:
         """Return the descriptor of the socket."""
         return self._socket.fileno()
 
     @property
+    def next_check(self) -> float:
+        """When to call :meth:`proceed` in any case, by the monotonic clock."""
+        return self.channel.next_check
+
+    def ahead_budget(self) -> AheadBudget | None:
+        """Return what may be delivered before there is a place for it to run."""
+        return self.channel.ahead_budget()
+
+    def deliver(self, tasks: Sequence[tuple[ToDeliver, dict[str, str]]], *, limit: int, now: float) -> None:
+        """Deliver tasks, with their environments. The process may run ``limit`` tasks at a time."""
+        self.channel.deliver(tasks, limit=limit, now=now)
+        self._flush()
+
+    def withdraw(self, now: float) -> None:
+        """Have the process hand back what has not begun."""
+        self.channel.withdraw(now)
+        self._flush()
+
+    def proceed(self, events: list[AttemptEvent], now: float) -> None:
+        """Send and receive what is possible without waiting, and append what has happened to ``events``.
+
+        Raises :class:`ChannelError`; the events before it are in the list.
+        """
+        self._receive(events, now)
+        if now >= self.channel.next_check and self.is_open:
+            events += self.channel.check(now)
+        self._flush()
+
+    def ended(self, events: list[AttemptEvent], now: float) -> None:
+        """Append what the end of the process means for its deliveries to ``events``, and close the channel.
+
+        Raises :class:`ChannelError` as :meth:`proceed` does.
+        """
+        try:
+            self._receive(events, now)
+        finally:
+            events += self.channel.ended(now)
+            self.close()
+
+    @property
     def awaited(self) -> int:
         """The events that the socket waits for, as :mod:`select` defines them."""
         return select.POLLIN | (select.POLLOUT if self._unsent else 0)
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Send as much as the socket takes."""
         budget = _TURN_BYTES
         try:
@@ -84,8 +133,15 @@ class ChannelSocket:
             logger.debug("A channel broke: %s", error)
             self._unsent.clear()
 
-    def receive(self, events: list[AttemptEvent], now: float) -> None:
-        """Append what has arrived to ``events``. Raises :class:`ChannelError`; the events before it are in the list."""
+    def _receive(self, events: list[AttemptEvent], now: float) -> None:
+        try:
+            self._receive_some(events, now)
+        except ChannelError:
+            # Nothing that follows can be believed.
+            self.is_open = False
+            raise
+
+    def _receive_some(self, events: list[AttemptEvent], now: float) -> None:
         budget = _TURN_BYTES
         while self.is_open and budget > 0:
             try:

@@ -54,7 +54,7 @@ class Frontend:
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Clean a client's request, add the platform's headers, let the app answer, and clean its response's headers."""
+        """Clean a client's request, add the platform's headers, let the app answer, and clean its headers."""
         # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
         for key in [key for key in environ if _is_platform_key(key)]:
             del environ[key]

@@ -10,6 +10,7 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask
@@ -115,7 +116,7 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
         ("Host", host),
         ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
         (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
-        (protocol.QUEUE_NAME_HEADER, task.queue),
+        (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
         (protocol.TASK_NAME_HEADER, task.name),
         (protocol.RETRY_COUNT_HEADER, str(task.retry_count)),
         (protocol.EXECUTION_COUNT_HEADER, str(task.execution_count)),
@@ -147,7 +148,7 @@ def request_environ(task: ClaimedTask, host: str) -> dict[str, str]:
         "PATH_INFO": path,
         "QUERY_STRING": query,
         "HTTP_HOST": host,
-        _QUEUE_KEY: task.queue,
+        _QUEUE_KEY: queue_id(task.queue),
         _NAME_KEY: task.name,
         _RETRIES_KEY: str(task.retry_count),
         _EXECUTIONS_KEY: str(task.execution_count),

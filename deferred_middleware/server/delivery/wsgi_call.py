@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from deferred_middleware.errors.loggers import get_logger
-from deferred_middleware.server.delivery.attempt_result import EXCERPT_BYTES
+from deferred_middleware.server.delivery.attempt_result import EXCERPT_BYTES, redirect_reason
 from deferred_middleware.wire.protocol import OUTCOME_HEADER
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _OUTCOME = OUTCOME_HEADER.lower()
 
 
 class Answer(NamedTuple):
-    """An app's response; ``status`` is None if it is not complete, and ``reason`` then says why."""
+    """An app's response. ``status`` is None if it is not complete; ``reason`` says why, or what is wrong with it."""
 
     status: int | None
     outcome: str | None = None
@@ -50,11 +50,12 @@ def answer(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
 
 
 class _Response:
-    __slots__ = ("excerpt", "is_complete", "is_head", "is_sent", "left", "outcome", "status")
+    __slots__ = ("excerpt", "is_complete", "is_head", "is_sent", "left", "location", "outcome", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.outcome: str | None = None
+        self.location: str | None = None
         self.excerpt = b""
         self.is_head = False
         self.is_sent = False
@@ -70,7 +71,8 @@ class _Response:
         if self.left and self.has_body:
             logger.warning("The app ended its response %d bytes before its Content-Length.", self.left)
             return Answer(None, reason="the app's response is shorter than its Content-Length")
-        return Answer(self.status, self.outcome, self.excerpt if self.has_body else b"")
+        reason = redirect_reason(self.status, self.location) if 300 <= self.status < 400 else None
+        return Answer(self.status, self.outcome, self.excerpt if self.has_body else b"", reason)
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
         self.is_head = environ["REQUEST_METHOD"] == "HEAD"
@@ -106,7 +108,7 @@ class _Response:
         if "\n" in head or "\r" in head:
             raise ValueError("a line break in the response's status or headers")
         head.encode("latin-1")
-        self.left = self.outcome = None
+        self.left = self.outcome = self.location = None
         for name, value in headers:
             lowered = name.lower()
             if lowered == "content-length":
@@ -115,6 +117,8 @@ class _Response:
                     raise ValueError(f"not a length: {value!r}")
             elif lowered == _OUTCOME:
                 self.outcome = value
+            elif lowered == "location":
+                self.location = value
         self.status = int(status[:3])
         return self.write
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deferred_middleware.server.apps.process_ends import ProcessEnds
 
 import deferred_middleware
 from deferred_middleware.server.apps import process
 from deferred_middleware.server.apps.process import AppProcess, ProcessEvent, ProcessReady, StartFailed, pause_seconds
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
 
 WAIT_SECONDS = 30.0

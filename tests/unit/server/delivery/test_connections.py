@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 from hypothesis import given
 from hypothesis import strategies as st
-
-from deferred_middleware.server.delivery.connections import Response, ServiceConnection
 
 RESPONSES = {
     "a length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", 200, b"hello", True),

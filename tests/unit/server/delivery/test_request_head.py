@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from deferred_middleware.server.delivery.delivery_server import RequestError, read_head
 
 from deferred_middleware.server.apps.app_server import AppServer
-from deferred_middleware.server.delivery.delivery_server import RequestError, read_head
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deferred_middleware.server.apps.process_ends import ProcessEnd
+
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import ClaimedTask
