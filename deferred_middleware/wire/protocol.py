@@ -92,9 +92,6 @@ others with the same name."""
 REDACTED_HEADER: Final = "X-Deferred-Redacted"
 """Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
 that can't read it."""
-SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
-"""Request header that proves to an app process that the local server's queue process sent the request; the app process
-removes it."""
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
 """The WSGI environ key that is true on requests from the local server's queue process."""
 ADMIN_TOKEN_HEADER: Final = "X-Deferred-Admin-Token"
@@ -163,7 +160,6 @@ SECRET_ENVIRON_KEYS: Final = frozenset(
     for header in (
         API_TICKET_HEADER,
         SIGNATURE_HEADER,
-        SERVER_TOKEN_HEADER,
         "Authorization",
         "Proxy-Authorization",
         "Cookie",

@@ -27,7 +27,8 @@ CONFIG = AppServerConfig(
     threads=4,
     socket_fd=3,
     status_fd=4,
-    delivery_token="token",
+    channel_fd=5,
+    begun_fd=6,
     api_ticket="ticket",
     default_hostname="127.0.0.1:8080",
 )

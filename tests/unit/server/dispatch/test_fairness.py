@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.quarantine import Quarantine
@@ -25,7 +25,7 @@ def tasks(queue: str, *ids: int) -> list[ClaimedTask]:
 def begun(slots: ServiceSlots) -> list[int] | None:
     """Return the IDs of the tasks that begin now."""
     found = slots.begin()
-    return None if found is None else [one.id for one in found]
+    return None if found is None else [one.task.id for one in found]
 
 
 def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
@@ -63,7 +63,7 @@ def test_forced_tasks_go_first() -> None:
 def test_suspects_run_one_at_a_time() -> None:
     """Two suspects never run at the same time, but other tasks may run beside a suspect."""
     quarantine = Quarantine()
-    end = ProcessEnd(service="default", number=1, how="ended", intended=False, at=0)
+    end = ProcessEnd(service="default", number=1, how="ended", intended=False)
     slots = ServiceSlots(3, quarantine)
     suspects = tasks("default", 1, 2)
     for suspect in suspects:
