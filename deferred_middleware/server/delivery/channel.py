@@ -209,14 +209,14 @@ class Channel:
                 events.append(AttemptEvent("cut off", delivery.task, result))
             else:
                 next_check = min(next_check, deadline)
-        if now - self._since >= PATIENCE_SECONDS:
+        if now >= self._since + PATIENCE_SECONDS:
             if ended:
                 raise ChannelError(f"it has not sent the results of {ended} tasks that it has run")
             if waiting and (self._withdrawing or not running):
                 raise ChannelError(f"it has neither begun nor handed back {waiting} tasks that it was given")
             self._since = now
         if waiting and not self._has_stalled:
-            if now - self._since >= STALL_SECONDS:
+            if now >= self._since + STALL_SECONDS:
                 self.withdraw(now)
             else:
                 next_check = min(next_check, self._since + STALL_SECONDS)
