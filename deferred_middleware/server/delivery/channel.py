@@ -9,8 +9,8 @@ Deliveries ahead
     An app process gets up to as many deliveries as it may run at a time, which begin at once. While tasks are short, it
     also gets deliveries *ahead*, so that it always finds the next task: together no more than
     :data:`AHEAD_SECONDS` of work and :data:`AHEAD_BYTES` of bodies. If no result arrives for :data:`STALL_SECONDS`, the
-    tasks are not short after all. The deliveries that have not begun are then withdrawn, so that they wait where every
-    queue has its turn.
+    tasks are not short after all. What was delivered ahead and has not begun is then withdrawn, so that it waits where
+    every queue has its turn.
 
 A process that can't be trusted
     Answers that make no sense, and a process that does nothing for :data:`PATIENCE_SECONDS` although it could, raise
@@ -189,12 +189,13 @@ class Channel:
         Raises :class:`ChannelError` if the process has done nothing for too long.
         """
         events: list[AttemptEvent] = []
-        waiting = running = ended = 0
+        waiting = ahead = running = ended = 0
         next_check = math.inf
         for number, delivery in self._deliveries.items():
             state = self._begun[number & SLOT_MASK]
             if state == NOT_BEGUN:
                 waiting += 1
+                ahead += delivery.is_ahead
                 continue
             if state < 0:
                 ended += 1
@@ -215,9 +216,9 @@ class Channel:
             if waiting and (self._withdrawing or not running):
                 raise ChannelError(f"it has neither begun nor handed back {waiting} tasks that it was given")
             self._since = now
-        if waiting and not self._has_stalled:
+        if ahead and not self._has_stalled:
             if now >= self._since + STALL_SECONDS:
-                self.withdraw(now)
+                self._withdraw(frames.WITHDRAW_AHEAD, now)
             else:
                 next_check = min(next_check, self._since + STALL_SECONDS)
         elif waiting and next_check == math.inf:
@@ -228,10 +229,7 @@ class Channel:
 
     def withdraw(self, now: float) -> None:
         """Have the process hand back what has not begun."""
-        if self._deliveries and not self._withdrawing:
-            self._withdrawing = self._has_stalled = True
-            self._messages.append(frames.frame(frames.WITHDRAW, b""))
-            self._since = now
+        self._withdraw(frames.WITHDRAW_ALL, now)
 
     def ended(self, now: float) -> list[AttemptEvent]:
         """Return what the end of the process means for each delivery. Take everything that it has sent before that."""
@@ -253,6 +251,12 @@ class Channel:
         self._parts.clear()
         self.next_check = math.inf
         return events
+
+    def _withdraw(self, what: bytes, now: float) -> None:
+        if self._deliveries:
+            self._withdrawing = self._has_stalled = True
+            self._messages.append(frames.frame(frames.WITHDRAW, what))
+            self._since = now
 
     def _take_slot(self, one: ToDeliver) -> int:
         task = one.task

@@ -25,6 +25,10 @@ WITHDRAW: Final = 3
 RESULTS: Final = 4
 HANDED_BACK: Final = 5
 
+WITHDRAW_ALL: Final = b"all"
+WITHDRAW_AHEAD: Final = b"ahead"
+"""The contents of :data:`WITHDRAW`: everything that has not begun, or only what was delivered ahead."""
+
 MAX_CONTENT_BYTES: Final = 64 << 20
 INLINE_BYTES: Final = 64 << 10
 """Up to this length, a body is part of its delivery's frame."""

@@ -352,7 +352,7 @@ class TaskRunners:
                 self._add_part(*frames.read_body(content))
             elif kind == frames.WITHDRAW:
                 with self._lock:
-                    numbers = self._take_back()
+                    numbers = self._take_back(only_ahead=content == frames.WITHDRAW_AHEAD)
                 self._send([frames.handed_back_frame(numbers)])
             else:
                 raise frames.BadFrameError(f"a message of kind {kind}, which only an app process sends")
@@ -387,10 +387,12 @@ class TaskRunners:
     def _line(self, job: _Job) -> deque[_Job]:
         return self._first if job.is_first else self._ahead
 
-    def _take_back(self) -> list[int]:
+    def _take_back(self, *, only_ahead: bool = False) -> list[int]:
         """Forget the tasks that have not begun; return their numbers. Called under the lock."""
-        numbers = [*(job.number for job in self._first), *(job.number for job in self._ahead), *self._incomplete]
-        self._first.clear()
+        numbers = [job.number for job in self._ahead]
         self._ahead.clear()
-        self._incomplete.clear()
+        if not only_ahead:
+            numbers += [*(job.number for job in self._first), *self._incomplete]
+            self._first.clear()
+            self._incomplete.clear()
         return numbers

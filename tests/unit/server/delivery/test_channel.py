@@ -148,7 +148,8 @@ def test_what_goes_ahead_is_bounded_in_work_bytes_and_number(process: Process) -
 
 def test_tasks_that_are_not_short_after_all_are_withdrawn(process: Process) -> None:
     """Without a result for a while, what has not begun is asked back, once, and nothing goes ahead until a result."""
-    running, waiting = process.deliver(task(1), task(2))
+    (running,) = process.deliver(task(1))
+    (waiting,) = process.deliver(task(2), ahead=True)
     process.begin(running)
     channel = process.channel
     assert channel.check(NOW + STALL_SECONDS / 2) == []
@@ -156,7 +157,7 @@ def test_tasks_that_are_not_short_after_all_are_withdrawn(process: Process) -> N
     assert process.received[-1][0] == frames.DELIVER
     channel.check(NOW + STALL_SECONDS)
     process.take()
-    assert process.received[-1] == (frames.WITHDRAW, b"")
+    assert process.received[-1] == (frames.WITHDRAW, frames.WITHDRAW_AHEAD)
     assert kinds(process.hand_back(waiting, now=NOW + 1)) == [("handed back", 2)]
     assert not channel.ahead_budget().take(task(3), 0.0)
     (again,) = process.deliver(task(2), now=NOW + 1)
@@ -166,6 +167,14 @@ def test_tasks_that_are_not_short_after_all_are_withdrawn(process: Process) -> N
     process.answer(running, now=NOW + 3)
     assert channel.ahead_budget().take(task(3), 0.0)
     assert kinds(process.answer(again)) == [("answered", 2)]
+
+
+def test_what_has_a_place_is_not_withdrawn(process: Process) -> None:
+    """A task that may run, but whose body is on its way or whose process is busy, stays where it is."""
+    process.deliver(task(1, body=bytes(1_000_000)))
+    process.channel.check(NOW + 2 * STALL_SECONDS)
+    process.take()
+    assert frames.WITHDRAW not in {kind for kind, _content in process.received}
 
 
 def test_an_attempt_is_cut_off_at_its_deadline_once(process: Process) -> None:

@@ -313,7 +313,11 @@ def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer
 def test_a_request_that_is_not_taken_is_cut_off(deliverer: Deliverer) -> None:
     """If the service doesn't read the whole request, it can't run the task: the attempt just ends."""
     over = threading.Event()
-    with raw_server(lambda connection: over.wait(20)) as service:
+
+    def ignore(connection: socket.socket) -> None:
+        over.wait(20)
+
+    with raw_server(ignore) as service:
         result = _deliver(deliverer, service, body=bytes(50_000_000), dispatch_deadline_usec=300_000)
         over.set()
     assert result.status is None

@@ -91,9 +91,9 @@ class Queue:
         assert kind == frames.HANDED_BACK
         return frames.read_handed_back(content)
 
-    def withdraw(self) -> None:
+    def withdraw(self, what: bytes = frames.WITHDRAW_ALL) -> None:
         """Ask back what has not begun."""
-        self.connection.sendall(frames.frame(frames.WITHDRAW, b""))
+        self.connection.sendall(frames.frame(frames.WITHDRAW, what))
 
     def close(self) -> None:
         """Close the channel."""
@@ -134,9 +134,10 @@ class Held:
         self.may_end = threading.Semaphore(0)
         self.running = self.most = 0
         self._lock = threading.Lock()
-        self.app = answering(self._run)
+        self.app = answering(self.run)
 
-    def _run(self, environ: WSGIEnvironment) -> None:
+    def run(self, environ: WSGIEnvironment) -> None:
+        """Run a task."""
         if environ["PATH_INFO"] == "/quick":
             return
         with self._lock:
@@ -168,7 +169,7 @@ def test_short_tasks_run_one_after_another_in_one_thread(queue: Callable[..., Qu
     threads: collections.Counter[int] = collections.Counter()
     channel = queue(answering(lambda environ: threads.update([threading.get_ident()])))
     channel.deliver(*range(500), first=False)
-    messages = []
+    messages: list[int] = []
     while sum(messages) < 500:
         kind, content = channel.next()
         assert kind == frames.RESULTS
@@ -206,8 +207,12 @@ def test_a_task_with_a_place_does_not_wait_for_those_ahead(queue: Callable[..., 
     """What was delivered ahead begins after what has a place to run."""
     held = Held()
     order: list[str] = []
-    app = answering(lambda environ: (order.append(environ["PATH_INFO"]), held._run(environ)))
-    channel = queue(app)
+
+    def run(environ: WSGIEnvironment) -> None:
+        order.append(environ["PATH_INFO"])
+        held.run(environ)
+
+    channel = queue(answering(run))
     channel.deliver(0, limit=1, path="/running")
     held.wait(1)
     channel.deliver(1, 2, limit=1, first=False, path="/ahead")
@@ -266,7 +271,10 @@ def test_what_has_not_begun_is_handed_back(queue: Callable[..., Queue]) -> None:
     held = Held()
     channel = queue(held.app)
     channel.deliver(1, 2, 3, 4, limit=2)
+    channel.deliver(5, 6, limit=2, first=False)
     held.wait(2)
+    channel.withdraw(frames.WITHDRAW_AHEAD)
+    assert sorted(channel.handed_back()) == [5, 6]
     channel.withdraw()
     assert sorted(channel.handed_back()) == [3, 4]
     channel.withdraw()
@@ -359,6 +367,7 @@ def test_what_the_queue_process_would_not_send_ends_the_process(
     assert "The queue process has sent what can't be read" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_process_of_a_task_does_not_answer(queue: Callable[..., Queue]) -> None:
     """A task that forks is answered once, also if its child returns from the app."""
     channel = queue(answering(lambda environ: os.fork()))

@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,7 +98,7 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def seen_from_waitress() -> Iterator[dict[str, dict[str, Any]]]:
+def seen_from_waitress() -> dict[str, dict[str, Any]]:
     """The environment of each task's request as an app behind waitress sees it."""
     seen: list[dict[str, Any]] = []
 
@@ -121,7 +121,7 @@ def seen_from_waitress() -> Iterator[dict[str, dict[str, Any]]]:
             connection.close()
         server.request_stop()
         thread.join(10)
-    yield dict(zip(TASKS, seen, strict=True))
+    return dict(zip(TASKS, seen, strict=True))
 
 
 @pytest.mark.parametrize("kind", TASKS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 from deferred_middleware.server.dispatch.quarantine import DEATHS, Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 from tests.support.storing import TASK
