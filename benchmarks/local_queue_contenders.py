@@ -136,7 +136,7 @@ class Ours(Contender):
         return requests_per_second
 
     def bare_deliveries(self, count: int) -> float:
-        """Return how many deliveries per second the bare app answers over the channel, the ceiling of what is executed."""
+        """Return how many deliveries per second the bare app answers over the channel: the ceiling."""
         requests_per_second: float = self._client.bare_deliveries(HERE, count, threads=THREADS)
         return requests_per_second
 

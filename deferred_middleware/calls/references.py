@@ -40,8 +40,8 @@ class Attribute:
     __slots__ = ("name", "owner")
 
     def __init__(self, owner: object, name: str) -> None:
-        self.owner = owner
-        self.name = name
+        self.owner: object = owner
+        self.name: str = name
 
     def __reduce__(self) -> tuple[AnyCallable, tuple[object, str]]:
         return getattr, (self.owner, self.name)

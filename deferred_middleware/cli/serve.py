@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.cli.command import Command
 from deferred_middleware.errors import ServerError
@@ -18,7 +19,7 @@ from deferred_middleware.server.first_process import run_below_first_process
 # The process ID of a container's first process.
 _FIRST_PROCESS = 1
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def serve_apps(arguments: argparse.Namespace) -> int:

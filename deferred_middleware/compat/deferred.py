@@ -53,7 +53,7 @@ __all__ = [
     "set_log_level",
 ]
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _Headers = list[tuple[str, str]]
 _TEXT: Final = ("Content-Type", "text/plain")
@@ -203,5 +203,5 @@ def _parts_of(response: webob.Response) -> tuple[str, http.HTTPStatus, _Headers]
     return response.text.strip(), http.HTTPStatus(response.status_int), headers
 
 
-application = Handler()
+application: Handler = Handler()
 """A handler, for routes that need a WSGI app."""

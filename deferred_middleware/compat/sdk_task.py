@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from google.appengine.api import app_identity, taskqueue
+from google.appengine.api import app_identity
 
 if TYPE_CHECKING:
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
+    class UntypedTask:
+        """The SDK's class for type checkers. The SDK has no types."""
 
-class SdkTask(taskqueue.Task):  # type: ignore[misc] # the SDK has no types
+        def __init__(self, **options: Any) -> None: ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    from google.appengine.api.taskqueue import Task as UntypedTask
+
+
+class SdkTask(UntypedTask):
     """A ``taskqueue.Task`` that is enqueued already.
 
     The SDK's ``add()`` sets a task's name, queue and state in private attributes. Here these properties read the task

@@ -14,7 +14,7 @@ import dataclasses
 import datetime
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from google.appengine.api import taskqueue
 from google.appengine.ext import ndb
@@ -43,7 +43,7 @@ __all__ = [
     "logAsRetried",
 ]
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _initial = process.current_settings()
 DEFAULT_QUEUES: list[str] = list(_initial.default_queues)

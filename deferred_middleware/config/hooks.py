@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.outcomes import DeadLetter, Failure, Outcome, RefusedRequest
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 EVENTS: Final = ("before_task", "after_task", "on_failure", "on_dead_letter", "on_refused", "on_enqueue")
 """The methods that a hook may have."""

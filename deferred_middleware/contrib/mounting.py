@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import webob
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.errors import LayerError
 from deferred_middleware.errors.loggers import get_logger
@@ -27,7 +28,7 @@ from deferred_middleware.execution.outcomes import Outcome
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 
 def run_mounted(handler: TaskHandler, environ: WSGIEnvironment) -> webob.Response:
@@ -60,6 +61,7 @@ class TaskGuard(DeferredMiddleware):
     def __init__(self, app: WSGIApplication, handler: TaskHandler) -> None:
         self._wrap(app, handler)
 
+    @keeping_request
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request to the app. If it is a task's, send the handler's response, whatever the app returned."""
         path = environ.get("PATH_INFO", "")

@@ -44,8 +44,8 @@ class AppEngineEngine:
     name = "app-engine"
     has_outbox = False
     max_task_bytes = protocol.MAX_PUSH_TASK_BYTES
-    is_available = staticmethod(current.has_api)
-    context = staticmethod(current.request_facts)
+    is_available: Final = staticmethod(current.has_api)
+    context: Final = staticmethod(current.request_facts)
 
     def encode(self, template: TaskTemplate) -> TaskTemplate:
         """Return the template with the part of the API's message that the tasks share."""

@@ -60,7 +60,7 @@ class CloudTasksEngine:
 
     def __init__(self, targets: Targets) -> None:
         self._targets = targets
-        self.max_task_bytes = targets.max_task_bytes
+        self.max_task_bytes: int = targets.max_task_bytes
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 

@@ -119,10 +119,12 @@ def host_of(target: str) -> str | None:
     if hostname is None:
         if answered_by_stub():
             return None
+        from deferred_middleware.errors.sdk import note_on_thread
+
         raise TargetUnknownError(
             target,
             "the app's hostname is not known here (DEFAULT_VERSION_HOSTNAME). Defer it in a request, inside "
-            "wrap_wsgi_app.",
+            f"wrap_wsgi_app.{note_on_thread()}",
         )
     if _is_development_server():
         return _host_on_development_server(target)

@@ -24,7 +24,7 @@ from deferred_middleware.wire import entities
 from deferred_middleware.wire.entities import Datastore, StoredEntity
 from deferred_middleware.wire.monotonic import monotonic
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredOutbox"
 """The kind of the entities."""

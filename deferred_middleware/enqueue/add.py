@@ -62,7 +62,7 @@ class RetryBudget:
         self._seconds = seconds
         self._timing = timing
         self._ends = timing.clock() + seconds if seconds else 0.0
-        self.failed = 0
+        self.failed: int = 0
         """How many attempts have failed."""
 
     def rpc_seconds(self) -> float | None:
@@ -94,7 +94,7 @@ class Add:
     __slots__ = ("_budget", "_engine", "_isolating", "_last", "_maybe", "_pending", "_sent", "errors", "prepared")
 
     def __init__(self, prepared: Sequence[PreparedCall], timing: Timing = REAL_TIMING) -> None:
-        self.prepared = prepared
+        self.prepared: Sequence[PreparedCall] = prepared
         self.errors: dict[int, EnqueueError] = {}
         """The errors, by the index of the call. When the add is over, the calls without an error are enqueued."""
         self._engine = prepared[0].engine

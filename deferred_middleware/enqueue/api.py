@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 from deferred_middleware.calls.call import Call, call
 from deferred_middleware.calls.callables import label_of
 from deferred_middleware.calls.options import Options
+from deferred_middleware.engines.request_scope import LOSES_REQUESTS, lost_request
 from deferred_middleware.enqueue.batch import current_batch
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def enqueue_async(call: Call) -> EnqueueFuture:
     """Start to enqueue a :class:`Call`; see :func:`defer_async`."""
     from deferred_middleware.enqueue import futures, prepare  # imported here, because they import the SDK
 
+    if LOSES_REQUESTS and (lost := lost_request()) is not None:
+        return lost.run(enqueue_async, call)
     prepared = prepare.prepare(call)
     batch = current_batch.get()
     if batch is not None:
@@ -109,6 +112,8 @@ def enqueue(call: Call) -> EnqueuedTask:
     """Enqueue a :class:`Call`; see :func:`defer`."""
     from deferred_middleware.enqueue import add, enqueued_task, prepare  # imported here, because they import the SDK
 
+    if LOSES_REQUESTS and (lost := lost_request()) is not None:
+        return lost.run(enqueue, call)
     prepared = prepare.prepare(call)
     batch = current_batch.get()
     if batch is not None:

@@ -13,7 +13,7 @@ from typing import Final
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire.monotonic import monotonic
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _IDLE_SECONDS: Final = 10.0
 """How long the thread stays idle before it ends."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextvars
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from deferred_middleware.engines.request_scope import Scope, in_request, lost_request
 from deferred_middleware.errors.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.prepare import PreparedCall
     from deferred_middleware.enqueue.report import EnqueueReport
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 B = TypeVar("B", bound="Batch")
 
@@ -41,7 +42,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.outer: Batch | None = None
-        self.is_open = False
+        self.is_open: bool = False
         self._lock = threading.Lock()
         self._gathered: list[tuple[PreparedCall, EnqueueFuture | None]] = []
 
@@ -159,15 +160,16 @@ class defer_batch(Batch):
         elif gathered:
             import asyncio
 
-            from deferred_middleware.enqueue.futures import Scope
-
-            await asyncio.to_thread(Scope().run, self._leave, gathered)
+            lost = lost_request()
+            scope = Scope() if lost is None else lost.run(Scope)
+            await asyncio.to_thread(scope.run, self._leave, gathered)
 
     def asked_about(self, future: EnqueueFuture) -> None:
         """Raise :class:`RuntimeError`, because a wait inside the block would never end."""
         if _innermost() is self:
             raise RuntimeError(f"{future.label} leaves at the end of its defer_batch(); wait for it after that.")
 
+    @in_request
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         outer = self.outer
         # A request's batch doesn't take the calls of defer(): they must be enqueued at the end of their own batch.
@@ -205,6 +207,7 @@ class RequestBatch(Batch):
         """Discard the collected calls."""
         self._drop(self._take_all(), error)
 
+    @in_request
     def _leave(self, gathered: list[tuple[PreparedCall, EnqueueFuture | None]]) -> None:
         if not gathered:
             return

@@ -1,9 +1,4 @@
-""":class:`EnqueueFuture`, which ``defer_async`` returns, and :class:`Scope`, which runs code of a request in a thread.
-
-The SDK keeps the state of a request in context variables, in a thread-local copy of ``os.environ``, and in a
-thread-local flag that lets the thread use the request's API ticket (SDK: ``runtime/middlewares.py``,
-``runtime/request_environment.py``, ``runtime/default_api_stub.py``). To call the SDK's services for a request, another
-thread needs all three.
+""":class:`EnqueueFuture`, which ``defer_async`` returns, and the attempts to enqueue that go on in the background.
 
 Importing this module imports the SDK, except in a process that does without it. There a request has no state.
 """
@@ -11,11 +6,11 @@ Importing this module imports the SDK, except in a process that does without it.
 from __future__ import annotations
 
 import concurrent.futures
-import contextvars
 import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
+from deferred_middleware.engines.request_scope import Scope
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.add import Add, AddGroups, add
 from deferred_middleware.enqueue.background import ALARM
@@ -25,7 +20,6 @@ from deferred_middleware.errors.sdk_types import HAS_SDK
 if HAS_SDK:
     from google.appengine.api import apiproxy_rpc
     from google.appengine.ext.ndb import eventloop, tasklets
-    from google.appengine.runtime import default_api_stub, request_environment
 
 if TYPE_CHECKING:
     from deferred_middleware.engines.engine import StartedAdd
@@ -36,39 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Scope:
-    """The current thread's request state. Use it only before the request ends."""
-
-    __slots__ = ("_context", "_request", "_ticket")
-
-    def __init__(self) -> None:
-        self._context = contextvars.copy_context()
-        if not HAS_SDK:
-            return
-        current = request_environment.current_request
-        self._request = (current.errors, current.environ, current.runtime_stats)
-        self._ticket = default_api_stub.DefaultApiStub.ShouldUseRequestSecurityTicketForThread()
-
-    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``function`` in this thread as if it were in the request."""
-        if not HAS_SDK:
-            return self._context.copy().run(functools.partial(function, *args, **kwargs))
-        return self._context.copy().run(functools.partial(self._run, function, *args, **kwargs))
-
-    def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        current, stub = request_environment.current_request, default_api_stub.DefaultApiStub
-        before = (current.errors, current.environ, current.runtime_stats)
-        ticket_before = stub.ShouldUseRequestSecurityTicketForThread()
-        current.errors, current.environ, current.runtime_stats = self._request
-        stub.SetUseRequestSecurityTicketForThread(self._ticket)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            current.errors, current.environ, current.runtime_stats = before
-            stub.SetUseRequestSecurityTicketForThread(ticket_before)
-
-
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _FIRST_POLL_SECONDS: Final = 0.0005
 _MAX_POLL_SECONDS: Final = 0.01
@@ -81,10 +43,16 @@ class Gathering(Protocol):
         """Handle a wait for one of the calls."""
 
 
-_NdbFuture: Any = tasklets.Future if HAS_SDK else object
+if TYPE_CHECKING:
+
+    class UntypedFuture:
+        """The SDK's class for type checkers. The SDK has no types."""
+
+else:
+    UntypedFuture = tasklets.Future if HAS_SDK else object
 
 
-class EnqueueFuture(_NdbFuture):  # type: ignore[misc] # the SDK has no types
+class EnqueueFuture(UntypedFuture):
     """The result of :func:`deferred_middleware.defer_async`: the task, or the error that prevented the enqueue.
 
     The enqueue and its retries go on in the background, whether or not the app waits. On each engine, a coroutine can
@@ -95,7 +63,7 @@ class EnqueueFuture(_NdbFuture):  # type: ignore[misc] # the SDK has no types
         # The state of ndb's Future is not used, because the result comes from a thread other than that of its event
         # loop.
         self.prepared = prepared
-        self.key = request_end.key_of_request()
+        self.key: request_end.Key = request_end.key_of_request()
         self._outcome: concurrent.futures.Future[EnqueuedTask] = concurrent.futures.Future()
         self._outcome.set_running_or_notify_cancel()  # so that a waiter can't cancel it for the others
         self._asked = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from deferred_middleware.calls.call import Call
 from deferred_middleware.calls.options import NO_OPTIONS, Options
+from deferred_middleware.engines.request_scope import in_request
 from deferred_middleware.enqueue import add as adding
 from deferred_middleware.enqueue import futures
 from deferred_middleware.enqueue.add import Add, AddGroup, AddGroups
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.futures import EnqueueFuture
 
 
+@in_request
 def defer_many(
     calls: Iterable[Call],
     *,
@@ -88,7 +90,7 @@ class Stream:
         *,
         taken_names_fail: bool = False,
     ) -> None:
-        self.report = EnqueueReport()
+        self.report: EnqueueReport = EnqueueReport()
         self._taken_names_fail = taken_names_fail
         self._parallel = parallel
         self._progress = progress

@@ -56,11 +56,11 @@ class EnqueueReport:
     """
 
     def __init__(self) -> None:
-        self.enqueued = 0
+        self.enqueued: int = 0
         """How many calls are enqueued."""
-        self.already_there = 0
+        self.already_there: int = 0
         """How many calls were not added because their name is taken or was used."""
-        self.failed = 0
+        self.failed: int = 0
         """How many calls are not enqueued, or not known to be."""
         self.errors: list[tuple[int, Exception]] = []
         """The first 100 failures: the call's index, and the exception that ``defer`` would have raised."""

@@ -18,7 +18,7 @@ from deferred_middleware.enqueue.background import ALARM, BeforeEnd
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.errors.sdk_types import HAS_SDK
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 
 class Enqueueing(Protocol):

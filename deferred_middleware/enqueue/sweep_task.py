@@ -23,7 +23,7 @@ from deferred_middleware.enqueue.prepare import CallTemplate, enqueue_context
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import protocol
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 SOON_SECONDS: Final = 45.0
 """When a sweep is due after a transactional task was added, and after a sweep that has left something."""

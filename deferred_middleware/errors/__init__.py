@@ -45,7 +45,7 @@ class SecretKeyMissingError(SettingsError):
             "could run code in the app. (On App Engine standard, GAE_ENV is 'standard', GAE_APPLICATION, GAE_SERVICE, "
             "GAE_VERSION and GAE_INSTANCE are set, and K_SERVICE is not)"
         )
-        self.args = (
+        self.args: tuple[object, ...] = (
             f"DEFERRED_SECRET_KEYS is not set, and {reason}. Set it to a random text of at least 32 bytes, and use the "
             "same text in every process that defers or runs tasks. To make one, run "
             "`python -c 'import secrets; print(secrets.token_urlsafe(48))'`. If Cloud Tasks delivers tasks to a URL "

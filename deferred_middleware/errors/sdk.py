@@ -8,7 +8,9 @@ a process that does without it (:mod:`deferred_middleware.errors.sdk_types`).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import os
+import sys
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import DeferredError, OptionError
 from deferred_middleware.errors.sdk_types import apiproxy_errors, datastore_errors, taskqueue
@@ -18,35 +20,38 @@ if TYPE_CHECKING:
     from deferred_middleware.enqueue.report import EnqueueReport
 
 
-class InvalidQueueNameError(OptionError, taskqueue.InvalidQueueNameError):  # type: ignore[misc]
+_LOSES_REQUESTS: Final = sys.version_info >= (3, 13)
+
+
+class InvalidQueueNameError(OptionError, taskqueue.InvalidQueueNameError):
     """``_queue`` is not a valid queue name."""
 
 
-class InvalidTaskNameError(OptionError, taskqueue.InvalidTaskNameError):  # type: ignore[misc]
+class InvalidTaskNameError(OptionError, taskqueue.InvalidTaskNameError):
     """``_name`` is not a valid task name."""
 
 
-class InvalidEtaError(OptionError, taskqueue.InvalidEtaError, taskqueue.InvalidTaskError):  # type: ignore[misc]
+class InvalidEtaError(OptionError, taskqueue.InvalidEtaError, taskqueue.InvalidTaskError):
     """``_eta`` or ``_countdown`` is not a time that a task can wait for."""
 
 
-class InvalidUrlError(OptionError, taskqueue.InvalidUrlError):  # type: ignore[misc]
+class InvalidUrlError(OptionError, taskqueue.InvalidUrlError):
     """``_url`` is not a path that a task can be posted to."""
 
 
-class InvalidHeaderError(OptionError, taskqueue.InvalidTaskError):  # type: ignore[misc]
+class InvalidHeaderError(OptionError, taskqueue.InvalidTaskError):
     """A header of ``_headers`` can't be sent with a task."""
 
 
-class InvalidRetryOptionsError(OptionError, taskqueue.InvalidTaskRetryOptionsError):  # type: ignore[misc]
+class InvalidRetryOptionsError(OptionError, taskqueue.InvalidTaskRetryOptionsError):
     """``_retry_options`` are not accepted by the SDK."""
 
 
-class InvalidDispatchDeadlineError(OptionError, taskqueue.InvalidDispatchDeadlineError):  # type: ignore[misc]
+class InvalidDispatchDeadlineError(OptionError, taskqueue.InvalidDispatchDeadlineError):
     """``_deadline`` is shorter or longer than the platform allows."""
 
 
-class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
+class EnqueueError(DeferredError, taskqueue.Error):
     """A call was not enqueued, or it is not known whether it was.
 
     ``label`` names the callable, and ``queue`` the queue. ``name`` is the task's name if the caller chose one.
@@ -57,7 +62,7 @@ class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
     maybe_enqueued = False
 
     def __init__(self, label: Label | str, queue: str, name: str | None, reason: str) -> None:
-        self.label = str(label)
+        self.label: str = str(label)
         self.queue = queue
         self.name = name
         self.reason = reason
@@ -65,7 +70,7 @@ class EnqueueError(DeferredError, taskqueue.Error):  # type: ignore[misc]
         super().__init__(f"{label} was not enqueued to queue {queue!r}{task}: {reason}")
 
 
-class NotAllEnqueuedError(DeferredError, taskqueue.Error):  # type: ignore[misc]
+class NotAllEnqueuedError(DeferredError, taskqueue.Error):
     """Some of many calls were not enqueued.
 
     ``report`` has the result of each call. The ``__cause__`` is the error of the first call that failed.
@@ -85,23 +90,23 @@ class NoEngineError(EnqueueError, RuntimeError):
     """Nothing in this process answers the SDK's taskqueue API."""
 
 
-class TargetError(EnqueueError, taskqueue.InvalidTaskError):  # type: ignore[misc]
+class TargetError(EnqueueError, taskqueue.InvalidTaskError):
     """The task can't be sent to its target from this process."""
 
 
-class TransactionError(EnqueueError, taskqueue.BadTransactionStateError):  # type: ignore[misc]
+class TransactionError(EnqueueError, taskqueue.BadTransactionStateError):
     """The task can't be added in a transaction, because no transaction is open."""
 
 
-class TransactionLimitError(EnqueueError, datastore_errors.BadRequestError, taskqueue.DatastoreError):  # type: ignore[misc]
+class TransactionLimitError(EnqueueError, datastore_errors.BadRequestError, taskqueue.DatastoreError):
     """The transaction around ``defer()`` already has as many tasks as the platform allows."""
 
 
-class CrossGroupError(EnqueueError, datastore_errors.BadRequestError):  # type: ignore[misc]
+class CrossGroupError(EnqueueError, datastore_errors.BadRequestError):
     """The transaction around ``defer()`` may not write to several entity groups: it lacks ``xg=True``."""
 
 
-class TaskTooLargeError(EnqueueError, taskqueue.TaskTooLargeError):  # type: ignore[misc]
+class TaskTooLargeError(EnqueueError, taskqueue.TaskTooLargeError):
     """The call's payload is larger than a task, or the setting, allows.
 
     ``size_bytes`` is its size, and ``limit_bytes`` the limit.
@@ -174,10 +179,34 @@ def explain(error: Exception, label: Label, queue: str, name: str | None, *, not
         reason = f"{detail or 'the queue gave no reason'} ({type(error).__name__})"
     elif detail:
         reason = f"{reason} ({detail})"
+    if isinstance(error, apiproxy_errors.RPCFailedError):
+        reason += note_on_thread()
     joined = _joined(type(error))  # type: ignore[arg-type] # a class is hashable
     explained = joined(label, queue, name, f"{reason} {notes}" if notes else reason)
     explained.__cause__ = error
     return explained
+
+
+def note_on_thread() -> str:
+    """Return a sentence that says that this thread lacks its request, with a space before it; empty if it doesn't.
+
+    The SDK passes a request on to the threads that it starts, but not on Python 3.13 and newer
+    (SDK: ``runtime/thread_hooks.py``).
+    """
+    # wrap_wsgi_app imports both.
+    requests = sys.modules.get("google.appengine.runtime.request_environment")
+    stubs = sys.modules.get("google.appengine.runtime.default_api_stub")
+    if not _LOSES_REQUESTS or requests is None or stubs is None:
+        return ""
+    if not isinstance(os.environ, requests.RequestLocalEnviron):
+        return ""
+    if stubs.DefaultApiStub.ShouldUseRequestSecurityTicketForThread():
+        return ""
+    return (
+        " This thread has no request: on Python 3.13 and newer, the SDK doesn't pass the request on to threads. Call "
+        "defer() in the request's own thread, or start the thread with target=contextvars.copy_context().run and the "
+        "function as its first argument."
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -136,11 +136,11 @@ class RetryOptions:
             raise _stand_in("taskqueue", "InvalidTaskRetryOptionsError")(
                 "max_backoff_seconds can't be less than min_backoff_seconds"
             )
-        self.min_backoff_seconds = min_backoff_seconds
-        self.max_backoff_seconds = max_backoff_seconds
-        self.task_age_limit = None if task_age_limit is None else math.ceil(task_age_limit)
-        self.max_doublings = max_doublings
-        self.task_retry_limit = task_retry_limit
+        self.min_backoff_seconds: float | None = min_backoff_seconds
+        self.max_backoff_seconds: float | None = max_backoff_seconds
+        self.task_age_limit: int | None = None if task_age_limit is None else math.ceil(task_age_limit)
+        self.max_doublings: int | None = max_doublings
+        self.task_retry_limit: int | None = task_retry_limit
 
 
 def __getattr__(name: str) -> Any:
@@ -159,10 +159,51 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    taskqueue: Any
-    """The SDK's module ``google.appengine.api.taskqueue``, or the stand-ins of its exceptions and its retry options."""
-    datastore_errors: Any
-    """The SDK's module ``google.appengine.api.datastore_errors``, or the stand-ins of its exceptions."""
+    # The SDK has no types. If the bases of our errors were Any, type checkers would believe anything of them.
+    class taskqueue:
+        """The SDK's module ``google.appengine.api.taskqueue``, or the stand-ins of its exceptions and retry options."""
+
+        TaskRetryOptions: Any
+
+        class Error(Exception): ...
+
+        class BadTransactionStateError(Error): ...
+
+        class DatastoreError(Error): ...
+
+        class DuplicateTaskNameError(Error): ...
+
+        class InvalidDispatchDeadlineError(Error): ...
+
+        class InvalidQueueModeError(Error): ...
+
+        class InvalidQueueNameError(Error): ...
+
+        class InvalidTaskError(Error): ...
+
+        class InvalidEtaError(InvalidTaskError): ...
+
+        class InvalidTaskNameError(InvalidTaskError): ...
+
+        class InvalidTaskRetryOptionsError(Error): ...
+
+        class InvalidUrlError(InvalidTaskError): ...
+
+        class TaskAlreadyExistsError(InvalidTaskError): ...
+
+        class TaskTooLargeError(InvalidTaskError): ...
+
+        class TombstonedTaskError(InvalidTaskError): ...
+
+        class UnknownQueueError(Error): ...
+
+    class datastore_errors:
+        """The SDK's module ``google.appengine.api.datastore_errors``, or the stand-ins of its exceptions."""
+
+        class Error(Exception): ...
+
+        class BadRequestError(Error): ...
+
     apiproxy_errors: Any
     """The SDK's module ``google.appengine.runtime.apiproxy_errors``, or the stand-ins of its exceptions."""
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from deferred_middleware.errors import sdk_types
 
-if TYPE_CHECKING or sdk_types.HAS_SDK:
+if TYPE_CHECKING:
+    # The SDK has no types.
+    class PermanentTaskFailure(Exception):
+        """Raise it in a task that can never succeed: the task is not tried again."""
+
+    class SingularTaskFailure(Exception):
+        """Raise it in a task to have it tried again, without an error in the log."""
+
+elif sdk_types.HAS_SDK:
     from google.appengine.ext.deferred import PermanentTaskFailure as PermanentTaskFailure
     from google.appengine.ext.deferred import SingularTaskFailure as SingularTaskFailure
 else:

@@ -77,8 +77,8 @@ class TaskContext:
     __slots__ = ("_call", "_keys", "_request", "_started", "content", "environ", "error", "label", "stored")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
-        self.environ = environ
-        self.label = label
+        self.environ: WSGIEnvironment = environ
+        self.label: str = label
         """The call's label, ``module/qualname``. Until the payload is read, it is the label in the URL."""
         self.content: Content | None = None
         """The callable, its positional arguments and its keyword arguments, from which :attr:`call` is made."""

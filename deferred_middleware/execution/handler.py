@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from deferred_middleware.config.settings import Settings
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 REPORT_KEY: Final = "deferred_middleware.delivery"
 """The key of the :class:`TaskReport` in ``environ``; no header of a request can set it."""
@@ -155,7 +155,7 @@ class TaskHandler:
     def __init__(self, settings: Settings, hooks: Hooks) -> None:
         self.settings = settings
         self._hooks = hooks
-        self.prefix = f"{settings.url_prefix}/"
+        self.prefix: str = f"{settings.url_prefix}/"
         """The start of the path of a task's request."""
         legacy = settings.unnamed_urls
         self._legacy = frozenset(url for url in legacy if not url.endswith("*"))
@@ -164,7 +164,7 @@ class TaskHandler:
         self._runner = Runner(settings, hooks, self._warmup)
         self._authenticator = Authenticator(settings, process.current_deployment())
         self._refused = itertools.count(1)
-        self.sweeper = Sweeper.needed(settings, hooks)
+        self.sweeper: Sweeper | None = Sweeper.needed(settings, hooks)
         """Sweeps the outbox of transactional tasks; None if the engine has none."""
 
     @classmethod

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.outcomes import DeadLetter
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 # Separate loggers, so that you can turn them off, or send their records elsewhere.
-headers_logger = get_logger("deferred_middleware.headers")
+headers_logger: Final = get_logger("deferred_middleware.headers")
 _dead_letters_logger = get_logger("deferred_middleware.dead_letters")
 
 FIELD: Final = "deferred_task"

@@ -25,6 +25,7 @@ import types
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import request_end
 from deferred_middleware.enqueue.request_end import FAILED, UNDER_WAY
 from deferred_middleware.errors.text import shortened
@@ -80,6 +81,7 @@ class DeferredMiddleware:
         ours = (*handler.starts, *([protocol.WARMUP_PATH] if self._warms_up else []))
         self._prefixes: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
 
+    @keeping_request
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of the request, or pass the request to the app."""
         path = environ.get("PATH_INFO", "")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from _typeshed.wsgi import WSGIEnvironment
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 CERTIFICATES_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
 """Google's certificates, by key ID (google-auth: ``google/oauth2/id_token.py``)."""

@@ -32,8 +32,9 @@ class Outcome(enum.Enum):
     UNREADABLE = "unreadable"
     """This version of the app can't read the call. The task is retried: a newer version may be able to read it."""
 
-    # Each member exists once, so its identity is a correct hash. The hash of Enum is slower: it is written in Python.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        # Each member exists once, so its identity is a correct hash. The hash of Enum is slower: it is in Python.
+        __hash__ = object.__hash__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

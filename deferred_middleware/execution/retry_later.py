@@ -29,7 +29,7 @@ DEFAULT_MAX_ATTEMPTS: Final = 100
 _LONGEST_SECONDS: Final = protocol.MAX_ETA_DAYS * 24 * 3600
 
 
-class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # the SDK ships no types
+class RetryLater(DeferredError, SingularTaskFailure):
     """Raise it in a task to run the same call again after ``countdown``.
 
     The task is acknowledged, and the same call is enqueued again in the same queue, with its original arguments. The
@@ -53,7 +53,7 @@ class RetryLater(DeferredError, SingularTaskFailure):  # type: ignore[misc] # th
             )
         if max_attempts is not None and (isinstance(max_attempts, bool) or not max_attempts >= 1):
             raise ValueError(f"RetryLater(max_attempts={max_attempts!r}): expected a whole number, at least 1.")
-        self.countdown_seconds = float(seconds)
+        self.countdown_seconds: float = float(seconds)
         self.max_attempts = max_attempts
         super().__init__(countdown)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deferred_middleware.execution.context import TaskContext
     from deferred_middleware.execution.retry_later import RetryLater
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 
 class Warmup:
@@ -44,7 +44,7 @@ class Warmup:
     def __init__(self, module: str | None) -> None:
         self._module = module
         self._lock = threading.Lock()
-        self.done = module is None
+        self.done: bool = module is None
         """Whether the module has been imported, or there is none."""
         if module is not None and not _exists(module):
             raise SettingsError("DEFERRED_WARMUP_MODULE", module, "the name of a module that can be imported")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.engines.outbox import SweepReport, UnsentTask
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 INTERVAL_SECONDS: Final = 30.0
 """The time between two sweeps in the background of one process's requests."""
@@ -73,7 +73,7 @@ class Sweeper:
         self._next = now + INTERVAL_SECONDS
         if not _has_datastore():
             return
-        from deferred_middleware.enqueue.futures import Scope
+        from deferred_middleware.engines.request_scope import Scope
 
         scope = Scope()
         thread = threading.Thread(

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from deferred_middleware.config.settings import Settings
     from deferred_middleware.execution.oidc import TokenVerifier
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 _NAME: Final = protocol.environ_key(protocol.TASK_NAME_HEADER)
 _QUEUE: Final = protocol.environ_key(protocol.QUEUE_NAME_HEADER)

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.change_log import CHANGES_FILE, ChangeLog
@@ -59,7 +59,7 @@ STORE_FILE = "tasks.sqlite"
 # The settings that need no prefix.
 _SETTINGS = frozenset({"DEFAULT_QUEUES", "BACKGROUND_MODULE", "WARMUP_MODULE"})
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.server_file import content_of
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _ADMIN_THREADS = 16
 _STOP_GRACE_SECONDS = 5.0
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class AppStartError(ServerError):

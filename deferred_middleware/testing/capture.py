@@ -53,7 +53,7 @@ class DeferredTasks:
         self.app = app
         self.host = host
         self._hosts = HostOfRequests()
-        self.clock = clock or Clock()
+        self.clock: Clock = clock or Clock()
         self.immediate = immediate
         """Whether a task runs as soon as it is enqueued. Its error is then raised at the end of the test."""
         self.runs: list[TaskRun] = []

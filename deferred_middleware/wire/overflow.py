@@ -40,7 +40,7 @@ from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import entities, protocol
 from deferred_middleware.wire.monotonic import monotonic
 
-logger = get_logger("deferred_middleware")
+logger: Final = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredPayload"
 """The kind of the entities."""
@@ -143,7 +143,7 @@ class Overflowed:
     """
 
     def __init__(self, body: bytes, eta_posix: float | None, *, transactional: bool) -> None:
-        self.reference = Reference.to(body, eta_posix)
+        self.reference: Reference = Reference.to(body, eta_posix)
         self._body = body
         self._transactional = transactional
         self._stored = False

@@ -17,7 +17,7 @@ import tasks
 from requestlog import RequestLog
 
 MAX_FILE_BYTES = 20 * 1024 * 1024
-PHOTOS_SHOWN = 48
+PHOTOS_PER_PAGE = 48
 FOREVER_SECONDS = 365 * 24 * 3600
 
 logging.basicConfig(level=logging.INFO)
@@ -32,24 +32,19 @@ app.wsgi_app = wrap_wsgi_app(RequestLog(DeferredMiddleware(app.wsgi_app)))  # ty
 
 @app.get("/")
 def index() -> str:
-    """Show the page. Its script polls for changes."""
-    return render_template(
-        "index.html",
-        photos=status.describe(models.newest_photos(PHOTOS_SHOWN)),
-        max_megabytes=MAX_FILE_BYTES // 1024**2,
-    )
+    """Show a page of photographs, the newest first: ``?page=2`` shows older ones. Its script polls for changes."""
+    return render_template("index.html", shown=_page(), max_megabytes=MAX_FILE_BYTES // 1024**2)
 
 
 @app.get("/api/photos")
 def photos() -> Response:
-    """Return the newest photographs with the state of their pieces, or those that ``?id=…&id=…`` asks for."""
+    """Return a page of photographs with the state of their pieces, or those that ``?id=…&id=…`` asks for."""
     ids = request.args.getlist("id")
     if ids:
         keys = [models.photo_key(photo_id) for photo_id in ids]
-        chosen = [photo for photo in (key.get() for key in keys) if photo is not None]
+        response = jsonify(photos=status.describe([photo for photo in (key.get() for key in keys) if photo]))
     else:
-        chosen = models.newest_photos(PHOTOS_SHOWN)
-    response = jsonify(photos=status.describe(chosen))
+        response = jsonify(_page())
     response.add_etag()
     return response.make_conditional(request)  # type: ignore[return-value]  # it returns the response itself
 
@@ -120,6 +115,18 @@ def protect(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Content-Security-Policy"] = "default-src 'self'; frame-ancestors 'none'"
     return response
+
+
+def _page() -> dict[str, object]:
+    """Return the page that the request asks for. A page beyond the last one, perhaps just deleted, is the last one."""
+    asked = request.args.get("page", "1")
+    if not asked.isascii() or not asked.isdigit() or not 1 <= len(asked) <= 9 or int(asked) < 1:
+        abort(400, "The page must be a number from 1.")
+    count = models.count_photos()
+    pages = max(1, -(-count // PHOTOS_PER_PAGE))
+    page = min(int(asked), pages)
+    photos = models.newest_photos(PHOTOS_PER_PAGE, offset=(page - 1) * PHOTOS_PER_PAGE)
+    return {"photos": status.describe(photos), "page": page, "pages": pages, "count": count}
 
 
 def _wants_json() -> bool:

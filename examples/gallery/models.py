@@ -166,9 +166,14 @@ def delete_photo(photo_id: str) -> None:
     ndb.delete_multi(ndb.Query(ancestor=key).fetch(keys_only=True))
 
 
-def newest_photos(limit: int) -> list[Photo]:
-    """Return the latest uploads, newest first."""
-    return list(Photo.query().order(-Photo.uploaded).fetch(limit))
+def newest_photos(limit: int, offset: int = 0) -> list[Photo]:
+    """Return uploads, newest first, without the first ``offset`` of them."""
+    return list(Photo.query().order(-Photo.uploaded).fetch(limit, offset=offset))
+
+
+def count_photos() -> int:
+    """Return the number of photographs."""
+    return int(Photo.query().count())
 
 
 def runs_of(photos: Sequence[Photo]) -> list[dict[str, Run]]:

@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,53 @@ def test_the_list_can_be_asked_for_by_id_and_by_etag(gallery: Gallery) -> None:
     assert [photo["id"] for photo in chosen] == [wanted]
     etag = gallery.client.get("/api/photos").headers["ETag"]
     assert gallery.client.get("/api/photos", headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_all_photographs_are_shown_by_pages(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each photograph is on one page, the newest first. A page that no longer exists is the last page."""
+    monkeypatch.setattr(gallery.main, "PHOTOS_PER_PAGE", 2)
+    for number in range(5):
+        gallery.upload((f"{number}.png", picture()))
+
+    def names(query: str) -> tuple[list[str], int, int, int]:
+        shown = gallery.client.get(f"/api/photos{query}").get_json()
+        return [photo["filename"] for photo in shown["photos"]], shown["page"], shown["pages"], shown["count"]
+
+    assert names("") == names("?page=1") == (["4.png", "3.png"], 1, 3, 5)
+    assert names("?page=2") == (["2.png", "1.png"], 2, 3, 5)
+    assert names("?page=3") == names("?page=999") == (["0.png"], 3, 3, 5)
+    gallery.client.post(gallery.client.get("/api/photos?page=3").get_json()["photos"][0]["delete"])
+    assert names("?page=3") == (["2.png", "1.png"], 2, 2, 4)
+
+
+def test_the_page_links_to_the_other_pages(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first page links to older photographs, the last one to newer ones, and a single page to none."""
+    monkeypatch.setattr(gallery.main, "PHOTOS_PER_PAGE", 1)
+
+    def links(path: str) -> list[str]:
+        page = gallery.client.get(path).get_data(as_text=True)
+        return [tag for tag in re.findall(r'<(?:a|nav) id="(\w+)"[^>]*>', page) if not _is_hidden(page, tag)]
+
+    assert links("/") == []
+    for name in ("one.png", "two.png"):
+        gallery.upload((name, picture()))
+    assert links("/") == ["pages", "older"]
+    assert links("/?page=2") == ["pages", "newer"]
+    assert 'href="/?page=2"' in gallery.client.get("/").get_data(as_text=True)
+
+
+def _is_hidden(page: str, identity: str) -> bool:
+    """Tell whether the element, or the one around the links, is hidden."""
+    hidden = [re.search(rf'id="{name}"[^>]* hidden>', page) is not None for name in ("pages", identity)]
+    return any(hidden)
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x", "", "1.5", "²", "9" * 5000])
+def test_a_page_that_is_no_number_is_refused(gallery: Gallery, page: str) -> None:
+    """A wrong page gets a 400 and a sentence, as a page and as JSON."""
+    answer = gallery.client.get("/api/photos", query_string={"page": page}, headers=JSON)
+    assert (answer.status_code, answer.get_json()) == (400, {"error": "The page must be a number from 1."})
+    assert gallery.client.get("/", query_string={"page": page}).status_code == 400
 
 
 def test_the_page_carries_its_first_state(gallery: Gallery) -> None:

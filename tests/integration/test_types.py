@@ -232,3 +232,28 @@ def test_wrong_arguments_are_type_errors(tmp_path: Path, checker: list[str]) -> 
 
     wrong = [number for number, line in enumerate(SOURCE.splitlines(), 1) if "# wrong" in line]
     assert sorted(set(_lines(output))) == wrong, output
+
+
+_BASES_WITHOUT_TYPES = {
+    "contrib.django.apps.DeferredConfig",
+    "contrib.django.backend.DeferredBackend",
+    "contrib.django.views.TaskResponse",
+    "testing.stub.CapturingStub",
+}
+"""Classes that inherit from a class of the SDK or of Django, which have no types of their own. None is public."""
+
+
+def test_the_whole_interface_has_types(tmp_path: Path) -> None:
+    """Pyright knows the type of everything that an app can import, but for classes that inherit from untyped ones.
+
+    An app imports nothing of the local server.
+    """
+    output = _run(
+        ["pyright", "--verifytypes", "deferred_middleware", "--ignoreexternal", "--pythonpath", sys.executable],
+        tmp_path,
+    )
+
+    symbols = output.partition("Symbols used in public interface:")[2].partition("Symbols exported by")[0]
+    assert symbols, output
+    untyped = set(re.findall(r"^deferred_middleware\.(?!server\.)(\S+)$", symbols, re.MULTILINE))
+    assert untyped <= _BASES_WITHOUT_TYPES, symbols

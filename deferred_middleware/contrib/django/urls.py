@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from django.urls import re_path
+from django.urls import URLPattern, re_path
 
 from deferred_middleware.config.process import current_settings
 from deferred_middleware.contrib.django.views import run_task
@@ -13,7 +13,7 @@ app_name = "deferred_middleware"
 
 _settings = current_settings()
 
-urlpatterns = [re_path(f"^{re.escape(_settings.url_prefix.lstrip('/'))}/", run_task, name="task")]
+urlpatterns: list[URLPattern] = [re_path(f"^{re.escape(_settings.url_prefix.lstrip('/'))}/", run_task, name="task")]
 for _url in _settings.unnamed_urls:
     _path = _url.lstrip("/")
     # re_path() searches, so a pattern without an end matches everything that starts so.

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from deferred_middleware.errors.text import printable
 
@@ -29,7 +29,7 @@ MAX_BYTES = 1024 * 1024
 _KEPT = 1000
 _MAX_WHO_CHARACTERS = 100
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

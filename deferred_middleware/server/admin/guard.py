@@ -17,7 +17,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER, environ_key
@@ -40,7 +40,7 @@ _HEADERS = (
     ("Referrer-Policy", "same-origin"),
 )
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 
 def admin_names(host: str, allowed: Collection[str]) -> set[str]:

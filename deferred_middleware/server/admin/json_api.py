@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
@@ -32,7 +32,7 @@ _MAX_BODY_BYTES = 64 * 1024
 _MAX_TASKS_PER_PAGE = 1000
 _TASKS_PER_PAGE = 100
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class JsonApi:

@@ -54,8 +54,8 @@ class Operations:
         read_only: bool = False,
     ) -> None:
         self.store = store
-        self.about = dict(about)
-        self.change_log = change_log or ChangeLog(None)
+        self.about: dict[str, object] = dict(about)
+        self.change_log: ChangeLog = change_log or ChangeLog(None)
         self.read_only = read_only
         self._queues = queues
         self._wake_scheduler = wake_scheduler

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from deferred_middleware.errors.text import printable
 from deferred_middleware.server.admin.terminal import print_escaped
@@ -53,7 +53,7 @@ _DIM, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[33m", "\x1b[3
 # The end of a traceback: the line with the exception follows the indented ones.
 _EXCEPTION = re.compile(r"^ .*\n(?P<type>[A-Za-z_][\w.<>]*)(?P<text>: .*)?$", re.MULTILINE)
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class AttemptReports(Protocol):

@@ -9,13 +9,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors.text import without_controls
 from deferred_middleware.server.admin.server_file import RunningServer
 from deferred_middleware.server.config.served import ServeConfig
 from deferred_middleware.wire.protocol import is_loopback
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def print_line(text: str) -> None:

@@ -14,8 +14,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import Final
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 256 << 20
 """Longest frame. The SDK's own limit is 32 MB for a request; an answer may be longer."""

@@ -24,7 +24,7 @@ import struct
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
 from google.appengine.datastore import datastore_pb, datastore_stub_util
@@ -38,7 +38,7 @@ from deferred_middleware.server.api.sdk_datastore import RecordingDatastoreStub,
 from deferred_middleware.server.store.files import FileGoneError
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 DATASTORE_FILE = "datastore.sqlite"
 """Name of the datastore's file in the data directory."""

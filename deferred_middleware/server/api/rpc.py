@@ -15,7 +15,7 @@ import functools
 import hmac
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
 from google.appengine.runtime import apiproxy_errors
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     MessageTypes = tuple[type[Message], type[Message]]
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _MEMCACHE_METHODS = {
     # method: the stem of its messages' names

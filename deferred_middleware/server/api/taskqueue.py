@@ -55,7 +55,7 @@ class TaskQueueService(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the 
         tasks = TaskMethods(context)
         queue_methods = QueueMethods(context)
         leases = LeaseMethods(context)
-        self.transactions = DatastoreTransactions(context, adding)
+        self.transactions: DatastoreTransactions = DatastoreTransactions(context, adding)
         self._methods: dict[str, Callable[[Any, Any], None]] = {
             "Add": adding.add,
             "BulkAdd": adding.bulk_add,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from google.appengine.api import api_base_pb2, apiproxy_stub_map
 from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as taskqueue_pb
@@ -26,7 +26,7 @@ from deferred_middleware.server.api.taskqueue_messages import (
 from deferred_middleware.server.store.records import AddResult, NewTask
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _RESULT_CODES = {
     "added": Code.OK,

@@ -6,17 +6,17 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.taskqueue_messages import Code, application_error, is_pull, text
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory
-from deferred_middleware.server.store.disk_reserve import StoreFullError
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep.disk_reserve import StoreFullError
 from deferred_middleware.server.store.writer import StoreStoppedError
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

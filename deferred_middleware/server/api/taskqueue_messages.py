@@ -17,8 +17,8 @@ from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.store.records import PULL, AttemptRecord, NewTask, RetryPolicy, StoredTask
 from deferred_middleware.wire import protocol
 
-Code = taskqueue_pb.TaskQueueServiceError
-PULL_MODE = taskqueue_pb.TaskQueueMode.PULL
+Code: Any = taskqueue_pb.TaskQueueServiceError
+PULL_MODE: Any = taskqueue_pb.TaskQueueMode.PULL
 
 _MAX_ETA_USEC = protocol.MAX_ETA_DAYS * 24 * 3600 * 1_000_000
 _URL_PATTERN = re.compile(r"/[!-~]*")

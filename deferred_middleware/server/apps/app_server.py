@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 STOP_GRACE_SECONDS = 5.0
 """How long running requests may go on after SIGTERM."""
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 1 << 30  # as by default in waitress
 _CONNECTION_LIMIT = 1000

@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import watchfiles
 
@@ -33,7 +34,7 @@ _NO_CODE = {*watchfiles.DefaultFilter.ignore_dirs, "site-packages"}
 # Files that editors and checkers put beside a file. vim creates and removes 4913.
 _TEMPORARY = re.compile("|".join([*watchfiles.DefaultFilter.ignore_entity_patterns, r"^\.", "^4913$", r"\.tmp$"]))
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 # It logs the number of changes, also of other files.
 logging.getLogger("watchfiles").setLevel(logging.WARNING)
 

@@ -13,12 +13,13 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
+from typing import Final
 
 _VARIABLE = "PYTHONBREAKPOINT"
 # The values that mean the debugger of the standard library, which reads from standard input.
 _READS_STANDARD_INPUT = ("", "pdb.set_trace")
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def is_at_terminal() -> bool:

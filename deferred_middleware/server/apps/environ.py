@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE
@@ -45,7 +46,7 @@ _DEPLOYMENT_ID = "1"
 # (https://cloud.google.com/appengine/docs/standard#instance_classes).
 _MEMORY_MB = "384"
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def base_environ(environ: Mapping[str, str], *, secret_key: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from deferred_middleware.server.apps.app_server import STOP_GRACE_SECONDS
 from deferred_middleware.server.apps.error_page import ErrorPage, serving_error_page
@@ -50,7 +50,7 @@ MAX_PAUSE_SECONDS = 10.0
 _SETTLED_SECONDS = 10.0
 _KILL_AFTER_SECONDS = STOP_GRACE_SECONDS + 3.0
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.apps import entry
@@ -32,7 +33,7 @@ from deferred_middleware.server.delivery.channel_socket import ChannelSocket
 # realpath, because Python puts the real directory of a script on its path.
 _SCRIPT = os.path.realpath(entry.__file__)
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 def peek_status(process: subprocess.Popen[bytes]) -> int:
@@ -126,7 +127,7 @@ class SpawnedApp:
             self._terminal_fd,
         )
         try:
-            self.process = subprocess.Popen(
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, _SCRIPT],
                 stdin=subprocess.PIPE,
                 env=dict(config.environ),

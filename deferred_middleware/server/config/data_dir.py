@@ -152,7 +152,7 @@ class SigningKeyFile:
             if not os.path.lexists(self._path):
                 with replacing(self._path, mode=_KEY_MODE) as stream:
                     stream.write(f"{secrets.token_urlsafe(_KEY_BYTES)}\n".encode())
-            self.text = self._read()
+            self.text: str = self._read()
         except OSError as error:
             raise ServerError(f"{self._path} can't be used: {error.strerror}.") from error
 

@@ -21,7 +21,7 @@ import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from google.appengine.api import queueinfo, yaml_errors
 
@@ -45,7 +45,7 @@ from deferred_middleware.server.config.yaml_files import (
 from deferred_middleware.server.store.records import RetryPolicy
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 FILE_NAMES = ("queue.yaml", "queue.yml")
 """The possible names of the file, in the order in which they are tried."""

@@ -19,7 +19,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from deferred_middleware.server.store.records import RetryPolicy
 
@@ -72,7 +72,7 @@ On the platform, it starts 5 tasks per second. Here, it starts tasks as fast as 
 developer's machine needs no limit. If ``queue.yaml`` lists ``default``, its entry counts.
 """
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class QueueRegistry(Mapping[str, QueueConfig]):

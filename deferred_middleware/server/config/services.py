@@ -41,7 +41,7 @@ class UnknownServiceError(DeferredError, LookupError):
 
     def __init__(self, target: str, known: Sequence[str]) -> None:
         self.target = target
-        self.known = tuple(known)
+        self.known: tuple[str, ...] = tuple(known)
         super().__init__(
             f"No service answers to {target!r}; served here: {', '.join(self.known) or 'none'}. "
             "Start it with --service, or correct the task's target."

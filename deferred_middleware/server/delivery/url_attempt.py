@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.delivery.attempt_result import AttemptResult
@@ -27,7 +27,7 @@ from deferred_middleware.server.delivery.http_attempt import read_to_end
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 USER_AGENT = "Google-Cloud-Tasks"
 HEADER_PREFIX = "X-CloudTasks-"

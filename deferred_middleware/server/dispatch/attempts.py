@@ -9,6 +9,7 @@ from __future__ import annotations
 import http
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.admin.task_lines import AttemptReports
@@ -23,7 +24,7 @@ from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.server.store.store import TaskStore
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 
 class AttemptRunner:

@@ -13,8 +13,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 JUMP_SECONDS = 1.0
 

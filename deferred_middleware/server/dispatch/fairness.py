@@ -126,6 +126,8 @@ class ServiceSlots:
             number = min(max(fair, left), slots - others_slow)
             if not own.assigned and others_slow < self._concurrency:
                 number = max(1, number)
+            # If the others leave it no slot, it is to ask for tasks when it has none left.
+            number = max(0, number)
             own.refill_below = number
             if ahead and not own.is_slow:
                 number *= own.factor

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError
@@ -18,7 +19,7 @@ from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.queue_limits import QueueLimits
 from deferred_middleware.server.store.records import HTTP_TARGET, Lane, TaskSummary
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 class Destinations:

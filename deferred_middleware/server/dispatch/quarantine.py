@@ -14,11 +14,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 DEATHS = 3
 """How many attempts in a row of one task may end with the death of the process."""

@@ -15,6 +15,7 @@ import functools
 import logging
 import threading
 from concurrent.futures import Future
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.dispatch.clock import WatchedClock
@@ -22,7 +23,7 @@ from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import Completion
 from deferred_middleware.server.store.store import TaskStore
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _NOTHING_TO_RETRY_SECONDS = 3600.0

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -32,7 +33,7 @@ from deferred_middleware.server.dispatch.worker import Links, ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask, Lane
 from deferred_middleware.server.store.store import TaskStore
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 # Somebody may set the wall clock forward while nothing is due, so it is read this often.
 _MAX_WAIT_SECONDS = 30.0
@@ -183,7 +184,7 @@ class Scheduler:
                 pause_seconds = min(_MAX_ERROR_PAUSE_SECONDS, 2 * pause_seconds)
 
     def _claim_for(self, worker: ServiceWorker, due: dict[str, list[Lane]], found: Round, now_usec: int) -> bool:
-        """Claim due tasks for one service, and assign them; return whether there were any."""
+        """Claim due tasks for one service, and assign them; return whether to look again at once."""
         worker.slots.more_is_due(bool(due))
         claims = self._planner.claims(due, worker.slots, found.allowed) if due else {}
         if not claims:
@@ -191,7 +192,8 @@ class Scheduler:
         tasks = self._store.claim(claims, now_usec)
         self._count_claimed(tasks)
         worker.assign(tasks)
-        return bool(tasks)
+        # Even if there were none: what was due may have been deleted meanwhile, and it hid the lane's next ETA.
+        return True
 
     def _claim_forced(self) -> None:
         """Claim tasks that people want to run now."""

@@ -12,8 +12,24 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-Tally = Counter[tuple[str, str]]
-"""By how much a transaction changes the number of tasks, for each queue and state."""
+
+class Tally(Counter[tuple[str, str]]):
+    """By how much a transaction changes the number of tasks, for each queue and state, and which claims it ends.
+
+    Attributes:
+        ended: The IDs of tasks whose claims end with the commit, if they have any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[int] = []
+
+    def merge(self, other: Tally) -> None:
+        """Add what another part of the transaction has changed."""
+        for key, number in other.items():
+            self[key] += number
+        self.ended += other.ended
+
 
 EXECUTED = "executed"
 """Stands in a tally in place of a state, for tasks that were run or leased."""
@@ -35,9 +51,9 @@ class TaskCounts:
         self._monotonic = monotonic
         # Guards the two dictionaries. The thread that has committed changes them; any thread reads them.
         self._lock = threading.Lock()
-        self._numbers: Tally = Counter({(queue, state): number for queue, state, number in rows})
+        self._numbers: Counter[tuple[str, str]] = Counter({(queue, state): number for queue, state, number in rows})
         # Only the thread that writes changes and reads it.
-        self.stored_tasks = sum(self._numbers.values())
+        self.stored_tasks: int = sum(self._numbers.values())
         # For each queue, the seconds in which tasks were executed, each with their number, the latest second last.
         self._executed: dict[str, deque[list[int]]] = {}
 
@@ -58,7 +74,7 @@ class TaskCounts:
                     self._numbers[key] += number
                     self.stored_tasks += number
 
-    def numbers(self) -> Tally:
+    def numbers(self) -> Counter[tuple[str, str]]:
         """Return the number of tasks for each queue and state that has any."""
         with self._lock:
             return Counter({key: number for key, number in self._numbers.items() if number})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import secrets
@@ -10,28 +11,30 @@ import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
-from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.statistics.earlier_failures import create_functions
 from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.claim_record import ClaimRecord, read_claims
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
+from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -164,7 +167,9 @@ class Database:
         reader: Serves people and the taskqueue API.
         counters: The figures of what happens, which the writer writes.
         lanes_reader: Serves the scheduler, which must not wait for slow reads of others.
-        counts: The numbers of tasks.
+        counts: The numbers of tasks. In them, claimed tasks are ready.
+        claims: The claimed tasks.
+        next_id: Returns an ID for a new task, which this process has not returned before. For operations.
         retention: How long finished tasks are kept.
         steady_clock: The time by which names are blocked.
         choose_name: Returns a name for a task that has none.
@@ -185,20 +190,26 @@ class Database:
         # The lock is on a file of its own: closing any descriptor of a SQLite database drops the locks that SQLite
         # itself has on it.
         self._lock = FileLock(path.with_name(path.name + ".lock"))
+        claims_path = path.with_name(path.name + ".claimed")
         try:
             found = check_files(path, open_reader)
             connection = open_writer(path)
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"))
                 try:
-                    self._make_running_ready(connection)
+                    self._make_running_ready(connection, claims_path)
                 except sqlite3.OperationalError as error:
                     if not is_disk_full(error) or not reserve.free():
                         raise
-                    self._make_running_ready(connection)
-                self.counts = TaskCounts(connection)
-                self.counters = SpanCounters(connection, self.now_usec)
-                self.steady_clock = SteadyClock(
+                    self._make_running_ready(connection, claims_path)
+                self._claim_record = ClaimRecord(claims_path)
+                self.claims: Claims = Claims(self._claim_record)
+                # A late result finds no other task, because no ID is used twice while a claim may hold.
+                (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()
+                self.next_id: Callable[[], int] = itertools.count(newest + 1).__next__
+                self.counts: TaskCounts = TaskCounts(connection)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
                     wall_usec=self.now_usec(),
@@ -212,8 +223,8 @@ class Database:
                 )
                 if found.report(connection, self.counts.stored_tasks):
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader = Reader(path)
-                self.lanes_reader = Reader(path)
+                self.reader: Reader = Reader(path)
+                self.lanes_reader: Reader = Reader(path)
             except BaseException:
                 connection.close()
                 raise
@@ -221,18 +232,19 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer = GroupCommitWriter(
+        self.writer: GroupCommitWriter = GroupCommitWriter(
             connection,
             self.counts,
+            self.claims,
             self.counters,
             reserve,
             self._stamps,
             check_files=files.check,
             on_failure=on_failure,
         )
-        self.shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
-        self.choose_name = NameChooser(self.now_usec)
+        self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.
         self._is_closed = False
 
@@ -248,6 +260,7 @@ class Database:
         self.lanes_reader.close()
         self.writer.close()
         self._stamps.close()
+        self._claim_record.close()
         self._lock.release()
 
     def now_usec(self) -> int:
@@ -282,13 +295,14 @@ class Database:
             return 0
         return self.writer.submit(lambda connection, _tally: free_some(connection), durable=False).result()
 
-    def _make_running_ready(self, connection: sqlite3.Connection) -> None:
+    def _make_running_ready(self, connection: sqlite3.Connection, claims_path: Path) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
+            interrupted = self._make_claimed_due(connection, claims_path)
             queues = connection.execute("SELECT queue FROM counts WHERE state = 'running' AND number <> 0").fetchall()
-            tally: Tally = Tally()
+            tally = Tally()
             for (queue,) in queues:
-                # They were due when they were claimed. If the clock was set back since, they are still due.
+                # Versions before 5 wrote claims into the database.
                 number = connection.execute(
                     "UPDATE tasks SET state = 'ready', claim_token = NULL, eta_usec = min(eta_usec, ?)"
                     " WHERE queue = ? AND state = 'running'",
@@ -301,8 +315,21 @@ class Database:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-        interrupted = sum(number for (_queue, state), number in tally.items() if state == "ready")
+        interrupted += sum(number for (_queue, state), number in tally.items() if state == "ready")
         if interrupted:
             logger.warning(
                 "Interrupted tasks that run again: %d (the last server ended during their attempts)", interrupted
             )
+
+    def _make_claimed_due(self, connection: sqlite3.Connection, claims_path: Path) -> int:
+        """Make the tasks due that the last server had claimed; return how many there are.
+
+        They were due when they were claimed. If the clock was set back since, they are still due.
+        """
+        return sum(
+            connection.execute(
+                "UPDATE tasks SET eta_usec = min(eta_usec, ?) WHERE id = ? AND retry_count = ? AND state = 'ready'",
+                (self.now_usec(), task_id, retry_count),
+            ).rowcount
+            for task_id, retry_count in read_claims(claims_path)
+        )

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import sqlite3
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import EXECUTED, Tally
@@ -22,7 +22,7 @@ from deferred_middleware.server.store.statistics import failures
 from deferred_middleware.server.store.statistics.statistics import TaskStatistics
 from deferred_middleware.server.store.statistics.traceback_text import FailureSite
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _WAITING = "FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ?"
 OLDEST = f"SELECT id {_WAITING} AND eta_usec <= ? ORDER BY eta_usec, id LIMIT ?"

@@ -6,6 +6,7 @@ Numbers of tasks come from the counts that the store keeps. Only :meth:`TaskQuer
 from __future__ import annotations
 
 import dataclasses
+import json
 import sqlite3
 import urllib.parse
 from collections.abc import Sequence
@@ -35,7 +36,11 @@ NEXT_TARGET = f"""
 NEXT_QUEUE = f"""
     SELECT queue, target, eta_usec FROM tasks
     WHERE {_READY} AND queue > ? ORDER BY queue, target, eta_usec LIMIT 1"""
-OLDEST_RUNNING = "SELECT min(eta_usec) FROM tasks WHERE queue = ? AND state = 'running'"
+# The same for one lane, if tasks of it are claimed.
+NEXT_UNCLAIMED = f"""
+    SELECT eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ?
+        AND id NOT IN (SELECT value FROM json_each(?))
+    ORDER BY eta_usec, id LIMIT 1"""
 OLDEST_LEASABLE = """
     SELECT eta_usec FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ? ORDER BY eta_usec, id LIMIT 1"""
 _TARGETS = f"SELECT target FROM tasks WHERE {_READY} AND queue = ?"
@@ -49,14 +54,12 @@ _LATER = f"""
         SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
         ORDER BY eta_usec LIMIT ?)"""
 _NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
+_NEWEST_CLAIMED = "FROM tasks WHERE id IN (SELECT value FROM json_each(?)) AND id < ? ORDER BY id DESC LIMIT ?"
 _NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
 _UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
-# One statement, because a task may change its state between two. Each part reads the index in order.
-_LISTED = " UNION ALL ".join(
-    f"SELECT * FROM ({rows.SELECT_TASK} WHERE queue = :queue AND state = '{state}' AND id > :after"
-    " AND method <> 'PULL' ORDER BY id LIMIT :limit)"
-    for state in ("ready", "running")
-)
+_LISTED = f"""
+    {rows.SELECT_TASK} WHERE queue = :queue AND state = 'ready' AND id > :after AND method <> 'PULL'
+    ORDER BY id LIMIT :limit"""
 _ATTEMPT_FIELDS = [field.name for field in dataclasses.fields(AttemptRecord)]
 _ATTEMPTS = f"SELECT {', '.join(_ATTEMPT_FIELDS)} FROM attempts WHERE task_id = ? ORDER BY number"
 
@@ -94,6 +97,8 @@ class TaskQueries:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # In the database, claimed tasks are ready like others.
+        self._claims = database.claims
 
     # One task.
 
@@ -108,6 +113,8 @@ class TaskQueries:
     def attempts(self, task_id: int) -> list[AttemptRecord]:
         """Return the attempts of a task that are kept, oldest first."""
         found = self._database.read(_ATTEMPTS, (task_id,))
+        if not found:
+            return [rows.first_success(row) for row in self._database.read(rows.FIRST_SUCCESS, (task_id,))]
         return [AttemptRecord(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in found]
 
     def is_blocked(self, queue: str, name: str) -> bool:
@@ -141,7 +148,9 @@ class TaskQueries:
             state = "ready"
         before = _NO_ID_ABOVE if before_id is None else before_id
         lists: list[tuple[str, tuple[str, ...]]]
-        if queue is None and state is None:
+        if state == "running":
+            lists = [(_NEWEST_CLAIMED, (json.dumps(self._claims.ids(queue)),))]
+        elif queue is None and state is None:
             lists = [(_NEWEST_OF_ALL, ())]
         else:
             # One list for each queue and state. The index has each of them in order, so their heads are the newest.
@@ -161,8 +170,12 @@ class TaskQueries:
             )
             parameters.append(self._database.now_usec())
         if not conditions:
-            return self._page(lists, before, limit)
-        return self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
+            page = self._page(lists, before, limit)
+        else:
+            page = self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
+        tasks = (self._claims.as_it_stands(task) for task in page.tasks)
+        # A task may be claimed, or get its result, between two of these reads.
+        return dataclasses.replace(page, tasks=tuple(task for task in tasks if state in (None, task.state)))
 
     def unfinished(
         self, queue: str, *, from_name: str = "", from_eta_usec: int | None = None, limit: int = 100
@@ -176,16 +189,16 @@ class TaskQueries:
         else:
             sql = f"{_UNFINISHED} AND (eta_usec, name) >= (?, ?) ORDER BY eta_usec, name LIMIT ?"
             parameters = [queue, from_eta_usec, from_name, limit]
-        return [rows.stored_task(row) for row in self._database.read(sql, parameters)]
+        return [self._claims.as_it_stands(rows.stored_task(row)) for row in self._database.read(sql, parameters)]
 
     def version(self) -> int:
-        """Return a number that is another one after each change of the database."""
-        return int(self._database.read("PRAGMA data_version")[0][0])
+        """Return a number that is another one after each change of the database or of the claims."""
+        return int(self._database.read("PRAGMA data_version")[0][0]) + (self._claims.changes << 32)
 
     def listed(self, queue: str, *, after_id: int = 0, limit: int = 100) -> list[StoredTask]:
         """Return unfinished push tasks of a queue, the oldest first, beginning after ``after_id``."""
         found = self._database.read(_LISTED, {"queue": queue, "after": after_id, "limit": limit})
-        return sorted((rows.stored_task(row) for row in found), key=lambda task: task.id)[:limit]
+        return [self._claims.as_it_stands(rows.stored_task(row)) for row in found]
 
     def newest_created_usec(self) -> int | None:
         """Return when the last task was added, None if there is no task."""
@@ -196,21 +209,35 @@ class TaskQueries:
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Return, for each queue that has tasks, how many are in each state."""
+        numbers = self._database.counts.numbers()
+        for queue, claimed in self._claims.numbers().items():
+            # The claims are read a moment later than the counts.
+            running = min(claimed, numbers[queue, "ready"])
+            numbers[queue, "ready"] -= running
+            numbers[queue, "running"] += running
         counts: dict[str, dict[State, int]] = {}
-        for (queue, state), number in self._database.counts.numbers().items():
-            counts.setdefault(queue, {})[state] = number  # type: ignore[index] # the schema checks it
+        for (queue, state), number in numbers.items():
+            if number:
+                counts.setdefault(queue, {})[state] = number  # type: ignore[index] # the schema checks it
         return counts
 
     def lanes(self) -> list[tuple[Lane, int]]:
-        """Return each lane that has ready tasks, with the earliest ETA among them."""
+        """Return each lane that has ready tasks that aren't claimed, with the earliest ETA among them."""
         read = self._database.lanes_reader.read
         lanes: list[tuple[Lane, int]] = []
+        # Before the reads: a claim that ends meanwhile would show a task that is ready in what is read, and finished.
+        taken = self._claims.taken_by_lane()
         # Each search finds the next lane in the index, so the cost depends on the number of lanes and not on the number
         # of tasks. A queue's name is never empty, so all of them come after "".
         found = read(NEXT_QUEUE, ("",))
         while found:
             queue, target, eta_usec = found[0]
-            lanes.append((Lane(queue, target), eta_usec))
+            lane = Lane(queue, target)
+            if lane in taken:
+                unclaimed = read(NEXT_UNCLAIMED, (queue, target, json.dumps(taken[lane])))
+                lanes += [(lane, row[0]) for row in unclaimed]
+            else:
+                lanes.append((lane, eta_usec))
             found = read(NEXT_TARGET, (queue, target)) or read(NEXT_QUEUE, (queue,))
         return lanes
 
@@ -222,13 +249,14 @@ class TaskQueries:
         """Return how a queue stands; the queue may be unknown."""
         etas = [eta_usec for lane, eta_usec in self.lanes() if lane.queue == queue]
         etas += [row[0] for row in self._database.read(OLDEST_LEASABLE, (queue,))]
-        etas += [row[0] for row in self._database.read(OLDEST_RUNNING, (queue,)) if row[0] is not None]
+        oldest_claimed = self._claims.oldest_eta_usec(queue)
+        etas += [] if oldest_claimed is None else [oldest_claimed]
         counts = self._database.counts
         minute, hour = counts.executed(queue)
         return QueueStatistics(
             tasks=counts.of(queue, "ready", "running"),
             oldest_eta_usec=min(etas, default=None),
-            in_flight=counts.of(queue, "running"),
+            in_flight=self._claims.numbers()[queue],
             executed_last_minute=minute,
             executed_last_hour=hour,
         )
@@ -243,7 +271,7 @@ class TaskQueries:
         while found:
             target = found[0][0]
             lane = (queue, target, now_usec, MOST_COUNTED)
-            due += read(_DUE, lane)[0][0]
+            due += max(0, read(_DUE, lane)[0][0] - len(self._claims.taken_in(Lane(queue, target))))
             number, retried, eta_usec = read(_LATER, lane)[0]
             later += number
             retrying += retried or 0
@@ -254,7 +282,7 @@ class TaskQueries:
 
     def _task(self, where: str, parameters: Sequence[Any]) -> StoredTask | None:
         found = self._database.read(f"{rows.SELECT_TASK} WHERE {where}", parameters)
-        return rows.stored_task(found[0]) if found else None
+        return self._claims.as_it_stands(rows.stored_task(found[0])) if found else None
 
     def _page(self, lists: Sequence[tuple[str, tuple[str, ...]]], before: int, limit: int) -> TaskPage:
         found = [

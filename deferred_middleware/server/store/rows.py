@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.records import (
@@ -34,19 +34,24 @@ TASK_COLUMNS = (
 )
 CLAIMED_COLUMNS = (
     f"{TASK_COLUMNS}, (SELECT headers FROM payloads WHERE task_id = tasks.id),"
-    " (SELECT body FROM payloads WHERE task_id = tasks.id), (SELECT origin FROM payloads WHERE task_id = tasks.id)"
+    " (SELECT body FROM payloads WHERE task_id = tasks.id), (SELECT origin FROM payloads WHERE task_id = tasks.id),"
+    " user_named, attempts_before"
 )
+FIRST_SUCCESS = """
+    SELECT first_attempt_usec, first_duration_usec, previous_response, first_service, first_excerpt, eta_usec FROM tasks
+    WHERE id = ? AND first_service IS NOT NULL"""
 SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin FROM tasks JOIN payloads ON task_id = id"
 
 _INSERT_TASK = """
-    INSERT INTO tasks (queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
+    INSERT INTO tasks (id, queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
         dispatch_deadline_usec, tag)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# A result adds one to the number of attempts, so a second result of the same attempt finds no row.
 _COMPLETE = """
     UPDATE tasks SET state = ?, eta_usec = ?, first_attempt_usec = ?, finished_usec = ?, retry_count = ?,
-        execution_count = ?, previous_response = ?, retry_reason = ?, claim_token = NULL
-    WHERE id = ? AND state = 'running' AND claim_token = ?
-    RETURNING queue, name, user_named, attempts_before"""
+        execution_count = ?, previous_response = ?, retry_reason = ?, forced = 0, first_duration_usec = ?,
+        first_service = ?, first_excerpt = ?
+    WHERE id = ? AND state = 'ready' AND retry_count = ?"""
 _INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BY_NAME = "SELECT state, user_named FROM tasks WHERE queue = ? AND name = ?"
 _TOMBSTONE = "SELECT 1 FROM tombstones WHERE queue = ? AND name = ? AND expires_usec > ?"
@@ -58,31 +63,24 @@ _STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body", "origin"]
 _decode_json = json.JSONDecoder().raw_decode
 
 
-class CompletedRow(NamedTuple):
-    """The task whose attempt was completed."""
-
-    queue: str
-    name: str
-    user_named: int
-    attempts_before: int
-
-
 # Tasks and attempts.
 
 
 def insert(
     connection: sqlite3.Connection,
     task: NewTask,
+    task_id: int,
     name: str,
     now_usec: int,
     *,
     user_named: bool,
     transaction: str | None = None,
 ) -> None:
-    """Insert a new task called ``name``. With ``transaction`` it is staged until that transaction is committed."""
-    cursor = connection.execute(
+    """Insert a new task. With ``transaction`` it is staged until that transaction is committed."""
+    connection.execute(
         _INSERT_TASK,
         (
+            task_id,
             task.queue,
             name,
             user_named,
@@ -99,28 +97,63 @@ def insert(
         ),
     )
     origin = None if task.origin is None else json.dumps(dataclasses.asdict(task.origin))
-    payload = (cursor.lastrowid, json.dumps(task.headers), task.body, origin)
+    payload = (task_id, json.dumps(task.headers), task.body, origin)
     connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", payload)
 
 
-def complete(connection: sqlite3.Connection, completion: Completion) -> CompletedRow | None:
-    """Write the result of an attempt; return its task, or None if the claim is no longer valid."""
-    found = connection.execute(
-        _COMPLETE,
-        (
-            completion.state,
-            completion.eta_usec,
-            completion.first_attempt_usec,
-            completion.finished_usec,
-            completion.retry_count,
-            completion.execution_count,
-            completion.previous_response,
-            completion.retry_reason,
-            completion.task_id,
-            completion.claim_token,
-        ),
-    ).fetchall()
-    return CompletedRow(*found[0]) if found else None
+def complete(connection: sqlite3.Connection, completion: Completion) -> bool:
+    """Write the result of an attempt; return whether the task was there and had no result of this attempt."""
+    attempt = completion.attempt
+    in_row = is_first_success(completion)
+    return bool(
+        connection.execute(
+            _COMPLETE,
+            (
+                completion.state,
+                completion.eta_usec,
+                completion.first_attempt_usec,
+                completion.finished_usec,
+                completion.retry_count,
+                completion.execution_count,
+                completion.previous_response,
+                completion.retry_reason,
+                attempt.duration_usec if in_row else None,
+                attempt.service if in_row else None,
+                attempt.excerpt if in_row else None,
+                completion.task_id,
+                completion.retry_count - 1,
+            ),
+        ).rowcount
+    )
+
+
+def is_first_success(completion: Completion) -> bool:
+    """Return whether the row of the task itself has room for the attempt, because there is no other."""
+    attempt = completion.attempt
+    return (
+        completion.state == "succeeded"
+        and completion.retry_count == 1
+        and attempt.number == 1
+        and attempt.reason is None
+        and attempt.status == completion.previous_response
+        and attempt.started_usec == completion.first_attempt_usec
+        and attempt.scheduled_usec == completion.eta_usec
+    )
+
+
+def first_success(row: Sequence[Any]) -> AttemptRecord:
+    """Return the only attempt of a task that succeeded at once, of a row of :data:`FIRST_SUCCESS`."""
+    started_usec, duration_usec, status, service, excerpt, eta_usec = row
+    return AttemptRecord(
+        number=1,
+        started_usec=started_usec,
+        duration_usec=duration_usec,
+        status=status,
+        reason=None,
+        service=service,
+        excerpt=excerpt,
+        scheduled_usec=eta_usec,
+    )
 
 
 def insert_attempts(connection: sqlite3.Connection, attempts: Iterable[tuple[int, int, AttemptRecord]]) -> None:
@@ -160,10 +193,11 @@ def delete(
     """
     unfinished = f"{where} AND finished_usec IS NULL"
     block_names_of(connection, unfinished, parameters, blocked_until_usec, all_names=block_all_names)
-    gone = connection.execute(f"DELETE FROM tasks WHERE {where} RETURNING queue, state", parameters).fetchall()
-    for key, number in Counter(gone).items():
+    gone = connection.execute(f"DELETE FROM tasks WHERE {where} RETURNING id, queue, state", parameters).fetchall()
+    for key, number in Counter((queue, state) for _id, queue, state in gone).items():
         if key[1] != "held":
             tally[key] -= number
+    tally.ended += [row[0] for row in gone]
     return len(gone)
 
 
@@ -179,7 +213,8 @@ def stored_task(row: Sequence[Any]) -> StoredTask:
 
 def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
     """Return the task of a row of :data:`CLAIMED_COLUMNS`, claimed with ``token``."""
-    fields = _stored_fields(row)
+    fields = _stored_fields(row[:-2])
+    fields["state"] = "running"
     fields["claim_token"] = token
     task = ClaimedTask.__new__(ClaimedTask)
     # __init__ of a frozen class sets each field by a call, which takes longer than the rest of a claim.

@@ -1,4 +1,4 @@
--- The local server's task store, version 4. Times are microseconds since the epoch, durations microseconds.
+-- The local server's task store, version 5. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
 -- One row for each task, finished ones included. The row changes at every attempt, so it is kept small: if one column
@@ -8,6 +8,7 @@ CREATE TABLE tasks (
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
     user_named INTEGER NOT NULL,            -- 1: the app chose the name, so it stays blocked afterwards
+    -- Claims are kept in memory, so a task that is running is 'ready' here. Versions before 5 wrote 'running'.
     state TEXT NOT NULL CHECK (state IN ('held', 'ready', 'running', 'succeeded', 'failed')),
     eta_usec INTEGER NOT NULL,              -- of a leased pull task: when the lease ends
     created_usec INTEGER NOT NULL,
@@ -22,12 +23,16 @@ CREATE TABLE tasks (
     execution_count INTEGER NOT NULL DEFAULT 0,
     previous_response INTEGER,              -- 0: the last attempt got no response
     retry_reason TEXT,
-    claim_token INTEGER,                    -- fences the result of an attempt; set while running
+    claim_token INTEGER,                    -- of versions before 5
     tag TEXT,                               -- of a pull task
     attempts_before INTEGER NOT NULL DEFAULT 0, -- attempts made before a person retried the dead letter
     forced INTEGER NOT NULL DEFAULT 0,      -- 1: a person wants it run now, whatever the pause and rate of its queue
     hold TEXT,                              -- of a staged task, whose state is 'held': its transaction
-    failure INTEGER                         -- how its last attempt failed, see the table failures; NULL: it did not
+    failure INTEGER,                        -- how its last attempt failed, see the table failures; NULL: it did not
+    -- Of a task that succeeded at its first attempt: the attempt, which has no row in the table attempts.
+    first_duration_usec INTEGER,
+    first_service TEXT,
+    first_excerpt BLOB
 );
 
 -- Not unique, because finished tasks may have the name of a later one. The store looks for the name before it adds.
@@ -179,5 +184,5 @@ CREATE TABLE slowest_attempts (
     PRIMARY KEY (function, day_usec, task_id, number)
 ) WITHOUT ROWID;
 
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 COMMIT;

@@ -4,24 +4,26 @@ All changes go through one thread, which commits together what callers submit at
 (:mod:`~deferred_middleware.server.store.writer`). When a method that adds tasks or writes results returns, the change
 is on disk. Reads use connections that can't write.
 
-A task is claimed before it is run. Its result is written only with the token of the claim. If the task was released,
-deleted or claimed again in the meantime, the late result changes nothing. After a crash, exactly the tasks that were
-claimed run again.
+A task is claimed before it is run, in memory (:mod:`~deferred_middleware.server.store.claims`). Its result is written
+only while the claim holds. If the task was released, deleted or claimed again in the meantime, the late result changes
+nothing. After a crash, the tasks without a stored result are due; of these, only those that were claimed can have run.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
+from deferred_middleware.server.store.claims import Claim, TakenIn
 from deferred_middleware.server.store.counts import EXECUTED, Tally
 from deferred_middleware.server.store.database import BATCH, Database
 from deferred_middleware.server.store.leases import PullLeases
@@ -45,27 +47,23 @@ from deferred_middleware.server.store.statistics.statistics import TaskStatistic
 from deferred_middleware.server.store.transactional import TransactionalTasks
 from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
 _RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
-_CLAIM = f"""
-    UPDATE tasks SET state = 'running', claim_token = ?, forced = 0 WHERE id IN (
-        SELECT id FROM tasks
-        WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target = ? AND eta_usec <= ?
-        ORDER BY eta_usec, id LIMIT ?)
-    RETURNING {rows.CLAIMED_COLUMNS}"""
-_CLAIM_FORCED = f"""
-    UPDATE tasks SET state = 'running', claim_token = ?, forced = 0 WHERE id IN (
-        SELECT id FROM tasks WHERE forced = 1 AND state = 'ready' ORDER BY id LIMIT ?)
-    RETURNING {rows.CLAIMED_COLUMNS}"""
+_CLAIMABLE = f"""
+    SELECT {rows.CLAIMED_COLUMNS} FROM tasks
+    WHERE state = 'ready' AND method <> 'PULL' AND queue = ? AND target = ? AND eta_usec <= ?
+        AND id NOT IN (SELECT value FROM json_each(?))
+    ORDER BY eta_usec, id LIMIT ?"""
+_CLAIMABLE_FORCED = f"""
+    SELECT {rows.CLAIMED_COLUMNS} FROM tasks
+    WHERE forced = 1 AND state = 'ready' AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"""
 _FORCE = """
     UPDATE tasks SET forced = 1, eta_usec = min(eta_usec, ?)
     WHERE id = ? AND state = 'ready' AND method <> 'PULL'"""
-_RELEASE = """
-    UPDATE tasks SET state = 'ready', claim_token = NULL WHERE id = ? AND state = 'running' AND claim_token = ?"""
 # The ETA of a retried or leased task is the end of a span of time. A task whose own ETA was reached is due.
 _SHIFT_ETAS = """
     UPDATE tasks SET eta_usec = eta_usec + :by WHERE state = 'ready' AND (
@@ -88,8 +86,8 @@ class TaskStore:
 
     All methods may be called by any thread, and so may those of the five parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
-    :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full. If a method raises, it
-    has changed nothing.
+    :class:`~deferred_middleware.server.store.upkeep.disk_reserve.StoreFullError` if the disk is full. If a method
+    raises, it has changed nothing.
 
     Attributes:
         queries: Finds tasks and numbers of tasks.
@@ -113,17 +111,18 @@ class TaskStore:
         self._retention = retention or Retention()
         self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention, on_failure=on_failure)
         self._writer = self._database.writer
+        self._claims = self._database.claims
         self._pruner = _HistoryPruner(self._database)
-        # Written by the thread that commits, read by any. True at first: an earlier server may have ended before it
+        # Any thread sets it, the one that claims clears it. True at first: an earlier server may have ended before it
         # ran a task that a person wanted run.
         self._forced_waiting = True
-        self.queries = TaskQueries(self._database)
-        self.operations = TaskOperations(self._database)
-        self.statistics = TaskStatistics(self._database)
-        self.failures = TaskFailures(self._database, self.operations.retry_row)
-        self.leases = PullLeases(self._database, self.statistics)
-        self.transactional = TransactionalTasks(self._database, self.statistics)
-        self.saved_queues = SavedQueues(self._database)
+        self.queries: TaskQueries = TaskQueries(self._database)
+        self.operations: TaskOperations = TaskOperations(self._database)
+        self.statistics: TaskStatistics = TaskStatistics(self._database)
+        self.failures: TaskFailures = TaskFailures(self._database, self.operations.retry_row)
+        self.leases: PullLeases = PullLeases(self._database, self.statistics)
+        self.transactional: TransactionalTasks = TransactionalTasks(self._database, self.statistics)
+        self.saved_queues: SavedQueues = SavedQueues(self._database)
 
     def close(self) -> None:
         """Commit what was submitted, close the file, and let another server open it. Further calls do nothing."""
@@ -161,32 +160,25 @@ class TaskStore:
     def claim(self, limits: Mapping[Lane, int], now_usec: int) -> list[ClaimedTask]:
         """Claim tasks that are due at ``now_usec``, at most the given number of each lane; return them by ETA."""
 
-        def operation(connection: sqlite3.Connection, tally: Tally) -> list[ClaimedTask]:
-            claimed = []
-            token = secrets.randbits(62)
+        def find(taken_in: TakenIn) -> list[Claim]:
+            read = self._database.lanes_reader.read
+            found = []
             for lane, limit in limits.items():
-                found = connection.execute(_CLAIM, (token, lane.queue, lane.target, now_usec, limit)).fetchall()
-                claimed += _claimed(tally, found, token)
-            claimed.sort(key=lambda task: (task.eta_usec, task.id))
-            return claimed
+                taken = json.dumps(taken_in(lane))
+                found += read(_CLAIMABLE, (lane.queue, lane.target, now_usec, taken, limit))
+            return _new_claims(found)
 
-        # If a power cut undoes a claim, the task is due again, as any claimed task is at the next start.
-        return self._writer.submit(operation, durable=False).result()
+        self._writer.check()
+        claimed = self._claims.claim(find)
+        claimed.sort(key=lambda task: (task.eta_usec, task.id))
+        return claimed
 
     def release(self, claimed: Iterable[ClaimedTask]) -> int:
         """Make claimed tasks ready again without an attempt; return how many of the claims were valid."""
-        keys = [(task.id, task.claim_token, task.queue) for task in claimed]
-
-        def operation(connection: sqlite3.Connection, tally: Tally) -> int:
-            released = 0
-            for task_id, token, queue in keys:
-                number = connection.execute(_RELEASE, (task_id, token)).rowcount
-                released += number
-                tally[queue, "running"] -= number
-                tally[queue, "ready"] += number
-            return released
-
-        return self._writer.submit(operation).result()
+        released = self._claims.release(claimed)
+        # One of them may have been forced.
+        self._forced_waiting = True
+        return released
 
     def complete(self, completions: Sequence[Completion]) -> list[bool]:
         """Write results of claimed tasks; return for each whether its claim was valid, so that it was written."""
@@ -212,22 +204,28 @@ class TaskStore:
         """
 
         def operation(connection: sqlite3.Connection, _tally: Tally) -> bool:
-            self._forced_waiting = True
+            if self._claims.is_claimed(task_id):
+                return False
             return bool(connection.execute(_FORCE, (self._database.now_usec(), task_id)).rowcount)
 
-        return self._writer.submit(operation).result()
+        forced = self._writer.submit(operation).result()
+        # After the commit, or else the scheduler could look too early.
+        self._forced_waiting = True
+        return forced
 
     def claim_forced(self, limit: int) -> list[ClaimedTask]:
         """Claim tasks that :meth:`force_run` was called for, of any queue and target, at most ``limit``."""
 
-        def operation(connection: sqlite3.Connection, tally: Tally) -> list[ClaimedTask]:
-            token = secrets.randbits(62)
-            found = connection.execute(_CLAIM_FORCED, (token, limit)).fetchall()
-            if len(found) < limit:
-                self._forced_waiting = False
-            return _claimed(tally, found, token)
+        def find(taken_in: TakenIn) -> list[Claim]:
+            # Before the search: if a task is forced during it, there may be another one.
+            self._forced_waiting = False
+            found = self._database.lanes_reader.read(_CLAIMABLE_FORCED, (json.dumps(taken_in(None)), limit))
+            if len(found) == limit:
+                self._forced_waiting = True
+            return _new_claims(found)
 
-        return self._writer.submit(operation, durable=False).result()
+        self._writer.check()
+        return self._claims.claim(find)
 
     def shift_etas(self, by_usec: int, before_usec: int, now_usec: int) -> int:
         """Adjust waiting tasks to a wall clock that was set by ``by_usec``, from ``before_usec`` to ``now_usec``.
@@ -252,7 +250,7 @@ class TaskStore:
         while task.name is None and self._is_taken(connection, task.queue, name):
             # The clock was set back, and a task that was added at this time before has the name.
             name = self._database.choose_name()
-        rows.insert(connection, task, name, now_usec, user_named=task.name is not None)
+        rows.insert(connection, task, self._database.next_id(), name, now_usec, user_named=task.name is not None)
         return AddResult(name=name, outcome="added")
 
     def _is_taken(self, connection: sqlite3.Connection, queue: str, name: str) -> bool:
@@ -281,33 +279,39 @@ class TaskStore:
         self, connection: sqlite3.Connection, tally: Tally, completions: Sequence[Completion]
     ) -> list[bool]:
         first, last = self._retention.first_attempts, self._retention.last_attempts
-        written: list[bool] = []
         attempts: list[tuple[int, int, AttemptRecord]] = []
         blocked: list[tuple[str, str, int]] = []
         excess: list[tuple[int, int, int]] = []
+        written: list[bool] = []
         with_failures: list[Completion] = []
         for completion in completions:
-            task = rows.complete(connection, completion)
-            written.append(task is not None)
-            if task is None:
+            claim = self._claims.get(completion.task_id, completion.claim_token)
+            if claim is None or not rows.complete(connection, completion):
+                written.append(False)
                 continue
-            number = task.attempts_before + completion.attempt.number
+            written.append(True)
+            task = claim.task
+            number = claim.attempts_before + completion.attempt.number
             if completion.failure is not None or number > 1:
                 with_failures.append(completion)
-            attempts.append((completion.task_id, number, completion.attempt))
+            if claim.attempts_before or not rows.is_first_success(completion):
+                attempts.append((task.id, number, completion.attempt))
             if number > first + last:
-                excess.append((completion.task_id, first, number - last))
-            if completion.finished_usec is not None and task.user_named:
-                until_usec = self._database.blocked_until_usec()
-                blocked.append((task.queue, task.name, until_usec))
-            tally[task.queue, "running"] -= 1
+                excess.append((task.id, first, number - last))
+            if completion.finished_usec is not None and claim.user_named:
+                blocked.append((task.queue, task.name, self._database.blocked_until_usec()))
+            tally[task.queue, "ready"] -= 1
             tally[task.queue, completion.state] += 1
             tally[task.queue, EXECUTED] += 1
+            tally.ended.append(task.id)
         if with_failures:
             failures.write(connection, with_failures)
-        rows.insert_attempts(connection, attempts)
-        rows.block_names(connection, blocked)
-        connection.executemany(_DELETE_ATTEMPTS_BETWEEN, excess)
+        if attempts:
+            rows.insert_attempts(connection, attempts)
+        if blocked:
+            rows.block_names(connection, blocked)
+        if excess:
+            connection.executemany(_DELETE_ATTEMPTS_BETWEEN, excess)
         return written
 
 
@@ -353,12 +357,9 @@ class _HistoryPruner:
         rows.delete_expired_results(connection, now_usec, BATCH)
 
 
-def _claimed(tally: Tally, found: Sequence[tuple[object, ...]], token: int) -> list[ClaimedTask]:
-    claimed = [rows.claimed_task(row, token) for row in found]
-    for queue, number in Counter(task.queue for task in claimed).items():
-        tally[queue, "ready"] -= number
-        tally[queue, "running"] += number
-    return claimed
+def _new_claims(found: Sequence[Sequence[Any]]) -> list[Claim]:
+    token = secrets.randbits(62)
+    return [Claim(rows.claimed_task(row, token), bool(row[-2]), row[-1]) for row in found]
 
 
 def _ended(completion: Completion) -> CountedAttempt:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import Tally
@@ -19,7 +20,7 @@ from deferred_middleware.server.store.database import Database
 from deferred_middleware.server.store.records import NewTask
 from deferred_middleware.server.store.statistics.statistics import TaskStatistics
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 # In the database, a staged task has the state "held", and the column "hold" has its transaction.
 _COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue, url"
@@ -48,7 +49,8 @@ class TransactionalTasks:
             now_usec = self._database.now_usec()
             for task in tasks:
                 name = task.name or self.choose_name()
-                rows.insert(connection, task, name, now_usec, user_named=False, transaction=transaction)
+                task_id = self._database.next_id()
+                rows.insert(connection, task, task_id, name, now_usec, user_named=False, transaction=transaction)
 
         self._database.write(operation, adds_tasks=True)
 

@@ -9,8 +9,8 @@ and then resolves the callers' futures.
 An operation that nobody waits for can be *delayable*: the writer waits a few milliseconds for other operations to share
 its commit. While a queue is busy, the results of attempts share the commit of whatever is submitted next.
 
-If the disk is full, the writer frees the reserve (:mod:`~deferred_middleware.server.store.disk_reserve`). Until the
-disk has space again, it runs only operations that add no tasks.
+If the disk is full, the writer frees the reserve (:mod:`~deferred_middleware.server.store.upkeep.disk_reserve`). Until
+the disk has space again, it runs only operations that add no tasks.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
-from deferred_middleware.server.store.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.statistics.spans import SpanCounters
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
+from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -68,9 +68,10 @@ class _PendingOperation:
 class GroupCommitWriter:
     """Runs operations on ``connection``, in its own thread or the caller's; :meth:`close` closes the connection.
 
-    An operation is called inside a transaction. After the commit, its tally is added to ``counts``. If an operation
-    raises an exception, only its own changes are undone; the other operations of the transaction are committed. Every
-    few seconds, a commit that changes something also writes what the ``counters`` have counted.
+    An operation is called inside a transaction. After the commit, its tally is added to ``counts``, and ``claims`` end
+    as it says. If an operation raises an exception, only its own changes are undone; the other operations of the
+    transaction are committed. Every few seconds, a commit that changes something also writes what the ``counters`` have
+    counted.
     Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
     and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
     writing; ``on_failure`` is called then.
@@ -80,6 +81,7 @@ class GroupCommitWriter:
         self,
         connection: sqlite3.Connection,
         counts: TaskCounts,
+        claims: Claims,
         counters: SpanCounters,
         reserve: DiskReserve,
         stamps: CommitStamps,
@@ -95,6 +97,7 @@ class GroupCommitWriter:
         self._connection = connection
         self._synchronous = ""
         self._counts = counts
+        self._claims = claims
         self._counters = counters
         self._reserve = reserve
         self._stamps = stamps
@@ -119,16 +122,13 @@ class GroupCommitWriter:
         ``delayable`` is true, the operation may wait a few milliseconds for others; it may be called twice, and what
         the first call changed is undone. If ``adds_tasks`` is true, the operation is rejected while the disk is full.
         Raises :class:`ServerError` if the writer is closed or has failed, and its subclass
-        :class:`~deferred_middleware.server.store.disk_reserve.StoreFullError` if the disk is full.
+        :class:`~deferred_middleware.server.store.upkeep.disk_reserve.StoreFullError` if the disk is full.
         """
         if adds_tasks and not self._reserve.ensure_allocated():
             raise self._reserve.full_error
         future: Future[T] = Future()
         with self._lock:
-            if self._failure is not None:
-                raise _stopped_error(self._failure) from self._failure
-            if self._is_closed:
-                raise ServerError("The task store is closed.")
+            self._check()
             pending = _PendingOperation(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
             if delayable:
                 self._delayable.append(pending)
@@ -142,6 +142,11 @@ class GroupCommitWriter:
                 return future
         self._commit_here(pending)
         return future
+
+    def check(self) -> None:
+        """Raise :class:`ServerError` if the writer is closed or has failed, so that no result could be written."""
+        with self._lock:
+            self._check()
 
     def close(self) -> None:
         """Commit the pending operations, then stop the thread and close the connection."""
@@ -159,6 +164,12 @@ class GroupCommitWriter:
         """Copy the log into the database, which then has its final size."""
         with self._turn:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise _stopped_error(self._failure) from self._failure
+        if self._is_closed:
+            raise ServerError("The task store is closed.")
 
     def _commit_here(self, pending: _PendingOperation) -> None:
         """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
@@ -239,7 +250,7 @@ class GroupCommitWriter:
         self, delayed: list[_PendingOperation], batch: list[_PendingOperation]
     ) -> list[tuple[Any, Exception | None]]:
         """Run operations in one transaction and commit it; return the result or the exception of each."""
-        tally: Tally = Counter()
+        tally = Tally()
         durable = self._unsynced >= _MAX_UNSYNCED_COMMITS or any(pending.durable for pending in batch + delayed)
         changes = self._connection.total_changes
         try:
@@ -260,6 +271,7 @@ class GroupCommitWriter:
                 self._connection.execute("ROLLBACK")
             raise
         self._counts.apply(tally)
+        self._claims.end(tally.ended)
         if counted:
             self._counters.written()
         if changed and durable:
@@ -270,7 +282,7 @@ class GroupCommitWriter:
         return answers
 
     def _write_counters(self) -> bool:
-        _, failure = self._run_one(lambda connection, _tally: self._counters.write(connection), Counter())
+        _, failure = self._run_one(lambda connection, _tally: self._counters.write(connection), Tally())
         if failure is not None:
             logger.error("The figures of the last seconds can't be written now: %s", failure, exc_info=failure)
         return failure is None
@@ -287,7 +299,7 @@ class GroupCommitWriter:
         return [self._run_one(pending.operation, tally) for pending in delayed]
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
-        own_tally: Tally = Counter()
+        own_tally = Tally()
         self._connection.execute("SAVEPOINT operation")
         try:
             result = operation(self._connection, own_tally)
@@ -299,8 +311,7 @@ class GroupCommitWriter:
             self._connection.execute("RELEASE operation")
             return None, error
         self._connection.execute("RELEASE operation")
-        for key, number in own_tally.items():
-            tally[key] += number
+        tally.merge(own_tally)
         return result, None
 
     def _set_synchronous(self, level: str) -> None:

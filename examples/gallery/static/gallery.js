@@ -3,6 +3,7 @@
 
 const SOONEST_MS = 400;
 const SELDOMEST_MS = 6000;
+const LONGEST_ANSWER_MS = 15000;
 const UPLOADS_AT_ONCE = 3;
 
 const grid = document.getElementById("photos");
@@ -14,6 +15,8 @@ const form = document.getElementById("upload");
 const files = document.getElementById("files");
 const sending = document.getElementById("sending");
 const refused = document.getElementById("refused");
+const gone = document.getElementById("gone");
+const pages = document.getElementById("pages");
 
 const cards = new Map(); // id -> { element, shown: what the card shows, as JSON }
 const deleted = new Set(); // ids that a response already under way may still contain
@@ -156,8 +159,10 @@ function showCard(card, photo) {
   showRuns(card, photo);
 }
 
-/** Update the page to match the list, newest first; return whether anything changed. */
-function show(photos) {
+/** Update the page to match what the server shows, newest first; return whether anything changed. */
+function show(shown) {
+  const { photos } = shown;
+  showPages(shown);
   const listed = photos.filter(({ id }) => !deleted.has(id));
   const ids = new Set(listed.map(({ id }) => id));
   let changed = false;
@@ -181,17 +186,32 @@ function show(photos) {
     }
     if (grid.children[position] !== card.element) grid.insertBefore(card.element, grid.children[position] || null);
   });
-  empty.hidden = listed.length > 0;
-  showTally(listed);
+  empty.hidden = listed.length > 0 || shown.pages > 1;
+  showTally(listed, shown);
   return changed;
 }
 
-function showTally(photos) {
+let page = 1; // the page that is shown
+
+/** Show the links to the other pages. The number may have changed: photographs came, or the last page was deleted. */
+function showPages(shown) {
+  page = shown.page;
+  pages.hidden = shown.pages === 1;
+  document.getElementById("page").textContent = `Page ${page} of ${shown.pages}`;
+  for (const [id, other] of [["newer", page - 1], ["older", page + 1]]) {
+    const link = document.getElementById(id);
+    link.hidden = other < 1 || other > shown.pages;
+    link.href = `?page=${other}`;
+  }
+}
+
+function showTally(photos, shown) {
   const complete = photos.filter(({ state }) => state === "complete").length;
   const tasks = photos.reduce((sum, photo) => sum + photo.pieces.length, 0);
   const tasksDone = photos.reduce((sum, photo) => sum + done(photo), 0);
   const words = photos.length
-    ? `${complete} of ${photos.length} complete · ${tasksDone} of ${tasks} tasks done`
+    ? `${complete} of ${photos.length} complete · ${tasksDone} of ${tasks} tasks done` +
+      (shown.pages > 1 ? ` on this page · ${shown.count} photographs in all` : "")
     : "";
   if (tally.textContent !== words) tally.textContent = words; // a live region: screen readers announce each change
   meter.parentElement.hidden = !photos.length;
@@ -208,18 +228,33 @@ async function refresh() {
   if (asking) return;
   asking = true;
   clearTimeout(timer);
-  let photos = null;
+  const asked = page;
+  let shown = null;
   try {
-    const response = await fetch("/api/photos", { headers: { Accept: "application/json" } });
-    if (response.ok) photos = (await response.json()).photos;
+    const response = await fetch(`/api/photos?page=${asked}`, {
+      headers: { Accept: "application/json" },
+      signal: AbortSignal.timeout(LONGEST_ANSWER_MS),
+    });
+    if (response.ok) shown = await response.json();
+    showGone(response.ok ? "" : `The server answered with an error (${response.status}).`);
   } catch {
-    // The server can't be reached. Keep the current content and try again later.
+    showGone("The server can't be reached.");
   }
   asking = false;
-  const changed = photos !== null && show(photos);
-  const busy = photos !== null && photos.some(pending);
+  if (asked !== page) {
+    soon(); // an upload has led to the first page meanwhile
+    return;
+  }
+  const changed = shown !== null && show(shown);
+  const busy = shown !== null && shown.photos.some(pending);
   pauseMs = changed ? SOONEST_MS : Math.min(pauseMs * (busy ? 1.3 : 2), busy ? 2000 : SELDOMEST_MS);
   if (!document.hidden) timer = setTimeout(refresh, pauseMs);
+}
+
+/** Say what is wrong with the server, or nothing. The photographs stay as they were last known. */
+function showGone(problem) {
+  const words = problem && `${problem} What you see may be out of date. This page keeps trying.`;
+  if (gone.textContent !== words) gone.textContent = words; // an alert: screen readers announce each change
 }
 
 function soon() {
@@ -258,11 +293,19 @@ async function send(file) {
   body.append("photo", file);
   try {
     const response = await fetch(form.action, { method: "POST", body, headers: { Accept: "application/json" } });
-    if (!response.ok) refuse(await reason(response));
+    if (response.ok) showFirstPage();
+    else refuse(await reason(response));
   } catch {
     refuse(`${file.name}: the server could not be reached; try again.`);
   }
   soon();
+}
+
+/** New photographs are on the first page. */
+function showFirstPage() {
+  if (page === 1) return;
+  page = 1;
+  window.history.replaceState(null, "", "/");
 }
 
 let waiting = [];

@@ -9,12 +9,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deferred_middleware.server.store.upkeep.claim_record import read_claims
+
 STORE = "tasks.sqlite"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The names of the tasks in each state."""
+    """The names of the tasks in each state; those that were claimed count as running."""
 
     running: frozenset[str]
     waiting: frozenset[str]
@@ -33,8 +35,10 @@ def look(data_dir: Path, scratch: Path) -> Found:
         )
         assert counted == dict(connection.execute("SELECT state, count(*) FROM tasks GROUP BY state"))
         states: dict[str, set[str]] = {}
-        for name, state in connection.execute("SELECT name, state FROM tasks"):
-            states.setdefault(state, set()).add(name)
+        claimed = set(read_claims(data_dir / f"{STORE}.claimed"))
+        for task_id, retry_count, name, state in connection.execute("SELECT id, retry_count, name, state FROM tasks"):
+            running = state == "ready" and (task_id, retry_count) in claimed
+            states.setdefault("running" if running else state, set()).add(name)
     assert states.keys() <= {"ready", "running", "succeeded", "failed"}
     return Found(
         running=frozenset(states.get("running", ())),

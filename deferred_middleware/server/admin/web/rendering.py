@@ -21,17 +21,17 @@ class StaticFile:
 
     def __init__(self, name: str, content: bytes) -> None:
         self.content = content
-        self.content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        self.content_type: str = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if self.content_type.startswith("text/"):
             self.content_type += "; charset=utf-8"
-        self.path = f"{STATIC_PREFIX}{hashlib.sha256(content).hexdigest()[:16]}/{name}"
+        self.path: str = f"{STATIC_PREFIX}{hashlib.sha256(content).hexdigest()[:16]}/{name}"
 
 
 class Renderer:
     """The templates and static files of the package ``pages``."""
 
     def __init__(self) -> None:
-        self.static = {file.path: file for file in map(_static_file, _files("static"))}
+        self.static: dict[str, StaticFile] = {file.path: file for file in map(_static_file, _files("static"))}
         by_name = {file.path.rpartition("/")[2]: file.path for file in self.static.values()}
         self._environment = Environment(
             # Read once: the package may be in a zip file, or replaced while the server runs.

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from deferred_middleware.errors import ServerError
@@ -31,7 +31,7 @@ _SESSION_COOKIE = "deferred_session"
 _SIGN_IN = "/sign-in"
 _MAX_NOTICE_CHARACTERS = 1000
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _Headers = list[tuple[str, str]]
 

@@ -32,7 +32,7 @@ class Visitors:
         self._token = token
         self._connections = connections
         self._users = {ROOT_USER, os.getuid() if user is None else user}
-        self.session = hmac.new(token.encode(), b"session of a visitor", hashlib.sha256).hexdigest()
+        self.session: str = hmac.new(token.encode(), b"session of a visitor", hashlib.sha256).hexdigest()
 
     @property
     def knows_users(self) -> bool:

@@ -36,7 +36,8 @@ _GROUPS = f"""
 _GROUP = f"SELECT {_COLUMNS} FROM failures WHERE id = ?"
 _TASKS = f"""
     SELECT {rows.TASK_COLUMNS} FROM tasks WHERE failure = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"""
-_STATES = ("failed", "ready", "running")
+# Tasks that are running are ready in the database.
+_STATES = ("failed", "ready")
 _DEAD_AFTER = """
     SELECT id, queue, name, state FROM tasks WHERE failure = ? AND state = 'failed' AND id > ? AND id <= ?
     ORDER BY id LIMIT ?"""
@@ -162,7 +163,7 @@ class TaskFailures:
         """Return the newest tasks of a group."""
         before = _NO_ID_ABOVE if before_id is None else before_id
         found = [
-            rows.summary(row)
+            self._database.claims.as_it_stands(rows.summary(row))
             for state in _STATES
             for row in self._database.read(_TASKS, (group_id, state, before, limit + 1))
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.errors.loggers import get_logger
@@ -34,7 +35,7 @@ _SLOWEST = f"""
     WHERE function = ? AND started_usec >= ? ORDER BY duration_usec DESC LIMIT {SLOWEST_ATTEMPTS}"""
 _EXISTS = "SELECT 1 FROM tasks WHERE id = ?"
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

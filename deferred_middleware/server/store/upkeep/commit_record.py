@@ -19,8 +19,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _MAGIC = b"commit1\n"
 # The stamp, the time of the wall clock, the number of stored tasks. Then follows the checksum.

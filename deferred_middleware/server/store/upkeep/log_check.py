@@ -19,13 +19,14 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.files import sync_directory
 from deferred_middleware.server.store.upkeep.commit_record import Recorded, read_record, read_stamp
 from deferred_middleware.server.store.upkeep.write_ahead_log import TaskRow, read_log
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _MOST_NAMES = 10
 _SQLITE_HEADER_BYTES = 100

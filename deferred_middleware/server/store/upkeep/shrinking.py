@@ -15,10 +15,11 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _INCREMENTAL = 2
 STEP_PAGES = 256

@@ -76,6 +76,22 @@ def test_suspects_run_one_at_a_time() -> None:
     assert begun(slots) == [2]
 
 
+def test_a_queue_that_got_no_slot_asks_for_tasks_at_its_last_end() -> None:
+    """If other queues leave a queue no slot, the end of its last task asks for more; nothing else would."""
+    slots = ServiceSlots(4, Quarantine())
+    for one in tasks("fast", *range(9)):
+        slots.assign([one])
+        assert begun(slots) == [one.id]
+        slots.end(one, 0.0)
+    slots.assign(tasks("fast", 10))
+    slots.assign([*tasks("slow", 11, 12, 13), *tasks("slower", 14, 15)])
+    assert begun(slots) is not None
+    slots.more_is_due(True)
+
+    assert slots.claimable("fast", ["fast"], {}, ahead=True) == 0
+    assert slots.end(task("fast", 10), 0.0)
+
+
 def test_closed_slots_end_with_the_attempts_in_flight() -> None:
     """After closing, no task begins; begin() returns None when no task runs any more."""
     slots = ServiceSlots(1, Quarantine())

@@ -158,7 +158,6 @@ def test_a_lease_of_no_time_ends_at_once(store: TaskStore) -> None:
         (leases.OLDEST_OF_TAG, ("pull", "x", 1, 1), "tasks_tagged"),
         (leases.OLDEST_OF_TAG, ("pull", None, 1, 1), "tasks_tagged"),
         (queries.OLDEST_LEASABLE, ("pull",), "tasks_leasable"),
-        (queries.OLDEST_RUNNING, ("pull",), "tasks_states"),
     ],
 )
 def test_leases_read_an_index_in_its_order(

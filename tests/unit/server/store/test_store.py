@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -12,15 +14,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import queries
 from deferred_middleware.server.store import store as store_module
-from deferred_middleware.server.store.disk_reserve import StoreFullError
+from deferred_middleware.server.store.database import Parameters
 from deferred_middleware.server.store.records import Lane, NewTask, RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep.disk_reserve import StoreFullError
 from tests.support.storing import (
     DAY_USEC,
     LANE,
@@ -151,13 +155,14 @@ def test_claims_and_next_etas_use_the_index_of_waiting_tasks(store: TaskStore, t
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     try:
         for sql, parameters in (
-            (store_module._CLAIM, (1, "", "", 0, 0)),
+            (store_module._CLAIMABLE, ("", "", 0, "[]", 0)),
+            (queries.NEXT_UNCLAIMED, ("", "", "[]")),
             (queries.NEXT_QUEUE, ("",)),
             (queries.NEXT_TARGET, ("", "")),
         ):
             plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters))
             assert "INDEX tasks_ready" in plan
-            assert "SCAN" not in plan
+            assert not re.search(r"SCAN (TABLE )?(tasks|payloads)", plan)
             assert "TEMP B-TREE" not in plan
     finally:
         connection.close()
@@ -439,18 +444,72 @@ def test_every_caller_gets_an_error_if_the_writer_fails(
     assert "The task store stopped writing (gone); restart the server." in caplog.text
 
 
-def test_claims_alone_are_not_synced_and_adds_are(store: TaskStore) -> None:
-    """An add and a result are committed with synchronous=FULL (2), a claim alone with NORMAL (1)."""
+def test_claims_are_not_committed_and_adds_and_results_are_synced(store: TaskStore) -> None:
+    """An add and a result are committed with synchronous=FULL (2); a claim and a release write nothing."""
+    with counted_commits(store) as commits:
+        store.add([new_task()])
+        claimed = store.claim({LANE: 1}, NOW)
+        assert store.release(claimed) == 1
+        assert len(commits) == 1
+        store.complete([completion(task) for task in store.claim({LANE: 1}, NOW)])
+    assert len(commits) == 2
+    assert store._writer._synchronous == "FULL"
 
-    def level() -> int:
-        return {"FULL": 2, "NORMAL": 1}[store._writer._synchronous]
+
+def test_a_first_success_needs_no_row_of_its_own_and_its_history_is_the_same(store: TaskStore) -> None:
+    """The only attempt of a task that succeeded at once is kept in the task's row; any other attempt has its own."""
+    store.add([new_task(name) for name in ("good", "gave a reason", "late", "bad")])
+    differences: dict[str, dict[str, Any]] = {
+        "good": {"reason": None, "scheduled_usec": 0},
+        "gave a reason": {},
+        "late": {"started_usec": NOW + 1},
+        "bad": {},
+    }
+    for name, changes in differences.items():
+        (claimed,) = store.claim({LANE: 1}, NOW)
+        assert claimed.name == name
+        result = completion(claimed, "failed" if name == "bad" else "succeeded", excerpt=b"said this")
+        attempt = dataclasses.replace(result.attempt, **changes)
+        assert store.complete([dataclasses.replace(result, attempt=attempt)]) == [True]
+        assert store.queries.attempts(claimed.id) == [attempt]
+    assert store._database.read("SELECT count(*) FROM attempts")[0][0] == 3
+
+
+def test_the_version_of_the_store_follows_the_claims(store: TaskStore) -> None:
+    """A claim, a release, an add and a result each change the number by which watchers notice a change."""
+    seen = [store.queries.version()]
+
+    def look() -> None:
+        seen.append(store.queries.version())
 
     store.add([new_task()])
-    assert level() == 2
+    look()
     claimed = store.claim({LANE: 1}, NOW)
-    assert level() == 1
-    store.complete([completion(task) for task in claimed])
-    assert level() == 2
+    look()
+    store.release(claimed)
+    look()
+    run_all(store)
+    look()
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_task_that_ends_while_others_are_found_is_not_claimed_again(store: TaskStore) -> None:
+    """If a result is stored or a task deleted during a search for due tasks, an old read doesn't bring it back."""
+    store.add([new_task(name) for name in ("finished", "deleted", "waiting")])
+    (finished,) = store.claim({LANE: 1}, NOW)
+    read = store._database.lanes_reader.read
+
+    def read_before_the_end(sql: str, parameters: Parameters) -> list[object]:
+        # As another thread may do it: what was read is a moment old when it is used.
+        found = read(sql, parameters)
+        store.complete([completion(finished)])
+        store.operations.delete_by_name("default", ["deleted"])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._database.lanes_reader, "read", read_before_the_end)
+        assert [task.name for task in store.claim({LANE: 3}, NOW)] == ["waiting"]
+    assert store.claim({LANE: 3}, NOW) == []
 
 
 def test_acknowledged_tasks_survive_a_kill_and_those_in_flight_run_again(tmp_path: Path) -> None:

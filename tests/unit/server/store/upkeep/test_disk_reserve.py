@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from deferred_middleware.server.store import disk_reserve
-from deferred_middleware.server.store.disk_reserve import RESERVE_BYTES, DiskReserve, StoreFullError, is_disk_full
+from deferred_middleware.server.store.upkeep import disk_reserve
+from deferred_middleware.server.store.upkeep.disk_reserve import (
+    RESERVE_BYTES,
+    DiskReserve,
+    StoreFullError,
+    is_disk_full,
+)
 
 Limit = Callable[[int], None]
 

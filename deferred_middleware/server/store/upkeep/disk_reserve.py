@@ -14,10 +14,11 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 RESERVE_BYTES = 8 * 1024 * 1024
 """SQLite copies its log into the database when the log has 4 MB; this is twice as much."""
