@@ -23,7 +23,7 @@ _ERROR = b"The server encountered an unexpected internal server error"
 _OUTCOME = OUTCOME_HEADER.lower()
 
 
-class Answer(NamedTuple):
+class AppAnswer(NamedTuple):
     """An app's response. ``status`` is None if it is not complete; ``reason`` says why, or what is wrong with it."""
 
     status: int | None
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     reason: str | None = None
 
 
-def answer(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
+def answer(app: WSGIApplication, environ: WSGIEnvironment) -> AppAnswer:
     """Return the response of ``app``. If it raises, this is a response of status 500, or an incomplete one."""
     path = environ["PATH_INFO"]
     response = _Response()
@@ -44,8 +44,8 @@ def answer(app: WSGIApplication, environ: WSGIEnvironment) -> Answer:
         if response.is_complete:
             return response.answer()  # what close() raises comes after the response
         if response.is_sent:
-            return Answer(None, reason=f"the app's response broke off: {type(error).__name__}")
-        return Answer(500, excerpt=_ERROR)
+            return AppAnswer(None, reason=f"the app's response broke off: {type(error).__name__}")
+        return AppAnswer(500, excerpt=_ERROR)
     return response.answer()
 
 
@@ -67,12 +67,12 @@ class _Response:
     def has_body(self) -> bool:
         return not self.is_head and self.status not in (204, 304)
 
-    def answer(self) -> Answer:
+    def answer(self) -> AppAnswer:
         if self.left and self.has_body:
             logger.warning("The app ended its response %d bytes before its Content-Length.", self.left)
-            return Answer(None, reason="the app's response is shorter than its Content-Length")
+            return AppAnswer(None, reason="the app's response is shorter than its Content-Length")
         reason = redirect_reason(self.status, self.location) if 300 <= self.status < 400 else None
-        return Answer(self.status, self.outcome, self.excerpt if self.has_body else b"", reason)
+        return AppAnswer(self.status, self.outcome, self.excerpt if self.has_body else b"", reason)
 
     def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> None:
         self.is_head = environ["REQUEST_METHOD"] == "HEAD"

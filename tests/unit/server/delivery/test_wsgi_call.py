@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deferred_middleware.server.delivery.attempt_result import EXCERPT_BYTES
-from deferred_middleware.server.delivery.wsgi_call import Answer, answer
+from deferred_middleware.server.delivery.wsgi_call import AppAnswer, answer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-def call(app: WSGIApplication, method: str = "POST") -> Answer:
+def call(app: WSGIApplication, method: str = "POST") -> AppAnswer:
     """Call an app."""
     return answer(app, {"REQUEST_METHOD": method, "PATH_INFO": "/work"})
 
@@ -137,7 +137,7 @@ def test_an_app_may_write_and_may_change_its_mind() -> None:
         write(b"written, ")
         return [b"given"]
 
-    assert call(app) == Answer(202, None, b"written, given", None)
+    assert call(app) == AppAnswer(202, None, b"written, given", None)
 
 
 def test_a_head_that_was_sent_can_not_be_replaced() -> None:
