@@ -58,7 +58,7 @@ class Contender:
         process = subprocess.Popen(
             command,
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(HERE), **environ},
+            env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", **environ},
             stdin=subprocess.DEVNULL,
             stdout=(self.directory / "output").open("ab"),
             stderr=subprocess.STDOUT,
