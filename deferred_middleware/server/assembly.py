@@ -36,7 +36,8 @@ from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.environ import Platform, app_environ, base_environ, external_environ
-from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
+from deferred_middleware.server.apps.process import ProcessEvent
+from deferred_middleware.server.apps.processes import AppProcesses
 from deferred_middleware.server.apps.spawn import AppProcessConfig
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
@@ -47,6 +48,7 @@ from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, make_listeners, url_of
+from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -144,12 +146,14 @@ def assemble(
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
+        # The processes are made last, because they need what answers their API calls.
+        standing=server_standing(scheduler, list(directory), process_of=lambda service: processes.status(service)),
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live),
+        PageTools(operations=operations, live=live, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
@@ -161,6 +165,7 @@ def assemble(
         listeners,
         api_connections=ApiConnections(rpc.answer),
     )
+    processes = AppProcesses(configs, on_event=on_event, deliveries=scheduler.worker_of)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -172,7 +177,7 @@ def assemble(
 
     return ServerParts(
         scheduler=scheduler,
-        processes=AppProcesses(configs, on_event=on_event, deliveries=scheduler.worker_of),
+        processes=processes,
         admin_app=Guard(
             rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
@@ -288,6 +293,7 @@ def _process_configs(
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 task_lines=config.task_lines,
+                handlers=served.handlers,
                 start_timeout_seconds=config.start_timeout_seconds,
                 api_connections=api_connections,
             )

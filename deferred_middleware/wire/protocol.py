@@ -92,6 +92,9 @@ others with the same name."""
 REDACTED_HEADER: Final = "X-Deferred-Redacted"
 """Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
 that can't read it."""
+LOGIN_PATH: Final = "/_ah/login"
+"""The path of the local server's login page, as in dev_appserver."""
+
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
 """The WSGI environ key that is true on requests from the local server's queue process."""
 ADMIN_TOKEN_HEADER: Final = "X-Deferred-Admin-Token"

@@ -17,6 +17,7 @@ from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.pages.all_pages import make_site
 from deferred_middleware.server.admin.web.live import LiveUpdates
 from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.traceback_view import EDITORS
 from deferred_middleware.server.admin.web.visitors import Visitors
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.store.records import NewTask
@@ -120,7 +121,7 @@ class Visitor:
             change_log=self.change_log,
             read_only=read_only,
         )
-        tools = PageTools(operations=self.operations, live=self.live)
+        tools = PageTools(operations=self.operations, live=self.live, editor=EDITORS["vscode"])
         self.site = make_site(tools, Visitors(RUN_TOKEN), form_token=FORM_TOKEN)
 
     def ask(

@@ -18,7 +18,9 @@ from urllib.parse import parse_qs
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.change_log import COMMAND_USER_AGENT, Actor
 from deferred_middleware.server.admin.guard import shows_token
-from deferred_middleware.server.admin.operations import OperationError, Operations, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reading.search import PARAMETERS, search_of
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -127,14 +129,13 @@ class JsonApi:
 
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
         query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        unknown = sorted(set(query) - {"queue", "state", "function", "before", "limit", "calls"})
+        known = (*PARAMETERS, "before", "limit", "calls")
+        unknown = sorted(set(query) - set(known))
         if unknown:
-            raise bad(f"tasks can't be found by {unknown[0]!r}; use queue, state, function, before, limit and calls.")
+            raise bad(f"tasks can't be found by {unknown[0]!r}; use {', '.join(known[:-1])} and {known[-1]}.")
         given = {name: values[-1] for name, values in query.items()}
         return self._operations.find_tasks(
-            queue=given.get("queue"),
-            state=given.get("state"),
-            function=given.get("function"),
+            search_of(given),
             before=_number(given, "before", None, 2**62),
             limit=_number(given, "limit", _TASKS_PER_PAGE, _MAX_TASKS_PER_PAGE) or _TASKS_PER_PAGE,
             calls=bool(given.get("calls")),

@@ -14,8 +14,6 @@ go to a callback:
 If a process fails before it has ever served, it is not started again: a person has to correct a mistake. If a process
 fails to start after its code has changed, it is started again at the next change. Until then, requests get an error
 page.
-
-:class:`AppProcesses` are all app processes of a server: one for each service whose app runs here.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -73,6 +71,16 @@ ProcessEvent = ProcessReady | StartFailed
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """How a process stands: its ID, whether it serves and since when, and how often it was started."""
+
+    pid: int | None
+    is_serving: bool
+    starts: int
+    since: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """One run of the process: how it started and ended, how long it served, whether a change of the code caused it."""
 
@@ -114,6 +122,8 @@ class AppProcess:
         self._is_ready = False
         # Why the process was killed because of its deliveries, if it was.
         self._kill_reason: str | None = None
+        self._starts = 0
+        self._ready_since: float | None = None
         self._stopping = threading.Event()
         # Set when the code is not the code that the process was started with.
         self._changed = threading.Event()
@@ -137,6 +147,18 @@ class AppProcess:
         """Whether the process serves requests and is not about to be restarted."""
         with self._lock:
             return self._is_ready and not self._changed.is_set()
+
+    @property
+    def status(self) -> ProcessStatus:
+        """How the process stands, for people."""
+        with self._lock:
+            is_serving = self.is_serving and self._process is not None
+            return ProcessStatus(
+                pid=self.pid,
+                is_serving=is_serving,
+                starts=self._starts,
+                since=self._ready_since if is_serving else None,
+            )
 
     def start(self) -> None:
         """Start the process; an event says whether it serves."""
@@ -264,6 +286,7 @@ class AppProcess:
             self._changed.clear()
             self._interrupted.clear()
             spawned = SpawnedApp(self._config)
+            self._starts += 1
             self._process = spawned.process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM, group=False)
@@ -287,6 +310,7 @@ class AppProcess:
             self._is_ready = True
         if self._deliveries is not None:
             self._deliveries.process_serves(spawned.channel, lambda reason: self._kill_because(spawned.process, reason))
+            self._ready_since = time.time()
         self._on_event(ProcessReady(service=self._config.service))
 
     def _kill_because(self, process: subprocess.Popen[bytes], reason: str) -> None:
@@ -333,52 +357,3 @@ class AppProcess:
 def pause_seconds(deaths: int) -> float:
     """Return how long to wait before the next start, after the process died ``deaths`` times in a row."""
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2.0 ** min(deaths - 1, 16))
-
-
-class AppProcesses:
-    """Keeps the services of ``configs`` running.
-
-    For ``on_event`` see :class:`AppProcess`; ``deliveries`` returns a service's.
-    """
-
-    def __init__(
-        self,
-        configs: Iterable[AppProcessConfig],
-        *,
-        on_event: Callable[[ProcessEvent], None],
-        deliveries: Callable[[str], Deliveries],
-    ) -> None:
-        self._processes = {
-            config.service: AppProcess(config, on_event=on_event, deliveries=deliveries(config.service))
-            for config in configs
-        }
-
-    @property
-    def services(self) -> set[str]:
-        """The names of the services."""
-        return set(self._processes)
-
-    def start(self) -> None:
-        """Start the processes."""
-        for process in self._processes.values():
-            process.start()
-
-    def is_serving(self, service: str) -> bool:
-        """Tell whether the process of a service serves requests and is not about to be restarted."""
-        return self._processes[service].is_serving
-
-    def restart(self, service: str) -> None:
-        """Restart the process of a service with the code as it is now."""
-        self._processes[service].restart()
-
-    def stop(self) -> None:
-        """Ask all processes to finish their requests and to end; return when they have ended."""
-        for process in self._processes.values():
-            process.request_stop()
-        for process in self._processes.values():
-            process.stop()
-
-    def kill(self) -> None:
-        """Kill all processes."""
-        for process in self._processes.values():
-            process.kill()

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import HTTP_TARGETS, ServiceDirectory, UnknownServiceError
@@ -30,7 +31,7 @@ from deferred_middleware.server.dispatch.result_writer import ResultWriter
 from deferred_middleware.server.dispatch.results import ResultRules
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.dispatch.worker import Links, ServiceWorker
-from deferred_middleware.server.store.records import ClaimedTask, Lane
+from deferred_middleware.server.store.records import ClaimedTask, Lane, TaskSummary
 from deferred_middleware.server.store.store import TaskStore
 
 logger: Final = logging.getLogger(__name__)
@@ -122,6 +123,18 @@ class Scheduler:
     def worker_of(self, service: str) -> ServiceWorker:
         """Return the worker of a service, which has to know the service's processes if they run here."""
         return self._workers[self._directory.by_id(service)]
+
+    def queue_standing(self, queue: str) -> QueueStanding:
+        """Return what limits a queue at this moment."""
+        return self._limits.standing(queue)
+
+    def service_of(self, task: TaskSummary) -> str:
+        """Return the ID of a task's service. Raises :class:`UnknownServiceError` if it isn't served here."""
+        return self._destinations.service_of(task).id
+
+    def running_in(self, service: str) -> int:
+        """Return how many attempts are in flight in a service."""
+        return self.worker_of(service).slots.occupied
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""

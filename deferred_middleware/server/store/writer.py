@@ -30,8 +30,10 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.checksum import read_any_text
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.upkeep.salvage import StoreDamagedError, damaged, is_damage
 
 logger: Final = logging.getLogger(__name__)
 
@@ -239,6 +241,9 @@ class GroupCommitWriter:
                         pending.future.set_exception(self._reserve.full_error)
                 self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
+        for _result, failure in answers:
+            if failure is not None and is_damage(failure):
+                raise damaged(failure) from failure
         self._check_files()
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
@@ -300,9 +305,18 @@ class GroupCommitWriter:
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
         own_tally = Tally()
+
+        def run(connection: sqlite3.Connection) -> Any:
+            return operation(connection, own_tally)
+
+        def undo() -> None:
+            own_tally.clear()
+            own_tally.ended.clear()
+            self._connection.execute("ROLLBACK TO operation")
+
         self._connection.execute("SAVEPOINT operation")
         try:
-            result = operation(self._connection, own_tally)
+            result = read_any_text(self._connection, run, before_again=undo)
         except Exception as error:
             if not self._connection.in_transaction:
                 # SQLite has rolled back the whole transaction, other operations included, as it does on a full disk.
@@ -342,5 +356,7 @@ class GroupCommitWriter:
         self._on_failure(_stopped_error(error))
 
 
-def _stopped_error(error: BaseException) -> StoreStoppedError:
+def _stopped_error(error: BaseException) -> ServerError:
+    if isinstance(error, StoreDamagedError):
+        return error
     return StoreStoppedError(f"The task store stopped writing ({error}); restart the server.")

@@ -6,17 +6,24 @@ and add both here: the routes, and an entry of the menu.
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.pages import everywhere, overview
+from deferred_middleware.server.admin.pages import everywhere, overview, queue, task, tasks
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.site import Site
 from deferred_middleware.server.admin.web.tools import PageTools
 from deferred_middleware.server.admin.web.visitors import Visitors
 
-MENU = (MenuEntry(label="Overview", path="/"),)
+MENU = (
+    MenuEntry(label="Overview", path="/"),
+    MenuEntry(label="Tasks", path="/tasks"),
+)
 
 ROUTES: tuple[Route, ...] = (
     *everywhere.ROUTES,
     *overview.ROUTES,
+    *queue.ROUTES,
+    # Before the page of one task, whose address has any ID.
+    *tasks.ROUTES,
+    *task.ROUTES,
 )
 
 

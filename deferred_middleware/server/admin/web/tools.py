@@ -10,7 +10,11 @@ from deferred_middleware.server.admin.web.live import LiveUpdates
 
 @dataclass(frozen=True, kw_only=True)
 class PageTools:
-    """The operations, which are the only way to the tasks, and the live updates."""
+    """The operations, which are the only way to the tasks, and the live updates.
+
+    ``editor`` is the template of the addresses that open a file in an editor.
+    """
 
     operations: Operations
     live: LiveUpdates
+    editor: str = ""

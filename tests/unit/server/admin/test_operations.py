@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
-from deferred_middleware.server.admin.operations import OperationError, Operations
+from deferred_middleware.server.admin.operation_errors import OperationError
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import NewTask
 from deferred_middleware.server.store.store import TaskStore
