@@ -308,9 +308,9 @@ class AppProcess:
         self._has_served = True
         with self._lock:
             self._is_ready = True
+            self._ready_since = time.time()
         if self._deliveries is not None:
             self._deliveries.process_serves(spawned.channel, lambda reason: self._kill_because(spawned.process, reason))
-            self._ready_since = time.time()
         self._on_event(ProcessReady(service=self._config.service))
 
     def _kill_because(self, process: subprocess.Popen[bytes], reason: str) -> None:
