@@ -92,6 +92,7 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
                 concurrency=threads,
                 listener=listener,
                 environ=os.environ,
+                delivery_token="none",
                 api_ticket="none",
                 default_hostname=f"{host}:{port}",
             )

@@ -37,7 +37,7 @@ _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 _OURS: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
 # This header belongs to the task that has ended, not to the call.
 _NOT_REPLAYED: Final = protocol.environ_key(protocol.EARLIER_ATTEMPTS_HEADER)
-_NOT_KEPT: Final = frozenset({_SIGNATURE})
+_NOT_KEPT: Final = frozenset({_SIGNATURE, protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
 # The signature has this in place of the HTTP method, so nobody who reads the log can send the line as a task.
 _METHOD: Final = "REPLAY"
 _TEXTS: Final = ("path", "queue", "name", "application", "body", "reason")

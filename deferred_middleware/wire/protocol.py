@@ -92,6 +92,9 @@ others with the same name."""
 REDACTED_HEADER: Final = "X-Deferred-Redacted"
 """Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
 that can't read it."""
+SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
+"""Request header that proves to an app process that the local server's queue process sent the request, such as that of
+a cron job; the app process removes it."""
 LOGIN_PATH: Final = "/_ah/login"
 """The path of the local server's login page, as in dev_appserver."""
 
@@ -163,6 +166,7 @@ SECRET_ENVIRON_KEYS: Final = frozenset(
     for header in (
         API_TICKET_HEADER,
         SIGNATURE_HEADER,
+        SERVER_TOKEN_HEADER,
         "Authorization",
         "Proxy-Authorization",
         "Cookie",

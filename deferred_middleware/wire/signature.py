@@ -63,7 +63,7 @@ _MAX_MAC_STATES: Final = 128
 _OUR_PREFIX: Final = protocol.environ_key(protocol.OUR_HEADER_PREFIX)
 _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 _NAMESPACE: Final = protocol.environ_key(protocol.NAMESPACE_HEADER)
-_UNSIGNED: Final = frozenset({_SIGNATURE})
+_UNSIGNED: Final = frozenset({_SIGNATURE, protocol.environ_key(protocol.SERVER_TOKEN_HEADER)})
 
 _Headers = tuple[tuple[str, str], ...]
 

@@ -163,11 +163,12 @@ def test_outsiders_can_not_pose_as_the_queue(serve: Serve) -> None:
         "X_AppEngine_TaskName": "forged",
         "X-AppEngine-User-IP": "0.1.0.2",
         "X-AppEngine-User-Is-Admin": "1",
+        "X-Deferred-Server-Token": "guess",
     }
     seen = json.loads(serve(APP).get("/headers", headers=forged))
     assert "HTTP_X_APPENGINE_QUEUENAME" not in seen
     assert "HTTP_X_APPENGINE_TASKNAME" not in seen
-    assert "deferred_middleware.local_server" not in seen
+    assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in seen
     assert seen["HTTP_X_APPENGINE_USER_IP"] == seen["REMOTE_ADDR"] == "127.0.0.1"
     assert seen["HTTP_X_APPENGINE_USER_IS_ADMIN"] == "0"  # set by wrap_wsgi_app itself
 

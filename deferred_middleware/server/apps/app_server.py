@@ -77,6 +77,7 @@ class AppServerConfig:
     status_fd: int
     channel_fd: int
     begun_fd: int
+    delivery_token: str
     api_ticket: str
     default_hostname: str
     directory: str = ""
@@ -304,7 +305,10 @@ def run(config: AppServerConfig) -> int:
 
             api_client.install(socket.socket(fileno=config.api_fd))
         frontend = Frontend(
-            HandlersApp(app, config.handlers), api_ticket=config.api_ticket, default_hostname=config.default_hostname
+            HandlersApp(app, config.handlers),
+            delivery_token=config.delivery_token,
+            api_ticket=config.api_ticket,
+            default_hostname=config.default_hostname,
         )
         # After the import of the app: wrap_wsgi_app patches how threads are started, also those of waitress.
         server = AppServer(frontend, socket.socket(fileno=config.socket_fd), threads=config.threads)

@@ -86,6 +86,7 @@ class AppProcessConfig:
     concurrency: int
     listener: socket.socket
     environ: Mapping[str, str]
+    delivery_token: str
     api_ticket: str
     default_hostname: str
     directory: Path | None = None
@@ -163,6 +164,7 @@ class SpawnedApp:
             begun_fd=self._begun_fd,
             api_fd=self._api_fd,
             terminal_fd=self._terminal_fd,
+            delivery_token=config.delivery_token,
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,
             task_lines=config.task_lines,

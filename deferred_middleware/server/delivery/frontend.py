@@ -4,15 +4,17 @@ On App Engine, outside clients can't send an ``X-AppEngine-*`` header, and every
 headers that the platform sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's own
 checks for the task queue work in the same way:
 
-    frontend = Frontend(app, api_ticket=…, default_hostname="127.0.0.1:8080")
+    frontend = Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080")
     waitress.create_server(frontend)
 
 What the queue process delivers comes over a channel of its own, and takes another way in: :meth:`Frontend.deliver`. A
-request of any other client can't take it.
+request of any other client can't take it. Requests that the queue process sends over HTTP, those of cron jobs, have a
+token that only the two processes know.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -25,6 +27,8 @@ from deferred_middleware.wire.protocol import (
     HTTPS_HEADER,
     LOCAL_SERVER_ENVIRON_KEY,
     REQUEST_LOG_ID_HEADER,
+    SERVER_TOKEN_HEADER,
+    TASK_QUEUE_IP,
     USER_IP_HEADER,
     environ_key,
 )
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PLATFORM_PREFIX = "HTTP_X_APPENGINE_"
+_SERVER_TOKEN_KEY = environ_key(SERVER_TOKEN_HEADER)
 _API_TICKET_KEY = environ_key(API_TICKET_HEADER)
 _HOSTNAME_KEY = environ_key(DEFAULT_VERSION_HOSTNAME_HEADER)
 _LOG_ID_KEY = environ_key(REQUEST_LOG_ID_HEADER)
@@ -48,18 +53,24 @@ class Frontend:
     without it, the SDK silently drops a task's target.
     """
 
-    def __init__(self, app: WSGIApplication, *, api_ticket: str, default_hostname: str) -> None:
+    def __init__(self, app: WSGIApplication, *, delivery_token: str, api_ticket: str, default_hostname: str) -> None:
         self._app = app
+        self._delivery_token = delivery_token.encode()
         self._api_ticket = api_ticket
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Clean a client's request, add the platform's headers, let the app answer, and clean its headers."""
-        # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
-        for key in [key for key in environ if _is_platform_key(key)]:
-            del environ[key]
-        # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
-        environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
+        token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
+        if hmac.compare_digest(token, self._delivery_token):
+            environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
+            environ[LOCAL_SERVER_ENVIRON_KEY] = True
+        else:
+            # Servers differ in which spellings of a header they map to the same key, so compare the normalized form.
+            for key in [key for key in environ if _is_platform_key(key)]:
+                del environ[key]
+            # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
+            environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
         self._add_headers(environ)
 
         def start(

@@ -40,6 +40,7 @@ _REPLACED: Final = frozenset(
         "transfer-encoding",
         "upgrade",
         "user-agent",
+        protocol.SERVER_TOKEN_HEADER.lower(),
     }
 )
 # Only a proxy may send these headers, and there is none between the queue and an app process.
@@ -58,13 +59,15 @@ _PREVIOUS_KEY: Final = protocol.environ_key(protocol.PREVIOUS_RESPONSE_HEADER)
 _REASON_KEY: Final = protocol.environ_key(protocol.RETRY_REASON_HEADER)
 _SIGNATURE_KEY: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 
+_AGENT_KEY: Final = protocol.environ_key("User-Agent")
+
 SAME_FOR_ALL: Final = {
     "SCRIPT_NAME": "",
     "SERVER_PROTOCOL": "HTTP/1.1",
     "REMOTE_ADDR": "127.0.0.1",
     "REMOTE_HOST": "127.0.0.1",
     "REMOTE_PORT": "0",
-    protocol.environ_key("User-Agent"): protocol.TASK_QUEUE_USER_AGENT,
+    _AGENT_KEY: protocol.TASK_QUEUE_USER_AGENT,
     protocol.environ_key(protocol.USER_IP_HEADER): protocol.TASK_QUEUE_IP,
 }
 """The part of the environment that all deliveries to app processes have in common; no message carries it."""
@@ -114,7 +117,7 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
     """Return the headers of a task's next attempt, in which each character stands for one byte."""
     headers = [
         ("Host", host),
-        ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
+        ("User-Agent", _user_agent(task)),
         (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
         (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
         (protocol.TASK_NAME_HEADER, task.name),
@@ -154,6 +157,8 @@ def request_environ(task: ClaimedTask, host: str) -> dict[str, str]:
         _EXECUTIONS_KEY: str(task.execution_count),
         _ETA_KEY: _eta(task),
     }
+    if task.origin is not None:
+        environ[_AGENT_KEY] = _user_agent(task)
     if task.previous_response is not None:
         environ[_PREVIOUS_KEY] = str(task.previous_response)
     if task.retry_reason is not None:
@@ -168,6 +173,17 @@ def request_environ(task: ClaimedTask, host: str) -> dict[str, str]:
     if task.body and "CONTENT_TYPE" not in environ:
         environ["CONTENT_TYPE"] = protocol.CONTENT_TYPE
     return environ
+
+
+def _user_agent(task: ClaimedTask) -> str:
+    """Return the platform's user agent, after the one that a client of the Cloud Tasks API has chosen, if any.
+
+    Source: https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest ("headers").
+    """
+    if task.origin is None:
+        return protocol.TASK_QUEUE_USER_AGENT
+    own = [value for name, value in task.headers if name.lower() == "user-agent"]
+    return " ".join([*own, protocol.TASK_QUEUE_USER_AGENT])
 
 
 def _eta(task: ClaimedTask) -> str:

@@ -37,7 +37,7 @@ class _ToThisProcess(request_info.Dispatcher):  # type: ignore[misc] # the SDK h
     def add_request(self, method: str, relative_url: str, headers: list[tuple[str, str]], body: bytes, **_: Any) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
-            sent = {**dict(headers), TOKEN_HEADER: self._token}
+            sent = {**dict(headers), protocol.SERVER_TOKEN_HEADER: self._token}
             connection.request(method, relative_url, body, sent)
             response = connection.getresponse()
             response.read()
@@ -57,23 +57,6 @@ class _Requests(request_info.RequestInfo):  # type: ignore[misc] # the SDK has n
 
     def get_module(self, request_id: str | None) -> str:
         return os.environ["GAE_SERVICE"]
-
-
-TOKEN_HEADER = "X-Deferred-Server-Token"
-"""The header by which the engines' tasks are told from other requests."""
-
-
-def _with_two_ways_in(frontend: Frontend, token: str) -> WSGIApplication:
-    """Let the requests of the engine take the way of deliveries."""
-    key = protocol.environ_key(TOKEN_HEADER)
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ.pop(key, None) != token:
-            return frontend(environ, start_response)
-        environ.setdefault(protocol.environ_key(protocol.USER_IP_HEADER), protocol.TASK_QUEUE_IP)
-        return frontend.deliver(environ, start_response)
-
-    return answer
 
 
 def _unmarked(app: WSGIApplication) -> WSGIApplication:
@@ -116,8 +99,11 @@ def main(engine: str) -> None:
 
     apiproxy_stub_map.apiproxy = stubs
     frontend.append(
-        _with_two_ways_in(
-            Frontend(_unmarked(app), api_ticket="ticket", default_hostname=os.environ["DEFAULT_HOSTNAME"]), token
+        Frontend(
+            _unmarked(app),
+            delivery_token=token,
+            api_ticket="ticket",
+            default_hostname=os.environ["DEFAULT_HOSTNAME"],
         )
     )
     sys.stdout.write(f"{server.effective_port}\n")

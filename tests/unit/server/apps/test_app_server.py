@@ -31,6 +31,7 @@ CONFIG = AppServerConfig(
     status_fd=4,
     channel_fd=5,
     begun_fd=6,
+    delivery_token="token",
     api_ticket="ticket",
     default_hostname="127.0.0.1:8080",
 )

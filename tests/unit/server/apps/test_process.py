@@ -94,6 +94,7 @@ class Running:
                 listener=self.listener,
                 environ=environ,
                 concurrency=2,
+                delivery_token="token",
                 api_ticket="ticket",
                 default_hostname="127.0.0.1:1",
                 **changes,

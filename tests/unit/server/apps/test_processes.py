@@ -56,6 +56,7 @@ def test_each_service_has_its_own_process_and_deliveries(tmp_path: Path) -> None
                 concurrency=2,
                 listener=listener,
                 environ=environ,
+                delivery_token="token",
                 api_ticket="ticket",
                 default_hostname="127.0.0.1:1",
             )

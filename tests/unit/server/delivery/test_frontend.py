@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
+TOKEN = "only-the-queue-process-knows"
+
+
 def seen(*, delivered: bool = False, **headers: str) -> dict[str, Any]:
     """Send a request with these ``environ`` entries through a front end; return the app's ``environ``."""
     got: dict[str, Any] = {}
@@ -26,7 +29,7 @@ def seen(*, delivered: bool = False, **headers: str) -> dict[str, Any]:
 
     environ: dict[str, Any] = {"REMOTE_ADDR": "192.0.2.7", **headers}
     setup_testing_defaults(environ)
-    frontend = Frontend(app, api_ticket="ticket", default_hostname="127.0.0.1:8080")
+    frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
     # QUERY_STRING: PEP 3333 requires a str, and validator warns if it is missing.
     environ.setdefault("QUERY_STRING", "")
     result = validator(frontend.deliver if delivered else frontend)(environ, lambda *_args: lambda _data: None)
@@ -57,6 +60,21 @@ def test_the_queue_process_is_believed() -> None:
     assert got[LOCAL_SERVER_ENVIRON_KEY] is True
     assert got["HTTP_X_APPENGINE_API_TICKET"] == "ticket"
     assert got["HTTP_X_APPENGINE_REQUEST_LOG_ID"]
+
+
+def test_a_request_of_the_queue_process_over_http_is_believed() -> None:
+    """With the token, the headers of a cron job reach the app."""
+    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=TOKEN, HTTP_X_APPENGINE_CRON="true")
+    assert got["HTTP_X_APPENGINE_CRON"] == "true"
+    assert got["HTTP_X_APPENGINE_USER_IP"] == "0.1.0.2"
+
+
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", "n\xf6t-\xe4scii"])
+def test_another_token_is_none(token: str) -> None:
+    """With a wrong token, every X-AppEngine header is removed. The token never reaches the app."""
+    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=token, HTTP_X_APPENGINE_QUEUENAME="default")
+    assert "HTTP_X_APPENGINE_QUEUENAME" not in got
+    assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in got
 
 
 def test_an_outsiders_address_is_the_connections() -> None:
@@ -98,7 +116,7 @@ def test_hop_by_hop_headers_are_left_out(exc_info: Any) -> None:
         started.extend(arguments)
         return lambda _data: None
 
-    frontend = Frontend(app, api_ticket="ticket", default_hostname="127.0.0.1:8080")
+    frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     assert list(frontend(environ, start)) == [b"ok"]
