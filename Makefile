@@ -56,7 +56,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "deferred_middleware needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one, for example: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python .venvs/gunicorn-21.2
+$(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python .venvs/gunicorn-21.2 .venvs/node-client
 	$(BIN)/python -m pip install -q -e '.[checks]'
 	$(BIN)/python -m pip install -q --no-deps -r examples/gallery/requirements-demo.txt
 	touch $@
@@ -68,6 +68,14 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 # The last gunicorn that passes on headers with underscores, beside the newer one that the other tests use.
 .venvs/gunicorn-21.2: | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-deps --target $@ gunicorn==21.2.0
+
+# Google's client of Cloud Tasks for another language, for the tests of the emulator.
+.venvs/node-client:
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix $@ @google-cloud/tasks@7.1.0; \
+	else \
+	  echo "npm is missing: the tests of the emulator with Node.js will fail"; \
+	fi
 
 $(VENV)/.docs: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[docs]'

@@ -121,7 +121,14 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 
 
 def retry_tasks(arguments: argparse.Namespace) -> int:
-    """Retry the given tasks that failed for good, or with ``--all`` every one; return the exit status."""
+    """Retry the given tasks that failed for good, all of a failure, or with ``--all`` all; return the exit status."""
+    if arguments.failure is not None:
+        if arguments.tasks or arguments.all or arguments.queue:
+            raise UsageError("--failure can only be used alone.")
+        answer = AdminClient(arguments).post("failures", str(arguments.failure), "retry")
+        due = f" The back-off of {count(answer['made_due'], 'task')} is ended." if answer["made_due"] else ""
+        print_answer(arguments, answer, f"{count(answer['retried'], 'failed task')} will be tried again.{due}")
+        return 0
     if bool(arguments.tasks) == arguments.all:
         raise UsageError("Name the tasks to retry, or give --all.")
     if arguments.queue and not arguments.all:
@@ -301,6 +308,9 @@ def _add_retry_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser, nargs="*")
     parser.add_argument("--all", action="store_true", help="retry every task that failed for good")
     parser.add_argument("--queue", metavar="NAME", help="with --all: only tasks of this queue")
+    parser.add_argument(
+        "--failure", type=int, metavar="ID", help="retry all tasks that failed in this way; 'failures' lists the IDs"
+    )
     add_client_arguments(parser)
 
 
@@ -356,6 +366,7 @@ COMMANDS = (
         examples=(
             "deferred-middleware retry 42",
             "deferred-middleware retry --all --queue default",
+            "deferred-middleware retry --failure 3",
         ),
         add_arguments=_add_retry_arguments,
         run=retry_tasks,

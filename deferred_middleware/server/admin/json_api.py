@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin import controls
 from deferred_middleware.server.admin.change_log import COMMAND_USER_AGENT, Actor
+from deferred_middleware.server.admin.controls import TestControls
 from deferred_middleware.server.admin.guard import shows_token
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.reading.search import PARAMETERS, search_of
+from deferred_middleware.server.admin.reports.reports import Reports
+from deferred_middleware.server.admin.reports.routes import REPORTS, find_report
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -40,12 +44,22 @@ logger: Final = logging.getLogger(__name__)
 class JsonApi:
     """A WSGI app that answers under :data:`API_PREFIX`, and passes all other requests to ``pages``.
 
-    Every request must show ``token``.
+    Every request must show ``token``. ``controls`` answer the requests of tests.
     """
 
-    def __init__(self, operations: Operations, *, token: str, pages: WSGIApplication | None = None) -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        reports: Reports,
+        *,
+        token: str,
+        controls: TestControls | None = None,
+        pages: WSGIApplication | None = None,
+    ) -> None:
         self._operations = operations
+        self._reports = reports
         self._token = token
+        self._controls = controls
         self._pages = pages
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -92,6 +106,8 @@ class JsonApi:
         match path[len(API_PREFIX) + 1 :].split("/"):
             case [""]:
                 read = partial(dict, server=operations.about)
+            case [name] if self._controls is not None and name in controls.NAMES:
+                return self._control(self._controls, name, environ)
             case ["queues"]:
                 read = operations.list_queues
             case ["tasks"]:
@@ -114,6 +130,11 @@ class JsonApi:
                 return self._change(
                     environ, lambda actor: _QUEUE_ACTIONS[action](operations, actor, queue, _body(environ))
                 )
+            case [first, *_] if first in REPORTS:
+                answer = find_report(self._reports, path[len(API_PREFIX) + 1 :].split("/"), _query(environ))
+                if answer.change is not None:
+                    return self._change(environ, partial(answer.change, body=partial(_body, environ)))
+                read = answer.read
             case ["retry"]:
                 return self._change(environ, operations.retry_all_failed)
             case _:
@@ -127,13 +148,24 @@ class JsonApi:
             raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="POST")
         return change(_actor(environ))
 
+    def _control(self, test_controls: TestControls, name: str, environ: WSGIEnvironment) -> dict[str, Any]:
+        reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if not reads and environ["REQUEST_METHOD"] != "POST":
+            raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="GET, HEAD, POST")
+        content = None if reads else _body(environ)
+        try:
+            if reads or name not in controls.CHANGES:
+                return test_controls.answer(name, content)
+            return self._operations.control(_actor(environ), name, lambda: test_controls.answer(name, content))
+        except controls.ControlError as error:
+            raise bad(str(error)) from error
+
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
-        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        given = _query(environ)
         known = (*PARAMETERS, "before", "limit", "calls")
-        unknown = sorted(set(query) - set(known))
+        unknown = sorted(set(given) - set(known))
         if unknown:
             raise bad(f"tasks can't be found by {unknown[0]!r}; use {', '.join(known[:-1])} and {known[-1]}.")
-        given = {name: values[-1] for name, values in query.items()}
         return self._operations.find_tasks(
             search_of(given),
             before=_number(given, "before", None, 2**62),
@@ -164,6 +196,12 @@ _QUEUE_ACTIONS: dict[str, Callable[[Operations, Actor, str, Mapping[str, Any]], 
     "run-scheduled": lambda operations, actor, queue, _body: operations.run_scheduled(actor, queue),
     "forget": lambda operations, actor, queue, body: operations.forget(actor, queue, _name(body)),
 }
+
+
+def _query(environ: WSGIEnvironment) -> Mapping[str, str]:
+    """Return the parameters of the URL."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    return {name: values[-1] for name, values in query.items()}
 
 
 def _actor(environ: WSGIEnvironment) -> Actor:

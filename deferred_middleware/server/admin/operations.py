@@ -116,11 +116,19 @@ class Operations(Reads):
             lambda: {"queue": queue, "forgotten": self.store.operations.unblock_names(queue, name)},
         )
 
+    def change(self, actor: Actor, action: str, subject: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make a change, unless the server only reads, and write it into the log of changes."""
+        return self._change(actor, action, subject, change)
+
     def _queue_change(
         self, actor: Actor, action: str, queue: str, change: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         self.known_queue(queue)
         return self._change(actor, action, f"queue {queue}", change)
+
+    def control(self, actor: Actor, action: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make one of the changes for tests; see :mod:`~deferred_middleware.server.admin.controls`."""
+        return self._change(actor, action, "the server", change)
 
     def _change(self, actor: Actor, action: str, subject: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self.read_only:

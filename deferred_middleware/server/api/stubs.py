@@ -27,12 +27,12 @@ from google.appengine.api import (
 from google.appengine.api.app_identity import app_identity_stub
 from google.appengine.api.capabilities import capability_stub
 from google.appengine.api.images import images_stub
-from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
 from google.appengine.api.search import simple_search_stub
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
+from deferred_middleware.server.api.memcache_keys import KeyedMemcacheStub
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.wire.protocol import LOGIN_PATH
 
@@ -59,7 +59,7 @@ def make_stub_map(
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     datastore = DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions, on_failure=on_failure)
     stub_map.RegisterStub("datastore_v3", datastore)
-    stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
+    stub_map.RegisterStub("memcache", KeyedMemcacheStub())
     stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
     stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())
     stub_map.RegisterStub("urlfetch", urlfetch_stub.URLFetchServiceStub())

@@ -51,9 +51,10 @@ class Scheduler:
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
     that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs. Call
-    :meth:`wake` when tasks were added, and when a queue was paused or resumed in the store; the scheduler itself
-    notices a change of ``queues``.
+    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs.
+    ``real_seconds`` returns how long to wait until so many seconds of the clock have passed. Call :meth:`wake` when
+    tasks were added, and when a queue was paused or resumed in the store; the scheduler itself notices a change of
+    ``queues``.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Scheduler:
         process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
         url_deliverer: UrlDeliverer | None = None,
+        real_seconds: Callable[[float], float] = lambda seconds: seconds,
     ) -> None:
         queues = QueueRegistry() if queues is None else queues
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
+        self._real_seconds = real_seconds
         self._clock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
         self._clock.check_against(store.queries.newest_created_usec())
         self._wake_up = WakeUp()
@@ -181,7 +184,7 @@ class Scheduler:
     def _run(self) -> None:
         wait_seconds = 0.0
         pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-        while self._wake_up.wait(wait_seconds):
+        while self._wake_up.wait(min(_MAX_WAIT_SECONDS, self._real_seconds(wait_seconds))):
             try:
                 wait_seconds = self.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS

@@ -6,7 +6,18 @@ and add both here: the routes, and an entry of the menu.
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.pages import everywhere, overview, queue, task, tasks
+from deferred_middleware.server.admin.pages import (
+    cron,
+    everywhere,
+    failures,
+    functions,
+    overview,
+    queue,
+    queue_file,
+    sdk_data,
+    task,
+    tasks,
+)
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.site import Site
 from deferred_middleware.server.admin.web.tools import PageTools
@@ -15,6 +26,11 @@ from deferred_middleware.server.admin.web.visitors import Visitors
 MENU = (
     MenuEntry(label="Overview", path="/"),
     MenuEntry(label="Tasks", path="/tasks"),
+    failures.MENU,
+    functions.MENU,
+    queue_file.MENU,
+    cron.MENU,
+    *sdk_data.MENU,
 )
 
 ROUTES: tuple[Route, ...] = (
@@ -24,6 +40,11 @@ ROUTES: tuple[Route, ...] = (
     # Before the page of one task, whose address has any ID.
     *tasks.ROUTES,
     *task.ROUTES,
+    *failures.ROUTES,
+    *functions.ROUTES,
+    *queue_file.ROUTES,
+    *cron.ROUTES,
+    *sdk_data.ROUTES,
 )
 
 

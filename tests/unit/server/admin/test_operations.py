@@ -30,6 +30,7 @@ CHANGES: dict[str, Callable[[Operations], dict[str, Any]]] = {
     "delete_failed": lambda operations: operations.delete_failed(BOB, "default"),
     "run_scheduled": lambda operations: operations.run_scheduled(BOB, "default"),
     "forget": lambda operations: operations.forget(BOB, "default"),
+    "control": lambda operations: operations.control(BOB, "reset", lambda: {"deleted": 0}),
 }
 
 
@@ -88,7 +89,8 @@ def test_every_change_is_in_the_table_above() -> None:
         if not name.startswith("_") and "actor" in inspect.signature(method).parameters
     }
 
-    assert changes == set(CHANGES)
+    # change() makes the changes of the reports.
+    assert changes - {"change"} == set(CHANGES)
 
 
 def test_what_fails_is_not_logged(tmp_path: Path) -> None:
