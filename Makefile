@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 DEMO ?=
 # At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
+# The order of the unit tests is random. To repeat a run, give it the seed: make quick SEED=123
+SEED ?= $(shell date +%s)
+SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak bench docs package clean
+.PHONY: help test quick check unit pythons demo soak mutants bench docs package release-check clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 test: check docs unit pythons  ## run all checks and all tests, on each Python that is found
 
@@ -20,7 +23,7 @@ quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit
+	$(BIN)/python -m pytest -q $(PARALLEL) $(SHUFFLED) tests/unit
 
 check: $(VENV)/.checks  ## run the checkers: ruff and mypy
 	$(BIN)/ruff check .
@@ -28,14 +31,18 @@ check: $(VENV)/.checks  ## run the checkers: ruff and mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.checks  ## run all tests on one Python
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit
+	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
 	tests/django_versions.sh
 
+mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour
+	$(BIN)/python tests/mutants.py --write
+
 soak: $(VENV)/.checks  ## run the same tests with bigger numbers; this takes hours
-	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak
 
 demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)
@@ -46,8 +53,11 @@ bench: $(VENV)/.bench  ## run every benchmark and print a summary; two peers nee
 docs: $(VENV)/.docs  ## build the documentation in docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
-package: $(VENV)/.checks  ## build the wheel and the source archive in dist/
-	$(BIN)/python -m build -q
+package: $(VENV)/.release  ## build the wheel and the source archive in dist/; two builds of a commit are equal
+	$(BIN)/python release/build.py
+
+release-check: $(VENV)/.release  ## check what a release needs: builds, wheel, types, components, workflows
+	$(BIN)/python release/check.py
 
 clean:  ## remove everything that make has made
 	rm -rf $(VENV) .venvs build dist docs/_build *.egg-info
@@ -61,6 +71,10 @@ $(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt
 	$(BIN)/python -m pip install -q --no-deps -r examples/gallery/requirements-demo.txt
 	touch $@
 
+$(VENV)/.mutants: $(VENV)/.checks
+	$(BIN)/python -m pip install -q 'cosmic-ray>=8.4'
+	touch $@
+
 $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[benchmarks]'
 	touch $@
@@ -68,6 +82,10 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 # The last gunicorn that passes on headers with underscores, beside the newer one that the other tests use.
 .venvs/gunicorn-21.2: | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-deps --target $@ gunicorn==21.2.0
+
+$(VENV)/.release: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[release]'
+	touch $@
 
 # Google's client of Cloud Tasks for another language, for the tests of the emulator.
 .venvs/node-client:

@@ -16,10 +16,10 @@ from typing import Final
 
 from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import HTTP_TARGETS, ServiceDirectory, UnknownServiceError
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.clock import WatchedClock
@@ -30,7 +30,7 @@ from deferred_middleware.server.dispatch.queue_limits import QueueLimits
 from deferred_middleware.server.dispatch.result_writer import ResultWriter
 from deferred_middleware.server.dispatch.results import ResultRules
 from deferred_middleware.server.dispatch.wake_up import WakeUp
-from deferred_middleware.server.dispatch.worker import ServiceWorker
+from deferred_middleware.server.dispatch.worker import Links, ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask, Lane, TaskSummary
 from deferred_middleware.server.store.store import TaskStore
 
@@ -50,23 +50,21 @@ class Scheduler:
     """Runs the tasks of ``store`` in the services of ``directory``, as ``queues`` allow.
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
-    that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs.
-    ``real_seconds`` returns how long to wait until so many seconds of the clock have passed. Call :meth:`wake` when
-    tasks were added, and when a queue was paused or resumed in the store; the scheduler itself notices a change of
-    ``queues``.
+    that never go back. ``requests`` makes the requests of tasks; ``url_deliverer`` sends those that have complete URLs.
+    ``reports`` is told of each attempt's end; by default, dead letters are logged. ``real_seconds`` returns how long to
+    wait until so many seconds of the clock have passed. Call :meth:`wake` when tasks were added, and when a queue was
+    paused or resumed in the store; the scheduler itself notices a change of ``queues``.
     """
 
     def __init__(
         self,
         store: TaskStore,
         directory: ServiceDirectory,
-        deliverer: Deliverer,
+        requests: TaskRequests,
         *,
         queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
         url_deliverer: UrlDeliverer | None = None,
         real_seconds: Callable[[float], float] = lambda seconds: seconds,
@@ -74,7 +72,6 @@ class Scheduler:
         queues = QueueRegistry() if queues is None else queues
         self._store = store
         self._directory = directory
-        self._deliverer = deliverer
         self._real_seconds = real_seconds
         self._clock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
         self._clock.check_against(store.queries.newest_created_usec())
@@ -84,23 +81,26 @@ class Scheduler:
         self._planner = ClaimPlanner(self._destinations, self._limits)
         self._results = ResultWriter(store, self._wake_up, self._clock)
         quarantine = Quarantine(clock=monotonic)
-        self._url_deliverer = url_deliverer or UrlDeliverer()
+        self._links = Links(
+            requests=requests,
+            destinations=self._destinations,
+            deliverer=Deliverer(requests),
+            url_deliverer=url_deliverer or UrlDeliverer(),
+        )
         self._runner = AttemptRunner(
             store=store,
-            deliverer=deliverer,
-            url_deliverer=self._url_deliverer,
-            destinations=self._destinations,
             rules=ResultRules(queues, quarantine),
             results=self._results,
             reports=reports or DeadLetterLog(),
             quarantine=quarantine,
             limits=self._limits,
-            process_ends=process_ends or ProcessEnds(),
             clock=self._clock,
             wake_up=self._wake_up,
         )
         self._workers = {
-            service: ServiceWorker(service, ServiceSlots(service.concurrency, quarantine), self._runner, self._wake_up)
+            service: ServiceWorker(
+                service, ServiceSlots(service.concurrency, quarantine), self._runner, self._wake_up, self._links
+            )
             for service in (*directory, HTTP_TARGETS)
         }
         self._thread: threading.Thread | None = None
@@ -123,6 +123,10 @@ class Scheduler:
         """Look for due tasks now."""
         self._wake_up.wake()
 
+    def worker_of(self, service: str) -> ServiceWorker:
+        """Return the worker of a service, which has to know the service's processes if they run here."""
+        return self._workers[self._directory.by_id(service)]
+
     def queue_standing(self, queue: str) -> QueueStanding:
         """Return what limits a queue at this moment."""
         return self._limits.standing(queue)
@@ -133,15 +137,15 @@ class Scheduler:
 
     def running_in(self, service: str) -> int:
         """Return how many attempts are in flight in a service."""
-        return len(self._worker_of(service).slots.running())
+        return self.worker_of(service).slots.occupied
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""
-        self._worker_of(service).suspend(True)
+        self.worker_of(service).suspend(True)
 
     def resume_service(self, service: str) -> None:
         """Begin attempts in a service again."""
-        self._worker_of(service).suspend(False)
+        self.worker_of(service).suspend(False)
         self.wake()
 
     def stop(self, grace_seconds: float) -> int:
@@ -159,8 +163,9 @@ class Scheduler:
         running = [task for worker in self._workers.values() for task in worker.slots.running()]
         left = [*not_begun, *self._runner.abandon(running)]
         released = self._store.release(left) if left else 0
-        self._deliverer.close()
-        self._url_deliverer.close()
+        self._links.close()
+        for worker in self._workers.values():
+            worker.cut_off()
         self._join_workers(time.monotonic() + _CUT_OFF_SECONDS)
         return released
 
@@ -261,9 +266,6 @@ class Scheduler:
         for service, queues in self._destinations.expected_queues().items():
             self._workers[service].slots.expect(queues)
         self._wake_up.withdraw([*self._queues, *self._queues.removed])
-
-    def _worker_of(self, service: str) -> ServiceWorker:
-        return self._workers[self._directory.by_id(service)]
 
     def _join_workers(self, until: float) -> None:
         for worker in self._workers.values():
