@@ -9,9 +9,10 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
@@ -26,7 +27,7 @@ from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
-from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
+from deferred_middleware.server.store.writer import GroupCommit, GroupCommitWriter, Operation
 
 logger: Final = logging.getLogger(__name__)
 
@@ -154,6 +155,24 @@ class NameChooser:
             return f"{self._last_usec:016d}{secrets.randbelow(10_000):04d}"
 
 
+class Background(Protocol):
+    """What shrinks the file when nothing else has to be done, such as :class:`Shrinker`."""
+
+    def wake(self) -> None:
+        """Look whether there are pages to free."""
+
+    def close(self) -> None:
+        """End."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreDrivers:
+    """What the store does with threads. A simulation has others, which run when it says."""
+
+    make_writer: Callable[..., GroupCommit] = GroupCommitWriter
+    make_shrinker: Callable[[Callable[[], int], Callable[[], object]], Background] = Shrinker
+
+
 class Database:
     """The open SQLite file ``path``, with what the parts of the task store share.
 
@@ -172,6 +191,7 @@ class Database:
         next_id: Returns an ID for a new task, which this process has not returned before. For operations.
         retention: How long finished tasks are kept.
         steady_clock: The time by which names are blocked.
+        elapsed: Seconds that only grow.
         choose_name: Returns a name for a task that has none.
     """
 
@@ -183,8 +203,10 @@ class Database:
         elapsed: Callable[[], float],
         retention: Retention,
         on_failure: Callable[[ServerError], object],
+        drivers: StoreDrivers,
     ) -> None:
         self._clock = clock
+        self.elapsed: Callable[[], float] = elapsed
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
         # The lock is on a file of its own: closing any descriptor of a SQLite database drops the locks that SQLite
@@ -195,7 +217,7 @@ class Database:
             found = check_files(path, open_reader)
             connection = open_writer(path)
             try:
-                reserve = DiskReserve(path.with_name(path.name + ".reserve"))
+                reserve = DiskReserve(path.with_name(path.name + ".reserve"), elapsed=elapsed)
                 try:
                     self._make_running_ready(connection, claims_path)
                 except sqlite3.OperationalError as error:
@@ -207,8 +229,8 @@ class Database:
                 # A late result finds no other task, because no ID is used twice while a claim may hold.
                 (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()
                 self.next_id: Callable[[], int] = itertools.count(newest + 1).__next__
-                self.counts: TaskCounts = TaskCounts(connection)
-                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.counts: TaskCounts = TaskCounts(connection, monotonic=elapsed)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec, elapsed)
                 self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
                     last_wall_usec=found.recorded.wall_usec if found.recorded else None,
@@ -232,7 +254,7 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer: GroupCommitWriter = GroupCommitWriter(
+        self.writer: GroupCommit = drivers.make_writer(
             connection,
             self.counts,
             self.claims,
@@ -242,7 +264,7 @@ class Database:
             check_files=files.check,
             on_failure=on_failure,
         )
-        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Background = drivers.make_shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
         self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.

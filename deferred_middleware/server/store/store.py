@@ -25,7 +25,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.claims import Claim, TakenIn
 from deferred_middleware.server.store.counts import EXECUTED, Tally
-from deferred_middleware.server.store.database import BATCH, Database
+from deferred_middleware.server.store.database import BATCH, Database, StoreDrivers
 from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.operations import TaskOperations
 from deferred_middleware.server.store.queries import TaskQueries
@@ -51,6 +51,7 @@ logger: Final = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0
+_DRIVERS = StoreDrivers()
 _RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
 _CLAIMABLE = f"""
@@ -82,7 +83,7 @@ class TaskStore:
     are blocked. Tasks that were running when a server ended are due again once the store is open. Raises
     :class:`~deferred_middleware.errors.ServerError` at once if another process has the store open, or if the file can't
     be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
-    one at ``path``, or the writer has failed.
+    one at ``path``, or the writer has failed. ``drivers`` make what has threads.
 
     All methods may be called by any thread, and so may those of the five parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -107,9 +108,17 @@ class TaskStore:
         elapsed: Callable[[], float] = elapsed_seconds,
         retention: Retention | None = None,
         on_failure: Callable[[ServerError], object] = lambda _error: None,
+        drivers: StoreDrivers = _DRIVERS,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention, on_failure=on_failure)
+        self._database = Database(
+            path,
+            clock=clock,
+            elapsed=elapsed,
+            retention=self._retention,
+            on_failure=on_failure,
+            drivers=drivers,
+        )
         self._writer = self._database.writer
         self._claims = self._database.claims
         self._pruner = _HistoryPruner(self._database)
@@ -325,15 +334,15 @@ class _HistoryPruner:
         self._database = database
         # Both are written by the thread that commits only.
         self._results = 0
-        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+        self._next_prune = database.elapsed() + _PRUNE_EVERY_SECONDS
 
     def prune_if_due(self, new_results: int) -> None:
         """Submit an operation that prunes, if enough results were written or enough time has passed."""
         self._results += new_results
-        if self._results < _PRUNE_EVERY_RESULTS and time.monotonic() < self._next_prune:
+        if self._results < _PRUNE_EVERY_RESULTS and self._database.elapsed() < self._next_prune:
             return
         self._results = 0
-        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+        self._next_prune = self._database.elapsed() + _PRUNE_EVERY_SECONDS
         try:
             self._database.writer.submit(self._prune, durable=False).add_done_callback(_log_failed_prune)
         except ServerError as error:
