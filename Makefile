@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
+SEED ?= 0
 # At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak bench docs package clean
+.PHONY: help test quick check unit pythons demo soak simulate bench docs package clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -35,7 +36,11 @@ pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python t
 	tests/django_versions.sh
 
 soak: $(VENV)/.checks  ## run the same tests with bigger numbers; this takes hours
-	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/simulation
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak --ignore=tests/simulation
+
+simulate: $(VENV)/.checks  ## replay one run of the simulated server and print its story: make simulate SEED=7
+	$(BIN)/python -m tests.simulation $(SEED)
 
 demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)

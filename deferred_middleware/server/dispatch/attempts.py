@@ -144,10 +144,9 @@ class AttemptRunner:
         if result.broken_off:
             end = self._process_ends.wait_for(service.id, since=attempt.began)
             died = end is not None or not self._process_ends.watches(service.id)
-        times = {
-            "started_usec": attempt.started_usec,
-            "finished_usec": max(attempt.started_usec, self.clock.now_usec()),
-        }
+        # If the clock was set back during the attempt, the back-off counts from its new time.
+        finished_usec = self.clock.now_usec()
+        times = {"started_usec": min(attempt.started_usec, finished_usec), "finished_usec": finished_usec}
         if not died:
             completion = self._rules.after_attempt(task, service, result, **times)
         else:

@@ -71,7 +71,7 @@ class DispatchCore:
         self._wake_up = wake_up
         self._queues = queues
         self.clock: WatchedClock = WatchedClock(store.shift_etas, wall=clock, monotonic=monotonic)
-        self.clock.check_against(store.queries.newest_created_usec())
+        self.clock.check_against(store.queries.latest_known_usec())
         self.limits: QueueLimits = QueueLimits(queues, clock=monotonic)
         self.destinations: Destinations = Destinations(queues, directory)
         self._planner = ClaimPlanner(self.destinations, self.limits)

@@ -190,6 +190,7 @@ class Database:
         claims: The claimed tasks.
         next_id: Returns an ID for a new task, which this process has not returned before. For operations.
         retention: How long finished tasks are kept.
+        last_wall_usec: The wall clock's time at the last commit before, None if it is not known.
         steady_clock: The time by which names are blocked.
         elapsed: Seconds that only grow.
         choose_name: Returns a name for a task that has none.
@@ -231,9 +232,10 @@ class Database:
                 self.next_id: Callable[[], int] = itertools.count(newest + 1).__next__
                 self.counts: TaskCounts = TaskCounts(connection, monotonic=elapsed)
                 self.counters: SpanCounters = SpanCounters(connection, self.now_usec, elapsed)
+                self.last_wall_usec: int | None = found.recorded.wall_usec if found.recorded else None
                 self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
-                    last_wall_usec=found.recorded.wall_usec if found.recorded else None,
+                    last_wall_usec=self.last_wall_usec,
                     wall_usec=self.now_usec(),
                     elapsed=elapsed,
                 )
