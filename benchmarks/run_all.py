@@ -20,6 +20,7 @@ SCRIPTS = (
     "single_add",
     "datastore_put",
     "large_store",
+    "dashboard",
     "local_queue",
 )
 """In the order in which they run, the shortest first. Each exits with 1 if it misses a bar."""

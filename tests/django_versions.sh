@@ -17,7 +17,7 @@ test_with() {
     fi
     echo "Django $version"
     TEST_DJANGO=$version "$venv/bin/python" -m pytest -q tests/integration/frameworks/test_django.py \
-        tests/acceptance/test_async_views.py
+        tests/acceptance/test_async_views.py tests/acceptance/test_django_project.py
 }
 
 test_with .venv/bin/python 4.2

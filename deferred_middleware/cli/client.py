@@ -29,6 +29,10 @@ NOT_RUNNING = 3
 NOT_FOUND = 4
 """Exit status: there is no such task, or no such queue."""
 
+_NOT_FOUND = frozenset(
+    {"no-such-task", "no-such-queue", "no-such-failure", "no-such-function", "no-such-entry", "no-such-kind"}
+)
+
 MOST_COUNTED = 10_000
 """The server stops counting a queue's waiting tasks here, for each target; see the API's documentation."""
 
@@ -152,7 +156,7 @@ class AdminClient:
             )
         if status >= 400:
             problem = content.get("error", {})
-            kind = NotFoundError if problem.get("code") in ("no-such-task", "no-such-queue") else ServerError
+            kind = NotFoundError if problem.get("code") in _NOT_FOUND else ServerError
             message = problem.get("message") if isinstance(problem, dict) else None
             raise kind(printable(str(message or f"The server answered with status {status}.")))
         return content

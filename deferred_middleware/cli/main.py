@@ -19,12 +19,17 @@ from deferred_middleware import __version__
 from deferred_middleware.cli import check, completion, drain, maintenance, queues, serve, tasks
 from deferred_middleware.cli.command import PROGRAM, CommandParser
 from deferred_middleware.cli.output import print_error
+from deferred_middleware.cli.reports import cron, failures, functions, queue_yaml
 from deferred_middleware.errors import ServerError
 
 COMMANDS = (
     *serve.COMMANDS,
     *tasks.COMMANDS,
     *queues.COMMANDS,
+    *failures.COMMANDS,
+    *functions.COMMANDS,
+    *queue_yaml.COMMANDS,
+    *cron.COMMANDS,
     *drain.COMMANDS,
     *check.COMMANDS,
     *maintenance.COMMANDS,

@@ -1,4 +1,4 @@
-"""Commands that use the engine or the datastore themselves: ``call``, ``replay`` and ``sweep``."""
+"""Commands that use the engine or the datastore themselves: ``call``, ``exec``, ``replay`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from deferred_middleware.cli.client import NotRunningError
 from deferred_middleware.cli.command import Command
 from deferred_middleware.cli.output import count, print_error, print_line
+from deferred_middleware.engines.request_scope import connect_process
 from deferred_middleware.errors import DeferredError, ServerError
 from deferred_middleware.errors.text import shortened, text_of
 from deferred_middleware.server.admin.server_file import SERVER_FILE, read_server_file
@@ -34,7 +35,7 @@ def replay_dead_letters(arguments: argparse.Namespace) -> int:
     lines = [line for line in text.splitlines() if MARK in line or line.lstrip().startswith("{")]
     if not lines:
         raise ServerError(f"{arguments.file} has no line of a dead letter ({MARK}…).")
-    _connect_sdk()
+    connect_process()
     failed = 0
     for number, line in enumerate(lines, 1):
         try:
@@ -55,7 +56,7 @@ def sweep_datastore(arguments: argparse.Namespace) -> int:
     from deferred_middleware.wire import entities
     from deferred_middleware.wire.overflow import sweep
 
-    _connect_sdk()
+    connect_process()
     if not entities.is_available():
         raise ServerError(
             "No datastore is configured: set API_HOST, API_PORT and HTTP_X_APPENGINE_API_TICKET, or run the command "
@@ -99,19 +100,14 @@ def call_function(arguments: argparse.Namespace) -> int:
     from deferred_middleware.config.process import current_settings
 
     if "API_HOST" not in os.environ and not current_settings().uses_cloud_tasks:
-        server = read_server_file(arguments.data_dir / SERVER_FILE)
-        if server is None:
-            raise NotRunningError(
-                f"No server is running on {arguments.data_dir}; start it with 'deferred-middleware serve', "
-                "or give its --data-dir."
-            )
+        environ = _environ_of_server(arguments.data_dir)
         # The package has read its settings from this process's environment already, so it starts again.
         command = [sys.executable, "-m", "deferred_middleware", *sys.argv[1:]]
         sys.stdout.flush()
-        os.execve(sys.executable, command, {**os.environ, **server.environ})
+        os.execve(sys.executable, command, environ)
     from deferred_middleware.errors.sdk_types import apiproxy_errors, taskqueue
 
-    _connect_sdk()
+    connect_process()
     function = _function(arguments.function)
     args, kwargs = _arguments(arguments.arguments)
     options = {
@@ -128,6 +124,27 @@ def call_function(arguments: argparse.Namespace) -> int:
         raise ServerError(f"{arguments.function} was not enqueued: {error or type(error).__name__}") from error
     print_line(f"{arguments.function} is enqueued as {task.name} in queue {task.queue_name}.")
     return 0
+
+
+def exec_command(arguments: argparse.Namespace) -> int:
+    """Replace this process by a command that has the environment of the local server's apps."""
+    words = [arguments.program, *arguments.words]
+    environ = _environ_of_server(arguments.data_dir)
+    sys.stdout.flush()
+    try:
+        os.execvpe(words[0], words, environ)
+    except OSError as error:
+        raise ServerError(f"{words[0]} can't be started: {error.strerror}.") from error
+
+
+def _environ_of_server(data_dir: Path) -> dict[str, str]:
+    """Return this process's environment with what connects it to the local server."""
+    server = read_server_file(data_dir / SERVER_FILE)
+    if server is None:
+        raise NotRunningError(
+            f"No server is running on {data_dir}; start it with 'deferred-middleware serve', or give its --data-dir."
+        )
+    return {**os.environ, **server.environ}
 
 
 def _function(name: str) -> Callable[..., object]:
@@ -172,22 +189,6 @@ def _value(word: str) -> object:
         return word
 
 
-def _connect_sdk() -> None:
-    """Connect this process's SDK to the local server that ``API_HOST`` and ``API_PORT`` name, if they are set.
-
-    An app does the same for the time of a request, with ``wrap_wsgi_app``.
-    """
-    if "API_HOST" not in os.environ:
-        return
-    from google.appengine.api import full_app_id
-    from google.appengine.runtime import default_api_stub
-
-    full_app_id.normalize()
-    default_api_stub.Register(default_api_stub.DefaultApiStub())
-    # Take the ticket from HTTP_X_APPENGINE_API_TICKET; by default the SDK takes it from a request's environ.
-    default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
-
-
 def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a file with lines of the log, or - for standard input")
     parser.add_argument("--queue", metavar="NAME", help="the queue to enqueue to (default: the task's own)")
@@ -209,6 +210,16 @@ def _add_call_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--countdown", type=float, metavar="SECONDS", help="run it after this time")
     parser.add_argument("--name", help="the task's name")
     parser.add_argument("--target", help="the service, or version.service, that runs it")
+    _add_data_dir(parser)
+
+
+def _add_exec_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_data_dir(parser)
+    parser.add_argument("program", metavar="COMMAND", help="the program")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="ARG", help="its arguments and options")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -240,6 +251,19 @@ COMMANDS = (
         ),
         add_arguments=_add_call_arguments,
         run=call_function,
+    ),
+    Command(
+        name="exec",
+        summary="run a command in the environment of the app",
+        description="Run a command that is connected to the local server as its default service is: its datastore, "
+        "its task queue and its secret key. A program that uses Django's settings can then defer calls. Any other "
+        "program wraps an app with wrap_wsgi_app, and makes requests of it.",
+        examples=(
+            "deferred-middleware exec python manage.py shell",
+            "deferred-middleware exec --data-dir data python manage.py send_invoices",
+        ),
+        add_arguments=_add_exec_arguments,
+        run=exec_command,
     ),
     Command(
         name="replay",

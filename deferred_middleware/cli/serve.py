@@ -54,6 +54,7 @@ def _check_reload(served: Served) -> None:
 
 def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
     try:
+        from deferred_middleware.server.admin.web.traceback_view import editor_template
         from deferred_middleware.server.config.served import ServeConfig
         from deferred_middleware.server.supervisor import Supervisor
     except ModuleNotFoundError as error:
@@ -80,6 +81,7 @@ def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
         ready_file=arguments.ready_file,
         task_lines=arguments.task_lines,
         read_only=arguments.read_only,
+        editor=editor_template(arguments.editor),
     )
     return Supervisor(config).run()
 
@@ -221,6 +223,13 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         dest="task_lines",
         help="don't print a line for each task that ran; log only failures",
+    )
+    parser.add_argument(
+        "--editor",
+        default="vscode",
+        metavar="NAME",
+        help="the editor that the page's links to files open: vscode, pycharm, zed, sublime or another one that the "
+        "manual lists, none, or an address with {path} and {line} (default: %(default)s)",
     )
     parser.add_argument(
         "--read-only",

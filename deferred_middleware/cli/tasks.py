@@ -29,7 +29,8 @@ from deferred_middleware.cli.output import (
 )
 from deferred_middleware.errors.text import printable
 
-_STATES = ("ready", "scheduled", "retrying", "running", "succeeded", "failed")
+_STATES = ("ready", "due", "scheduled", "retrying", "running", "succeeded", "failed")
+_FILTERS = ("queue", "state", "function", "service", "name", "text", "older", "newer", "slower", "faster")
 _CLEAR = "\x1b[H\x1b[2J"
 _MAX_PAGE = 1000
 _LABEL_WIDTH = 14
@@ -55,9 +56,7 @@ def _list_once(client: AdminClient, arguments: argparse.Namespace) -> int:
     while True:
         answer = client.get(
             "tasks",
-            queue=arguments.queue,
-            state=arguments.state,
-            function=arguments.function,
+            **{name: getattr(arguments, name) for name in _FILTERS},
             before=before,
             limit=min(_MAX_PAGE, arguments.limit - len(tasks)),
             calls=1,
@@ -92,6 +91,8 @@ def show_task(arguments: argparse.Namespace) -> int:
     task = answer["task"]
     _print_field(f"task {task['id']}", f"{task['queue']}/{task['name']}")
     _print_field("state", _state_text(task))
+    if task["why"]:
+        _print_field("waits", task["why"])
     _print_field("added", _time_text(task["created_usec"]))
     _print_field("ETA", _time_text(task["eta_usec"]))
     if task["first_attempt_usec"] is not None:
@@ -120,7 +121,14 @@ def run_tasks(arguments: argparse.Namespace) -> int:
 
 
 def retry_tasks(arguments: argparse.Namespace) -> int:
-    """Retry the given tasks that failed for good, or with ``--all`` every one; return the exit status."""
+    """Retry the given tasks that failed for good, all of a failure, or with ``--all`` all; return the exit status."""
+    if arguments.failure is not None:
+        if arguments.tasks or arguments.all or arguments.queue:
+            raise UsageError("--failure can only be used alone.")
+        answer = AdminClient(arguments).post("failures", str(arguments.failure), "retry")
+        due = f" The back-off of {count(answer['made_due'], 'task')} is ended." if answer["made_due"] else ""
+        print_answer(arguments, answer, f"{count(answer['retried'], 'failed task')} will be tried again.{due}")
+        return 0
     if bool(arguments.tasks) == arguments.all:
         raise UsageError("Name the tasks to retry, or give --all.")
     if arguments.queue and not arguments.all:
@@ -243,14 +251,21 @@ def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         choices=_STATES,
-        help="only tasks in this state; scheduled and retrying are those ready tasks that wait for their ETA or for "
-        "another attempt, and failed means failed for good",
+        help="only tasks in this state; due, scheduled and retrying are those ready tasks that wait for their turn, "
+        "for their ETA, or for another attempt, and failed means failed for good",
     )
     parser.add_argument(
         "--function",
         metavar="TEXT",
         help="only tasks whose URL contains this text, such as mail/send_welcome or send_welcome",
     )
+    parser.add_argument("--service", metavar="NAME", help="only tasks for this service")
+    parser.add_argument("--name", metavar="TEXT", help="only tasks whose name contains this text")
+    parser.add_argument("--text", metavar="TEXT", help="only tasks whose payload contains this text")
+    parser.add_argument("--newer", metavar="AGE", help="only tasks added in this time, such as 10min or 2h")
+    parser.add_argument("--older", metavar="AGE", help="only tasks added before this time, such as 1d")
+    parser.add_argument("--slower", metavar="TIME", help="only tasks whose last attempt took at least so long")
+    parser.add_argument("--faster", metavar="TIME", help="only tasks whose last attempt took at most this")
     parser.add_argument(
         "--limit",
         type=_positive_number,
@@ -293,6 +308,9 @@ def _add_retry_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser, nargs="*")
     parser.add_argument("--all", action="store_true", help="retry every task that failed for good")
     parser.add_argument("--queue", metavar="NAME", help="with --all: only tasks of this queue")
+    parser.add_argument(
+        "--failure", type=int, metavar="ID", help="retry all tasks that failed in this way; 'failures' lists the IDs"
+    )
     add_client_arguments(parser)
 
 
@@ -348,6 +366,7 @@ COMMANDS = (
         examples=(
             "deferred-middleware retry 42",
             "deferred-middleware retry --all --queue default",
+            "deferred-middleware retry --failure 3",
         ),
         add_arguments=_add_retry_arguments,
         run=retry_tasks,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-import urllib.request
 from typing import Final
 
 HOST_VARIABLE: Final = "GCE_METADATA_HOST"
@@ -52,6 +51,8 @@ def ask_on_google(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=16)
 def _ask(host: str, name: str) -> str | None:
+    import urllib.request  # few processes need it, and its import takes as long as that of all our settings
+
     request = urllib.request.Request(f"http://{host}/computeMetadata/v1/{name}", headers={"Metadata-Flavor": "Google"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
     with opener.open(request, timeout=_SECONDS) as response:

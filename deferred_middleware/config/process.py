@@ -11,7 +11,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.config import keys, metadata
 from deferred_middleware.config.hooks import Hooks
@@ -19,7 +19,9 @@ from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.config.service_urls import own_service
 from deferred_middleware.config.settings import Settings
 from deferred_middleware.errors import LocationError, SettingsError
-from deferred_middleware.wire.signature import Keyring, keyring_for
+
+if TYPE_CHECKING:
+    from deferred_middleware.wire.signature import Keyring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,8 @@ def current_deployment() -> Deployment:
 
 def keyring_of(settings: Settings, deployment: Deployment) -> Keyring:
     """Return the keyring of the process, which is empty without secret keys. Raises :class:`LocationError`."""
+    from deferred_middleware.wire.signature import keyring_for  # here, because importing the package needs no keyring
+
     keys = settings.secret_keys
     return keyring_for(keys, application_of(deployment) if keys else "")
 

@@ -83,7 +83,8 @@ def _project() -> str:
 
 
 def _without_partition(project: str) -> str:
-    return project.removeprefix("s~").removeprefix("e~")
+    """Return a project without the region before it: ``s~`` or ``e~``, and ``dev~`` on the local server."""
+    return project.rpartition("~")[2]
 
 
 def _region_of(location_id: str) -> str:

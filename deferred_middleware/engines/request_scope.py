@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final, ParamSpec, TypeVar
@@ -123,6 +124,27 @@ def in_request(function: Callable[P, T]) -> Callable[P, T]:
         return function(*args, **kwargs) if lost is None else lost.run(function, *args, **kwargs)
 
     return inside
+
+
+API_HOST_VARIABLE: Final = "API_HOST"
+TICKET_VARIABLE: Final = "HTTP_X_APPENGINE_API_TICKET"
+
+
+def connect_process() -> None:
+    """Connect the SDK to the local server that the environment names, for a process without requests.
+
+    An app does the same for the time of a request, with ``wrap_wsgi_app``. If there is no ``API_HOST``, this does
+    nothing. Call it in the main thread.
+    """
+    if API_HOST_VARIABLE not in os.environ:
+        return
+    from google.appengine.api import full_app_id
+    from google.appengine.runtime import default_api_stub
+
+    full_app_id.normalize()
+    default_api_stub.Register(default_api_stub.DefaultApiStub())
+    # Take the ticket from HTTP_X_APPENGINE_API_TICKET; by default the SDK takes it from a request's environ.
+    default_api_stub.DefaultApiStub.SetUseRequestSecurityTicketForThread(True)
 
 
 def _sdk() -> tuple[Any, Any]:

@@ -386,6 +386,7 @@ def _no_engine(call: Call, queue: str) -> EnqueueError:
         call.options.name,
         "nothing answers the SDK's taskqueue API in this process. Wrap the app with "
         "google.appengine.api.wrap_wsgi_app, and run it on App Engine or, on one machine, with "
-        "`deferred-middleware serve MODULE:CALLABLE`. In a test, use the pytest fixture deferred_tasks, or "
+        "`deferred-middleware serve MODULE:CALLABLE`. Start a shell or a script beside that server with "
+        "`deferred-middleware exec COMMAND`. In a test, use the pytest fixture deferred_tasks, or "
         "deferred_middleware.testing.capture_tasks.",
     )

@@ -8,11 +8,24 @@ the SDK's own types are in :mod:`deferred_middleware.errors.sdk`, because that m
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_STAND_INS: Final = "deferred_middleware.errors.sdk_types"
 
 
 class DeferredError(Exception):
     """The base class of all errors that deferred_middleware raises."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Return a new error. In a process without the SDK it is of the SDK's type too if the app imports the SDK."""
+        stand_ins = sys.modules.get(_STAND_INS)
+        kind: type[Self] = cls if stand_ins is None else stand_ins.of_sdk_too(cls)
+        return super().__new__(kind, *args)
 
 
 class DeferredWarning(UserWarning):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,14 +58,32 @@ class EscapingFormatter(logging.Formatter):
 def log_to_terminal(format: str) -> None:
     """Log at INFO and above to standard error, with control characters escaped.
 
+    A record that another handler writes to the terminal is left out. Django's default configuration has such a handler.
     The records of waitress are escaped for any other handler too: they have the paths of requests.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(EscapingFormatter(format))
+    handler.addFilter(_is_not_shown_yet)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # With a queue of tasks it is normal that requests wait for a thread, so waitress need not warn of it.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     logging.getLogger("waitress").addFilter(_escape_arguments)
+
+
+def _is_not_shown_yet(record: logging.LogRecord) -> bool:
+    """Return False for a record that a logger below the root writes to standard output or error."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        if any(_shows(handler, record) for handler in logger.handlers):
+            return False
+        logger = logger.parent
+    return True
+
+
+def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    if not isinstance(handler, logging.StreamHandler) or handler.stream not in (sys.stdout, sys.stderr):
+        return False
+    return record.levelno >= handler.level and bool(handler.filter(record))
 
 
 def _escape_arguments(record: logging.LogRecord) -> bool:

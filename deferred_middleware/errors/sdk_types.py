@@ -64,11 +64,15 @@ class StandIn(Exception):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
         """Return a new instance of ``cls``, or of a subclass of it that is also the SDK's."""
-        kind: Any = cls
-        if _MODULES["taskqueue"] in sys.modules:
-            kind = _also_of_sdk(cls)  # type: ignore[arg-type] # a class is hashable
-        found: StandIn = super().__new__(kind, *args)
+        found: StandIn = super().__new__(of_sdk_too(cls), *args)
         return found
+
+
+def of_sdk_too(cls: Any) -> Any:
+    """Return ``cls``, or if the app has imported the SDK a subclass of it and of the types that it stands for."""
+    if not issubclass(cls, StandIn) or _MODULES["taskqueue"] not in sys.modules:
+        return cls
+    return _also_of_sdk(cls)
 
 
 @functools.lru_cache(maxsize=128)

@@ -74,7 +74,7 @@ class TaskContext:
     not a number, the fact is None, or 0 for a count.
     """
 
-    __slots__ = ("_call", "_keys", "_request", "_started", "content", "environ", "error", "label", "stored")
+    __slots__ = ("_call", "_request", "_started", "content", "environ", "error", "label", "stored")
 
     def __init__(self, environ: WSGIEnvironment, label: str = "") -> None:
         self.environ: WSGIEnvironment = environ
@@ -87,8 +87,6 @@ class TaskContext:
         self.stored: overflow.Reference | None = None
         """The reference to the payload, if it is in the datastore."""
         self._call: Call | None = None
-        is_by_url = _APP_ENGINE.name not in environ and _CLOUD_TASKS.name in environ
-        self._keys = _CLOUD_TASKS if is_by_url else _APP_ENGINE
         self._request: webob.Request | None = None
         self._started = time.monotonic()
 
@@ -100,6 +98,12 @@ class TaskContext:
 
             self._call = Call.of(self.content)
         return self._call
+
+    @property
+    def _keys(self) -> _PlatformKeys:
+        """The keys of the headers that the request has. They are not kept, because few tasks ask for them."""
+        is_by_url = _APP_ENGINE.name not in self.environ and _CLOUD_TASKS.name in self.environ
+        return _CLOUD_TASKS if is_by_url else _APP_ENGINE
 
     @property
     def name(self) -> str:

@@ -48,6 +48,8 @@ from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, make_listeners, url_of
+from deferred_middleware.server.reporting import make_reports
+from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -98,7 +100,7 @@ def assemble(
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
     check_project(config.data_dir, project)
     secret_key = _secret_key(config)
-    queues = _queues(config, stack)
+    queues, queue_yaml = _queues(config, stack)
     store = _store(config, stack, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
@@ -148,16 +150,28 @@ def assemble(
         queues=lambda: queues,
         wake_scheduler=scheduler.wake,
         about=about(running, config.data_dir),
+        # The processes are made last, because they need what answers their API calls.
+        standing=server_standing(scheduler, list(directory), process_of=lambda service: processes.status(service)),
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )
+    reports = make_reports(
+        config,
+        operations,
+        queues=queues,
+        queue_yaml=queue_yaml,
+        directory=directory,
+        delivery_token=delivery_token,
+        stub_map=stub_map,
+        app_id=platform.app_id,
+    )
     live = LiveUpdates(store.queries.version)
     site = make_site(
-        PageTools(operations=operations, live=live),
+        PageTools(operations=operations, live=live, reports=reports, editor=config.editor),
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
-    rpc = RpcApplication(stub_map, tickets, pages=JsonApi(operations, token=running.token, pages=site))
+    rpc = RpcApplication(stub_map, tickets, pages=JsonApi(operations, reports, token=running.token, pages=site))
     configs = _process_configs(
         config,
         platform,
@@ -166,6 +180,7 @@ def assemble(
         delivery_token=delivery_token,
         api_connections=ApiConnections(rpc.answer),
     )
+    processes = AppProcesses(configs, on_event=on_event, ends=process_ends)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -177,7 +192,7 @@ def assemble(
 
     return ServerParts(
         scheduler=scheduler,
-        processes=AppProcesses(configs, on_event=on_event, ends=process_ends),
+        processes=processes,
         admin_app=Guard(
             rpc,
             names=admin_names(config.admin_host, config.allowed_hosts),
@@ -199,15 +214,15 @@ def _secret_key(config: ServeConfig) -> SigningKeyFile:
     return secret_key
 
 
-def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> QueueRegistry:
-    """Return the queues of queue.yaml, which follow its changes."""
+def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[QueueRegistry, Path]:
+    """Return the queues of queue.yaml, which follow its changes, and its path."""
     queues = QueueRegistry()
     path = config.queue_yaml
     if path is None:
         files = [one.app_yaml for one in config.served.apps if one.app_yaml and one.service == DEFAULT_SERVICE]
         path = find_queue_yaml([*(file.absolute().parent for file in files), Path.cwd()])
     stack.enter_context(QueueYamlWatcher(path, queues, required=config.queue_yaml is not None))
-    return queues
+    return queues, path
 
 
 def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callable[[ServerError], object]) -> TaskStore:
@@ -294,6 +309,7 @@ def _process_configs(
                 api_ticket=ticket,
                 default_hostname=platform.default_hostname,
                 task_lines=config.task_lines,
+                handlers=served.handlers,
                 start_timeout_seconds=config.start_timeout_seconds,
                 api_connections=api_connections,
             )

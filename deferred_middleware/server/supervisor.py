@@ -17,6 +17,7 @@ import signal
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,15 @@ from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, 
 from deferred_middleware.server.assembly import ServerParts, assemble
 from deferred_middleware.server.config.served import ServeConfig
 from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.store.upkeep.salvage import StoreDamagedError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 _ADMIN_THREADS = 16
 _STOP_GRACE_SECONDS = 5.0
+# A disk that damages the database again so soon is not one to go on with.
+_DAMAGE_PAUSE_SECONDS = 60.0
 
 logger: Final = logging.getLogger(__name__)
 
@@ -89,12 +93,33 @@ class Supervisor:
         Has to be called in the main thread, which handles signals. Raises :class:`ServerError` when the server can't
         start; everything that was started has ended then.
         """
-        with self._stop_signals(), terminal_restored(), contextlib.ExitStack() as stack:
-            self._serve(stack)
-            # The stack is unwound inside this block, so that a second signal is noticed meanwhile.
-            with self._killing_at_second_signal():
-                stack.close()
-        return 0
+        with self._stop_signals(), terminal_restored():
+            found_damage = -_DAMAGE_PAUSE_SECONDS
+            while True:
+                try:
+                    with contextlib.ExitStack() as stack:
+                        self._serve(stack)
+                        # The stack is unwound inside this block, so that a second signal is noticed meanwhile.
+                        with self._killing_at_second_signal():
+                            stack.close()
+                    return 0
+                except StoreDamagedError as error:
+                    last, found_damage = found_damage, time.monotonic()
+                    if found_damage - last < _DAMAGE_PAUSE_SECONDS:
+                        raise
+                    logger.error("%s This server does so now.", error)
+                    self._forget_old_events()
+
+    def _forget_old_events(self) -> None:
+        """Forget what was reported of objects that have ended, but not that a signal has asked for the end."""
+        kept = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, _StopRequested):
+                    kept.append(event)
+        for event in kept:
+            self._events.put(event)
 
     def _serve(self, stack: contextlib.ExitStack) -> None:
         """Start everything, with its stop on ``stack``, and return when a signal asks for the end."""

@@ -95,6 +95,9 @@ that can't read it."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
 """Request header that proves to an app process that the local server's queue process sent the request; the app process
 removes it."""
+LOGIN_PATH: Final = "/_ah/login"
+"""The path of the local server's login page, as in dev_appserver."""
+
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
 """The WSGI environ key that is true on requests from the local server's queue process."""
 ADMIN_TOKEN_HEADER: Final = "X-Deferred-Admin-Token"

@@ -148,7 +148,8 @@ def test_a_thread_without_the_request_is_told(serve: Serve, recorder: Recorder) 
 
     try:
         post(server.services["default"], "a thread")
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         server.wait_for_output("the SDK doesn't pass the request on to threads")
         assert "contextvars.copy_context().run" in server.output
     else:

@@ -144,6 +144,10 @@ def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
     drained = told(server, "drain")
     assert (drained["drained"], drained["failed_meanwhile"], drained["left_alone"]) == (True, 0, [])
     assert told(server, "retry", "--all") == {"retried": 0}
+    assert told(server, "failures") == {"failures": [], "next_before": None}
+    assert told(server, "functions")["functions"][0]["name"] == "chores/work"
+    assert told(server, "queue-yaml")["error"] is None
+    assert told(server, "cron")["entries"] == []
     assert told(server, "purge", "default", "--yes") == {"queue": "default", "deleted": 0}
     assert told(server, "forget", "default", "mine") == {"queue": "default", "forgotten": 1}
     assert told(server, "delete", "1") == {"tasks": [{"task": 1, "done": "delete"}]}

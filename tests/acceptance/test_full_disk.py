@@ -119,3 +119,28 @@ def test_a_full_disk(make_server: Serve, recorder: Recorder, disk: Path, tmp_pat
     assert recorder.is_silent(0)
     assert server.stop() == 0
     assert look(disk / "data", tmp_path / "found").finished == {*acknowledged, "after"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
+def test_a_disk_full_of_tasks(make_server: Serve, recorder: Recorder, disk: Path) -> None:
+    """If the tasks themselves fill the disk, a purge gives the space back, and adds are taken without a restart."""
+    server = make_server(APP, arguments=[f"--data-dir={disk / 'data'}"]).start()
+    command(server, disk, "pause", "default")
+    refused = ""
+    stored = 0
+    while not refused:
+        refused = server.post("/add", f"filling-{stored}")
+        stored += not refused
+        assert stored < 10_000, "32 MB never filled up"
+    assert "The disk is full" in refused
+
+    command(server, disk, "purge", "default", "--yes")
+    until = time.monotonic() + WAIT_SECONDS
+    while refused := server.post("/add", "after"):
+        assert time.monotonic() < until, f"{refused}\n{server.output}"
+        time.sleep(0.2)  # the space is given back in the background, and nothing announces it
+    command(server, disk, "resume", "default")
+    assert recorder.next()["ran"] == "after"
+    command(server, disk, "drain")
+    assert recorder.is_silent(0)
+    assert server.stop() == 0

@@ -66,6 +66,6 @@ def test_a_failing_seed_is_shrunk() -> None:
     with BUGS["names not looked up"]():
         failed = next(outcome for outcome in map(run_seed, range(MOST_SEEDS)) if outcome.failure is not None)
         shrunk = shrink(failed)
-    assert len(shrunk.stimuli) <= 2 < len(draw(failed.seed))
+    assert len(shrunk.stimuli) <= 3 < len(draw(failed.seed))
     assert type(shrunk.failure) is type(failed.failure)
     assert [one for one in failed.stimuli if one in shrunk.stimuli] == list(shrunk.stimuli)

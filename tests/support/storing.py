@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from deferred_middleware.server.store import store as store_module
 from deferred_middleware.server.store.records import (
     PULL,
     AttemptRecord,
@@ -21,6 +20,7 @@ from deferred_middleware.server.store.records import (
 )
 from deferred_middleware.server.store.statistics.traceback_text import failure_site
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep import pruning
 
 LANE = Lane("default", "")
 NOW = 1_700_000_000_000_000
@@ -127,7 +127,7 @@ def prune(store: TaskStore) -> int:
     """Make the store prune as it does after a number of results; return how many tasks it deleted."""
     before = sum(sum(states.values()) for states in store.queries.counts().values())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 0)
+        patch.setattr(pruning, "_PRUNE_EVERY_RESULTS", 0)
         store.complete([])
     # The results submitted the prune before this, so it is already committed.
     store.operations.delete_by_name("default", ["unknown"])

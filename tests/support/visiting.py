@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from wsgiref.util import setup_testing_defaults
@@ -15,8 +16,12 @@ from wsgiref.validate import validator
 from deferred_middleware.server.admin.change_log import ChangeLog
 from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.pages.all_pages import make_site
+from deferred_middleware.server.admin.reports.cron import SendCron
+from deferred_middleware.server.admin.reports.reports import Reports
+from deferred_middleware.server.admin.reports.sdk_data import SdkServices
 from deferred_middleware.server.admin.web.live import LiveUpdates
 from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.traceback_view import EDITORS
 from deferred_middleware.server.admin.web.visitors import Visitors
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.store.records import NewTask
@@ -101,7 +106,16 @@ class Page:
 class Visitor:
     """Visits the pages of ``store``. ``woken`` counts how often the scheduler was woken."""
 
-    def __init__(self, store: TaskStore, *queues: QueueConfig, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        store: TaskStore,
+        *queues: QueueConfig,
+        read_only: bool = False,
+        queue_yaml: Path | None = None,
+        cron_directories: tuple[Path, ...] = (),
+        send_cron: SendCron | None = None,
+        sdk: SdkServices | None = None,
+    ) -> None:
         self.store = store
         self.woken = 0
         self.cookies: dict[str, str] = {"deferred_session": Visitors(RUN_TOKEN).session}
@@ -120,7 +134,15 @@ class Visitor:
             change_log=self.change_log,
             read_only=read_only,
         )
-        tools = PageTools(operations=self.operations, live=self.live)
+        self.reports = Reports(
+            self.operations,
+            queues=lambda: registry,
+            queue_yaml=queue_yaml,
+            cron_directories=cron_directories,
+            send_cron=send_cron,
+            sdk=sdk,
+        )
+        tools = PageTools(operations=self.operations, live=self.live, reports=self.reports, editor=EDITORS["vscode"])
         self.site = make_site(tools, Visitors(RUN_TOKEN), form_token=FORM_TOKEN)
 
     def ask(

@@ -29,10 +29,11 @@ EDGES = {
     "server.delivery": "errors wire server.store server.config",
     "server.api": "errors wire server.store server.config",
     "server.admin": "errors wire server.store server.config",
-    "server.apps": "errors wire server.store server.config server.delivery server.api server.admin",
+    "server.handlers": "errors wire server.store server.config",
+    "server.apps": "errors wire server.store server.config server.delivery server.api server.admin server.handlers",
     "server.dispatch": "errors wire server.store server.config server.delivery server.api server.admin server.apps",
-    "server": "errors wire server.store server.config server.delivery server.api server.admin server.apps "
-    "server.dispatch",
+    "server": "errors wire server.store server.config server.delivery server.api server.admin server.handlers "
+    "server.apps server.dispatch",
 }
 MAX_ROOT_ENTRIES = 13
 MAX_MODULES_IN_A_PACKAGE = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from deferred_middleware.config import process
 from deferred_middleware.config.hooks import Hooks
 from deferred_middleware.config.settings import Settings
 from deferred_middleware.contrib.django.checks import check_surroundings
+from deferred_middleware.engines import request_scope
 from deferred_middleware.errors import SettingsError, nearest
 
 NAME = "deferred_middleware.contrib.django"
@@ -32,10 +34,17 @@ class DeferredConfig(AppConfig):
     verbose_name = "deferred_middleware"
 
     def ready(self) -> None:
-        """Install the settings, for requests and for management commands, and register the check."""
+        """Install the settings, for requests and for management commands, and register the check.
+
+        A process with the environment of the local server's apps is connected to it, so that a shell or a management
+        command can defer calls.
+        """
         install(getattr(django_settings, "DEFERRED", {}))
         checks.register(check_site)
         checks.register(check_surroundings)
+        # App Engine and the local server, which set GAE_ENV, connect the requests of their processes.
+        if request_scope.TICKET_VARIABLE in os.environ and "GAE_ENV" not in os.environ:
+            request_scope.connect_process()
 
 
 def install(given: Mapping[str, Any]) -> None:

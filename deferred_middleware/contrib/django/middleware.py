@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable
 
 import webob
+from django.conf import settings
 from django.core.signals import got_request_exception
 from django.http import HttpRequest, HttpResponse
 
@@ -31,6 +32,10 @@ from deferred_middleware.contrib.django.views import TaskResponse, is_not_logged
 from deferred_middleware.contrib.mounting import ensure_report, response_after_layers
 from deferred_middleware.engines.request_scope import keeping_request
 from deferred_middleware.enqueue import batch, request_end
+from deferred_middleware.errors import SecretKeyMissingError
+from deferred_middleware.errors.loggers import get_logger
+
+logger = get_logger("deferred_middleware")
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
@@ -41,8 +46,11 @@ class TaskMiddleware:
     At the end of any other request it waits for the calls that ``defer_async`` started. With ``DEFERRED_COALESCE`` the
     request's calls are enqueued together at its end, and are dropped if the view raises and no middleware answers.
 
+    Without a secret key, a site with ``DEBUG`` starts nevertheless. Then a warning says what to do, and the view for
+    tasks raises the error.
+
     Raises:
-        SettingsError: at the start of the site, if the task handler can't be made, such as without a secret key.
+        SettingsError: at the start of the site, if the task handler can't be made.
     """
 
     sync_capable = True
@@ -50,9 +58,8 @@ class TaskMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         self._get_response = get_response
-        settings = current_settings()
-        self._coalesce = settings.coalesce
-        self._runs = task_handler().runs
+        self._coalesce = current_settings().coalesce
+        self._runs = _runs_task()
         got_request_exception.connect(on_exception, dispatch_uid=__name__)
         # Django logs the exception of a view. That of a task, or of a layer around it, is logged with the task's call.
         logging.getLogger("django.request").addFilter(is_not_logged_yet)
@@ -91,3 +98,20 @@ class TaskMiddleware:
     def process_exception(self, request: HttpRequest, exception: Exception) -> None:
         """Drop the calls that a view deferred before it raised; then Django turns the exception into a response."""
         batch.drop_request(exception)
+
+
+def _runs_task() -> Callable[[str], bool]:
+    """Return the function that tells whether a path is that of a task."""
+    try:
+        return task_handler().runs
+    except SecretKeyMissingError as error:
+        if not settings.DEBUG:
+            raise
+        logger.warning(
+            "Tasks can't be deferred or run in this process, because DEFERRED_SECRET_KEYS is not set. Start the site "
+            "with `deferred-middleware serve %s`, or start this command with `deferred-middleware exec` while a local "
+            "server runs.",
+            (settings.WSGI_APPLICATION or "MODULE.CALLABLE").replace(".application", ":application"),
+        )
+        logger.debug("The task handler can't be made: %s", error)
+        return lambda path: False

@@ -18,7 +18,11 @@ from urllib.parse import parse_qs
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.change_log import COMMAND_USER_AGENT, Actor
 from deferred_middleware.server.admin.guard import shows_token
-from deferred_middleware.server.admin.operations import OperationError, Operations, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reading.search import PARAMETERS, search_of
+from deferred_middleware.server.admin.reports.reports import Reports
+from deferred_middleware.server.admin.reports.routes import REPORTS, find_report
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -41,8 +45,11 @@ class JsonApi:
     Every request must show ``token``.
     """
 
-    def __init__(self, operations: Operations, *, token: str, pages: WSGIApplication | None = None) -> None:
+    def __init__(
+        self, operations: Operations, reports: Reports, *, token: str, pages: WSGIApplication | None = None
+    ) -> None:
         self._operations = operations
+        self._reports = reports
         self._token = token
         self._pages = pages
 
@@ -112,6 +119,11 @@ class JsonApi:
                 return self._change(
                     environ, lambda actor: _QUEUE_ACTIONS[action](operations, actor, queue, _body(environ))
                 )
+            case [first, *_] if first in REPORTS:
+                answer = find_report(self._reports, path[len(API_PREFIX) + 1 :].split("/"), _query(environ))
+                if answer.change is not None:
+                    return self._change(environ, partial(answer.change, body=partial(_body, environ)))
+                read = answer.read
             case ["retry"]:
                 return self._change(environ, operations.retry_all_failed)
             case _:
@@ -126,15 +138,13 @@ class JsonApi:
         return change(_actor(environ))
 
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
-        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        unknown = sorted(set(query) - {"queue", "state", "function", "before", "limit", "calls"})
+        given = _query(environ)
+        known = (*PARAMETERS, "before", "limit", "calls")
+        unknown = sorted(set(given) - set(known))
         if unknown:
-            raise bad(f"tasks can't be found by {unknown[0]!r}; use queue, state, function, before, limit and calls.")
-        given = {name: values[-1] for name, values in query.items()}
+            raise bad(f"tasks can't be found by {unknown[0]!r}; use {', '.join(known[:-1])} and {known[-1]}.")
         return self._operations.find_tasks(
-            queue=given.get("queue"),
-            state=given.get("state"),
-            function=given.get("function"),
+            search_of(given),
             before=_number(given, "before", None, 2**62),
             limit=_number(given, "limit", _TASKS_PER_PAGE, _MAX_TASKS_PER_PAGE) or _TASKS_PER_PAGE,
             calls=bool(given.get("calls")),
@@ -163,6 +173,12 @@ _QUEUE_ACTIONS: dict[str, Callable[[Operations, Actor, str, Mapping[str, Any]], 
     "run-scheduled": lambda operations, actor, queue, _body: operations.run_scheduled(actor, queue),
     "forget": lambda operations, actor, queue, body: operations.forget(actor, queue, _name(body)),
 }
+
+
+def _query(environ: WSGIEnvironment) -> Mapping[str, str]:
+    """Return the parameters of the URL."""
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    return {name: values[-1] for name, values in query.items()}
 
 
 def _actor(environ: WSGIEnvironment) -> Actor:

@@ -7,40 +7,24 @@ be written as JSON; ``docs/operations.rst`` describes them. What can't be done r
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
-from deferred_middleware.server.admin.views import task_details, task_summary, view_of
+from deferred_middleware.server.admin.operation_errors import OperationError, conflict
+from deferred_middleware.server.admin.reading.reads import Reads
+from deferred_middleware.server.admin.reading.standing import NOTHING_RUNS, ServerStanding
 from deferred_middleware.server.config.queues import QueueConfig
-from deferred_middleware.server.store.queries import Waiting
-from deferred_middleware.server.store.records import State, StoredTask
+from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.server.store.store import TaskStore
 
-STATES: tuple[str, ...] = get_args(State)
-WAITING: tuple[str, ...] = get_args(Waiting)
 
-_MAX_CALL_CHARACTERS = 200
-
-
-class OperationError(Exception):
-    """Something that can't be done. ``code`` is for programs, ``message`` for people; ``known`` is what there is."""
-
-    def __init__(self, status: HTTPStatus, code: str, message: str, *, known: tuple[str, ...] = ()) -> None:
-        self.status = status
-        self.code = code
-        self.message = message
-        self.known = known
-        super().__init__(message)
-
-
-class Operations:
+class Operations(Reads):
     """Reads and changes of tasks and queues.
 
-    ``queues`` returns the configured queues. ``wake_scheduler`` is called after each change. ``about`` is the
-    description of the server. With ``read_only``, all changes are refused.
+    ``wake_scheduler`` is called after each change. With ``read_only``, all changes are refused. For the other arguments
+    see :class:`Reads`.
     """
 
     def __init__(
@@ -50,85 +34,14 @@ class Operations:
         queues: Callable[[], Mapping[str, QueueConfig]],
         wake_scheduler: Callable[[], None],
         about: Mapping[str, object],
+        standing: ServerStanding = NOTHING_RUNS,
         change_log: ChangeLog | None = None,
         read_only: bool = False,
     ) -> None:
-        self.store = store
-        self.about: dict[str, object] = dict(about)
+        super().__init__(store, queues=queues, about=about, standing=standing)
         self.change_log: ChangeLog = change_log or ChangeLog(None)
         self.read_only = read_only
-        self._queues = queues
         self._wake_scheduler = wake_scheduler
-
-    # Reads.
-
-    def list_queues(self) -> dict[str, Any]:
-        """Return all queues, each with its numbers of tasks and its configuration."""
-        counts = self.store.queries.counts()
-        configured = self._queues()
-        return {"queues": [self._queue(name, counts, configured) for name in sorted({*configured, *counts})]}
-
-    def find_tasks(
-        self,
-        *,
-        queue: str | None = None,
-        state: str | None = None,
-        function: str | None = None,
-        before: int | None = None,
-        limit: int = 100,
-        calls: bool = False,
-    ) -> dict[str, Any]:
-        """Return a page of tasks, the newest first; with ``calls``, also each task's call as text."""
-        if state is not None and state not in (*STATES, *WAITING):
-            raise bad(f"state={state!r} is not a state; the states are {', '.join((*STATES, *WAITING))}.")
-        if queue is not None:
-            self.known_queue(queue)
-        page = self.store.queries.find(
-            queue=queue,
-            state=None if state in WAITING else state,  # type: ignore[arg-type] # one of the states
-            waiting=state if state in WAITING else None,  # type: ignore[arg-type] # one of the waits
-            contains=function or None,
-            before_id=before,
-            limit=limit,
-        )
-        tasks = [task_summary(task) for task in page.tasks]
-        if calls:
-            tasks = [{**task, **self._call(task["id"])} for task in tasks]
-        return {"tasks": tasks, "next_before": page.next_before_id}
-
-    def show_task(self, queue_or_id: str, name: str | None = None) -> dict[str, Any]:
-        """Return a task, given by its id or by its queue and name, with its payload and its attempts."""
-        task = self.task(queue_or_id, name)
-        return {"task": task_details(task, self.store.queries.attempts(task.id))}
-
-    def task(self, queue_or_id: str, name: str | None = None) -> StoredTask:
-        """Return a task, given by its id or by its queue and name."""
-        if name is None:
-            found = None
-            if queue_or_id.isascii() and queue_or_id.isdecimal() and len(queue_or_id) < 19:
-                found = self.store.queries.get_by_id(int(queue_or_id))
-            shown = queue_or_id
-        else:
-            found = self.store.queries.get(queue_or_id, name)
-            shown = f"{queue_or_id}/{name}"
-        if found is None:
-            raise OperationError(
-                HTTPStatus.NOT_FOUND, "no-such-task", f"There is no task {shown!r}; it may be deleted."
-            )
-        return found
-
-    def known_queue(self, queue: str) -> str:
-        """Return the name of a queue that is configured or has tasks."""
-        configured = self._queues()
-        if queue not in configured and queue not in self.store.queries.counts():
-            known = tuple(sorted({*configured, *self.store.queries.counts()}))
-            raise OperationError(
-                HTTPStatus.NOT_FOUND,
-                "no-such-queue",
-                f"There is no queue {queue!r}; the queues are: {', '.join(sorted(configured))}.",
-                known=known,
-            )
-        return queue
 
     # Changes of one task.
 
@@ -203,30 +116,9 @@ class Operations:
             lambda: {"queue": queue, "forgotten": self.store.operations.unblock_names(queue, name)},
         )
 
-    def _queue(
-        self, name: str, counts: Mapping[str, Mapping[Any, int]], configured: Mapping[str, QueueConfig]
-    ) -> dict[str, Any]:
-        config = configured.get(name)
-        numbers = counts.get(name, {})
-        return {
-            "name": name,
-            "configured": config is not None,
-            "paused": name in self.store.operations.paused(),
-            **{state: numbers.get(state, 0) for state in STATES},
-            **dataclasses.asdict(self.store.queries.backlog(name)),
-            "executed_last_minute": self.store.queries.executed(name)[0],
-            "config": None if config is None else dataclasses.asdict(config),
-        }
-
-    def _call(self, task_id: int) -> dict[str, Any]:
-        """Return a task's call as text, and how long its last attempt took."""
-        task = self.store.queries.get_by_id(task_id)
-        attempts = self.store.queries.attempts(task_id)
-        call = view_of(task.body) if task is not None else None
-        return {
-            "call": call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None,
-            "duration_usec": attempts[-1].duration_usec if attempts else None,
-        }
+    def change(self, actor: Actor, action: str, subject: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make a change, unless the server only reads, and write it into the log of changes."""
+        return self._change(actor, action, subject, change)
 
     def _queue_change(
         self, actor: Actor, action: str, queue: str, change: Callable[[], dict[str, Any]]
@@ -267,13 +159,3 @@ class Operations:
         if not self.store.operations.delete([task.id]):
             raise OperationError(HTTPStatus.NOT_FOUND, "no-such-task", f"Task {task.id} is gone already.")
         return {"task": task.id, "done": "delete"}
-
-
-def bad(message: str) -> OperationError:
-    """Return the error for what can't be understood."""
-    return OperationError(HTTPStatus.BAD_REQUEST, "bad-request", message)
-
-
-def conflict(code: str, message: str) -> OperationError:
-    """Return the error for what the state of a task doesn't allow."""
-    return OperationError(HTTPStatus.CONFLICT, code, message)

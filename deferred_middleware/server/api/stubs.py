@@ -27,13 +27,14 @@ from google.appengine.api import (
 from google.appengine.api.app_identity import app_identity_stub
 from google.appengine.api.capabilities import capability_stub
 from google.appengine.api.images import images_stub
-from google.appengine.api.memcache import memcache_stub
 from google.appengine.api.modules import modules_stub
 from google.appengine.api.search import simple_search_stub
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.api.datastore import DATASTORE_FILE, DatastoreStub
+from deferred_middleware.server.api.memcache_keys import KeyedMemcacheStub
 from deferred_middleware.server.config.services import Service, ServiceDirectory
+from deferred_middleware.wire.protocol import LOGIN_PATH
 
 
 def make_stub_map(
@@ -58,11 +59,11 @@ def make_stub_map(
     stub_map = apiproxy_stub_map.APIProxyStubMap()
     datastore = DatastoreStub(app_id, data_dir / DATASTORE_FILE, taskqueue_stub.transactions, on_failure=on_failure)
     stub_map.RegisterStub("datastore_v3", datastore)
-    stub_map.RegisterStub("memcache", memcache_stub.MemcacheServiceStub())
+    stub_map.RegisterStub("memcache", KeyedMemcacheStub())
     stub_map.RegisterStub("modules", modules_stub.ModulesServiceStub(request_data))
     stub_map.RegisterStub("app_identity_service", app_identity_stub.AppIdentityServiceStub())
     stub_map.RegisterStub("urlfetch", urlfetch_stub.URLFetchServiceStub())
-    stub_map.RegisterStub("user", user_service_stub.UserServiceStub(request_data=request_data))
+    stub_map.RegisterStub("user", _users_stub(request_data))
     stub_map.RegisterStub("capability_service", capability_stub.CapabilityServiceStub())
     stub_map.RegisterStub("mail", mail_stub.MailServiceStub())
     stub_map.RegisterStub("images", _images_stub())
@@ -70,6 +71,12 @@ def make_stub_map(
     stub_map.RegisterStub("taskqueue", taskqueue_stub)
     apiproxy_stub_map.apiproxy = stub_map
     return stub_map
+
+
+def _users_stub(request_data: Any) -> Any:
+    # The login page of the service itself, wherever the browser reaches it.
+    login_url, logout_url = f"{LOGIN_PATH}?continue=%s", f"{LOGIN_PATH}?action=logout&continue=%s"
+    return user_service_stub.UserServiceStub(login_url, logout_url, request_data=request_data)
 
 
 def _images_stub() -> Any:

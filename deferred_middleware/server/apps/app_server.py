@@ -38,8 +38,10 @@ from deferred_middleware.errors.loggers import get_logger, log_to_terminal
 from deferred_middleware.server.apps.debugging import set_standard_input
 from deferred_middleware.server.apps.failure_logs import leave_out_repeated_failures
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
+from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
 from deferred_middleware.server.delivery.frontend import Frontend
+from deferred_middleware.server.handlers.front import HandlersApp
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -76,6 +78,7 @@ class AppServerConfig:
     default_hostname: str
     directory: str = ""
     task_lines: bool = False
+    handlers: tuple[HandlerRule, ...] = ()
     api_fd: int | None = None
     terminal_fd: int | None = None
 
@@ -87,8 +90,9 @@ class AppServerConfig:
     def from_line(cls, line: bytes) -> AppServerConfig:
         """Return the configuration in ``line``. Raises :class:`ValueError` if it holds none."""
         try:
-            return cls(**json.loads(line))
-        except TypeError as error:
+            given = json.loads(line)
+            return cls(**{**given, "handlers": tuple(HandlerRule(**rule) for rule in given["handlers"])})
+        except (TypeError, KeyError) as error:
             raise ValueError(f"not the configuration of an app process: {error}") from error
 
 
@@ -308,7 +312,7 @@ def run(config: AppServerConfig) -> int:
 
             api_client.install(socket.socket(fileno=config.api_fd))
         frontend = Frontend(
-            app,
+            HandlersApp(app, config.handlers),
             delivery_token=config.delivery_token,
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,

@@ -72,6 +72,16 @@ ProcessEvent = ProcessReady | StartFailed
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProcessStatus:
+    """How a process stands: its ID, whether it serves and since when, and how often it was started."""
+
+    pid: int | None
+    is_serving: bool
+    starts: int
+    since: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """One run of the process: how it started and ended, how long it served, whether a change of the code caused it."""
 
@@ -101,6 +111,8 @@ class AppProcess:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
+        self._starts = 0
+        self._ready_since: float | None = None
         self._stopping = threading.Event()
         # Set when the code is not the code that the process was started with.
         self._changed = threading.Event()
@@ -122,6 +134,18 @@ class AppProcess:
         """Whether the process serves requests and is not about to be restarted."""
         with self._lock:
             return self._is_ready and not self._changed.is_set()
+
+    @property
+    def status(self) -> ProcessStatus:
+        """How the process stands, for people."""
+        with self._lock:
+            is_serving = self.is_serving and self._process is not None
+            return ProcessStatus(
+                pid=self.pid,
+                is_serving=is_serving,
+                starts=self._starts,
+                since=self._ready_since if is_serving else None,
+            )
 
     def start(self) -> None:
         """Start the process; an event says whether it serves."""
@@ -245,6 +269,7 @@ class AppProcess:
             self._changed.clear()
             self._interrupted.clear()
             spawned = SpawnedApp(self._config)
+            self._starts += 1
             self._process = spawned.process
         if self._stopping.is_set():
             self._signal(signal.SIGTERM, group=False)
@@ -257,6 +282,7 @@ class AppProcess:
         self._has_served = True
         with self._lock:
             self._is_ready = True
+            self._ready_since = time.time()
         self._on_event(ProcessReady(service=self._config.service))
 
     def _wait_for_end(self, process: subprocess.Popen[bytes]) -> int:
@@ -325,6 +351,11 @@ class AppProcesses:
     def is_serving(self, service: str) -> bool:
         """Tell whether the process of a service serves requests and is not about to be restarted."""
         return self._processes[service].is_serving
+
+    def status(self, service: str) -> ProcessStatus | None:
+        """Return how the process of a service stands; None if its app runs elsewhere."""
+        process = self._processes.get(service)
+        return None if process is None else process.status
 
     def restart(self, service: str) -> None:
         """Restart the process of a service with the code as it is now."""

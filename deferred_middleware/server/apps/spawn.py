@@ -27,6 +27,7 @@ from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.apps import entry
 from deferred_middleware.server.apps.app_server import AppServerConfig
 from deferred_middleware.server.apps.debugging import is_at_terminal
+from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
 
 # realpath, because Python puts the real directory of a script on its path.
@@ -87,6 +88,7 @@ class AppProcessConfig:
     default_hostname: str
     directory: Path | None = None
     task_lines: bool = False
+    handlers: tuple[HandlerRule, ...] = ()
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
     api_connections: ApiConnections | None = None
 
@@ -146,6 +148,7 @@ class SpawnedApp:
             api_ticket=config.api_ticket,
             default_hostname=config.default_hostname,
             task_lines=config.task_lines,
+            handlers=config.handlers,
         )
         assert self.process.stdin is not None
         try:

@@ -5,9 +5,9 @@
     app_yaml.notes                          # sentences about what the local server does not use
 
 Its fields are described at https://cloud.google.com/appengine/docs/standard/reference/app-yaml?tab=python. The local
-server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``) and ``runtime``. It leaves out
-any other field that the SDK's parser does not accept, because the field may be newer than the SDK. For all other
-errors, :class:`AppYamlError` names the file and the line.
+server uses ``service``, ``entrypoint``, ``env_variables`` (also those of ``includes``), ``runtime``, ``handlers`` and
+``default_expiration``. It leaves out any other field that the SDK's parser does not accept, because the field may be
+newer than the SDK. For all other errors, :class:`AppYamlError` names the file and the line.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from google.appengine.api import appinfo, appinfo_errors, validation, yaml_error
 
 from deferred_middleware.errors import nearest
 from deferred_middleware.server.config.entrypoint import EntrypointApp, parse_entrypoint
+from deferred_middleware.server.config.handlers import HandlerRule, problem_of_rule, rules_of
 from deferred_middleware.server.config.yaml_files import (
     YamlFileError,
     compose,
@@ -36,7 +37,17 @@ from deferred_middleware.server.config.yaml_files import (
 DEFAULT_APP = "main:app"
 """The app that App Engine serves without an entrypoint."""
 
-_USED = ("service", "module", "runtime", "env", "entrypoint", "env_variables", "includes", "handlers")
+_USED = (
+    "service",
+    "module",
+    "runtime",
+    "env",
+    "entrypoint",
+    "env_variables",
+    "includes",
+    "handlers",
+    "default_expiration",
+)
 # The local server does what these fields ask for, or they have no meaning on one machine.
 _GRANTED = ("app_engine_apis", "app_engine_bundled_services", "threadsafe", "api_version", "vm", "skip_files")
 _OTHER_FILES = {
@@ -73,6 +84,7 @@ class AppYaml:
     directory: Path
     env_variables: Mapping[str, str]
     notes: tuple[str, ...]
+    handlers: tuple[HandlerRule, ...] = ()
 
 
 def read_app_yaml(path: Path) -> AppYaml:
@@ -83,7 +95,10 @@ def read_app_yaml(path: Path) -> AppYaml:
     _merge_includes(info, parsed)
     notes = _runtime_notes(info, parsed)
     entry = _entry(info, parsed)
-    notes += [*_handler_notes(info), *_unused_notes(root, parsed.left_out)]
+    notes += _unused_notes(root, parsed.left_out)
+    handlers = rules_of(info, path.absolute().parent)
+    for problem in filter(None, map(problem_of_rule, handlers)):
+        raise AppYamlError(parsed.path, parsed.line("handlers"), f"{problem}.")
     return AppYaml(
         path=path,
         service=str(info.service or info.module or "default"),
@@ -91,6 +106,7 @@ def read_app_yaml(path: Path) -> AppYaml:
         directory=_directory(path, entry, parsed),
         env_variables=_env_variables(info, path),
         notes=tuple(notes),
+        handlers=handlers,
     )
 
 
@@ -232,21 +248,6 @@ def _runtime_notes(info: Any, parsed: _Parsed) -> list[str]:
     if runtime.startswith("python3") and runtime != here:
         return [f"runtime is {runtime}; the local server runs it with its own Python, {here}."]
     return []
-
-
-def _handler_notes(info: Any) -> list[str]:
-    static = [handler.url for handler in info.handlers or () if handler.static_dir or handler.static_files]
-    notes = []
-    if static:
-        notes.append(
-            f"the local server does not serve static files ({', '.join(static)}): requests for them go to the app."
-        )
-    guarded = [handler.url for handler in info.handlers or () if handler.login in ("required", "admin")]
-    if guarded:
-        notes.append(
-            f"the local server asks for no login ({', '.join(guarded)}): everyone who reaches the app gets in."
-        )
-    return notes
 
 
 def _unused_notes(root: Any, left_out: list[str]) -> list[str]:

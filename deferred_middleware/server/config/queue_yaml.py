@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,8 +92,11 @@ def read_queue_yaml(path: Path) -> list[QueueConfig]:
     return parse_queue_yaml(text, path=str(path))
 
 
-def parse_queue_yaml(text: str, *, path: str) -> list[QueueConfig]:
-    """Return the queues that ``text`` lists. Errors, which are :class:`QueueYamlError`, name the file ``path``."""
+def parse_queue_yaml(text: str, *, path: str, warn: Callable[..., object] = logger.warning) -> list[QueueConfig]:
+    """Return the queues that ``text`` lists. Errors, which are :class:`QueueYamlError`, name the file ``path``.
+
+    ``warn`` is called with a message and its arguments, as a logger's method is, for what has no effect on App Engine.
+    """
     places = _Places(text, path)
     info = _parse(text, path)
     configs: dict[str, QueueConfig] = {}
@@ -103,7 +106,7 @@ def parse_queue_yaml(text: str, *, path: str) -> list[QueueConfig]:
             raise _wrong(path, places.line(index, "name"), "name", entry.name)
         if entry.name in configs:
             raise QueueYamlError(path, places.line(index, "name"), f"queue {entry.name} is listed twice.")
-        configs[entry.name] = _config(entry, path, places, index)
+        configs[entry.name] = _config(entry, path, places, index, warn)
     return list(configs.values())
 
 
@@ -128,12 +131,12 @@ def _parse(text: str, path: str) -> Any:
         raise QueueYamlError(path, None, f"{error}") from error
 
 
-def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
+def _config(entry: Any, path: str, places: _Places, index: int, warn: Callable[..., object]) -> QueueConfig:
     retry = _retry(entry, path, places, index)
     if entry.mode == "pull":
         for name in _PUSH_ONLY:
             if getattr(entry, name) is not None:
-                logger.warning("%s, line %s: %s has no effect on a pull queue.", path, places.line(index, name), name)
+                warn("%s, line %s: %s has no effect on a pull queue.", path, places.line(index, name), name)
         return QueueConfig(name=entry.name, mode="pull", retry=retry)
     for name in ("bucket_size", "max_concurrent_requests"):
         value = getattr(entry, name)
@@ -148,7 +151,7 @@ def _config(entry: Any, path: str, places: _Places, index: int) -> QueueConfig:
     given = {name: getattr(entry, name) for name in _PLATFORM_LIMITS}
     for name, value in {**given, "rate": rate}.items():
         if value is not None and value > (limit := _PLATFORM_LIMITS[name]):
-            logger.warning(
+            warn(
                 "%s, line %s: %s is %s; App Engine takes at most %s.",
                 path,
                 places.line(index, name),

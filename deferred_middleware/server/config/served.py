@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.config.services import LOCAL_VERSION
 from deferred_middleware.wire.protocol import is_loopback
 
@@ -38,7 +39,8 @@ class ServedApp:
 
     ``service`` is its ID, such as ``v2.default``; ``app`` is ``module:callable``. The process runs in ``directory``, by
     default the current one, and has ``env_variables`` in its environment. ``app_yaml`` is the file that the values come
-    from, if any; ``notes`` are sentences about that file for the person at the terminal.
+    from, if any; ``notes`` are sentences about that file for the person at the terminal. ``handlers`` are its handlers,
+    if there are static files or logins among them.
     """
 
     service: str
@@ -47,6 +49,7 @@ class ServedApp:
     env_variables: Mapping[str, str] = field(default_factory=dict)
     app_yaml: Path | None = None
     notes: tuple[str, ...] = ()
+    handlers: tuple[HandlerRule, ...] = ()
 
     @property
     def description(self) -> str:
@@ -102,6 +105,7 @@ class ServeConfig:
     reload_include: Sequence[str] = ()
     task_lines: bool = True
     read_only: bool = False
+    editor: str = ""
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
 
 
@@ -225,4 +229,5 @@ def _from_yaml(app: str) -> ServedApp:
         env_variables=found.env_variables,
         app_yaml=found.path,
         notes=found.notes,
+        handlers=found.handlers,
     )

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 
 # When the wait for a token ends, the sum of floats may be a little short of a whole token.
@@ -189,6 +190,19 @@ class QueueLimits:
                     wait_seconds = state.bucket.wait_seconds(1 + state.reserved) if tokens < 1 else math.inf
                     return Allowance(max(0, tokens), wait_seconds)
             return Allowance(number)
+
+    def standing(self, queue: str) -> QueueStanding:
+        """Return what limits a queue at this moment, for people."""
+        with self._lock:
+            state = self._state(queue)
+            tokens = None if state.bucket is None else max(0, state.bucket.available() - state.reserved)
+            return QueueStanding(
+                in_flight=state.in_flight,
+                tokens=tokens,
+                token_seconds=0.0 if state.bucket is None else state.bucket.wait_seconds(1 + state.reserved),
+                slowed_down_seconds=state.throttle.wait_seconds(),
+                slowed_down_limit=state.throttle.limit,
+            )
 
     def is_slowed_down(self, queue: str) -> bool:
         """Tell whether 503s have slowed a queue down: its tasks are claimed only when they may begin."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
@@ -23,6 +24,7 @@ from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.rounds import DispatchCore
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.dispatch.worker import ServiceWorker
+from deferred_middleware.server.store.records import TaskSummary
 from deferred_middleware.server.store.store import TaskStore
 
 logger: Final = logging.getLogger(__name__)
@@ -100,6 +102,18 @@ class Scheduler:
     def wake(self) -> None:
         """Look for due tasks now."""
         self._wake_up.wake()
+
+    def queue_standing(self, queue: str) -> QueueStanding:
+        """Return what limits a queue at this moment."""
+        return self._core.limits.standing(queue)
+
+    def service_of(self, task: TaskSummary) -> str:
+        """Return the ID of a task's service. Raises :class:`UnknownServiceError` if it isn't served here."""
+        return self._core.destinations.service_of(task).id
+
+    def running_in(self, service: str) -> int:
+        """Return how many attempts are in flight in a service."""
+        return len(self._worker_of(service).slots.running())
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""

@@ -18,13 +18,16 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.files import FileLock, OpenFiles, sync_directory
+from deferred_middleware.server.store.listing.filters import install as install_filters
 from deferred_middleware.server.store.records import Retention
 from deferred_middleware.server.store.statistics.earlier_failures import create_functions
 from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.checksum import read_any_text
 from deferred_middleware.server.store.upkeep.claim_record import ClaimRecord, read_claims
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
 from deferred_middleware.server.store.upkeep.log_check import check_files, record_path
+from deferred_middleware.server.store.upkeep.salvage import damaged, finish_interrupted, is_damage, repair_if_damaged
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
 from deferred_middleware.server.store.writer import GroupCommit, GroupCommitWriter, Operation
@@ -35,7 +38,7 @@ T = TypeVar("T")
 
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 BATCH = 1000
 """How many rows one operation changes at most if there may be many, because other operations wait for it."""
@@ -64,6 +67,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         # Undoing an operation of a transaction is not needed after a crash, so its data need not be in a file.
         connection.execute("PRAGMA temp_store=MEMORY")
+        # Some builds overwrite all that is deleted, by way of the log. On a full disk, a purge has no space for that.
+        connection.execute("PRAGMA secure_delete=FAST")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION or version < 0:
             raise ServerError(
@@ -109,26 +114,32 @@ def open_reader(path: Path) -> sqlite3.Connection:
     )
     connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA query_only=ON")
+    install_filters(connection)
     return connection
 
 
 class Reader:
-    """A connection that can only read; several threads may share it."""
+    """A connection that can only read; several threads may share it. ``on_damage`` is called if it finds damage."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_damage: Callable[[sqlite3.DatabaseError], object]) -> None:
+        self._on_damage = on_damage
         # Guards the connection.
         self._lock = threading.Lock()
         self._connection = open_reader(path)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""
-        with self._lock:
-            return self._connection.execute(sql, parameters).fetchall()
+        return self.use(lambda connection: connection.execute(sql, parameters).fetchall())
 
     def use(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Return the result of an operation on the connection."""
         with self._lock:
-            return operation(self._connection)
+            try:
+                return read_any_text(self._connection, operation)
+            except sqlite3.DatabaseError as error:
+                if is_damage(error):
+                    self._on_damage(error)
+                raise
 
     def close(self) -> None:
         """Close the connection after the current read."""
@@ -208,6 +219,10 @@ class Database:
     ) -> None:
         self._clock = clock
         self.elapsed: Callable[[], float] = elapsed
+        self._on_failure = on_failure
+        # Several threads may find damage; the caller hears of it once. Guards the flag.
+        self._damage_lock = threading.Lock()
+        self._is_damaged = False
         self.retention = retention
         path.parent.mkdir(parents=True, exist_ok=True)
         # The lock is on a file of its own: closing any descriptor of a SQLite database drops the locks that SQLite
@@ -215,7 +230,9 @@ class Database:
         self._lock = FileLock(path.with_name(path.name + ".lock"))
         claims_path = path.with_name(path.name + ".claimed")
         try:
+            finish_interrupted(path)
             found = check_files(path, open_reader)
+            repair = repair_if_damaged(path, open_reader, open_writer)
             connection = open_writer(path)
             try:
                 reserve = DiskReserve(path.with_name(path.name + ".reserve"), elapsed=elapsed)
@@ -245,10 +262,11 @@ class Database:
                     now_usec=self.steady_clock.now_usec,
                     wall_usec=self.now_usec,
                 )
-                if found.report(connection, self.counts.stored_tasks):
+                repair.report(path, self.counts.stored_tasks)
+                if found.report(connection, self.counts.stored_tasks) or repair.problems:
                     self._stamps.restart(connection, self.counts.stored_tasks)
-                self.reader: Reader = Reader(path)
-                self.lanes_reader: Reader = Reader(path)
+                self.reader: Reader = Reader(path, self._found_damage)
+                self.lanes_reader: Reader = Reader(path, self._found_damage)
             except BaseException:
                 connection.close()
                 raise
@@ -312,6 +330,13 @@ class Database:
             if number < BATCH:
                 self.shrinker.wake()
                 return total
+
+    def _found_damage(self, error: BaseException) -> None:
+        with self._damage_lock:
+            if self._is_damaged:
+                return
+            self._is_damaged = True
+        self._on_failure(damaged(error))
 
     def _shrink_step(self) -> int:
         # Most of the time there is nothing to do, and then nothing is written.

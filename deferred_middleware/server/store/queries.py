@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.database import Database
+from deferred_middleware.server.store.listing.filters import Condition
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
 
 Waiting = Literal["scheduled", "retrying"]
@@ -23,8 +24,9 @@ Waiting = Literal["scheduled", "retrying"]
 MOST_COUNTED = 10_000
 """Of each queue and target, a backlog counts at most this many due tasks, and as many later ones."""
 
-# How many tasks a search by URL reads for one page.
+# How many tasks, and how many payloads, a search reads for one page.
 _MOST_SEARCHED = 20_000
+_MOST_PAYLOADS_SEARCHED = 2_000
 
 _NO_ID_ABOVE = 2**63 - 1
 
@@ -49,6 +51,10 @@ _TARGET_AFTER = f"{_TARGETS} AND target > ? ORDER BY target LIMIT 1"
 _DUE = f"""
     SELECT count(*) FROM (
         SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
+_AHEAD = f"""
+    SELECT count(*) FROM (
+        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND (eta_usec, id) < (?, ?)
+        AND id NOT IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 _LATER = f"""
     SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
         SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
@@ -117,6 +123,13 @@ class TaskQueries:
             return [rows.first_success(row) for row in self._database.read(rows.FIRST_SUCCESS, (task_id,))]
         return [AttemptRecord(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in found]
 
+    def beginning_of_body(self, task_id: int, length: int) -> tuple[int, bytes]:
+        """Return how many bytes the body of a task has, and the first of them; none if there is no such task."""
+        found = self._database.read(
+            "SELECT length(body), substr(body, 1, ?) FROM payloads WHERE task_id = ?", (length, task_id)
+        )
+        return found[0] if found else (0, b"")
+
     def is_blocked(self, queue: str, name: str) -> bool:
         """Return whether a name can't be used because a task that had it is finished or deleted."""
 
@@ -135,14 +148,16 @@ class TaskQueries:
         state: State | None = None,
         contains: str | None = None,
         waiting: Waiting | None = None,
+        also: Condition | None = None,
         before_id: int | None = None,
         limit: int = 100,
     ) -> TaskPage:
         """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
 
         ``contains`` is a part of their URL, such as a function's name. ``waiting`` selects ready tasks by what they
-        wait for. ``before_id`` is the ``next_before_id`` of the page before. All pages cost about the same. With
-        ``contains`` or ``waiting``, a page reads a bounded number of tasks, so it may be empty without being the last.
+        wait for, and ``also`` by anything else. ``before_id`` is the ``next_before_id`` of the page before. All pages
+        cost about the same. With ``contains``, ``waiting`` or ``also``, a page reads a bounded number of tasks, so it
+        may be empty without being the last.
         """
         if waiting is not None:
             state = "ready"
@@ -169,10 +184,14 @@ class TaskQueries:
                 f"method <> 'PULL' AND eta_usec > ? AND retry_count {'> 0' if waiting == 'retrying' else '= 0'}"
             )
             parameters.append(self._database.now_usec())
+        if also is not None:
+            conditions.append(also.sql)
+            parameters += also.parameters
         if not conditions:
             page = self._page(lists, before, limit)
         else:
-            page = self._filtered_page(lists, before, limit, " AND ".join(conditions), parameters)
+            most = _MOST_PAYLOADS_SEARCHED if also is not None and also.reads_payloads else _MOST_SEARCHED
+            page = self._filtered_page(lists, before, limit, most, " AND ".join(conditions), parameters)
         tasks = (self._claims.as_it_stands(task) for task in page.tasks)
         # A task may be claimed, or get its result, between two of these reads.
         return dataclasses.replace(page, tasks=tuple(task for task in tasks if state in (None, task.state)))
@@ -266,6 +285,13 @@ class TaskQueries:
             executed_last_hour=hour,
         )
 
+    def ahead_of(self, task: TaskSummary) -> tuple[int, bool]:
+        """Return how many ready tasks of a task's queue and target come before it, and whether there are more."""
+        taken = json.dumps(self._claims.taken_in(Lane(task.queue, task.target)))
+        key = (task.queue, task.target, task.eta_usec, task.id, taken, MOST_COUNTED + 1)
+        number = int(self._database.read(_AHEAD, key)[0][0])
+        return min(number, MOST_COUNTED), number > MOST_COUNTED
+
     def backlog(self, queue: str) -> Backlog:
         """Count the ready push tasks of a queue, up to :data:`MOST_COUNTED`."""
         read = self._database.read
@@ -302,19 +328,21 @@ class TaskQueries:
         lists: Sequence[tuple[str, tuple[str, ...]]],
         before: int,
         limit: int,
+        most: int,
         condition: str,
         parameters: Sequence[Any],
     ) -> TaskPage:
         found = []
+        most = max(limit + 1, most // max(1, len(lists)))
         # The oldest task that was read in each list. Older tasks come with a later page.
         floor = 0
         for select, key in lists:
-            searched = (*key, before, _MOST_SEARCHED)
+            searched = (*key, before, most)
             ((number, last_id),) = self._database.read(f"SELECT count(*), min(id) FROM (SELECT id {select})", searched)
-            if number == _MOST_SEARCHED:
+            if number == most:
                 floor = max(floor, last_id)
             found += self._database.read(
-                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) WHERE {condition} LIMIT ?",
+                f"SELECT * FROM (SELECT {rows.TASK_COLUMNS} {select}) AS tasks WHERE {condition} LIMIT ?",
                 (*searched, *parameters, limit + 1),
             )
         page = _newest([rows.summary(row) for row in found if row[0] >= floor], limit)

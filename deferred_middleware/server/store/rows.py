@@ -27,6 +27,7 @@ from deferred_middleware.server.store.records import (
     StoredTask,
     TaskSummary,
 )
+from deferred_middleware.server.store.upkeep.checksum import CHECKED_FIELDS, DamagedRowError, checksum_of
 
 TASK_COLUMNS = (
     "id, queue, name, state, eta_usec, created_usec, first_attempt_usec, finished_usec, method, url, target, retry,"
@@ -35,12 +36,12 @@ TASK_COLUMNS = (
 CLAIMED_COLUMNS = (
     f"{TASK_COLUMNS}, (SELECT headers FROM payloads WHERE task_id = tasks.id),"
     " (SELECT body FROM payloads WHERE task_id = tasks.id), (SELECT origin FROM payloads WHERE task_id = tasks.id),"
-    " user_named, attempts_before"
+    " (SELECT checksum FROM payloads WHERE task_id = tasks.id), user_named, attempts_before"
 )
 FIRST_SUCCESS = """
     SELECT first_attempt_usec, first_duration_usec, previous_response, first_service, first_excerpt, eta_usec FROM tasks
     WHERE id = ? AND first_service IS NOT NULL"""
-SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin FROM tasks JOIN payloads ON task_id = id"
+SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin, checksum FROM tasks JOIN payloads ON task_id = id"
 
 _INSERT_TASK = """
     INSERT INTO tasks (id, queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
@@ -59,7 +60,7 @@ _BLOCK_NAME = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 _UNFINISHED_STATES = frozenset({"held", "ready", "running"})
 
 _SUMMARY_FIELDS = [field.name for field in dataclasses.fields(TaskSummary)]
-_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body", "origin"]
+_STORED_FIELDS = [*_SUMMARY_FIELDS, "headers", "body", "origin", "checksum"]
 _decode_json = json.JSONDecoder().raw_decode
 
 
@@ -97,8 +98,10 @@ def insert(
         ),
     )
     origin = None if task.origin is None else json.dumps(dataclasses.asdict(task.origin))
-    payload = (task_id, json.dumps(task.headers), task.body, origin)
-    connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?)", payload)
+    headers = json.dumps(task.headers)
+    checksum = checksum_of(name, task.method, task.url, headers, task.body, origin)
+    payload = (task_id, headers, task.body, origin, checksum)
+    connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?, ?)", payload)
 
 
 def complete(connection: sqlite3.Connection, completion: Completion) -> bool:
@@ -207,13 +210,28 @@ def summary(row: Sequence[Any]) -> TaskSummary:
 
 
 def stored_task(row: Sequence[Any]) -> StoredTask:
-    """Return the task of a row of :data:`SELECT_TASK`."""
-    return StoredTask(**_stored_fields(row))
+    """Return the task of a row of :data:`SELECT_TASK`; without headers if they are damaged."""
+    fields = _fields_of(row)
+    del fields["checksum"]
+    try:
+        return StoredTask(**_decoded(fields))
+    except (ValueError, TypeError, KeyError):
+        return StoredTask(**fields | {"headers": (), "origin": None, "retry": None})
 
 
 def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
-    """Return the task of a row of :data:`CLAIMED_COLUMNS`, claimed with ``token``."""
-    fields = _stored_fields(row[:-2])
+    """Return the task of a row of :data:`CLAIMED_COLUMNS`, claimed with ``token``.
+
+    Raises :class:`DamagedRowError` if the row isn't as it was written.
+    """
+    fields = _fields_of(row[:-2])
+    checksum = fields.pop("checksum")
+    if checksum is not None and checksum != checksum_of(*(fields[name] for name in CHECKED_FIELDS)):
+        raise DamagedRowError(fields["id"], fields["queue"], fields["name"])
+    try:
+        fields = _decoded(fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedRowError(fields["id"], fields["queue"], fields["name"]) from error
     fields["state"] = "running"
     fields["claim_token"] = token
     task = ClaimedTask.__new__(ClaimedTask)
@@ -222,8 +240,12 @@ def claimed_task(row: Sequence[Any], token: int) -> ClaimedTask:
     return task
 
 
-def _stored_fields(row: Sequence[Any]) -> dict[str, Any]:
-    fields = _decode(dict(zip(_STORED_FIELDS, row, strict=True)))
+def _fields_of(row: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(_STORED_FIELDS, row, strict=True))
+
+
+def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
+    fields = _decode(fields)
     fields["headers"] = _decode_headers(fields["headers"])
     if fields["origin"] is not None:
         fields["origin"] = CloudOrigin(**json.loads(fields["origin"]))

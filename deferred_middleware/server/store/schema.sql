@@ -1,4 +1,4 @@
--- The local server's task store, version 5. Times are microseconds since the epoch, durations microseconds.
+-- The local server's task store, version 6. Times are microseconds since the epoch, durations microseconds.
 BEGIN IMMEDIATE;
 
 -- One row for each task, finished ones included. The row changes at every attempt, so it is kept small: if one column
@@ -60,7 +60,8 @@ CREATE TABLE payloads (
     task_id INTEGER PRIMARY KEY REFERENCES tasks (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,                  -- JSON: [[name, value], ...]
     body BLOB NOT NULL,
-    origin TEXT                             -- JSON, of a task that the Cloud Tasks API created; NULL: another task
+    origin TEXT,                            -- JSON, of a task that the Cloud Tasks API created; NULL: another task
+    checksum INTEGER                        -- of what never changes, see upkeep/checksum.py; NULL: an earlier version's
 );
 
 CREATE TABLE attempts (
@@ -184,5 +185,5 @@ CREATE TABLE slowest_attempts (
     PRIMARY KEY (function, day_usec, task_id, number)
 ) WITHOUT ROWID;
 
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;
 COMMIT;

@@ -25,7 +25,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.claims import Claim, TakenIn
 from deferred_middleware.server.store.counts import EXECUTED, Tally
-from deferred_middleware.server.store.database import BATCH, Database, StoreDrivers
+from deferred_middleware.server.store.database import Database, StoreDrivers
 from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.operations import TaskOperations
 from deferred_middleware.server.store.queries import TaskQueries
@@ -45,12 +45,13 @@ from deferred_middleware.server.store.statistics.failures import TaskFailures
 from deferred_middleware.server.store.statistics.spans import CountedAttempt
 from deferred_middleware.server.store.statistics.statistics import TaskStatistics
 from deferred_middleware.server.store.transactional import TransactionalTasks
+from deferred_middleware.server.store.upkeep import checksum
+from deferred_middleware.server.store.upkeep.checksum import DamagedRowError
+from deferred_middleware.server.store.upkeep.pruning import HistoryPruner
 from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
 logger: Final = logging.getLogger(__name__)
 
-_PRUNE_EVERY_RESULTS = 500
-_PRUNE_EVERY_SECONDS = 60.0
 _DRIVERS = StoreDrivers()
 _RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
@@ -121,7 +122,7 @@ class TaskStore:
         )
         self._writer = self._database.writer
         self._claims = self._database.claims
-        self._pruner = _HistoryPruner(self._database)
+        self._pruner = HistoryPruner(self._database)
         # Any thread sets it, the one that claims clears it. True at first: an earlier server may have ended before it
         # ran a task that a person wanted run.
         self._forced_waiting = True
@@ -168,6 +169,7 @@ class TaskStore:
 
     def claim(self, limits: Mapping[Lane, int], now_usec: int) -> list[ClaimedTask]:
         """Claim tasks that are due at ``now_usec``, at most the given number of each lane; return them by ETA."""
+        damaged: list[DamagedRowError] = []
 
         def find(taken_in: TakenIn) -> list[Claim]:
             read = self._database.lanes_reader.read
@@ -175,10 +177,11 @@ class TaskStore:
             for lane, limit in limits.items():
                 taken = json.dumps(taken_in(lane))
                 found += read(_CLAIMABLE, (lane.queue, lane.target, now_usec, taken, limit))
-            return _new_claims(found)
+            return _new_claims(found, damaged)
 
         self._writer.check()
         claimed = self._claims.claim(find)
+        self._give_up(damaged)
         claimed.sort(key=lambda task: (task.eta_usec, task.id))
         return claimed
 
@@ -224,6 +227,7 @@ class TaskStore:
 
     def claim_forced(self, limit: int) -> list[ClaimedTask]:
         """Claim tasks that :meth:`force_run` was called for, of any queue and target, at most ``limit``."""
+        damaged: list[DamagedRowError] = []
 
         def find(taken_in: TakenIn) -> list[Claim]:
             # Before the search: if a task is forced during it, there may be another one.
@@ -231,10 +235,18 @@ class TaskStore:
             found = self._database.lanes_reader.read(_CLAIMABLE_FORCED, (json.dumps(taken_in(None)), limit))
             if len(found) == limit:
                 self._forced_waiting = True
-            return _new_claims(found)
+            return _new_claims(found, damaged)
 
         self._writer.check()
-        return self._claims.claim(find)
+        claimed = self._claims.claim(find)
+        self._give_up(damaged)
+        return claimed
+
+    def _give_up(self, damaged: Sequence[DamagedRowError]) -> None:
+        """Make dead letters of tasks that were damaged on the disk."""
+        if damaged:
+            now_usec = self._database.now_usec()
+            self._database.write(lambda connection, tally: checksum.give_up(connection, tally, damaged, now_usec))
 
     def shift_etas(self, by_usec: int, before_usec: int, now_usec: int) -> int:
         """Adjust waiting tasks to a wall clock that was set by ``by_usec``, from ``before_usec`` to ``now_usec``.
@@ -324,51 +336,16 @@ class TaskStore:
         return written
 
 
-class _HistoryPruner:
-    """Deletes old succeeded tasks and expired tombstones, a bounded number at a time, after some results or seconds.
-
-    The thread that commits calls all methods.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        # Both are written by the thread that commits only.
-        self._results = 0
-        self._next_prune = database.elapsed() + _PRUNE_EVERY_SECONDS
-
-    def prune_if_due(self, new_results: int) -> None:
-        """Submit an operation that prunes, if enough results were written or enough time has passed."""
-        self._results += new_results
-        if self._results < _PRUNE_EVERY_RESULTS and self._database.elapsed() < self._next_prune:
-            return
-        self._results = 0
-        self._next_prune = self._database.elapsed() + _PRUNE_EVERY_SECONDS
-        try:
-            self._database.writer.submit(self._prune, durable=False).add_done_callback(_log_failed_prune)
-        except ServerError as error:
-            logger.debug("Old tasks are deleted when the store is open again: %s", error)
-
-    def _prune(self, connection: sqlite3.Connection, tally: Tally) -> None:
-        database = self._database
-        now_usec = database.now_usec()
-        blocked_until_usec = database.blocked_until_usec()
-        excess = max(0, database.counts.of_state("succeeded") - database.retention.succeeded_tasks)
-        finished_before_usec = now_usec - int(database.retention.succeeded_seconds * 1e6)
-        succeeded = "id IN (SELECT id FROM tasks WHERE state = 'succeeded'"
-        for where, parameters in (
-            (f"{succeeded} ORDER BY finished_usec LIMIT ?)", (min(excess, BATCH),)),
-            (f"{succeeded} AND finished_usec < ? LIMIT ?)", (finished_before_usec, BATCH)),
-        ):
-            rows.delete(connection, where, parameters, tally, blocked_until_usec=blocked_until_usec)
-        failures.prune(connection, now_usec)
-        database.shrinker.wake()
-        rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
-        rows.delete_expired_results(connection, now_usec, BATCH)
-
-
-def _new_claims(found: Sequence[Sequence[Any]]) -> list[Claim]:
+def _new_claims(found: Sequence[Sequence[Any]], damaged: list[DamagedRowError]) -> list[Claim]:
+    """Return claims of the rows; add those that are damaged to ``damaged``."""
     token = secrets.randbits(62)
-    return [Claim(rows.claimed_task(row, token), bool(row[-2]), row[-1]) for row in found]
+    claims = []
+    for row in found:
+        try:
+            claims.append(Claim(rows.claimed_task(row, token), bool(row[-2]), row[-1]))
+        except DamagedRowError as error:
+            damaged.append(error)
+    return claims
 
 
 def _ended(completion: Completion) -> CountedAttempt:
@@ -383,9 +360,3 @@ def _ended(completion: Completion) -> CountedAttempt:
         completion.waited_usec,
         attempt.duration_usec,
     )
-
-
-def _log_failed_prune(future: Future[None]) -> None:
-    error = future.exception()
-    if error is not None:
-        logger.error("Old tasks could not be deleted: %s", error)

@@ -31,8 +31,10 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
 from deferred_middleware.server.store.counts import Tally, TaskCounts
 from deferred_middleware.server.store.statistics.spans import SpanCounters
+from deferred_middleware.server.store.upkeep.checksum import read_any_text
 from deferred_middleware.server.store.upkeep.commit_record import CommitStamps
 from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve, is_disk_full
+from deferred_middleware.server.store.upkeep.salvage import StoreDamagedError, damaged, is_damage
 
 logger: Final = logging.getLogger(__name__)
 
@@ -78,10 +80,9 @@ class GroupCommit(abc.ABC):
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``, and ``claims`` end
     as it says. If an operation raises an exception, only its own changes are undone; the other operations of the
     transaction are committed. Every few seconds, a commit that changes something also writes what the ``counters`` have
-    counted.
-    Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
-    and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
-    writing; ``on_failure`` is called then.
+    counted. Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody
+    hears of it, and raises an exception if the database is no longer the file at its path. That and any defect are the
+    end of all writing; ``on_failure`` is called then.
     """
 
     def __init__(
@@ -147,6 +148,9 @@ class GroupCommit(abc.ABC):
                         pending.future.set_exception(self._reserve.full_error)
                 yield from self.commit_steps(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
+        for _result, failure in answers:
+            if failure is not None and is_damage(failure):
+                raise damaged(failure) from failure
         self._check_files()
         yield "committed"
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
@@ -210,9 +214,18 @@ class GroupCommit(abc.ABC):
 
     def _run_one(self, operation: Operation[Any], tally: Tally) -> tuple[Any, Exception | None]:
         own_tally = Tally()
+
+        def run(connection: sqlite3.Connection) -> Any:
+            return operation(connection, own_tally)
+
+        def undo() -> None:
+            own_tally.clear()
+            own_tally.ended.clear()
+            self._connection.execute("ROLLBACK TO operation")
+
         self._connection.execute("SAVEPOINT operation")
         try:
-            result = operation(self._connection, own_tally)
+            result = read_any_text(self._connection, run, before_again=undo)
         except Exception as error:
             if not self._connection.in_transaction:
                 # SQLite has rolled back the whole transaction, other operations included, as it does on a full disk.
@@ -235,21 +248,8 @@ class GroupCommit(abc.ABC):
 class GroupCommitWriter(GroupCommit):
     """A :class:`GroupCommit` that runs in its own thread or the caller's; :meth:`close` closes the connection."""
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        counts: TaskCounts,
-        claims: Claims,
-        counters: SpanCounters,
-        reserve: DiskReserve,
-        stamps: CommitStamps,
-        *,
-        check_files: Callable[[], object],
-        on_failure: Callable[[ServerError], object],
-    ) -> None:
-        super().__init__(
-            connection, counts, claims, counters, reserve, stamps, check_files=check_files, on_failure=on_failure
-        )
+    def __init__(self, *parts: Any, **callbacks: Any) -> None:
+        super().__init__(*parts, **callbacks)
         # Held by the thread that writes; it guards what the base class has.
         self._turn = threading.Lock()
         self._queue: queue.SimpleQueue[PendingOperation | _Signal] = queue.SimpleQueue()
@@ -394,5 +394,7 @@ class GroupCommitWriter(GroupCommit):
         self._on_failure(_stopped_error(error))
 
 
-def _stopped_error(error: BaseException) -> StoreStoppedError:
+def _stopped_error(error: BaseException) -> ServerError:
+    if isinstance(error, StoreDamagedError):
+        return error
     return StoreStoppedError(f"The task store stopped writing ({error}); restart the server.")

@@ -14,11 +14,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.cloud_datastore import CloudDatastore
+from tests.support.engines.cannot import ABILITIES
 from tests.support.engines.cloudtasks import CloudTasks
 from tests.support.repository import QUEUE_YAML_FOLDER, ROOT
 from tests.support.running import WAIT_SECONDS, Recorder, Server, await_end
 
-ENGINES = ("local", "stub", "cloudtasks")
+ENGINES = ("local", "stub", "cloudtasks", "http")
+FAULTY = ("cloudtasks-faults", "http-faults")
+"""Engines whose server fails every other call that creates tasks."""
+APP_URL = "https://shop-123456.europe-west1.run.app"
+ACCOUNT = "tasks@engines.iam.gserviceaccount.com"
 QUEUES = ("default", "quick", "slow")
 PROJECT, REGION = "engines", "europe-west1"
 PARENT = f"projects/{PROJECT}/locations/{REGION}"
@@ -29,10 +35,23 @@ class App:
     """A client of the running app."""
 
     def __init__(self, engine: str, address: str, recorder: Recorder, cloud: CloudTasks | None = None) -> None:
-        self.engine = engine
+        self.engine = engine.removesuffix("-faults")
+        self.is_faulty = engine in FAULTY
         self.address = address
         self.recorder = recorder
         self._cloud = cloud
+
+    def can(self, ability: str) -> bool:
+        """Tell whether the engine has an ability; see :mod:`tests.support.engines.cannot`."""
+        return self.engine not in ABILITIES[ability].cannot
+
+    def large(self, size: int = 200_000) -> int:
+        """Return ``size``, or a larger one if a task of the engine has room for a payload of ``size``."""
+        return size * 6 if self.engine == "http" and 100_000 < size < 1_000_000 else size
+
+    def header(self, name: str) -> str:
+        """Return the key in ``environ`` of one of the platform's headers of a task."""
+        return f"HTTP_X_{'CLOUDTASKS' if self.engine == 'http' else 'APPENGINE'}_{name}"
 
     @property
     def cloud(self) -> CloudTasks:
@@ -98,8 +117,15 @@ def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None =
         elif engine == "stub":
             with _in_a_host("stub", own, secrets.token_hex()) as address:
                 yield App(engine, address, recorder)
+        elif engine.startswith("http"):
+            with CloudTasks(PARENT, QUEUES) as cloud, CloudDatastore() as datastore:
+                cloud.is_flaky = engine.endswith("-faults")
+                with without_sdk({**own, **http_environ_for(cloud, datastore)}) as address:
+                    cloud.hosts[APP_URL] = address
+                    yield App(engine, address, recorder, cloud)
         else:
             with CloudTasks(PARENT, QUEUES) as cloud:
+                cloud.is_flaky = engine.endswith("-faults")
                 token = secrets.token_hex()
                 with _in_a_host("cloudtasks", {**own, **environ_for(cloud)}, token) as address:
                     cloud.extra_headers = {"X-Deferred-Server-Token": token}
@@ -117,6 +143,31 @@ def environ_for(cloud: CloudTasks) -> dict[str, str]:
         "GOOGLE_CLOUD_PROJECT": PROJECT,
         "LOCATION_ID": REGION,
     }
+
+
+def http_environ_for(cloud: CloudTasks, datastore: CloudDatastore) -> dict[str, str]:
+    """Return the environment variables of an app without the SDK whose tasks ``cloud`` delivers to its URL."""
+    return {
+        "WITHOUT_SDK": "1",
+        "DEFERRED_ENGINE": "cloud-tasks",
+        "DEFERRED_SERVICE_URLS": f"default={APP_URL}",
+        "DEFERRED_SERVICE_ACCOUNT": ACCOUNT,
+        "DEFERRED_SECRET_KEYS": SECRET_KEY,
+        "CLOUD_TASKS_EMULATOR_HOST": cloud.address,
+        "DATASTORE_EMULATOR_HOST": datastore.address,
+        "GOOGLE_CLOUD_PROJECT": PROJECT,
+        "LOCATION_ID": REGION,
+    }
+
+
+@contextlib.contextmanager
+def without_sdk(environ: Mapping[str, str], *arguments: str) -> Iterator[str]:
+    """Run an app in a process of ``tests.support.engines.plain_host``; yield its address."""
+    platform = ("GAE_", "APPLICATION_ID", "APPENGINE_", "HTTP_", "SERVER_")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(platform)}
+    command = [sys.executable, "-m", "tests.support.engines.plain_host", *arguments]
+    with _process(command, {**own, **environ}) as port:
+        yield f"127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
@@ -148,13 +199,20 @@ def _in_a_host(engine: str, environ: Mapping[str, str], token: str) -> Iterator[
         **environ,
     }
     command = [sys.executable, "-m", "tests.support.engines.host", engine]
-    process = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with _process(command, own) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[str]:
+    """Run a process that prints its port; yield the port."""
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], WAIT_SECONDS)[0], "it told no port"
         port = process.stdout.readline().strip().decode()
         assert port, f"it ended with {process.wait(WAIT_SECONDS)}"
-        yield f"127.0.0.1:{port}"
+        yield port
     finally:
         process.kill()
         process.communicate()

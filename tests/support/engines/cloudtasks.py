@@ -8,6 +8,8 @@ google.cloud.tasks.v2, and GetQueue of v2beta3. It has the service's limits:
   _DEFAULT_RPC_TIMEOUT_SECONDS).
 * It drops the task's Host, X-Google-* and X-AppEngine-* headers, and adds its own
   (https://cloud.google.com/tasks/docs/creating-appengine-handlers#reading-request-headers).
+
+A task with an HTTP target has 1 MB and the headers X-CloudTasks-*. ``hosts`` says where the URLs of the test lead.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import itertools
+import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Collection
 from concurrent import futures
 from typing import Any
@@ -28,6 +32,7 @@ from google.protobuf import empty_pb2
 from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
 
 _MAX_TASK_BYTES = 100 * 1024
+_MAX_HTTP_TASK_BYTES = 1_000_000
 _MAX_AHEAD_SECONDS = 30 * 24 * 3600
 _MAX_DEADLINE_SECONDS = 30
 _V2 = "google.cloud.tasks.v2.CloudTasks"
@@ -79,6 +84,13 @@ class CloudTasks:
         self._closed = False
         self.app_port: int | None = None
         self.extra_headers: dict[str, str] = {}
+        self.hosts: dict[str, str] = {}
+        """For the start of a URL of an HTTP target, such as https://shop.example.com, the host and port it leads to."""
+        self.token_for: Callable[[str, str], str] | None = None
+        """Returns the token of a service account for an audience."""
+        self.is_flaky = False
+        """Whether every other call that creates tasks fails with UNAVAILABLE, now before and now after it is done."""
+        self._flaky_calls = itertools.count()
         self.calls: list[tuple[str, Any]] = []
         """Each call's method and request, in order."""
         self.faults: list[Fault | None] = []
@@ -153,7 +165,7 @@ class CloudTasks:
                 if remaining is None or remaining > _MAX_DEADLINE_SECONDS:
                     raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The request deadline is too far ahead.")
                 with self._changed:
-                    fault = self._next_fault()
+                    fault = self._next_fault() or self._flaky_fault(answer, wrapped)
                     if fault is None or fault.done:
                         answered = self._done(answer, wrapped, fails_anyway=fault is not None)
                 if fault is not None:
@@ -187,13 +199,28 @@ class CloudTasks:
             return None
         return self.faults[0] if self.lasting and len(self.faults) == 1 else self.faults.pop(0)
 
+    def _flaky_fault(self, answer: Callable[[Any], Any], request: Any) -> Fault | None:
+        """Return the fault of a call of a flaky server.
+
+        It spares transactional tasks, which only a sweep repeats. It doesn't create a task of a name that the app chose
+        before it fails: the repetition would find the name taken, and can't know by whom.
+        """
+        is_creating = answer in (self._create_task, self._batch_create)
+        name = request.task.name.rpartition("/")[2] if answer == self._create_task else ""
+        if not self.is_flaky or not is_creating or name.startswith("tx-"):
+            return None
+        number = next(self._flaky_calls)
+        done = number % 4 == 2 and re.fullmatch("[0-9a-f]{32}", name) is not None
+        return Fault(code=grpc.StatusCode.UNAVAILABLE, done=done) if number % 2 == 0 else None
+
     def _create_task(self, request: Any) -> Any:
         return self._create(request)
 
     def _create(self, request: Any) -> Any:
         queue = self._queue(request.parent)
         task: Any = tasks_v2.Task(request.task)
-        if tasks_v2.Task.pb(task).ByteSize() > _MAX_TASK_BYTES:
+        is_by_url = bool(task.http_request.url)
+        if tasks_v2.Task.pb(task).ByteSize() > (_MAX_HTTP_TASK_BYTES if is_by_url else _MAX_TASK_BYTES):
             raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "Task size too large")
         refused = self.refuse(task)
         if refused is not None:
@@ -209,9 +236,9 @@ class CloudTasks:
             raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The task's name is not in its queue.")
         if task.name in self._used:
             raise _RefusedError(grpc.StatusCode.ALREADY_EXISTS, "Requested entity already exists")
-        headers = task.app_engine_http_request.headers
+        headers = task.http_request.headers if is_by_url else task.app_engine_http_request.headers
         for name in list(headers):
-            if name.lower() == "host" or name.lower().startswith(("x-google-", "x-appengine-")):
+            if name.lower() == "host" or name.lower().startswith(("x-google-", "x-appengine-", "x-cloudtasks-")):
                 del headers[name]
         self._used.add(task.name)
         self._tasks[task.name] = Held(queue=queue, task=task, due=due)
@@ -264,11 +291,12 @@ class CloudTasks:
         while True:
             with self._changed:
                 now = time.time()
-                due = [held for held in self._tasks.values() if held.due <= now] if self.app_port else []
+                ready = self.app_port or self.hosts
+                due = [held for held in self._tasks.values() if held.due <= now] if ready else []
                 if self._closed:
                     return
                 if not due:
-                    waiting = [held.due - now for held in self._tasks.values()] if self.app_port else []
+                    waiting = [held.due - now for held in self._tasks.values()] if ready else []
                     self._changed.wait(max(0.0, min(waiting, default=60.0)))
                     continue
                 held = min(due, key=lambda each: each.due)
@@ -276,7 +304,7 @@ class CloudTasks:
             status = self._dispatch(held)
             with self._changed:
                 held.dispatches += 1
-                held.responses += 1
+                held.responses += not (held.task.http_request.url and status in (500, 503))
                 held.previous_response = status
                 if 200 <= status < 300 or self._is_over(held):
                     self._tasks.pop(held.task.name, None)
@@ -284,6 +312,8 @@ class CloudTasks:
                     held.due = time.time() + _backoff_seconds(held)
 
     def _dispatch(self, held: Held) -> int:
+        if held.task.http_request.url:
+            return self._dispatch_to_url(held)
         request = held.task.app_engine_http_request
         held.first_dispatch = held.first_dispatch or time.time()
         routing = request.app_engine_routing
@@ -304,17 +334,28 @@ class CloudTasks:
         if held.previous_response is not None:
             headers["X-AppEngine-TaskPreviousResponse"] = str(held.previous_response)
         assert self.app_port is not None
-        connection = http.client.HTTPConnection("127.0.0.1", self.app_port, timeout=60)
-        try:
-            method = tasks_v2.HttpMethod(request.http_method).name
-            connection.request(method, request.relative_uri, bytes(request.body), headers)
-            response = connection.getresponse()
-            response.read()
-            return response.status
-        except OSError:
-            return 500
-        finally:
-            connection.close()
+        return _sent(f"127.0.0.1:{self.app_port}", request, request.relative_uri, headers)
+
+    def _dispatch_to_url(self, held: Held) -> int:
+        request = held.task.http_request
+        held.first_dispatch = held.first_dispatch or time.time()
+        parts = urllib.parse.urlsplit(request.url)
+        headers = {
+            "User-Agent": "Google-Cloud-Tasks",
+            **dict(request.headers),
+            "Host": parts.netloc,
+            "X-CloudTasks-QueueName": held.queue,
+            "X-CloudTasks-TaskName": held.task.name.rpartition("/")[2],
+            "X-CloudTasks-TaskRetryCount": str(held.dispatches),
+            "X-CloudTasks-TaskExecutionCount": str(held.responses),
+            "X-CloudTasks-TaskETA": f"{held.task.schedule_time.timestamp() if held.task.schedule_time else 0:.6f}",
+        }
+        if held.previous_response is not None:
+            headers["X-CloudTasks-TaskPreviousResponse"] = str(held.previous_response)
+        token = request.oidc_token
+        if self.token_for is not None and token.service_account_email:
+            headers["Authorization"] = f"Bearer {self.token_for(token.service_account_email, token.audience)}"
+        return _sent(self.hosts[f"{parts.scheme}://{parts.netloc}"], request, parts.path, headers)
 
     def _is_over(self, held: Held) -> bool:
         retry = held.task.retry_config
@@ -322,6 +363,20 @@ class CloudTasks:
         attempts_over: bool = 0 < retry.max_attempts <= held.dispatches
         too_old: bool = not retry.max_retry_duration or age > retry.max_retry_duration.total_seconds()
         return attempts_over and too_old
+
+
+def _sent(address: str, request: Any, path: str, headers: dict[str, str]) -> int:
+    """Send the request of a task, and return the status of the response."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
+        connection.request(tasks_v2.HttpMethod(request.http_method).name, path, bytes(request.body), headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+    except (OSError, http.client.HTTPException):
+        return 500
+    finally:
+        connection.close()
 
 
 def _backoff_seconds(held: Held) -> float:

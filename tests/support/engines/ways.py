@@ -8,9 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from google.appengine.api import apiproxy_stub_map
-from google.appengine.ext import ndb
-
 from deferred_middleware import EnqueueFuture, call, defer, defer_async, defer_batch, defer_many
 
 WAIT_SECONDS = 60
@@ -34,6 +31,8 @@ def _awaited(starts: list[Callable[[], EnqueueFuture]]) -> list[Any]:
 
 
 def _yielded(starts: list[Callable[[], EnqueueFuture]]) -> list[Any]:
+    from google.appengine.ext import ndb
+
     @ndb.tasklet  # type: ignore[untyped-decorator] # the SDK has no types
     def wait() -> Any:
         first, *others = [start() for start in starts]
@@ -109,6 +108,8 @@ _adds: list[int] = []
 
 def adds(asked: dict[str, Any]) -> dict[str, Any]:
     """Return the number of tasks in each RPC to the task queue that added tasks since the last call."""
+    from google.appengine.api import apiproxy_stub_map
+
     hooks = apiproxy_stub_map.apiproxy.GetPreCallHooks()
     hooks.Append("adds", _count, "taskqueue")  # installed only once, because it has a name
     found = list(_adds)

@@ -195,6 +195,21 @@ def test_a_task_that_fails_its_whole_rpc_is_found(many: Engine) -> None:
     assert [len(names) for names in many.rpcs] == [5, 1, 1, 1, 1, 1]
 
 
+def test_a_task_alone_is_not_looked_for(many: Engine) -> None:
+    """If a single task makes its RPC fail, that is the task. A queue that doesn't exist is the fault of no task."""
+    many.answer = _refuse
+    report = defer_many([call(sample.note)], raise_errors=False)
+    assert (statuses(report), [len(names) for names in many.rpcs]) == ([FAILED], [1])
+
+    many.rpcs.clear()
+    report = defer_many([call(sample.note, i) for i in range(2)], raise_errors=False)
+    assert (statuses(report), [len(names) for names in many.rpcs]) == ([FAILED] * 2, [2, 1, 1])
+
+
+def _refuse(adds: Sequence[Any]) -> list[int]:
+    raise whole(Code.INVALID_REQUEST)
+
+
 def test_a_retry_sends_what_is_missing_under_the_same_names(many: Engine) -> None:
     """A retry sends only the tasks that were not added, under the same names, so none is added twice."""
     first = iter([True])

@@ -113,3 +113,25 @@ def test_the_request_is_a_webob_request() -> None:
 
     assert context.request.headers["X-Custom"] == "mine"
     assert context.request is context.request
+
+
+def test_the_facts_of_a_task_by_url() -> None:
+    """For a task that Cloud Tasks delivered to a URL, the facts come from the headers X-CloudTasks-*."""
+    task = TaskContext(
+        {
+            "HTTP_X_CLOUDTASKS_TASKNAME": "task1",
+            "HTTP_X_CLOUDTASKS_QUEUENAME": "mail",
+            "HTTP_X_CLOUDTASKS_TASKRETRYCOUNT": "3",
+            "HTTP_X_CLOUDTASKS_TASKEXECUTIONCOUNT": "1",
+            "HTTP_X_CLOUDTASKS_TASKETA": "1700000000.5",
+            "HTTP_X_CLOUDTASKS_TASKPREVIOUSRESPONSE": "504",
+            # A header of App Engine without the name of a task is not the platform's here.
+            "HTTP_X_APPENGINE_TASKRETRYCOUNT": "9",
+        }
+    )
+
+    assert (task.name, task.queue) == ("task1", "mail")
+    assert (task.retry_count, task.execution_count, task.attempt) == (3, 1, 4)
+    assert task.eta is not None
+    assert task.eta.timestamp() == 1700000000.5
+    assert (task.previous_response, task.retry_reason) == (504, None)

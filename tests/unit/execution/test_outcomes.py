@@ -10,6 +10,7 @@ import pytest
 
 from deferred_middleware import (
     DeferredMiddleware,
+    EnqueueError,
     Outcome,
     PermanentTaskFailure,
     RetryLater,
@@ -18,6 +19,7 @@ from deferred_middleware import (
     call,
     current_task,
     defer,
+    defer_async,
 )
 from deferred_middleware.calls import payload
 from deferred_middleware.config.hooks import AnyHook, Enqueued
@@ -305,7 +307,27 @@ def test_the_reason_to_postpone_is_the_cause_if_that_fails(listener: Listener) -
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     assert not isinstance(error, RetryLater)
-    assert any(isinstance(one, RetryLater) for one in chain)
+    assert [one.countdown_seconds for one in chain if isinstance(one, RetryLater)] == [60]
+
+
+def leave_enqueue(queue: str) -> None:
+    """Start an enqueue, and don't wait for it."""
+    defer_async(sample.note, _queue=queue)
+
+
+def test_a_failed_enqueue_that_the_task_left_alone_fails_the_task(listener: Listener, queued: Queued) -> None:
+    """If a task doesn't wait for an enqueue that fails, the attempt fails, and the hooks get the enqueue's error."""
+    assert deliver(listener, leave_enqueue, "quick").status == 200
+    assert listener.events() == [*QUIET[:1], "on_enqueue", *QUIET[1:]]
+    listener.heard.clear()
+
+    assert deliver(listener, leave_enqueue, "nowhere").status == 500
+
+    assert listener.events() == FAILING
+    failure = listener.told("on_failure")
+    assert isinstance(failure.error, EnqueueError)
+    assert (failure.error.queue, failure.outcome) == ("nowhere", Outcome.FAILED)
+    assert listener.told("after_task")[1] is Outcome.FAILED
 
 
 @pytest.mark.parametrize(

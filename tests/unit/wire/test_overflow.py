@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.appengine.api import apiproxy_stub_map, datastore, namespace_manager, taskqueue
-from google.appengine.ext import testbed
+from google.appengine.ext import ndb, testbed
 from google.appengine.ext.deferred import PermanentTaskFailure
 from google.appengine.runtime import apiproxy_errors
 from hypothesis import given
@@ -329,6 +329,23 @@ def test_a_failed_enqueue_leaves_nothing_unless_the_task_may_be_there(
         defer(sample.note, os.urandom(200_000), _name="n1")
 
     assert len(chunks()) == left
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_what_a_transaction_has_stored_is_not_removed_after_it(stored: testbed.Testbed, commits: bool) -> None:
+    """After the commit, the payload is that of a task that will run. Inside the transaction, it can be removed."""
+    large = overflow.Overflowed(os.urandom(200_000), None, transactional=True)
+
+    def enqueue() -> None:
+        large.store()
+        if not commits:
+            large.remove()
+
+    ndb.transaction(enqueue)
+    before = len(chunks())
+    large.remove()
+
+    assert len(chunks()) == before == (1 if commits else 0)
 
 
 def test_removal_that_fails_is_logged_and_changes_nothing(

@@ -18,7 +18,15 @@ from deferred_middleware.config.keys import SecretKey
 from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.wire.protocol import environ_key
-from deferred_middleware.wire.signature import Keyring, derive, digest_of, encode, keyring_for, path_of
+from deferred_middleware.wire.signature import (
+    LIFETIME_SECONDS,
+    Keyring,
+    derive,
+    digest_of,
+    encode,
+    keyring_for,
+    path_of,
+)
 
 OLD, NEW = SecretKey("o" * 32), SecretKey("n" * 32)
 NOW = 1_800_000_000.0
@@ -138,6 +146,35 @@ def test_no_task_outlives_its_signature(
     longest = 3000 * DAY if local else max(32 * DAY - 1, (limit or 1) - 1)
     at = max(now, eta or 0.0) + share * longest
     assert verify(keyring_for((NEW,), "app"), signature, path=b"/_cb", now=at)
+
+
+def test_the_lifetime_is_that_of_a_task_and_a_day() -> None:
+    """A task waits for up to 31 days. A day more is for clocks that differ."""
+    assert LIFETIME_SECONDS == 32 * DAY
+
+
+def test_one_signer_signs_for_every_eta() -> None:
+    """A task that is due now, a later one, and one that is due now, signed in one second, expire on their own."""
+    signer = RING.signer(path=b"/_cb/deferred/m/f", queue="default", headers={}, lifetime_seconds=100)
+    for later in (NOW + 1000.5, NOW + 1, NOW + 0.25):
+        for not_before in (0.0, later, NOW, later, 0.0):
+            signature = signer.sign(None, BODY, not_before, NOW + 0.2)
+            last = int(max(not_before, NOW + 0.2) + 100)
+            assert f";e={last:010d};" in signature
+            assert verify(RING, signature, now=last)
+            assert refused(RING, signature, now=last + 1) == "signature-expired"
+
+
+@given(st.lists(st.tuples(st.floats(0, 3), st.none() | st.floats(-5, 5)), min_size=2, max_size=8))
+def test_a_signer_keeps_nothing_of_other_tasks(tasks: list[tuple[float, float | None]]) -> None:
+    """Whatever a signer has signed before, a signature has the times of its own task."""
+    signer = RING.signer(path=b"/_cb/deferred/m/f", queue="default", headers={}, lifetime_seconds=100)
+    for after, ahead in tasks:
+        now = NOW + after
+        not_before = 0.0 if ahead is None else now + ahead
+        claims = dict(part.split("=", 1) for part in signer.sign(None, BODY, not_before, now).split(";")[1:])
+        assert int(claims["i"]) == int(now)
+        assert int(claims["e"]) == int(max(now, not_before) + 100)
 
 
 few = st.text("a/1;", max_size=3)

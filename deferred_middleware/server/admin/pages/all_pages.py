@@ -6,17 +6,45 @@ and add both here: the routes, and an entry of the menu.
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.pages import everywhere, overview
+from deferred_middleware.server.admin.pages import (
+    cron,
+    everywhere,
+    failures,
+    functions,
+    overview,
+    queue,
+    queue_file,
+    sdk_data,
+    task,
+    tasks,
+)
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.site import Site
 from deferred_middleware.server.admin.web.tools import PageTools
 from deferred_middleware.server.admin.web.visitors import Visitors
 
-MENU = (MenuEntry(label="Overview", path="/"),)
+MENU = (
+    MenuEntry(label="Overview", path="/"),
+    MenuEntry(label="Tasks", path="/tasks"),
+    failures.MENU,
+    functions.MENU,
+    queue_file.MENU,
+    cron.MENU,
+    *sdk_data.MENU,
+)
 
 ROUTES: tuple[Route, ...] = (
     *everywhere.ROUTES,
     *overview.ROUTES,
+    *queue.ROUTES,
+    # Before the page of one task, whose address has any ID.
+    *tasks.ROUTES,
+    *task.ROUTES,
+    *failures.ROUTES,
+    *functions.ROUTES,
+    *queue_file.ROUTES,
+    *cron.ROUTES,
+    *sdk_data.ROUTES,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.operations import bad
+from deferred_middleware.server.admin.operation_errors import bad
 from deferred_middleware.server.admin.web.requests import (
     THEME_COOKIE,
     THEMES,

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Redirected, Shown
+import time
+from collections.abc import Sequence
+
+from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Shown
 from deferred_middleware.server.admin.web.routes import Route
 from deferred_middleware.server.admin.web.tools import PageTools
 
+_WIDTH, _HEIGHT = 120, 28
+
 
 def show_overview(tools: PageTools, _request: PageRequest) -> Answer:
-    """Show all queues."""
-    return Shown(template="overview.html", values=tools.operations.list_queues())
+    """Show the services, the queues, and the health of the server."""
+    values = tools.operations.overview()
+    for queue in values["queues"]:
+        queue["sparkline"] = sparkline(queue["figures"].executed_per_minute)
+        queue["waits"] = queue["oldest_usec"] is not None and queue["oldest_usec"] <= time.time() * 1e6
+    return Shown(template="overview.html", values=values)
 
 
-def pause_queue(tools: PageTools, request: PageRequest, queue: str) -> Answer:
-    """Pause a queue."""
-    answer = tools.operations.pause(request.actor, queue)
-    notice = f"Queue {queue} is paused." if answer["changed"] else f"Queue {queue} was paused already."
-    return Redirected(to=request.back("/"), notice=notice)
+def sparkline(numbers: Sequence[int]) -> str:
+    """Return the points of a line for an SVG of 120 by 28, as its attribute ``points`` has them."""
+    top = max(1, *numbers)
+    step = _WIDTH / max(1, len(numbers) - 1)
+    return " ".join(
+        f"{index * step:.1f},{_HEIGHT - 1 - (_HEIGHT - 3) * number / top:.1f}" for index, number in enumerate(numbers)
+    )
 
 
-def resume_queue(tools: PageTools, request: PageRequest, queue: str) -> Answer:
-    """Resume a queue."""
-    answer = tools.operations.resume(request.actor, queue)
-    notice = f"Queue {queue} runs again." if answer["changed"] else f"Queue {queue} was not paused."
-    return Redirected(to=request.back("/"), notice=notice)
-
-
-ROUTES = (
-    Route("GET", "/", show_overview),
-    Route("POST", "/queues/{queue}/pause", pause_queue),
-    Route("POST", "/queues/{queue}/resume", resume_queue),
-)
+ROUTES = (Route("GET", "/", show_overview),)

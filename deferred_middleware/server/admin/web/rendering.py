@@ -51,7 +51,10 @@ class Renderer:
             moment=words.moment,
             clock=words.clock,
             short=words.shortened,
+            phase=words.phase,
+            address=words.address,
         )
+        self._environment.tests["chosen"] = words.is_chosen
         self._environment.globals["static"] = by_name.__getitem__
 
     def render(self, template: str, values: Mapping[str, Any]) -> bytes:

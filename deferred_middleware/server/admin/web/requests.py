@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
 from deferred_middleware.server.admin.change_log import Actor
-from deferred_middleware.server.admin.operations import OperationError, bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

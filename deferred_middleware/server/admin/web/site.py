@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.web.rendering import STATIC_PREFIX, Renderer
 from deferred_middleware.server.admin.web.requests import FORM_TOKEN, Answer, PageRequest, Redirected, Sent, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route, find_route

@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import re
 import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -15,6 +18,8 @@ _UNSAFE = re.compile(
     "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+# As the store and the package choose names.
+_GENERATED = re.compile(r"[0-9]{18,22}|[0-9a-f]{32}")
 NOTHING = "—"
 """Stands where there is no value."""
 
@@ -106,3 +111,24 @@ def _datetime(usec: int) -> datetime.datetime | None:
         return datetime.datetime.fromtimestamp(usec / 1e6).astimezone()
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def phase(task: Mapping[str, Any]) -> str:
+    """Return the state of a task in a word; for a ready one, what it waits for."""
+    state = str(task["state"])
+    if state != "ready":
+        return state
+    later = task["eta_usec"] > time.time() * 1e6
+    if task["method"] == "PULL":
+        return "leased" if later and task["retry_count"] else "leasable"
+    return ("retrying" if task["retry_count"] else "scheduled") if later else "waiting"
+
+
+def address(value: str) -> str:
+    """Return a text as one part of a path, also if it has a slash."""
+    return quote(value, safe="", errors="replace")
+
+
+def is_chosen(name: str) -> bool:
+    """Tell whether a task's name looks as if the app had chosen it, and neither this server nor the package."""
+    return _GENERATED.fullmatch(name) is None

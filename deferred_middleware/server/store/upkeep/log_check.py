@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-import os
-import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from typing import Final
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.files import sync_directory
 from deferred_middleware.server.store.upkeep.commit_record import Recorded, read_record, read_stamp
+from deferred_middleware.server.store.upkeep.kept_files import keep_aside
 from deferred_middleware.server.store.upkeep.write_ahead_log import TaskRow, read_log
 
 logger: Final = logging.getLogger(__name__)
@@ -117,6 +116,9 @@ def check_files(path: Path, open_reader: Callable[[Path], sqlite3.Connection]) -
         with contextlib.closing(sqlite3.connect(path) if journal else open_reader(path)) as connection:
             stamp_usec = read_stamp(connection)
     except sqlite3.Error as error:
+        # What follows finds and reports damage inside the database.
+        if "malformed" in str(error) and recorded is not None:
+            return FoundFiles(stamp_usec=recorded.stamp_usec, recorded=recorded)
         raise ServerError(
             f"{path} can't be used as a task store: {error}. Put a copy of it back, or move it, its log and "
             f"{record_path(path)} away to begin with an empty store."
@@ -130,7 +132,7 @@ def check_files(path: Path, open_reader: Callable[[Path], sqlite3.Connection]) -
     log = read_log(log_path)
     if recorded is None and log.later_commits <= _MOST_UNSYNCED_COMMITS:
         return FoundFiles(stamp_usec=stamp_usec)
-    kept = _keep_aside(log_path)
+    kept = keep_aside(log_path)
     with contextlib.suppress(sqlite3.Error), contextlib.closing(_open_without_log(path)) as connection:
         alone_usec = read_stamp(connection)
     if alone_usec > stamp_usec:
@@ -147,17 +149,6 @@ def check_files(path: Path, open_reader: Callable[[Path], sqlite3.Connection]) -
     return FoundFiles(
         stamp_usec=stamp_usec, recorded=recorded, problem=problem, later_tasks=log.later_tasks(), kept=kept
     )
-
-
-def _keep_aside(path: Path) -> Path:
-    """Copy a damaged file to one with the time in its name; return that."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    kept = path.with_name(f"{path.name}.damaged-{now:%Y%m%dT%H%M%S.%fZ}")
-    with open(os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target, path.open("rb") as source:
-        shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    return kept
 
 
 def _open_without_log(path: Path) -> sqlite3.Connection:

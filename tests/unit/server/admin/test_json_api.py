@@ -15,6 +15,7 @@ import pytest
 
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reports.reports import Reports
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
@@ -35,7 +36,7 @@ class Api:
             self.woken += 1
 
         operations = Operations(store, queues=QueueRegistry, wake_scheduler=wake, about={"pid": 42})
-        self._app: Any = JsonApi(operations, token=TOKEN)
+        self._app: Any = JsonApi(operations, Reports(operations), token=TOKEN)
         self.validates = True
 
     def ask(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
-from deferred_middleware.server.admin.operations import OperationError, Operations
+from deferred_middleware.server.admin.operation_errors import OperationError
+from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import NewTask
 from deferred_middleware.server.store.store import TaskStore
@@ -87,7 +88,8 @@ def test_every_change_is_in_the_table_above() -> None:
         if not name.startswith("_") and "actor" in inspect.signature(method).parameters
     }
 
-    assert changes == set(CHANGES)
+    # change() makes the changes of the reports.
+    assert changes - {"change"} == set(CHANGES)
 
 
 def test_what_fails_is_not_logged(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import logging
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from deferred_middleware.server.apps import app_server
 from deferred_middleware.server.apps.app_server import AppServer, AppServerConfig
+from deferred_middleware.server.config.handlers import HandlerRule
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -75,9 +77,11 @@ def serving() -> Iterator[Callable[..., Serving]]:
 
 def test_the_config_is_one_line() -> None:
     """The app process reads the same config that the supervisor writes, in one line."""
-    line = CONFIG.to_line()
-    assert line.count(b"\n") == 1
-    assert AppServerConfig.from_line(line) == CONFIG
+    rule = HandlerRule(pattern="/.*", http_headers={"X-A": "\n"}, login="admin")
+    for config in (CONFIG, dataclasses.replace(CONFIG, handlers=(rule, rule))):
+        line = config.to_line()
+        assert line.count(b"\n") == 1
+        assert AppServerConfig.from_line(line) == config
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"{}", b'{"app": "main:app", "colour": "blue"}'])

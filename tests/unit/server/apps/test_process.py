@@ -235,6 +235,23 @@ def test_a_killed_process_is_started_again(running: Start) -> None:
     assert int(service.get()) != first
 
 
+def test_its_status_follows_its_process(running: Start) -> None:
+    """The status has the process, since when it serves, and how often it was started."""
+    service = running()
+    service.start()
+    before = service.process.status
+    assert (before.pid, before.is_serving, before.starts) == (service.process.pid, True, 1)
+    assert before.since is not None
+
+    assert before.pid is not None
+    os.kill(before.pid, signal.SIGKILL)
+    await_true(lambda: service.process.status.starts == 2 and service.process.status.is_serving)
+    after = service.process.status
+    assert after.pid != before.pid
+    assert after.since is not None
+    assert after.since > before.since
+
+
 def test_it_works_without_waitid(running: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without os.waitid, a killed process is still restarted, and stopping works."""
     monkeypatch.delattr(os, "waitid")

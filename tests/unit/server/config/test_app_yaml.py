@@ -98,15 +98,39 @@ def test_the_bundled_services_need_no_note(read: Read) -> None:
     assert read(RUNTIME + "app_engine_bundled_services:\n- memcache\n- datastore\n").notes == ()
 
 
-def test_static_files_and_logins_are_noted(read: Read) -> None:
-    """A note lists the URLs of static files and logins, which App Engine handles and this server doesn't."""
-    notes = read(
+def test_static_files_and_logins_are_handlers(read: Read) -> None:
+    """The handlers are kept in their order, and need no note."""
+    found = read(
         RUNTIME + "handlers:\n- url: /static\n  static_dir: static\n"
         "- url: /favicon\\.ico\n  static_files: favicon.ico\n  upload: favicon\\.ico\n"
         "- url: /admin\n  script: auto\n  login: admin\n- url: /.*\n  script: auto\n"
-    ).notes
-    assert [note for note in notes if "the local server does not serve static files (/static, /favicon\\.ico)" in note]
-    assert [note for note in notes if "the local server asks for no login (/admin)" in note]
+    )
+    assert [(rule.pattern, rule.file, rule.login) for rule in found.handlers] == [
+        ("(?:/static)/(.*)", r"\1", "optional"),
+        (r"/favicon\.ico", "favicon.ico", "optional"),
+        ("/admin", None, "admin"),
+        ("/.*", None, "optional"),
+    ]
+    assert found.notes == ()
+
+
+def test_handlers_that_the_app_answers_are_left_out(read: Read) -> None:
+    """If no handler is static or has a login, the app gets every request as it is."""
+    assert read(RUNTIME + "handlers:\n- url: /.*\n  script: auto\n").handlers == ()
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        ("- url: /a/(.*)\n  static_files: a/\\2\n  upload: a/.*\n", r"static_files a/\\2 can't be used with url"),
+        ("- url: /a\n  static_files: a\\d\n  upload: a\n", "bad escape"),
+    ],
+)
+def test_a_static_handler_that_can_not_work_is_told(read: Read, handler: str, problem: str) -> None:
+    """A template with a group that the URL lacks ends the server with the file and the line."""
+    with pytest.raises(AppYamlError, match=problem) as raised:
+        read(RUNTIME + "handlers:\n" + handler)
+    assert "app.yaml, line 2" in str(raised.value)
 
 
 def test_another_python_is_noted(read: Read) -> None:

@@ -58,6 +58,21 @@ def test_a_queue_without_limits(limits: Limits) -> None:
     assert limits.end() == (False, False)
 
 
+def test_people_see_what_limits_a_queue(limits: Limits) -> None:
+    """The standing has what is in flight, the free tokens and when the next one comes, and what a 503 has done."""
+    limits.configure(rate_per_second=2, bucket_size=3)
+    limits.run(3)
+
+    standing = limits.limits.standing("q")
+    assert (standing.in_flight, standing.tokens, standing.token_seconds) == (3, 0, 0.5)
+    assert (standing.slowed_down_limit, standing.slowed_down_seconds) == (None, 0)
+
+    limits.end(503)
+    standing = limits.limits.standing("q")
+    assert (standing.in_flight, standing.slowed_down_limit) == (2, 1)
+    assert standing.slowed_down_seconds == FIRST_PAUSE_SECONDS
+
+
 def test_concurrency(limits: Limits) -> None:
     """A queue begins no more attempts than its concurrency; the end of one lets the next begin."""
     limits.configure(max_concurrent_requests=3)

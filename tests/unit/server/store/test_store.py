@@ -24,6 +24,7 @@ from deferred_middleware.server.store import store as store_module
 from deferred_middleware.server.store.database import Parameters
 from deferred_middleware.server.store.records import Lane, NewTask, RetryPolicy
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep import pruning
 from deferred_middleware.server.store.upkeep.disk_reserve import StoreFullError
 from tests.support.storing import (
     DAY_USEC,
@@ -278,7 +279,7 @@ def test_succeeded_tasks_are_kept_up_to_a_number(store: TaskStore) -> None:
 @pytest.mark.retention(succeeded_tasks=0)
 def test_pruning_happens_by_itself(store: TaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy store prunes old tasks by itself."""
-    monkeypatch.setattr(store_module, "_PRUNE_EVERY_RESULTS", 4)
+    monkeypatch.setattr(pruning, "_PRUNE_EVERY_RESULTS", 4)
     for _ in range(4):
         store.add([new_task()])
         run_all(store)

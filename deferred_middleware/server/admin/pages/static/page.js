@@ -91,8 +91,8 @@
         if (request.status === 200 || request.status === 404) replace(request.response);
         if (request.status === 401) location.reload();
       }
-      // No more than a twentieth of the time is spent on it, and changes show within a second if that is enough.
-      wait = setTimeout(() => { wait = 0; if (again) refresh(); }, Math.max(700, 20 * took));
+      // A small part of the time is spent on it, and changes show within a second, also from a busy server.
+      wait = setTimeout(() => { wait = 0; if (again) refresh(); }, Math.min(700, Math.max(400, 30 * took)));
     };
     request.send();
   };

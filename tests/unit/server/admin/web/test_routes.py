@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deferred_middleware.server.admin.operations import OperationError
+from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.web.requests import Sent
 from deferred_middleware.server.admin.web.routes import Route, find_route
 

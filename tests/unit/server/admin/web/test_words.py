@@ -84,3 +84,30 @@ def test_plurals_and_absent_values() -> None:
     assert words.number(None) == words.duration(None) == words.clock(None) == str(words.moment(None)) == words.NOTHING
     assert words.number(1234567) == "1,234,567"
     assert words.moment(int(time.time() * 1e6)).count("now") == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "word"),
+    [
+        ({"state": "running"}, "running"),
+        ({"state": "ready", "eta_usec": 0, "method": "POST", "retry_count": 2}, "waiting"),
+        ({"state": "ready", "eta_usec": 2**61, "method": "POST", "retry_count": 2}, "retrying"),
+        ({"state": "ready", "eta_usec": 2**61, "method": "POST", "retry_count": 0}, "scheduled"),
+        ({"state": "ready", "eta_usec": 2**61, "method": "PULL", "retry_count": 1}, "leased"),
+        ({"state": "ready", "eta_usec": 0, "method": "PULL", "retry_count": 1}, "leasable"),
+    ],
+)
+def test_a_state_is_a_word(task: dict[str, object], word: str) -> None:
+    """A ready task is called by what it waits for."""
+    assert words.phase(task) == word
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("0" * 20, False), ("a1" * 16, False), ("order-12", True), ("12", True)])
+def test_names_that_nobody_chose_are_told_apart(name: str, chosen: bool) -> None:
+    """The names that the store and the package choose are not worth showing."""
+    assert words.is_chosen(name) is chosen
+
+
+def test_an_address_is_one_part_of_a_path() -> None:
+    """A slash in a name does not begin another part."""
+    assert words.address("a/b?c") == "a%2Fb%3Fc"

@@ -1,0 +1,1 @@
+"""The commands for reports: failures, functions, queue.yaml and cron.yaml."""

@@ -1,0 +1,1 @@
+"""What people can see: queues, tasks, services, and why a task waits."""

@@ -1,0 +1,60 @@
+"""Tells why tasks don't run, from the store, the configuration, and how the server stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from deferred_middleware.server.admin.reading.standing import QueueStanding, ServerStanding
+from deferred_middleware.server.admin.reading.why import Circumstances, why_waiting
+from deferred_middleware.server.config.queues import QueueConfig
+from deferred_middleware.server.config.services import UnknownServiceError
+from deferred_middleware.server.store.records import TaskSummary
+from deferred_middleware.server.store.store import TaskStore
+
+_MOST_RUNNING = 50
+
+
+class Reasons:
+    """Why tasks of ``store`` don't run, for one page or answer: what several tasks need is looked up once."""
+
+    def __init__(self, store: TaskStore, standing: ServerStanding, config_of: Callable[[str], QueueConfig]) -> None:
+        self._store = store
+        self._standing = standing
+        self._config_of = config_of
+        self._now_usec = time.time_ns() // 1000
+        self._services = {service.id: service for service in standing.services()}
+        self._queues: dict[str, tuple[QueueStanding, Sequence[int]]] = {}
+
+    def of(self, task: TaskSummary) -> str | None:
+        """Return why a task doesn't run now, as a sentence; None for one that runs or is finished."""
+        if task.state != "ready":
+            return None
+        service, not_served = None, ""
+        try:
+            service = self._services.get(self._standing.service_of(task))
+        except UnknownServiceError as error:
+            not_served = str(error)
+        is_due = task.eta_usec <= self._now_usec
+        ahead, is_more = self._store.queries.ahead_of(task) if is_due else (0, False)
+        standing, running = self._queue(task.queue)
+        return why_waiting(
+            task,
+            Circumstances(
+                now_usec=self._now_usec,
+                config=self._config_of(task.queue),
+                paused_by_a_person=task.queue in self._store.operations.paused(),
+                standing=standing,
+                service=service,
+                not_served=not_served,
+                running=running,
+                ahead=ahead,
+                ahead_is_more=is_more,
+            ),
+        )
+
+    def _queue(self, queue: str) -> tuple[QueueStanding, Sequence[int]]:
+        if queue not in self._queues:
+            running = self._store.queries.find(queue=queue, state="running", limit=_MOST_RUNNING).tasks
+            self._queues[queue] = self._standing.queue(queue), [task.id for task in running]
+        return self._queues[queue]

@@ -1,0 +1,1 @@
+"""What people list: tasks by filters."""
