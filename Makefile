@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
-SEED ?= 0
 # At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
+# The order of the unit tests is random. To repeat a run, give it the seed: make quick SEED=123
+SEED ?= $(shell date +%s)
+SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak simulate bench docs package clean
+.PHONY: help test quick check unit pythons demo soak simulate mutants bench docs package clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -21,7 +23,7 @@ quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit
+	$(BIN)/python -m pytest -q $(PARALLEL) $(SHUFFLED) tests/unit
 
 check: $(VENV)/.checks  ## run the checkers: ruff and mypy
 	$(BIN)/ruff check .
@@ -29,15 +31,19 @@ check: $(VENV)/.checks  ## run the checkers: ruff and mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.checks  ## run all tests on one Python
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit
+	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
 	tests/django_versions.sh
 
+mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour
+	$(BIN)/python tests/mutants.py --write
+
 soak: $(VENV)/.checks  ## run the same tests with bigger numbers; this takes hours
-	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak -rP tests/simulation
-	DEFERRED_SOAK=1 $(BIN)/python -m pytest --hypothesis-profile=soak --ignore=tests/simulation
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak -rP tests/simulation
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak --ignore=tests/simulation
 
 simulate: $(VENV)/.checks  ## replay one run of the simulated server and print its story: make simulate SEED=7
 	$(BIN)/python -m tests.simulation $(SEED)
@@ -61,9 +67,13 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "deferred_middleware needs Python 3.10 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name a newer one, for example: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python .venvs/gunicorn-21.2
+$(VENV)/.checks: setup.cfg pyproject.toml examples/gallery/requirements-demo.txt | $(BIN)/python .venvs/gunicorn-21.2 .venvs/node-client
 	$(BIN)/python -m pip install -q -e '.[checks]'
 	$(BIN)/python -m pip install -q --no-deps -r examples/gallery/requirements-demo.txt
+	touch $@
+
+$(VENV)/.mutants: $(VENV)/.checks
+	$(BIN)/python -m pip install -q 'cosmic-ray>=8.4'
 	touch $@
 
 $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
@@ -73,6 +83,14 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 # The last gunicorn that passes on headers with underscores, beside the newer one that the other tests use.
 .venvs/gunicorn-21.2: | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-deps --target $@ gunicorn==21.2.0
+
+# Google's client of Cloud Tasks for another language, for the tests of the emulator.
+.venvs/node-client:
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix $@ @google-cloud/tasks@7.1.0; \
+	else \
+	  echo "npm is missing: the tests of the emulator with Node.js will fail"; \
+	fi
 
 $(VENV)/.docs: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[docs]'

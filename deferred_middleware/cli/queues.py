@@ -1,4 +1,4 @@
-"""Commands for queues: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``."""
+"""Commands: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``; for tests, ``clock`` and ``reset``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,43 @@ def _add_forget_arguments(parser: argparse.ArgumentParser) -> None:
     add_client_arguments(parser)
 
 
+def show_clock(arguments: argparse.Namespace) -> int:
+    """Print the time of the server, after moving it; return the exit status."""
+    client = AdminClient(arguments)
+    content: dict[str, object] = {}
+    if arguments.advance is not None:
+        content["advance_seconds"] = arguments.advance
+    if arguments.freeze or arguments.run:
+        content["frozen"] = arguments.freeze
+    answer = client.post("clock", content=content) if content else client.get("clock")
+    ahead = f", {answer['ahead_seconds']:,.0f} s ahead of this machine" if abs(answer["ahead_seconds"]) >= 1 else ""
+    state = "; it stands still" if answer["frozen"] else ""
+    print_answer(arguments, answer, f"It is {answer['now']}{ahead}{state}.")
+    return 0
+
+
+def reset_server(arguments: argparse.Namespace) -> int:
+    """Delete everything that the server has; return the exit status."""
+    client = AdminClient(arguments)
+    confirm(arguments, "Delete all tasks of all queues, and the queues that clients have made?")
+    answer = client.post("reset")
+    print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} deleted.")
+    return 0
+
+
+def _add_clock_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--advance", type=float, metavar="SECONDS", help="let this time pass at once")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--freeze", action="store_true", help="stop the clock, so that only --advance moves it")
+    group.add_argument("--run", action="store_true", help="start a clock again that was stopped")
+    add_client_arguments(parser)
+
+
+def _add_reset_arguments(parser: argparse.ArgumentParser) -> None:
+    add_yes_argument(parser)
+    add_client_arguments(parser)
+
+
 COMMANDS = (
     Command(
         name="queues",
@@ -133,5 +170,23 @@ COMMANDS = (
         ),
         add_arguments=_add_forget_arguments,
         run=forget_names,
+    ),
+    Command(
+        name="clock",
+        summary="show the time of the server, or move it for a test",
+        description="Show the time by which the server runs tasks, or change it for a test: let time pass at once, "
+        "stop the clock, or start it again. A server that starts has the time of the machine.",
+        examples=("deferred-middleware clock --advance 3600", "deferred-middleware clock --freeze"),
+        add_arguments=_add_clock_arguments,
+        run=show_clock,
+    ),
+    Command(
+        name="reset",
+        summary="delete all tasks, taken names, and queues that clients have made",
+        description="Delete all tasks in any state, all taken names, the pauses of queues, and the queues that clients "
+        "of the Cloud Tasks API have made.",
+        examples=("deferred-middleware reset --yes",),
+        add_arguments=_add_reset_arguments,
+        run=reset_server,
     ),
 )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import app_identity
 
+from deferred_middleware.wire import protocol
+
 if TYPE_CHECKING:
     from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 
@@ -53,6 +55,12 @@ class SdkTask(UntypedTask):
         self.payload = enqueued.payload
         self.size = enqueued.size
         self._enqueued = enqueued
+
+    def __repr__(self) -> str:
+        # An app may show it to anybody, and the signature proves to any of our handlers that the task is genuine.
+        signature = dict(self._enqueued.headers).get(protocol.SIGNATURE_HEADER)
+        shown = str(super().__repr__())
+        return shown.replace(signature, "(not shown)") if signature else shown
 
     @property
     def name(self) -> str | None:

@@ -39,15 +39,19 @@ from deferred_middleware.server.apps.environ import Platform, app_environ, base_
 from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
 from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import AppProcessConfig
+from deferred_middleware.server.cloud_tasks.names import Home, location_of
+from deferred_middleware.server.cloud_tasks.service import CloudTasksConfig, CloudTasksService
 from deferred_middleware.server.config.data_dir import SECRET_KEYS_VARIABLE, SigningKeyFile, check_project
 from deferred_middleware.server.config.queue_yaml import QueueYamlWatcher, find_queue_yaml
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
+from deferred_middleware.server.config.virtual_clock import VirtualClock
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
-from deferred_middleware.server.listeners import address_of, make_listeners, url_of
+from deferred_middleware.server.listeners import address_of, host_and_port, open_listeners, url_of
 from deferred_middleware.server.reporting import make_reports
 from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
@@ -77,6 +81,7 @@ class ServerParts:
     processes: AppProcesses
     admin_app: WSGIApplication
     admin_listener: socket.socket
+    cloud_tasks: CloudTasksService
     live: LiveUpdates
     environs: Mapping[str, Mapping[str, str]]
     running: RunningServer
@@ -98,50 +103,84 @@ def assemble(
     had, such as a port.
     """
     project = os.environ.get("GOOGLE_CLOUD_PROJECT") or DEFAULT_PROJECT
-    check_project(config.data_dir, project)
+    home = None if config.emulate else Home(project=project, location=location_of(os.environ))
+    if home is not None:
+        check_project(config.data_dir, project)
     secret_key = _secret_key(config)
-    queues, queue_yaml = _queues(config, stack)
-    store = _store(config, stack, on_store_failure)
+    queues, queue_yaml = (QueueRegistry(), None) if config.emulate else _queues(config, stack)
+    clock = VirtualClock()
+    store = _store(config, stack, clock, on_store_failure)
     ready_file = stack.enter_context(AddressFile(config.ready_file, option="--ready-file"))
     server_json = stack.enter_context(server_file(config.data_dir))
 
-    admin_listener, *listeners = make_listeners(config, stack)
-    services = _services(config, listeners)
+    listeners = open_listeners(config, stack)
+    services = _services(config, listeners.services)
     # The first service of the directory is the default one, wherever it stands on the command line.
-    directory = ServiceDirectory(sorted(services, key=lambda service: service.name != DEFAULT_SERVICE))
+    directory = ServiceDirectory(
+        sorted(services, key=lambda service: service.name != DEFAULT_SERVICE), needs_none=config.emulate
+    )
     tickets = _tickets(services, secret_key)
     delivery_token = secrets.token_urlsafe(32)
     platform = Platform(
         project=project,
         app_id=f"dev~{project}",
         default_hostname=directory.default_hostname,
-        api_address=address_of(admin_listener),
+        api_address=address_of(listeners.admin),
+        cloud_tasks=host_and_port(listeners.cloud_tasks),
+        location="" if home is None else home.location,
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
     process_ends = ProcessEnds(service.id for service in services if not service.external)
     deliverer = Deliverer(delivery_token=delivery_token)
+    url_deliverer = UrlDeliverer()
     scheduler = Scheduler(
         store,
         directory,
         deliverer,
         queues=queues,
+        clock=clock.time,
+        monotonic=clock.monotonic,
+        real_seconds=clock.real_seconds,
+        url_deliverer=url_deliverer,
         process_ends=process_ends,
         reports=_attempt_reports(config, services, queues, stack),
     )
-    stub_map = make_stub_map(
-        app_id=platform.app_id,
-        data_dir=config.data_dir,
-        directory=directory,
-        taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
-        callers=tickets,
-        on_failure=on_store_failure,
+    cloud_tasks = CloudTasksService(
+        CloudTasksConfig(
+            home=home,
+            data_dir=config.data_dir,
+            issuer=config.oidc_issuer or url_of(listeners.cloud_tasks),
+            allowed_hosts=config.allowed_hosts,
+            for_tests=config.emulate,
+            queues=config.queues,
+        ),
+        listeners.cloud_tasks,
+        store,
+        queues,
+        directory,
+        scheduler.wake,
+        clock,
     )
-    stack.callback(stub_map.GetStub("datastore_v3").close)
+    url_deliverer.authorize = cloud_tasks.signer.authorization
+    url_deliverer.rewrite = cloud_tasks.rewrite
+    cloud_tasks.load()
+    stub_map = None
+    if not config.emulate:
+        stub_map = make_stub_map(
+            app_id=platform.app_id,
+            data_dir=config.data_dir,
+            directory=directory,
+            taskqueue_stub=TaskQueueService(store, scheduler.wake, directory=directory, queues=queues),
+            callers=tickets,
+            on_failure=on_store_failure,
+        )
+        stack.callback(stub_map.GetStub("datastore_v3").close)
     running = RunningServer(
         pid=os.getpid(),
         since=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        admin=url_of(admin_listener),
+        admin=url_of(listeners.admin),
+        cloud_tasks=host_and_port(listeners.cloud_tasks),
         token=secrets.token_urlsafe(32),
         services={service.id: service.url for service in services},
     )
@@ -171,20 +210,26 @@ def assemble(
         Visitors(running.token),
         form_token=secret_key.derive("forms of the pages"),
     )
-    rpc = RpcApplication(stub_map, tickets, pages=JsonApi(operations, reports, token=running.token, pages=site))
-    configs = _process_configs(
-        config,
-        platform,
-        tickets,
-        listeners,
-        delivery_token=delivery_token,
-        api_connections=ApiConnections(rpc.answer),
+    admin_pages: WSGIApplication = JsonApi(
+        operations, reports, token=running.token, controls=cloud_tasks.controls, pages=site
     )
+    configs: list[AppProcessConfig] = []
+    if stub_map is not None:
+        rpc = RpcApplication(stub_map, tickets, pages=admin_pages)
+        admin_pages = rpc
+        configs = _process_configs(
+            config,
+            platform,
+            tickets,
+            listeners.services,
+            delivery_token=delivery_token,
+            api_connections=ApiConnections(rpc.answer),
+        )
     processes = AppProcesses(configs, on_event=on_event, ends=process_ends)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
-        if service.external
+        if service.external and not config.emulate
     }
     all_environs = {**{one.service: one.environ for one in configs}, **environs}
     warn_of_different_keys(all_environs.values())
@@ -193,14 +238,14 @@ def assemble(
     return ServerParts(
         scheduler=scheduler,
         processes=processes,
-        admin_app=Guard(
-            rpc,
-            names=admin_names(config.admin_host, config.allowed_hosts),
-        ),
-        admin_listener=admin_listener,
+        admin_app=Guard(admin_pages, names=admin_names(config.admin_host, config.allowed_hosts)),
+        admin_listener=listeners.admin,
+        cloud_tasks=cloud_tasks,
         live=live,
         environs=environs,
-        running=dataclasses.replace(running, environ=_command_environ(platform, tickets, configs)),
+        running=dataclasses.replace(
+            running, environ={} if config.emulate else _command_environ(platform, tickets, configs)
+        ),
         ready_file=ready_file,
         server_json=server_json,
     )
@@ -225,14 +270,25 @@ def _queues(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[QueueRegi
     return queues, path
 
 
-def _store(config: ServeConfig, stack: contextlib.ExitStack, on_failure: Callable[[ServerError], object]) -> TaskStore:
+def _store(
+    config: ServeConfig,
+    stack: contextlib.ExitStack,
+    clock: VirtualClock,
+    on_failure: Callable[[ServerError], object],
+) -> TaskStore:
     """Open the task store."""
     retention = Retention(
         tombstone_seconds=config.tombstone_days * DAY_SECONDS,
         succeeded_seconds=config.history_days * DAY_SECONDS,
         succeeded_tasks=config.history_tasks,
     )
-    store = TaskStore(config.data_dir / STORE_FILE, retention=retention, on_failure=on_failure)
+    store = TaskStore(
+        config.data_dir / STORE_FILE,
+        clock=clock.time,
+        elapsed=clock.elapsed,
+        retention=retention,
+        on_failure=on_failure,
+    )
     stack.callback(store.close)
     return store
 

@@ -1,10 +1,12 @@
-"""The listening sockets of a local server, and where they can be reached."""
+"""The listening sockets of the server. They belong to the queue process, and stay open as long as it runs."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.served import ServeConfig
@@ -13,11 +15,20 @@ _BACKLOG = 1024
 _MAX_PORT = 65535
 
 
-def make_listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Return the listening sockets: the admin server's, then one for each app that runs here.
+@dataclass(frozen=True, kw_only=True)
+class Listeners:
+    """The sockets of the admin server, of the Cloud Tasks API, and of each app that runs here, in their order."""
 
-    The services get ``--port`` and the ports that follow it; 0 means free ones. Raises :class:`ServerError` when a port
-    can't be had.
+    admin: socket.socket
+    cloud_tasks: socket.socket
+    services: Sequence[socket.socket]
+
+
+def open_listeners(config: ServeConfig, stack: contextlib.ExitStack) -> Listeners:
+    """Return the listening sockets, which ``stack`` closes.
+
+    The services get ``--port`` and the ports that follow it; 0 means free ones. In an emulator, ``--port`` is that of
+    the Cloud Tasks API. Raises :class:`ServerError` when a port can't be had.
     """
     services = [served.service for served in config.served.apps]
     ports = [config.port + index if config.port else 0 for index in range(len(services))]
@@ -25,21 +36,33 @@ def make_listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[soc
         raise ServerError(
             f"--port {config.port}: the last service would get port {ports[-1]}, above {_MAX_PORT}; choose a lower one."
         )
-    if config.admin_port and config.admin_port in ports:
-        taken = services[ports.index(config.admin_port)]
+    cloud_port = config.port if config.emulate else config.cloud_tasks_port
+    cloud_option = "--port" if config.emulate else "--cloud-tasks-port"
+    for option, given in (("--admin-port", config.admin_port), ("--cloud-tasks-port", config.cloud_tasks_port)):
+        if given and given in ports:
+            taken = services[ports.index(given)]
+            raise ServerError(f"{option} {given} is the port of service {taken!r}; choose another, or {option} 0.")
+    if cloud_port and cloud_port == config.admin_port:
         raise ServerError(
-            f"--admin-port {config.admin_port} is the port of service {taken!r}; choose another, or --admin-port 0."
+            f"{cloud_option} {cloud_port} is the port of the admin server; choose another, or {cloud_option} 0."
         )
-    listeners = [
-        _listener(
-            stack,
-            host=config.admin_host,
-            port=config.admin_port,
-            purpose="the admin server",
-            host_option="--admin-host",
-            port_option="--admin-port",
-        )
-    ]
+    admin = _listener(
+        stack,
+        host=config.admin_host,
+        port=config.admin_port,
+        purpose="the admin server",
+        host_option="--admin-host",
+        port_option="--admin-port",
+    )
+    cloud_tasks = _listener(
+        stack,
+        host=config.host if config.emulate else config.admin_host,
+        port=cloud_port,
+        purpose="the Cloud Tasks API",
+        host_option="--host" if config.emulate else "--admin-host",
+        port_option=cloud_option,
+    )
+    listeners = []
     for service, port in zip(services, ports, strict=True):
         listeners.append(
             _listener(
@@ -51,7 +74,7 @@ def make_listeners(config: ServeConfig, stack: contextlib.ExitStack) -> list[soc
                 port_option="--port",
             )
         )
-    return listeners
+    return Listeners(admin=admin, cloud_tasks=cloud_tasks, services=listeners)
 
 
 def _listener(
@@ -96,3 +119,9 @@ def url_of(listener: socket.socket) -> str:
     """Return the URL at which ``listener`` can be reached from this machine."""
     host, port = address_of(listener)
     return f"http://{host}:{port}"
+
+
+def host_and_port(listener: socket.socket) -> str:
+    """Return where ``listener`` can be reached from this machine, as gRPC takes it."""
+    host, port = address_of(listener)
+    return f"{host}:{port}"

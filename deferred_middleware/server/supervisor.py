@@ -143,6 +143,8 @@ class Supervisor:
             return
         stack.callback(_stop_scheduler, parts.scheduler)
         parts.scheduler.start()
+        stack.callback(parts.cloud_tasks.stop)
+        parts.cloud_tasks.start()
         self._write_address_files(parts, files, stack)
         print_services(self._config, parts.running)
         for name, environ in parts.environs.items():
@@ -169,6 +171,7 @@ class Supervisor:
             {
                 "services": parts.running.services,
                 "admin": parts.running.admin,
+                "cloud_tasks": parts.running.cloud_tasks,
                 "environ_files": {name: str(path.absolute()) for name, path in environ_files.items()},
             }
         )

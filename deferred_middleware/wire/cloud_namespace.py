@@ -40,6 +40,8 @@ def set_namespace(namespace: str) -> None:
 
     Raises :class:`BadValueError` if there is no context.
     """
+    if get_namespace() == namespace:
+        return
     stack = _entered.stack
     if stack and stack[-1][0] == namespace:
         stack.pop()[1].__exit__(None, None, None)

@@ -12,11 +12,15 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.cloud import tasks_v2
 
+from tests.support.cloud_clients import python_client
 from tests.support.elsewhere import free_port
+from tests.support.emulator import Emulator
 from tests.support.engines.cloudtasks import CloudTasks
 from tests.support.google_certificates import CertificateServer, SigningKey
 from tests.support.metadata_server import MetadataServer
@@ -172,6 +176,33 @@ def test_the_deployment_without_a_key_runs_tasks(tmp_path: Path, cloud: CloudTas
     assert said.startswith("hello, ann (attempt ")
     assert "its token is of another service account" in (tmp_path / "container.log").read_text()
     assert certificates.asked == 1
+
+
+def test_the_emulator_runs_the_deployments_tasks(tmp_path: Path, metadata: MetadataServer) -> None:
+    """The emulator takes the container's tasks, sends them to its port on this machine, and signs the tokens."""
+    emulator = Emulator(tmp_path, "--oidc-issuer=https://accounts.google.com")
+    emulator.start()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nfrom deferred_middleware.execution import oidc\n"
+        "oidc.GOOGLE = oidc.Certificates(os.environ['CERTIFICATES'])\n"
+    )
+    environ = {**deployed_environ(named=True), "CERTIFICATES": f"http://{emulator.cloud_tasks}/oauth2/v1/certs"}
+    cloud: Any = SimpleNamespace(address=emulator.cloud_tasks, hosts={})
+    with contextlib.ExitStack() as stack:
+        stack.callback(emulator.discard)
+        address = stack.enter_context(container(tmp_path, cloud, metadata, environ, str(tmp_path)))
+        host, _, port = address.partition(":")
+        override = {"scheme": "HTTP", "host": host, "port": port}
+        queue = tasks_v2.Queue(name=f"{PARENT}/queues/default", http_target={"uri_override": override})
+        with python_client(emulator.cloud_tasks) as client:
+            client.create_queue(parent=PARENT, queue=queue)
+
+        ask(address, "/greet/ann", b"")
+        ask(address, "/greet/bob?in=0.3", b"")
+
+        said = wait_for_greetings(address, 2)
+
+    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"]
 
 
 def test_neither_key_nor_account_does_not_start(tmp_path: Path, cloud: CloudTasks, metadata: MetadataServer) -> None:

@@ -466,6 +466,20 @@ def test_the_apps_log_is_shown(serve: Serve) -> None:
         ("import os; os.kill(os.getpid(), 9)", "main:app", "killed by signal 9 (SIGKILL) while main:app was imported"),
         ("", "main", "MODULE:CALLABLE"),
     ],
+    ids=[
+        "no module",
+        "no such import",
+        "an error",
+        "a syntax error",
+        "no such name",
+        "not callable",
+        "ASGI",
+        "a factory",
+        "exits",
+        "ends",
+        "is killed",
+        "no callable",
+    ],
 )
 def test_an_app_that_can_not_be_served(make_server: Serve, source: str, app: str, expected: str) -> None:
     """If an app can't start, the server exits with status 1 and one sentence, without a traceback or a process left."""

@@ -70,7 +70,7 @@ def tell(**told):
 
 
 class Server:
-    """One ``deferred-middleware serve`` process. You can start it again after it ended."""
+    """One ``deferred-middleware serve`` process, or another ``command``. You can start it again after it ended."""
 
     def __init__(
         self,
@@ -78,16 +78,18 @@ class Server:
         arguments: Sequence[str],
         environ: Mapping[str, str],
         program: Sequence[str] = ("-m", "deferred_middleware"),
+        command: str = "serve",
     ) -> None:
         self.directory = directory
         self.data_dir = directory / ".deferred"
         self.ready_file = directory / "ready.json"
         self.services: dict[str, str] = {}
         self.admin = ""
+        self.cloud_tasks = ""
         self._log = directory / "server.log"
         self._mark = uuid.uuid4().hex
         self._environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ, _MARK: self._mark}
-        self._command = [sys.executable, *program, "serve", *arguments]
+        self._command = [sys.executable, *program, command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -133,7 +135,7 @@ class Server:
             else:
                 pytest.fail(f"the server ended with status {status}:\n{self.output}")
         ready = json.loads(self.ready_file.read_text())
-        self.services, self.admin = ready["services"], ready["admin"]
+        self.services, self.admin, self.cloud_tasks = ready["services"], ready["admin"], ready["cloud_tasks"]
 
     def wait_for_output(self, text: str, *, times: int = 1) -> None:
         """Wait until the output contains ``text`` ``times`` times; fail if the process ends first."""

@@ -31,9 +31,10 @@ EDGES = {
     "server.admin": "errors wire server.store server.config",
     "server.handlers": "errors wire server.store server.config",
     "server.apps": "errors wire server.store server.config server.delivery server.api server.admin server.handlers",
+    "server.cloud_tasks": "errors wire server.store server.config server.delivery server.admin server.apps",
     "server.dispatch": "errors wire server.store server.config server.delivery server.api server.admin server.apps",
     "server": "errors wire server.store server.config server.delivery server.api server.admin server.handlers "
-    "server.apps server.dispatch",
+    "server.apps server.cloud_tasks server.dispatch",
 }
 MAX_ROOT_ENTRIES = 13
 MAX_MODULES_IN_A_PACKAGE = 12

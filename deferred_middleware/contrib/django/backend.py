@@ -203,7 +203,7 @@ def _smallest(path: str, value: object, problem: str) -> tuple[str, str]:
 
 
 def _is_final(error: Exception) -> bool:
-    from google.appengine.ext.deferred import PermanentTaskFailure
+    from deferred_middleware.errors.task_failures import PermanentTaskFailure
 
     context = current_task()
     return isinstance(error, PermanentTaskFailure) or bool(context is not None and context.is_last_attempt)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from deferred_middleware.errors import ServerError
+from deferred_middleware.server.admin import controls
 from deferred_middleware.server.admin.change_log import COMMAND_USER_AGENT, Actor
+from deferred_middleware.server.admin.controls import TestControls
 from deferred_middleware.server.admin.guard import shows_token
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.admin.operations import Operations
@@ -42,15 +44,22 @@ logger: Final = logging.getLogger(__name__)
 class JsonApi:
     """A WSGI app that answers under :data:`API_PREFIX`, and passes all other requests to ``pages``.
 
-    Every request must show ``token``.
+    Every request must show ``token``. ``controls`` answer the requests of tests.
     """
 
     def __init__(
-        self, operations: Operations, reports: Reports, *, token: str, pages: WSGIApplication | None = None
+        self,
+        operations: Operations,
+        reports: Reports,
+        *,
+        token: str,
+        controls: TestControls | None = None,
+        pages: WSGIApplication | None = None,
     ) -> None:
         self._operations = operations
         self._reports = reports
         self._token = token
+        self._controls = controls
         self._pages = pages
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -97,6 +106,8 @@ class JsonApi:
         match path[len(API_PREFIX) + 1 :].split("/"):
             case [""]:
                 read = partial(dict, server=operations.about)
+            case [name] if self._controls is not None and name in controls.NAMES:
+                return self._control(self._controls, name, environ)
             case ["queues"]:
                 read = operations.list_queues
             case ["tasks"]:
@@ -136,6 +147,18 @@ class JsonApi:
         if environ["REQUEST_METHOD"] != "POST":
             raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="POST")
         return change(_actor(environ))
+
+    def _control(self, test_controls: TestControls, name: str, environ: WSGIEnvironment) -> dict[str, Any]:
+        reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if not reads and environ["REQUEST_METHOD"] != "POST":
+            raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="GET, HEAD, POST")
+        content = None if reads else _body(environ)
+        try:
+            if reads or name not in controls.CHANGES:
+                return test_controls.answer(name, content)
+            return self._operations.control(_actor(environ), name, lambda: test_controls.answer(name, content))
+        except controls.ControlError as error:
+            raise bad(str(error)) from error
 
     def _find_tasks(self, environ: WSGIEnvironment) -> dict[str, Any]:
         given = _query(environ)

@@ -126,6 +126,10 @@ class Operations(Reads):
         self.known_queue(queue)
         return self._change(actor, action, f"queue {queue}", change)
 
+    def control(self, actor: Actor, action: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make one of the changes for tests; see :mod:`~deferred_middleware.server.admin.controls`."""
+        return self._change(actor, action, "the server", change)
+
     def _change(self, actor: Actor, action: str, subject: str, change: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if self.read_only:
             raise OperationError(

@@ -25,13 +25,17 @@ _MAX_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """The content of ``server.json``. ``admin`` and ``services`` are URLs; ``since`` is the start time in ISO 8601."""
+    """The content of ``server.json``.
+
+    ``admin`` and ``services`` are URLs, ``cloud_tasks`` is ``host:port``, and ``since`` is the start time in ISO 8601.
+    """
 
     pid: int
     since: str
     admin: str
     token: str
     services: Mapping[str, str]
+    cloud_tasks: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -121,6 +125,7 @@ def read_server_file(path: Path) -> RunningServer | None:
             admin=str(content["admin"]),
             token=str(content["token"]),
             services=dict(content["services"]),
+            cloud_tasks=str(content.get("cloud_tasks", "")),
             environ=dict(content.get("environ", {})),
         )
     except FileNotFoundError:

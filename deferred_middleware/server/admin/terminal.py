@@ -56,11 +56,19 @@ def print_services(config: ServeConfig, running: RunningServer) -> None:
     served = config.served
     rows = [(app.service, running.services[app.service], app.description) for app in served.apps]
     rows += [(app.service, running.services[app.service], "runs elsewhere") for app in served.external]
-    _print_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs")])
-    _print_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
-    _print_exposure(
-        config.admin_host, "--admin-host", "the App Engine APIs (to who has an app's ticket) and the task queue's"
-    )
+    cloud_tasks = ("(cloud tasks)", running.cloud_tasks, "answers the Cloud Tasks API")
+    if config.emulate:
+        _print_table([cloud_tasks, *rows, ("(admin)", running.admin, "answers commands")])
+        _print_exposure(config.host, "--host", "the Cloud Tasks API, which asks for no credentials,")
+        _print_exposure(config.admin_host, "--admin-host", "the admin server")
+    else:
+        _print_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs"), cloud_tasks])
+        _print_exposure(config.host, "--host", "every service, and with it whatever the app lets anybody do")
+        _print_exposure(
+            config.admin_host,
+            "--admin-host",
+            "the App Engine APIs (to who has an app's ticket), the task queue's, and the Cloud Tasks API",
+        )
     for app in served.external:
         if app.is_remote:
             print_line(

@@ -138,6 +138,9 @@ def _dispatch_deadline_usec(add: Any) -> int | None:
     return deadline
 
 
+_QUERIED_METHODS = frozenset(taskqueue_pb.TaskQueueQueryTasksResponse.Task.RequestMethod.keys())
+
+
 def fill_task(message: Any, task: StoredTask, last_attempt: AttemptRecord | None) -> None:
     """Fill a ``TaskQueueQueryTasksResponse.Task``. ``last_attempt`` is None if no attempt has ended yet."""
     message.task_name = task.name.encode()
@@ -148,8 +151,10 @@ def fill_task(message: Any, task: StoredTask, last_attempt: AttemptRecord | None
     message.body = task.body
     message.body_size = len(task.body)
     if task.method != PULL:
-        message.method = taskqueue_pb.TaskQueueQueryTasksResponse.Task.RequestMethod.Value(task.method)
-        message.url = task.url.encode("latin-1")
+        # A task of the Cloud Tasks API may have a method that this API does not know.
+        if task.method in _QUERIED_METHODS:
+            message.method = taskqueue_pb.TaskQueueQueryTasksResponse.Task.RequestMethod.Value(task.method)
+        message.url = task.url.encode()
     for name, value in task.headers:
         message.header.add(key=name.encode("latin-1"), value=value.encode("latin-1"))
     if task.first_attempt_usec is not None:

@@ -77,7 +77,8 @@ def _without_steering(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[
 class Platform:
     """What all services know about the server they run on.
 
-    ``inherited`` comes from :func:`base_environ`. At ``api_address`` the queue process answers the SDK.
+    ``inherited`` comes from :func:`base_environ`. At ``api_address`` the queue process answers the SDK, and at
+    ``cloud_tasks``, ``host:port``, clients of Cloud Tasks; the queues of ``queue.yaml`` are in ``location``.
     """
 
     project: str
@@ -85,6 +86,15 @@ class Platform:
     default_hostname: str
     api_address: tuple[str, int]
     inherited: Mapping[str, str]
+    cloud_tasks: str = ""
+    location: str = ""
+
+    @property
+    def of_cloud_tasks(self) -> dict[str, str]:
+        """The variables with which a client of Cloud Tasks finds this server."""
+        if not self.cloud_tasks:
+            return {}
+        return {"CLOUD_TASKS_EMULATOR_HOST": self.cloud_tasks, "LOCAL_GCP_REGION": self.location}
 
 
 def app_environ(
@@ -119,6 +129,7 @@ def app_environ(
         "API_HOST": platform.api_address[0],
         "API_PORT": str(platform.api_address[1]),
         "HTTP_X_APPENGINE_API_TICKET": api_ticket,
+        **platform.of_cloud_tasks,
     }
     given = {name: value for name, value in (env_variables or {}).items() if name not in set_here}
     own, left_out = _without_steering(given)
@@ -165,6 +176,7 @@ def external_environ(platform: Platform, service: Service, *, api_ticket: str) -
         "GAE_APPLICATION": platform.app_id,
         "GAE_SERVICE": service.name,
         "GAE_VERSION": service.version,
+        **platform.of_cloud_tasks,
     }
 
 

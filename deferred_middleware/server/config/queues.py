@@ -8,6 +8,12 @@ a mapping from names to :class:`QueueConfig`. It can be replaced as a whole whil
     registry.on_change(scheduler.queues_changed)
     registry.replace(parse_queue_yaml(text, path="queue.yaml"))
 
+The Cloud Tasks API makes, changes and deletes queues too. What it says of a queue holds until the entry of that queue
+in ``queue.yaml`` changes, as on the platform:
+
+    registry.override("mail", QueueConfig(name="mail", rate_per_second=20))     # None: the queue is deleted
+    registry.listed("mail")                                                     # the entry of queue.yaml
+
 A queue that is removed from the configuration takes no new tasks, so it is not in the mapping any more. The tasks that
 it has are kept, and run with the queue's last configuration, which :meth:`QueueRegistry.config_of` returns.
 """
@@ -82,9 +88,12 @@ class QueueRegistry(Mapping[str, QueueConfig]):
     """
 
     def __init__(self, queues: Iterable[QueueConfig] = ()) -> None:
-        # Guards all changes of the other fields. Readers need no lock: both dictionaries are replaced, never changed.
+        # Guards all changes of the other fields. Readers need no lock: the dictionaries that they read are replaced,
+        # never changed.
         self._lock = threading.Lock()
-        self._queues = _by_name(queues)
+        self._listed = _by_name(queues)
+        self._overrides: dict[str, QueueConfig | None] = {}
+        self._queues = self._listed
         self._removed: dict[str, QueueConfig] = {}
         self._listeners: list[Callable[[], None]] = []
 
@@ -111,11 +120,53 @@ class QueueRegistry(Mapping[str, QueueConfig]):
         found = self._queues.get(name) or self._removed.get(name)
         return found if found is not None else dataclasses.replace(IMPLICIT_DEFAULT, name=name)
 
+    def listed(self, name: str) -> QueueConfig | None:
+        """Return the configuration of a queue without what the API says of it; None if ``queue.yaml`` lists it not."""
+        return self._listed.get(name)
+
+    @property
+    def overridden(self) -> frozenset[str]:
+        """The queues that the API has made, changed or deleted."""
+        return frozenset(self._overrides)
+
+    def override(self, name: str, config: QueueConfig | None) -> None:
+        """Have the API's configuration of a queue hold; with None, the API has deleted the queue."""
+
+        def change() -> None:
+            self._overrides = {**self._overrides, name: config}
+
+        self._change(change)
+
+    def drop_override(self, name: str) -> None:
+        """Forget what the API has said of a queue."""
+
+        def change() -> None:
+            self._overrides = {other: config for other, config in self._overrides.items() if other != name}
+
+        self._change(change)
+
     def replace(self, queues: Iterable[QueueConfig]) -> None:
-        """Replace all queues. If that is a change, call the listeners."""
+        """Replace the queues of ``queue.yaml``. If that is a change, call the listeners.
+
+        What the API has said of a queue is forgotten if the queue's entry is another one now.
+        """
         new = _by_name(queues)
+
+        def change() -> None:
+            self._overrides = {
+                name: config for name, config in self._overrides.items() if new.get(name) == self._listed.get(name)
+            }
+            self._listed = new
+
+        self._change(change)
+
+    def _change(self, change: Callable[[], object]) -> None:
+        """Make a change, have it take effect, and call the listeners if it has any."""
         with self._lock:
             old = self._queues
+            change()
+            new = {name: config for name, config in self._listed.items() if name not in self._overrides}
+            new |= {name: config for name, config in self._overrides.items() if config is not None}
             if new == old:
                 return
             gone = {name: config for name, config in old.items() if name not in new}
@@ -125,7 +176,7 @@ class QueueRegistry(Mapping[str, QueueConfig]):
             } | gone
             self._queues = new
             listeners = list(self._listeners)
-        for name in sorted(gone):
+        for name in sorted(gone.keys() - self._overrides.keys()):
             logger.warning(
                 "Queue %s is not in the configuration any more: it takes no new tasks. The tasks that it has are kept, "
                 "and run with its last configuration.",

@@ -86,7 +86,11 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """What the command line says: the services, their addresses, and the data directory, which is already locked."""
+    """What the command line says: the services, their addresses, and the data directory, which is already locked.
+
+    With ``emulate``, the server is an emulator of Cloud Tasks: it runs no app, and ``port`` is that of its API.
+    ``queues`` are made at the start. ``oidc_issuer`` is the URL in its tokens.
+    """
 
     served: Served
     host: str = _LOOPBACK
@@ -104,6 +108,10 @@ class ServeConfig:
     reload: bool = False
     reload_include: Sequence[str] = ()
     task_lines: bool = True
+    cloud_tasks_port: int = 0
+    emulate: bool = False
+    oidc_issuer: str | None = None
+    queues: Sequence[str] = ()
     read_only: bool = False
     editor: str = ""
     start_timeout_seconds: float = START_TIMEOUT_SECONDS
@@ -129,6 +137,17 @@ def parse_served(apps: Sequence[str], services: Sequence[str], *, remote: bool =
     served = _apps(apps, [name for name in services if "=" not in name])
     _check_services([*served, *external])
     return Served(apps=served, external=external)
+
+
+def parse_emulated(services: Sequence[str], *, remote: bool = False) -> Served:
+    """Return the services of an emulator, which all run elsewhere.
+
+    Raises :class:`ServerError` as :func:`parse_served` does, and for a service without a URL.
+    """
+    for option in services:
+        if "=" not in option:
+            raise ServerError(f"--service {option} needs a URL: --service {option}=http://127.0.0.1:8080.")
+    return parse_served([], services, remote=remote) if services else Served(apps=())
 
 
 def parse_external_app(option: str) -> ExternalApp:

@@ -306,7 +306,7 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
     """Return the headers of a task's next attempt, in which each character stands for one byte."""
     headers = [
         ("Host", host),
-        ("User-Agent", protocol.TASK_QUEUE_USER_AGENT),
+        ("User-Agent", _user_agent(task)),
         (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
         (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
         (protocol.TASK_NAME_HEADER, task.name),
@@ -329,6 +329,17 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
     if task.body and not has_type:
         headers.append(("Content-Type", protocol.CONTENT_TYPE))
     return headers
+
+
+def _user_agent(task: ClaimedTask) -> str:
+    """Return the platform's user agent, after the one that a client of the Cloud Tasks API has chosen, if any.
+
+    Source: https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest ("headers").
+    """
+    if task.origin is None:
+        return protocol.TASK_QUEUE_USER_AGENT
+    own = [value for name, value in task.headers if name.lower() == "user-agent"]
+    return " ".join([*own, protocol.TASK_QUEUE_USER_AGENT])
 
 
 @functools.lru_cache(maxsize=1024)

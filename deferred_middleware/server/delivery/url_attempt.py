@@ -50,11 +50,17 @@ _ILLEGAL_IN_HEADER = re.compile(r"[\r\n\0]")
 class UrlDeliverer:
     """Sends tasks to their own URLs.
 
-    ``authorize`` returns the value of a task's ``Authorization`` header, or None. Any thread may call any method.
+    ``authorize`` returns the value of a task's ``Authorization`` header, or None. ``rewrite`` returns a task with what
+    its queue overrides in the request. Any thread may call any method.
     """
 
-    def __init__(self, authorize: Callable[[ClaimedTask], str | None] = lambda _task: None) -> None:
+    def __init__(
+        self,
+        authorize: Callable[[ClaimedTask], str | None] = lambda _task: None,
+        rewrite: Callable[[ClaimedTask], ClaimedTask] = lambda task: task,
+    ) -> None:
         self.authorize = authorize
+        self.rewrite = rewrite
         # Guards the other three.
         self._lock = threading.Lock()
         self._busy: set[socket.socket] = set()
@@ -68,7 +74,7 @@ class UrlDeliverer:
         answer = _Answer()
         reason, timed_out = None, False
         try:
-            self._exchange(task, began + deadline_usec / 1e6, answer)
+            self._exchange(self.rewrite(task), began + deadline_usec / 1e6, answer)
         except TimeoutError:
             answer.status = None
             timed_out = True

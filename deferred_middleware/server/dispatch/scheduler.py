@@ -21,7 +21,7 @@ from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
 from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.attempts import AttemptRunner
-from deferred_middleware.server.dispatch.rounds import DispatchCore
+from deferred_middleware.server.dispatch.rounds import MAX_WAIT_SECONDS, DispatchCore
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.dispatch.worker import ServiceWorker
 from deferred_middleware.server.store.records import TaskSummary
@@ -40,9 +40,10 @@ class Scheduler:
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
     that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs. Call
-    :meth:`wake` when tasks were added, and when a queue was paused or resumed in the store; the scheduler itself
-    notices a change of ``queues``.
+    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs.
+    ``real_seconds`` returns how long to wait until so many seconds of the clock have passed. Call :meth:`wake` when
+    tasks were added, and when a queue was paused or resumed in the store; the scheduler itself notices a change of
+    ``queues``.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Scheduler:
         process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
         url_deliverer: UrlDeliverer | None = None,
+        real_seconds: Callable[[float], float] = lambda seconds: seconds,
     ) -> None:
         self._store = store
         self._directory = directory
         self._deliverer = deliverer
+        self._real_seconds = real_seconds
         self._url_deliverer = url_deliverer or UrlDeliverer()
         self._wake_up = WakeUp()
         self._core = DispatchCore(
@@ -147,7 +150,7 @@ class Scheduler:
     def _run(self) -> None:
         wait_seconds = 0.0
         pause_seconds = _FIRST_ERROR_PAUSE_SECONDS
-        while self._wake_up.wait(wait_seconds):
+        while self._wake_up.wait(min(MAX_WAIT_SECONDS, self._real_seconds(wait_seconds))):
             try:
                 wait_seconds = self._core.run_round()
                 pause_seconds = _FIRST_ERROR_PAUSE_SECONDS

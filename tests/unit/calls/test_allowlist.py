@@ -223,6 +223,7 @@ HOSTILE: dict[str, bytes] = {
     "bytes for an attribute": _tail(GETATTR + MAILER + b"C\x04send\x86R"),
     "a bytearray for a module": _tail(b"\x80\x05\x96\x14\0\0\0\0\0\0\0tests.support.sample\x8c\x04note\x93"),
     "made with keywords": _tail(b"\x80\x04" + NOTE + b")}\x92"),
+    "an attribute without a name": _tail(GETATTR + MAILER + b"\x85R"),
     "an attribute with a state": _tail(GETATTR + MAILER + b"X\x04\0\0\0send\x86R}b"),
     "three arguments": _tail(GETATTR + MAILER + b"X\x04\0\0\0sendN\x87R"),
     "arguments in a list": _tail(GETATTR + b"]" + MAILER + b"aX\x04\0\0\0sendaR"),
@@ -245,6 +246,8 @@ HOSTILE: dict[str, bytes] = {
     "a partial with more": _tail(b"cfunctools\npartial\n" + NOTE + b"N\x86R"),
     "a Django task of another module": _tail(LOADER + b"X\x09\0\0\0os.system\x85R"),
     "a Django task of another package": _tail(LOADER + b"X\x1a\0\0\0tests.support.samples.note\x85R"),
+    "a Django task by a function of a later name": _tail(b"czz\nload\nX\x19\0\0\0tests.support.sample.note\x85R"),
+    "a Django task by a function of an earlier name": _tail(b"caa\nload\nX\x19\0\0\0tests.support.sample.note\x85R"),
     "a Django task with a state": _tail(LOADER + b"X\x19\0\0\0tests.support.sample.note\x85R}b"),
     "a Django task by new": _tail(LOADER + b"X\x19\0\0\0tests.support.sample.note\x85\x81"),
     "a Django task without a name": _tail(LOADER + b")R"),
@@ -297,6 +300,25 @@ def test_a_trick_is_not_let_through(trick: str) -> None:
     # Nothing is looked up either, unless the unpickler itself refuses the pickle of tests.support.sample:note.
     assert seen == [] or trick in ("a frame too long", "a new object", "made with keywords")
     assert sample.ran == []
+
+
+def test_an_object_that_equals_everything_stands_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that claims to be of a listed module is not one of its functions, whatever the module holds."""
+
+    class Everything:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment] # as for any class with its own comparison
+
+    def claims(*args: object) -> None:
+        """Belongs to the tests."""
+
+    claims.__module__ = sample.__name__
+    monkeypatch.setattr(sample, "everything", Everything(), raising=False)
+
+    with pytest.raises(NotAllowedError):
+        check_callable(claims, ("tests.support.sample:*",))
 
 
 def test_a_trick_of_the_object_is_seen_after_loading() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import collections
+import dataclasses
 import datetime
 import functools
 import pickle
 import urllib.error
+from collections.abc import Callable
 from email.message import Message
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
@@ -152,3 +156,105 @@ def test_arguments_of_builtin_types_are_not_searched() -> None:
         payload.dumps(call(sample.note, 1, "a", [2.5, {"b": (None, True)}], b"x" * 100_000), 5)
         with pytest.raises(UnpicklableArgumentError, match="was searched"):
             payload.dumps(call(sample.note, datetime.date(2030, 1, 1)), 5)
+
+
+@dataclasses.dataclass
+class Report:
+    """Holds an error, as a dataclass."""
+
+    error: object
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    """The same, with slots."""
+
+    error: object
+
+
+class Pair(NamedTuple):
+    """The same, as a named tuple."""
+
+    number: int
+    error: object
+
+
+class Stateful:
+    """Pickles what its ``__getstate__`` returns."""
+
+    def __init__(self, error: object) -> None:
+        self.error = error
+
+    def __getstate__(self) -> object:
+        return {"renamed": self.error}
+
+
+class Made:
+    """Is made again by a function that takes the error."""
+
+    def __init__(self, error: object) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return Made, (self.error,)
+
+
+def with_attribute(exception: Exception) -> Exception:
+    """Return an exception that has another one as an attribute."""
+    outer = ValueError("outer")
+    outer.inner = exception  # type: ignore[attr-defined]
+    return outer
+
+
+def with_cause(exception: Exception) -> Exception:
+    """Return an exception whose cause, context and traceback are set."""
+    try:
+        try:
+            raise exception
+        except Exception as error:
+            raise ValueError("outer") from error
+    except ValueError as outer:
+        return outer
+
+
+HOLDERS: dict[str, Callable[[Exception], object]] = {
+    "a dataclass": Report,
+    "a dataclass with slots": Slotted,
+    "a named tuple": lambda error: Pair(1, error),
+    "a state": Stateful,
+    "the arguments of a function": Made,
+    "a set": lambda error: {error},
+    "a frozen set": lambda error: frozenset([error]),
+    "the key of a dictionary": lambda error: {error: 1},
+    "a deque": lambda error: collections.deque([1, error]),
+    "a defaultdict": lambda error: collections.defaultdict(list, {"x": [error]}),
+    "an OrderedDict": lambda error: collections.OrderedDict(x=error),
+    "a partial": lambda error: functools.partial(sample.note, error),
+    "a bound method": lambda error: Report(error).__repr__,
+    "an attribute of an exception": with_attribute,
+    "another exception": lambda error: ValueError([{"deep": (error,)}]),
+    "a long list": lambda error: [*range(5000), error],
+}
+GROUP: Any = getattr(builtins, "ExceptionGroup", None)
+"""The class for several exceptions, from Python 3.11 on."""
+if GROUP is not None:
+    HOLDERS["a group"] = lambda error: GROUP("several", [ValueError(1), error])
+    HOLDERS["a group in a group"] = lambda error: GROUP("outer", [GROUP("inner", [error])])
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_an_exception_is_found_wherever_it_is(holder: str) -> None:
+    """An exception that can't be unpickled is refused in any holder, and a sound one in the same place travels."""
+    error = refused(HOLDERS[holder](Declined(7, "x")))
+    assert error.path.startswith("args[1]")
+    assert "can't be unpickled" in str(error)
+
+    content = payload.loads(payload.dumps(call(sample.note, 1, HOLDERS[holder](Sound(7, "x"))), 5))
+    assert content.args[0] == 1
+
+
+def test_what_pickle_leaves_out_is_not_refused() -> None:
+    """The cause, the context and the traceback of an exception are not pickled, so they may be anything."""
+    (_, error) = payload.loads(payload.dumps(call(sample.note, 1, with_cause(Declined(7, "x"))), 5)).args
+
+    assert (type(error), error.args, error.__cause__) == (ValueError, ("outer",), None)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from google.appengine.api import taskqueue
 
-from deferred_middleware import defer_batch
+from deferred_middleware import Settings, defer_batch
 from deferred_middleware.compat import deferred
 from deferred_middleware.compat.sdk_task import SdkTask
+from deferred_middleware.config.keys import SecretKey
+from deferred_middleware.config.process import install_settings
 from tests.support import sample
 from tests.support.delivering import Queued
 
@@ -113,6 +115,19 @@ def test_defer_returns_the_sdks_task(queued: Queued) -> None:
     assert (task.queue_name, task.was_enqueued) == ("quick", True)
     taskqueue.Queue("quick").delete_tasks(task)
     assert task.was_deleted
+
+
+def test_its_text_does_not_show_the_signature(queued: Queued) -> None:
+    """Public apps answer requests with the text of the task, which is that of the SDK without the signature."""
+    install_settings(Settings(secret_keys=(SecretKey("k" * 32),)))
+    task = deferred.defer(sample.note, "shown")
+    signature = task.headers["X-Deferred-Signature"]
+
+    assert len(signature) == 212
+    assert signature not in repr(task) + str(task) + f"{task}"
+    assert "'X-Deferred-Signature': '(not shown)'" in repr(task)
+    assert repr(task).startswith("Task<eta=")
+    assert repr(task.name) in repr(task)
 
 
 def test_defer_in_a_batch(queued: Queued) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware.enqueue.add import MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
+from deferred_middleware.enqueue.add import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
 
 seconds = st.floats(0.01, 600)
 chances = st.floats(0, 1, exclude_max=True)
@@ -30,6 +31,21 @@ def test_attempts_end_in_time(whole: float, steps: list[tuple[float, float]]) ->
         now += delay
         assert now < whole
     assert attempts.failed >= 1
+
+
+@given(st.floats(1, 60), st.floats(1_000, 1e9))
+def test_the_last_attempt_has_a_tenth_of_the_time(whole: float, start: float) -> None:
+    """An attempt that starts late may take a tenth of the time limit, and the delays end at 5 seconds."""
+    now = start
+    attempts = RetryBudget(whole, Timing(clock=lambda: now, chance=lambda: 0.0))
+    now = start + whole
+
+    assert attempts.rpc_seconds() == pytest.approx(whole / 10)
+    assert attempts.delay() is None
+    random = RetryBudget(1e9, Timing(clock=lambda: start, chance=lambda: 0.5))
+    assert [random.delay() for _ in range(3)] == pytest.approx([0.75 * FIRST_DELAY_SECONDS * n for n in (1, 2, 4)])
+    endless = RetryBudget(1e9, Timing(clock=lambda: start, chance=lambda: 0.0))
+    assert [endless.delay() for _ in range(20)][-1] == MAX_DELAY_SECONDS == 5
 
 
 def test_no_time_is_a_single_attempt() -> None:

@@ -27,7 +27,7 @@ from deferred_middleware import (
 )
 from deferred_middleware.calls import payload
 from deferred_middleware.config.process import install_settings
-from deferred_middleware.enqueue import request_end
+from deferred_middleware.enqueue import batch, request_end
 from tests.support import sample
 from tests.support.answering import Engine
 from tests.support.delivering import request, task_environ
@@ -390,6 +390,53 @@ def test_a_task_coalesces_too(many: Engine, fails: bool, code: int, rpcs: list[i
 
     assert [len(names) for names in many.rpcs] == rpcs
     assert response.status == status
+
+
+def leave_two() -> list[EnqueueFuture]:
+    """Defer two calls, the second in a batch inside."""
+    futures = [defer_async(sample.note, 1), defer_async(sample.note, 2)]
+    with defer_batch() as inner:
+        futures.append(defer_async(sample.note, 3))
+        assert batch.Batch()  # also an empty batch is one
+        batch.drop_request(ValueError("an error page"))
+        assert len(inner) == 1
+    return futures
+
+
+def test_an_error_page_drops_what_the_request_has_collected(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """The calls that wait for the end of the request are not enqueued; those of a batch inside it are."""
+    with batch.RequestBatch() as collected, caplog.at_level(logging.WARNING):
+        futures = leave_two()
+        assert len(collected) == 0
+
+    assert [len(names) for names in many.rpcs] == [1]
+    for future in futures[:2]:
+        with pytest.raises(EnqueueError, match="the batch or the request around it failed") as caught:
+            future.result(BOUND_SECONDS)
+        assert isinstance(caught.value.__cause__, ValueError)
+    assert futures[2].result(BOUND_SECONDS).was_enqueued
+    assert "2 deferred calls were not enqueued" in caplog.text
+
+
+def test_one_dropped_call_is_told_in_the_singular(many: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning counts the calls."""
+    with batch.RequestBatch(), caplog.at_level(logging.WARNING):
+        future = defer_async(sample.note, 1)
+        batch.drop_request(ValueError("an error page"))
+
+    assert isinstance(future.exception(BOUND_SECONDS), EnqueueError)
+    assert "1 deferred call was not enqueued" in caplog.text
+
+
+def test_without_a_request_there_is_nothing_to_drop(many: Engine) -> None:
+    """A batch outside of a request is not dropped by an error page."""
+    batch.drop_request(ValueError("an error page"))
+    with defer_batch() as outside:
+        task = defer(sample.note, 1)
+        batch.drop_request(ValueError("an error page"))
+        assert len(outside) == 1
+
+    assert task.was_enqueued
 
 
 class FailureHook:

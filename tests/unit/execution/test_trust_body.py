@@ -91,6 +91,48 @@ def test_whatever_the_server_raises_is_a_body_that_cannot_be_read(error: type[Ex
     assert status_of(Broken(), CONTENT_LENGTH="4") == 400
 
 
+def test_an_error_of_the_server_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says what the server raised."""
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError("connection reset")
+
+    assert status_of(Broken(b"x"), CONTENT_LENGTH="1") == 400
+    assert "connection reset" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [9, 10])
+@pytest.mark.parametrize("given", [8, 9, 10, 11, 12])
+def test_the_limit_of_a_body_without_a_length_is_exact(limit: int, given: int) -> None:
+    """A body of as many bytes as are allowed is read; one of one byte more is refused, and no more is read."""
+    ended: dict[str, Any] = {"CONTENT_LENGTH": None, "wsgi.input_terminated": True}
+    stream = Counting(b"x" * given)
+
+    if given > limit:
+        assert status_of(stream, limit, **ended) == 413
+        assert stream.tell() == limit + 1
+    else:
+        assert read_body(task_environ(b"", **{"wsgi.input": stream}, **ended), limit) == b"x" * given
+
+
+@pytest.mark.parametrize("length", range(1, 11))
+@pytest.mark.parametrize("first", range(1, 11))
+def test_what_a_stream_gives_later_is_read_and_no_more(first: int, length: int) -> None:
+    """If a stream gives less than it was asked for, the rest is read, and nothing of the request behind it."""
+
+    class Slow(Counting):
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            return super().read(min(size, first if self.tell() == 0 else size))
+
+    stream = Slow(b"0123456789"[:length] + b"POST / HTTP/1.1")
+
+    body = read_body(task_environ(b"", CONTENT_LENGTH=str(length), **{"wsgi.input": stream}), 10)
+    assert body == b"0123456789"[:length]
+    assert stream.tell() == length
+
+
 def test_a_body_that_ends_early_is_refused() -> None:
     """A body shorter than announced is refused."""
     assert status_of(io.BytesIO(b"012"), CONTENT_LENGTH="4") == 400

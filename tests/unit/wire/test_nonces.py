@@ -48,8 +48,10 @@ def test_a_forked_process_has_its_own_nonces(fork: Callable[[], int]) -> None:
 
     child = fork()
     if child == 0:  # pragma: no cover - runs in the child
-        os.write(writer, nonce().encode())
-        os._exit(0)
+        try:
+            os.write(writer, nonce().encode())
+        finally:
+            os._exit(0)  # whatever happens: the child must not go on with the tests
     os.waitpid(child, 0)
     theirs = os.read(reader, 100).decode()
     os.close(reader)

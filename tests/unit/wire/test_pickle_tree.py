@@ -247,6 +247,45 @@ def test_the_limit_of_opcodes_is_exact() -> None:
     assert sketch(data, max_opcodes=4).problem == "it has more than 4 opcodes"
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dumps", [pickle.dumps, vars(pickle)["_dumps"]], ids=["C", "Python"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"x" * 70_000,
+        (b"x" * 70_000, 1),
+        [1, b"x" * 70_000, b"y" * 70_000],
+        {"a": b"x" * 70_000, "b": ["y" * 70_000, 2]},
+    ],
+    ids=["alone", "and more", "between", "in a dictionary"],
+)
+def test_what_pickle_writes_outside_of_frames_is_read(dumps: Any, value: object, protocol: int) -> None:
+    """A large argument, and what follows it, are outside of frames, and the next frame begins anywhere after them."""
+    assert sketch(dumps(value, protocol)).problem is None
+
+
+FRAME_OF_4 = b"\x80\x04\x95\x04\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (FRAME_OF_4 + b"C\x02xy.", None),
+        (FRAME_OF_4 + b"C\x02xyN0.", None),
+        (FRAME_OF_4 + b"C\x03xyz.", "an opcode crosses the end of a frame"),
+        (FRAME_OF_4 + b"C\x03xyzN0.", "an opcode crosses the end of a frame"),
+        (FRAME_OF_4 + b"NNN.", None),
+        (FRAME_OF_4 + b"NN.", "a frame ends after the end of the pickle"),
+        (FRAME_OF_4 + b"NN" + FRAME_OF_4[2:] + b"NNN.", "a frame starts inside a frame"),
+        (FRAME_OF_4 + b"NN00" + FRAME_OF_4[2:] + b"N0N.", None),
+        (FRAME_OF_4 + b"NN00" + FRAME_OF_4[2:] + b"N0.", "a frame ends after the end of the pickle"),
+    ],
+)
+def test_the_borders_of_frames_are_exact(data: bytes, problem: str | None) -> None:
+    """An opcode may end where its frame ends, and not one byte later."""
+    assert sketch(data).problem == problem
+
+
 def test_a_name_may_have_so_many_characters() -> None:
     """The longest name is read."""
     name = "x" * pickle_tree.MAX_NAME_CHARACTERS

@@ -26,10 +26,12 @@ def test_forked_processes_choose_different_names(deferred_tasks: DeferredTasks) 
     read, write = os.pipe()
     for _ in range(PROCESSES):
         if os.fork() == 0:
-            random.seed(0)
-            prepared = prepare(call(sample.note, 2))
-            os.write(write, f"{prepared.name} {prepared.message.signature}\n".encode())
-            os._exit(0)
+            try:
+                random.seed(0)
+                prepared = prepare(call(sample.note, 2))
+                os.write(write, f"{prepared.name} {prepared.message.signature}\n".encode())
+            finally:
+                os._exit(0)  # whatever happens: the child must not go on with the tests
     os.close(write)
     for _ in range(PROCESSES):
         os.wait()

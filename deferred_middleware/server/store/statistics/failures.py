@@ -44,7 +44,7 @@ _DEAD_AFTER = """
 _MAKE_DUE = """
     UPDATE tasks SET eta_usec = ? WHERE id IN (
         SELECT id FROM tasks WHERE failure = ? AND state = 'ready' AND eta_usec > ? AND method <> 'PULL' LIMIT ?)"""
-_PRUNE = "DELETE FROM failures WHERE dead + failing = 0 AND last_usec < ?"
+_PRUNE = "DELETE FROM failures WHERE (dead + failing > 0) = 0 AND last_usec < ?"
 _SET = "UPDATE tasks SET failure = ? WHERE id = ?"
 _FORGET = "UPDATE tasks SET failure = NULL WHERE id = ? AND failure IS NOT NULL"
 _NO_ID_ABOVE = 2**63 - 1

@@ -30,6 +30,7 @@ CHANGES: dict[str, Callable[[Operations], dict[str, Any]]] = {
     "delete_failed": lambda operations: operations.delete_failed(BOB, "default"),
     "run_scheduled": lambda operations: operations.run_scheduled(BOB, "default"),
     "forget": lambda operations: operations.forget(BOB, "default"),
+    "control": lambda operations: operations.control(BOB, "reset", lambda: {"deleted": 0}),
 }
 
 

@@ -1,0 +1,1 @@
+"""Tests of deferred_middleware.server.cloud_tasks."""
