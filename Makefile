@@ -12,10 +12,10 @@ SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak simulate mutants bench docs package clean
+.PHONY: help test quick check unit pythons demo soak simulate mutants bench docs package release-check clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 test: check docs unit pythons  ## run all checks and all tests, on each Python that is found
 
@@ -57,8 +57,11 @@ bench: $(VENV)/.bench  ## run every benchmark and print a summary; two peers nee
 docs: $(VENV)/.docs  ## build the documentation in docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
-package: $(VENV)/.checks  ## build the wheel and the source archive in dist/
-	$(BIN)/python -m build -q
+package: $(VENV)/.release  ## build the wheel and the source archive in dist/; two builds of a commit are equal
+	$(BIN)/python release/build.py
+
+release-check: $(VENV)/.release  ## check what a release needs: builds, wheel, types, components, workflows
+	$(BIN)/python release/check.py
 
 clean:  ## remove everything that make has made
 	rm -rf $(VENV) .venvs build dist docs/_build *.egg-info
@@ -83,6 +86,10 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(BIN)/python
 # The last gunicorn that passes on headers with underscores, beside the newer one that the other tests use.
 .venvs/gunicorn-21.2: | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-deps --target $@ gunicorn==21.2.0
+
+$(VENV)/.release: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[release]'
+	touch $@
 
 # Google's client of Cloud Tasks for another language, for the tests of the emulator.
 .venvs/node-client:

@@ -9,13 +9,13 @@ starts again in each round, with its own processes. All of them are durable: eac
 * latency: from the enqueue of a single task to its start, while the queue is otherwise idle;
 * idle: the CPU time of all processes of the queue while there is nothing to do, as a part of one CPU.
 
-The ceiling is the rate at which a bare app in an app process answers the local server's delivery code, without the
-store and through waitress, as for any client. The goals: at least 0.7 of the ceiling executed, more than the fastest of
-the other queues, half of the single tasks started within 10 ms, and less than 1 % of a CPU when idle.
+The ceiling is the rate at which a bare app in an app process answers deliveries over the same channel as tasks, without
+the store and the scheduler. The difference is the time that a task takes in the app's middlewares, in its checks and
+its call, and in the store. The benchmark also prints how fast waitress answers for the bare app over HTTP, to as many
+clients at a time.
 
-Real deliveries use their own connections, which bypass waitress. The benchmark also prints the rate of the bare app
-over these connections, and which part of it is executed. The difference is the time that a task takes in the app's
-middlewares, in its checks and its call, and in the store.
+The goals: 2.5 times as many executed as the fastest of the other queues, half of the single tasks started within 2.5 ms
+and 99 of 100 within 15 ms, and less than 1 % of a CPU when idle.
 """
 
 from __future__ import annotations
@@ -137,27 +137,27 @@ def print_results(results: dict[type[Contender], Figures]) -> None:
             f" {percentile(figures.latencies, 99):5.1f} ms {statistics.median(figures.idle):5.2f} %"
         )
     ours = results[Ours]
-    for what, measured in (("ceiling: the bare app", ours.public), ("the bare app, deliveries", ours.deliveries)):
+    rows = (("the bare app, channel (ceiling)", ours.deliveries), ("the bare app, HTTP", ours.public))
+    for what, measured in rows:
         print(f"{what:36} {'':14} {'':14} {statistics.median(measured):10,.0f}/s")
-    print(f"  executed: {ours.share_of(ours.deliveries):.2f} of what the bare app answers as deliveries")
+    print(f"  executed: {ours.share_of(ours.deliveries):.2f} of the ceiling")
 
 
 def print_goals(results: dict[type[Contender], Figures]) -> int:
     """Print which goals are met. Return 1 if one is missed."""
     ours = results[Ours]
     executed = statistics.median(ours.executed)
-    share = ours.share_of(ours.public)
     others = [statistics.median(figures.executed) for kind, figures in results.items() if kind is not Ours]
-    latency, idle = percentile(ours.latencies, 50), statistics.median(ours.idle)
+    latency, late = percentile(ours.latencies, 50), percentile(ours.latencies, 99)
+    idle = statistics.median(ours.idle)
     goals = [
-        (f"executed: {share:.2f} of the ceiling, goal 0.7", share >= 0.7),
-        (f"half of the single tasks begun after {latency:.1f} ms, goal 10 ms", latency < 10),
+        (f"half of the single tasks begun after {latency:.1f} ms, goal 2.5 ms", latency <= 2.5),
+        (f"99 of 100 single tasks begun after {late:.1f} ms, goal 15 ms", late <= 15),
         (f"idle: {idle:.2f} % of a CPU, goal 1 %", idle < 1),
     ]
     if others:
-        goals.insert(
-            1, (f"executed: {executed / max(others):.2f} times the fastest other, goal 1", executed > max(others))
-        )
+        ratio = executed / max(others)
+        goals.insert(0, (f"executed: {ratio:.2f} times the fastest other, goal 2.5", ratio >= 2.5))
     for goal, met in goals:
         print(f"  {goal}: {'met' if met else 'missed'}")
     return 0 if all(met for _goal, met in goals) else 1

@@ -1,12 +1,13 @@
-"""The parts of benchmarks/local_queue.py that use the package: the enqueues, and the HTTP client for deliveries."""
+"""The parts of benchmarks/local_queue.py that use the package: the enqueues, and the deliveries to a bare app."""
 
 from __future__ import annotations
 
+import http.client
 import os
-import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.appengine.api import apiproxy_stub_map
@@ -15,12 +16,18 @@ from local_queue_tasks import ping, work
 
 from deferred_middleware import call, defer, defer_many
 from deferred_middleware.server.apps.spawn import AppProcessConfig, SpawnedApp
-from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.http_attempt import Deliverer, HttpAttempt
+from deferred_middleware.server.config.queues import QueueRegistry
+from deferred_middleware.server.config.services import Service, ServiceDirectory
+from deferred_middleware.server.delivery.attempt_result import AttemptEvent, ProcessEnd
+from deferred_middleware.server.delivery.channel_socket import ChannelSocket
+from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
+from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
+from deferred_middleware.server.dispatch.planning import Destinations
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.dispatch.wake_up import WakeUp
-from deferred_middleware.server.dispatch.worker import ServiceWorker
+from deferred_middleware.server.dispatch.worker import Links, ServiceWorker
 from deferred_middleware.server.store.records import ClaimedTask
 
 
@@ -48,45 +55,46 @@ def ping_once() -> None:
     defer(ping, time.monotonic(), "ping")
 
 
-def bare(address: str, count: int, *, threads: int, token: str) -> float:
-    """Return how many requests per second the bare app at ``address`` answers to the code that delivers tasks.
-
-    The store is left out. Without the ``token`` of its process, the requests reach the app as those of any client.
-    """
+def bare(address: str, count: int, *, threads: int) -> float:
+    """Return how many requests per second the bare app at ``address`` answers over HTTP, as to any client."""
     host, _, port = address.removeprefix("http://").partition(":")
-    service = Service(name="default", version="local", host=host, port=int(port), concurrency=threads)
-    deliverer = Deliverer(delivery_token=token)
-    requests = _Requests(deliverer, host)
-    worker = ServiceWorker(service, ServiceSlots(threads, Quarantine()), requests, WakeUp())
-    tasks = [_task(number) for number in range(count)]
-    worker.start()
+    share = count // threads
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(host, int(port), timeout=60)
+        for number in range(share):
+            connection.request("POST", "/bare", _task(number).body)
+            assert connection.getresponse().read() == b""
+        connection.close()
+
+    clients = [threading.Thread(target=ask) for _ in range(threads)]
     began = time.perf_counter()
-    worker.assign(tasks)
-    for _ in range(count):
-        assert requests.over.acquire(timeout=60)
-    seconds = time.perf_counter() - began
-    worker.stop()
-    worker.join(time.monotonic() + 60)
-    deliverer.close()
-    return count / seconds
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    return share * threads / (time.perf_counter() - began)
 
 
 def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
-    """Return how many deliveries per second the bare app answers, in an app process that is started for it."""
-    token = secrets.token_urlsafe(32)
+    """Return how many deliveries per second the bare app answers over the channel, in an app process of its own.
+
+    The store and the scheduler are left out.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = "{}:{}".format(*listener.getsockname())
+        host, port = listener.getsockname()
         app = SpawnedApp(
             AppProcessConfig(
                 app="local_queue_app:app",
                 directory=place,
                 service="default",
                 threads=threads + 2,
+                concurrency=threads,
                 listener=listener,
                 environ=os.environ,
-                delivery_token=token,
+                delivery_token="none",
                 api_ticket="none",
-                default_hostname=address,
+                default_hostname=f"{host}:{port}",
             )
         )
         with app.process:
@@ -94,52 +102,59 @@ def bare_deliveries(place: Path, count: int, *, threads: int) -> float:
                 app.send_config()
                 start = app.wait_until_ready()
                 assert start.failure is None, start
-                return bare(address, count, threads=threads, token=token)
+                service = Service(name="default", version="local", host=host, port=port, concurrency=threads)
+                return _deliver(service, app.channel, count)
             finally:
-                app.process.terminate()
+                app.process.kill()
 
 
-class _Requests:
-    """Makes the requests to the bare app in place of attempts. ``over`` counts the answered requests."""
+def _deliver(service: Service, channel: ChannelSocket, count: int) -> float:
+    requests, queues = TaskRequests(), QueueRegistry()
+    destinations = Destinations(queues, ServiceDirectory([service]))
+    links = Links(
+        requests=requests,
+        destinations=destinations,
+        deliverer=Deliverer(requests),
+        url_deliverer=UrlDeliverer(),
+    )
+    attempts = _Attempts(count)
+    slots = ServiceSlots(service.concurrency, Quarantine())
+    worker = ServiceWorker(service, slots, attempts, WakeUp(), links)
+    tasks = [_task(number) for number in range(count)]
+    worker.start()
+    worker.process_serves(channel, lambda reason: None)
+    began = time.perf_counter()
+    worker.assign(tasks)
+    assert attempts.over.wait(60)
+    seconds = time.perf_counter() - began
+    worker.stop()
+    worker.join(time.monotonic() + 60)
+    channel.close()
+    return count / seconds
 
-    def __init__(self, deliverer: Deliverer, host: str) -> None:
-        self._deliverer = deliverer
-        self._host = host
-        self.over = threading.Semaphore(0)
 
-    def begin(self, task: ClaimedTask, worker: ServiceWorker) -> _Request:
-        return _Request(self, worker, task, self._deliverer.begin(task, worker.service, host=self._host))
+class _Attempts:
+    """Counts the attempts that ended, in place of what writes their results."""
 
+    def __init__(self, total: int) -> None:
+        self.over = threading.Event()
+        self._left = total
 
-class _Request:
-    """A request to the bare app, in the form in which the worker sees an attempt."""
+    def begin(self, task: ClaimedTask, service: Service) -> None:
+        """Do nothing."""
 
-    def __init__(self, requests: _Requests, worker: ServiceWorker, task: ClaimedTask, attempt: HttpAttempt) -> None:
-        self.task = task
-        self._requests = requests
-        self._worker = worker
-        self._attempt = attempt
-        self._began = time.monotonic()
+    def conclude(self, service: Service, events: Sequence[AttemptEvent], end: ProcessEnd | None = None) -> None:
+        """Count what was answered."""
+        for event in events:
+            if event.kind == "answered":
+                assert event.result is not None
+                assert event.result.status == 200
+                self._left -= 1
+        if not self._left:
+            self.over.set()
 
-    @property
-    def awaited(self) -> int:
-        return self._attempt.awaited
-
-    @property
-    def deadline(self) -> float:
-        return self._attempt.deadline
-
-    def fileno(self) -> int:
-        return self._attempt.fileno()
-
-    def proceed(self) -> bool:
-        result = self._attempt.proceed()
-        if result is None:
-            return False
-        self._worker.attempt_ended(self.task, time.monotonic() - self._began)
-        if result.status == 200:
-            self._requests.over.release()
-        return True
+    def release(self, tasks: Sequence[ClaimedTask]) -> None:
+        """Do nothing."""
 
 
 def _task(number: int) -> ClaimedTask:

@@ -58,7 +58,7 @@ class Contender:
         process = subprocess.Popen(
             command,
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(HERE), **environ},
+            env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", **environ},
             stdin=subprocess.DEVNULL,
             stdout=(self.directory / "output").open("ab"),
             stderr=subprocess.STDOUT,
@@ -131,12 +131,12 @@ class Ours(Contender):
         self._client.ping_once()
 
     def bare(self, count: int) -> float:
-        """Return how many requests per second the bare app answers, sent like deliveries but as any client."""
-        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS, token="none")
+        """Return how many requests per second the bare app answers over HTTP, as to any client."""
+        requests_per_second: float = self._client.bare(self._address, count, threads=THREADS)
         return requests_per_second
 
     def bare_deliveries(self, count: int) -> float:
-        """Return the same for requests that are sent as deliveries."""
+        """Return how many deliveries per second the bare app answers over the channel: the ceiling."""
         requests_per_second: float = self._client.bare_deliveries(HERE, count, threads=THREADS)
         return requests_per_second
 

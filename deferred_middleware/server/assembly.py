@@ -36,8 +36,8 @@ from deferred_middleware.server.api.rpc import RpcApplication
 from deferred_middleware.server.api.stubs import make_stub_map
 from deferred_middleware.server.api.taskqueue import TaskQueueService
 from deferred_middleware.server.apps.environ import Platform, app_environ, base_environ, external_environ
-from deferred_middleware.server.apps.process import AppProcesses, ProcessEvent
-from deferred_middleware.server.apps.process_ends import ProcessEnds
+from deferred_middleware.server.apps.process import ProcessEvent
+from deferred_middleware.server.apps.processes import AppProcesses
 from deferred_middleware.server.apps.spawn import AppProcessConfig
 from deferred_middleware.server.cloud_tasks.names import Home, location_of
 from deferred_middleware.server.cloud_tasks.service import CloudTasksConfig, CloudTasksService
@@ -47,7 +47,7 @@ from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_PROJECT, DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import Service, ServiceDirectory, name_and_version
 from deferred_middleware.server.config.virtual_clock import VirtualClock
-from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
@@ -120,6 +120,7 @@ def assemble(
         sorted(services, key=lambda service: service.name != DEFAULT_SERVICE), needs_none=config.emulate
     )
     tickets = _tickets(services, secret_key)
+    # For the requests of cron jobs, which go over HTTP.
     delivery_token = secrets.token_urlsafe(32)
     platform = Platform(
         project=project,
@@ -131,19 +132,17 @@ def assemble(
         inherited=base_environ(os.environ, secret_key=secret_key.text),
     )
 
-    process_ends = ProcessEnds(service.id for service in services if not service.external)
-    deliverer = Deliverer(delivery_token=delivery_token)
+    requests = TaskRequests()
     url_deliverer = UrlDeliverer()
     scheduler = Scheduler(
         store,
         directory,
-        deliverer,
+        requests,
         queues=queues,
         clock=clock.time,
         monotonic=clock.monotonic,
         real_seconds=clock.real_seconds,
         url_deliverer=url_deliverer,
-        process_ends=process_ends,
         reports=_attempt_reports(config, services, queues, stack),
     )
     cloud_tasks = CloudTasksService(
@@ -225,7 +224,7 @@ def assemble(
             delivery_token=delivery_token,
             api_connections=ApiConnections(rpc.answer),
         )
-    processes = AppProcesses(configs, on_event=on_event, ends=process_ends)
+    processes = AppProcesses(configs, on_event=on_event, deliveries=scheduler.worker_of)
     environs = {
         service.id: external_environ(platform, service, api_ticket=ticket)
         for ticket, service in tickets.items()
@@ -233,7 +232,7 @@ def assemble(
     }
     all_environs = {**{one.service: one.environ for one in configs}, **environs}
     warn_of_different_keys(all_environs.values())
-    deliverer.voucher = Voucher(all_environs, application=project)
+    requests.voucher = Voucher(all_environs, application=project)
 
     return ServerParts(
         scheduler=scheduler,
@@ -359,6 +358,7 @@ def _process_configs(
                 directory=served.directory,
                 service=service.id,
                 threads=config.threads,
+                concurrency=service.concurrency,
                 listener=listener,
                 environ={**uncompiled, **environ},
                 delivery_token=delivery_token,

@@ -13,7 +13,7 @@ from deferred_middleware.server.admin.reports.sdk_data import SdkServices
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.served import DEFAULT_SERVICE, ServeConfig
 from deferred_middleware.server.config.services import ServiceDirectory
-from deferred_middleware.server.delivery.cron_request import send_cron_request
+from deferred_middleware.server.cron_request import send_cron_request
 
 
 def make_reports(

@@ -93,8 +93,8 @@ REDACTED_HEADER: Final = "X-Deferred-Redacted"
 """Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
 that can't read it."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
-"""Request header that proves to an app process that the local server's queue process sent the request; the app process
-removes it."""
+"""Request header that proves to an app process that the local server's queue process sent the request, such as that of
+a cron job; the app process removes it."""
 LOGIN_PATH: Final = "/_ah/login"
 """The path of the local server's login page, as in dev_appserver."""
 

@@ -18,16 +18,16 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from deferred_middleware.errors import ServerError
-from deferred_middleware.server.apps.process_ends import ProcessEnd, ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
-from deferred_middleware.server.delivery.http_attempt import AttemptResult
-from deferred_middleware.server.dispatch.attempts import AttemptRunner, TaskAttempt
+from deferred_middleware.server.delivery.attempt_result import AttemptEvent, AttemptResult, EventKind, ProcessEnd
+from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.rounds import MAX_WAIT_SECONDS, DispatchCore
 from deferred_middleware.server.dispatch.wake_up import WakeUp
@@ -67,12 +67,12 @@ class NoShrinker:
         """Do nothing."""
 
 
-class KnownEnds(ProcessEnds):
-    """The ends of app processes, which are noted before their connections break."""
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A task that was delivered, and when by the monotonic clock."""
 
-    def wait_for(self, service: str, *, since: float, timeout_seconds: float = 0.0) -> ProcessEnd | None:
-        """Return the last end if it came after ``since``."""
-        return super().wait_for(service, since=since, timeout_seconds=0.0)
+    task: ClaimedTask
+    began: float
 
 
 class World:
@@ -435,19 +435,21 @@ class Worker:
 
     def _turn(self) -> None:
         self.is_awake = False
-        for task in self.slots.begin() or ():
+        for one in self.slots.begin() or ():
+            task = one.task
             world = self._server.world
             forced = task.id in self._forced
             self._forced.discard(task.id)
             world.model.begins(task, world.queues.config_of(task.queue), world.now, forced=forced)
-            attempt = self._server.runner.begin(task, self)  # type: ignore[arg-type] # it has what is used of a worker
-            self._server.core.quarantine.attempt_begins(task, self.service.id)
-            self._server.apps[self.service.id].deliver(attempt)
+            self._server.runner.begin(task, self.service)
+            self._server.apps[self.service.id].deliver(Attempt(task, world.now))
 
-    def conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
+    def conclude(
+        self, attempt: Attempt, result: AttemptResult, kind: EventKind = "answered", end: ProcessEnd | None = None
+    ) -> None:
         """Handle the result of an attempt."""
         world = self._server.world
-        self._server.runner.conclude(attempt, result)
+        self._server.runner.conclude(self.service, [AttemptEvent(kind, attempt.task, result)], end)
         world.model.ended(attempt.task)
         if self.slots.end(attempt.task, world.now - attempt.began):
             self._server.wake_up.wake()
@@ -461,11 +463,12 @@ class AppProcess:
         self._server = server
         self._worker = worker
         # By task: the attempts that were delivered and have no result.
-        self._attempts: dict[int, TaskAttempt] = {}
+        self._attempts: dict[int, Attempt] = {}
         self._running: set[int] = set()
         self.is_down = False
+        self._ends = 0
 
-    def deliver(self, attempt: TaskAttempt) -> None:
+    def deliver(self, attempt: Attempt) -> None:
         """Send a task to the app."""
         self._attempts[attempt.task.id] = attempt
         behaviour = plan.behaviour(
@@ -482,11 +485,14 @@ class AppProcess:
         self.is_down = True
         service = self._worker.service.id
         self._worker.slots.suspend(True)
-        self._server.process_ends_noted.note(service, "was killed", intended=intended)
+        self._ends += 1
+        end = ProcessEnd(service=service, number=self._ends, how="was killed", intended=intended)
         attempts, self._attempts = self._attempts, {}
         for attempt in attempts.values():
             self._stop(attempt)
-            self._server.after(0.0001, functools.partial(self._worker.conclude, attempt, self._broken(attempt)))
+            self._server.after(
+                0.0001, functools.partial(self._worker.conclude, attempt, self._broken(attempt), "died", end)
+            )
         self._server.after(_RESTART_SECONDS, self._serve_again)
 
     def _serve_again(self) -> None:
@@ -495,20 +501,20 @@ class AppProcess:
         self._worker.wake()
         self._server.wake_up.wake()
 
-    def _run(self, attempt: TaskAttempt, behaviour: plan.Behaviour) -> None:
+    def _run(self, attempt: Attempt, behaviour: plan.Behaviour) -> None:
         if self._attempts.get(attempt.task.id) is not attempt:
             return
         self._server.world.model.runs(attempt.task, self._server.store)
         self._running.add(attempt.task.id)
         self._server.after(behaviour.seconds, functools.partial(self._answer, attempt, behaviour))
 
-    def _answer(self, attempt: TaskAttempt, behaviour: plan.Behaviour) -> None:
+    def _answer(self, attempt: Attempt, behaviour: plan.Behaviour) -> None:
         if self._attempts.get(attempt.task.id) is not attempt:
             return
         self._stop(attempt)
         self._server.after(behaviour.travel_seconds / 2, functools.partial(self._arrive, attempt, behaviour))
 
-    def _arrive(self, attempt: TaskAttempt, behaviour: plan.Behaviour) -> None:
+    def _arrive(self, attempt: Attempt, behaviour: plan.Behaviour) -> None:
         if self._attempts.pop(attempt.task.id, None) is not attempt:
             return
         if behaviour.status is None:
@@ -525,14 +531,14 @@ class AppProcess:
             again = functools.partial(self._server.repeat_result, attempt, result)
             self._server.after(self._server.world.chance.choice([0.0, 0.01, 1.0]), again)
 
-    def _stop(self, attempt: TaskAttempt) -> None:
+    def _stop(self, attempt: Attempt) -> None:
         if attempt.task.id in self._running:
             self._running.discard(attempt.task.id)
             self._server.world.model.stops(attempt.task)
 
-    def _broken(self, attempt: TaskAttempt) -> AttemptResult:
+    def _broken(self, attempt: Attempt) -> AttemptResult:
         seconds = self._server.world.now - attempt.began
-        return AttemptResult(status=None, duration_usec=int(seconds * 1e6), reason="broken off", broken_off=True)
+        return AttemptResult(status=None, duration_usec=int(seconds * 1e6), reason="broken off")
 
 
 class Server:
@@ -559,7 +565,6 @@ class Server:
                 for name, number in _SERVICES.items()
             ]
         )
-        self.process_ends_noted = KnownEnds(_SERVICES, clock=world.monotonic)
         self._directory = directory
         # When the scheduler looks again, and what for.
         self._round = 0
@@ -608,15 +613,11 @@ class Server:
         self.core.clock._on_jump = on_jump
         self.runner = AttemptRunner(
             store=self.store,
-            deliverer=None,  # type: ignore[arg-type] # the app processes get the attempts here
-            url_deliverer=None,  # type: ignore[arg-type]
-            destinations=self.core.destinations,
             rules=self.core.rules,
             results=self.core.results,
             reports=Reports(world),
             quarantine=self.core.quarantine,
             limits=self.core.limits,
-            process_ends=self.process_ends_noted,
             clock=self.core.clock,
             wake_up=self.wake_up,
         )
@@ -664,12 +665,11 @@ class Server:
         if hasattr(self, "apps"):
             self.apps[service].die(intended=intended)
 
-    def repeat_result(self, attempt: TaskAttempt, result: AttemptResult) -> None:
+    def repeat_result(self, attempt: Attempt, result: AttemptResult) -> None:
         """Hand in the result of an attempt that is over once more."""
         usec = self.core.clock.now_usec()
-        completion = self.core.rules.after_attempt(
-            attempt.task, attempt.service, result, started_usec=attempt.started_usec, finished_usec=usec
-        )
+        service = self.core.destinations.service_of(attempt.task)
+        completion = self.core.rules.after_attempt(attempt.task, service, result, started_usec=usec, finished_usec=usec)
         self.core.results.submit(completion)
 
     def _fail(self, task: ClaimedTask, error: Any) -> None:

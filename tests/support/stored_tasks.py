@@ -21,7 +21,7 @@ from google.appengine.api import apiproxy_stub_map, namespace_manager
 from deferred_middleware import Settings, defer
 from deferred_middleware.config import process
 from deferred_middleware.config.process import Deployment, install_settings
-from deferred_middleware.server.delivery.http_attempt import request_headers
+from deferred_middleware.server.delivery.task_request import request_headers
 from deferred_middleware.server.store.records import ClaimedTask
 from tests.support import sample
 from tests.support.storing import stored_tasks

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -39,8 +39,9 @@ from deferred_middleware.server.apps.debugging import set_standard_input
 from deferred_middleware.server.apps.failure_logs import leave_out_repeated_failures
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.config.handlers import HandlerRule
-from deferred_middleware.server.delivery.delivery_server import DeliveryServer, Permits
+from deferred_middleware.server.delivery.begun import Begun
 from deferred_middleware.server.delivery.frontend import Frontend
+from deferred_middleware.server.delivery.runners import Permits, TaskRunners
 from deferred_middleware.server.handlers.front import HandlersApp
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class AppServerConfig:
     """What an app process reads from its standard input.
 
     ``app`` is ``module:callable``, found in ``directory``, by default the directory that the process was started in.
-    ``socket_fd``, ``status_fd``, ``api_fd`` and ``terminal_fd`` are inherited file descriptors. Without ``api_fd``, API
-    calls go over HTTP; without ``terminal_fd``, standard input is empty.
+    The names that end with ``_fd`` are inherited file descriptors. Over ``channel_fd`` tasks are delivered, and
+    ``begun_fd`` is the memory that says which of them have begun. Without ``api_fd``, API calls go over HTTP; without
+    ``terminal_fd``, standard input is empty.
     """
 
     app: str
@@ -73,6 +75,8 @@ class AppServerConfig:
     threads: int
     socket_fd: int
     status_fd: int
+    channel_fd: int
+    begun_fd: int
     delivery_token: str
     api_ticket: str
     default_hostname: str
@@ -81,6 +85,12 @@ class AppServerConfig:
     handlers: tuple[HandlerRule, ...] = ()
     api_fd: int | None = None
     terminal_fd: int | None = None
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The inherited descriptors, without that of the terminal."""
+        found = (self.socket_fd, self.status_fd, self.channel_fd, self.begun_fd, self.api_fd)
+        return [descriptor for descriptor in found if descriptor is not None]
 
     def to_line(self) -> bytes:
         """Return the configuration as the line of JSON that :meth:`from_line` reads."""
@@ -131,33 +141,17 @@ class _RequestTask(WSGITask):
 
 
 class _Channel(HTTPChannel):
-    """A connection. Waitress reads it, unless its first bytes show that the queue process delivers tasks over it."""
+    """A connection whose requests are :class:`_RequestTask`."""
 
     task_class = _RequestTask
-    _is_new = True
-
-    def received(self, data: bytes) -> bool:
-        is_new, self._is_new = self._is_new, False
-        server: Any = self.server
-        deliveries: DeliveryServer | None = server.deliveries
-        if not is_new or deliveries is None or not deliveries.sent(data):
-            return super().received(data)
-        # This is the thread of waitress's loop, which does not look at the socket again after this.
-        self.del_channel()
-        self.connected = False
-        connection, self.socket = self.socket, None
-        assert connection is not None
-        deliveries.adopt(connection, self.addr, data)
-        return True
 
 
 class AppServer:
     """Serves one WSGI app on a socket until :meth:`request_stop`, and then lets running requests finish.
 
-    At most ``threads`` requests run at a time. If the first request of a connection carries ``delivery_token``, the
-    connection is the queue process's, and what ``make_deliveries`` returns adopts it. Idle connections keep nobody out:
-    if there are many, those that have been idle for longest are closed. A request whose body has ``max_body_bytes`` or
-    more is refused with 413, before the body is read if its length is known.
+    At most ``threads`` requests run at a time, together with the tasks of :meth:`run_tasks`. Idle connections keep
+    nobody out: if there are many, those that have been idle for longest are closed. A request whose body has
+    ``max_body_bytes`` or more is refused with 413, before the body is read if its length is known.
     """
 
     def __init__(
@@ -166,9 +160,7 @@ class AppServer:
         sock: socket.socket,
         *,
         threads: int,
-        delivery_token: str = "",
         max_body_bytes: int = _MAX_BODY_BYTES,
-        make_deliveries: Callable[..., DeliveryServer] = DeliveryServer,
     ) -> None:
         self._channels: dict[int, Any] = {}
         # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
@@ -188,17 +180,21 @@ class AppServer:
         server.channel_class = _Channel
         self._accept_one = server.handle_accept
         server.handle_accept = self._accept
-        server.permits = permits = Permits(threads)
-        self._deliveries: DeliveryServer | None = None
-        if delivery_token:
-            environ = {
-                "SERVER_NAME": server.server_name,
-                "SERVER_PORT": str(server.effective_port),
-                "SERVER_SOFTWARE": _SERVER_SOFTWARE,
-            }
-            self._deliveries = make_deliveries(app, delivery_token=delivery_token, permits=permits, environ=environ)
-        server.deliveries = self._deliveries
+        server.permits = self._permits = Permits(threads)
+        self._tasks: TaskRunners | None = None
         self._server = server
+
+    def run_tasks(self, deliver: WSGIApplication, channel: socket.socket, begun: Begun) -> None:
+        """Run the tasks that arrive over ``channel`` with ``deliver``, from now on."""
+        environ = {
+            "SERVER_NAME": self._server.server_name,
+            "SERVER_PORT": str(self._server.effective_port),
+            "SERVER_SOFTWARE": _SERVER_SOFTWARE,
+        }
+        self._tasks = TaskRunners(
+            deliver, channel, begun, permits=self._permits, environ=environ, on_failure=_end_at_once
+        )
+        self._tasks.start()
 
     def request_stop(self) -> None:
         """Ask :meth:`serve` to return. Safe in a signal handler: it sets a flag and writes one byte to a pipe."""
@@ -214,15 +210,13 @@ class AppServer:
         self._server.accepting = False
         # At least one turn, to read what has arrived on connections that were accepted before.
         self._turn(timeout_seconds=0)
-        if self._deliveries is not None:
-            self._deliveries.request_stop()
+        if self._tasks is not None:
+            self._tasks.request_stop()
         deadline = time.monotonic() + grace_seconds
         while self._is_busy() and time.monotonic() < deadline:
             self._turn(timeout_seconds=0.05)
         answered = not self._is_busy()
         self._server.task_dispatcher.shutdown(timeout=0.5 if answered else 0)
-        if self._deliveries is not None:
-            self._deliveries.cut_off()
         for channel in list(self._server.active_channels.values()):
             channel.handle_close()  # not close(), which leaves its buffers' files open
         if answered:
@@ -255,7 +249,7 @@ class AppServer:
         logger.debug("Connections: %d; idle ones that were closed: %d.", len(channels), min(len(idle), _CROWDED // 10))
 
     def _is_busy(self) -> bool:
-        if self._deliveries is not None and self._deliveries.is_busy:
+        if self._tasks is not None and self._tasks.is_busy:
             return True
         channels = list(self._server.active_channels.values())
         return any(channel.requests or channel.total_outbufs_len for channel in channels)
@@ -282,9 +276,8 @@ def main() -> int:
     _start_guard(supervisor_pipe, config)
     # The supervisor handles Ctrl-C, and then stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for descriptor in (config.socket_fd, config.status_fd, config.api_fd):
-        if descriptor is not None:
-            os.set_inheritable(descriptor, False)
+    for descriptor in config.descriptors:
+        os.set_inheritable(descriptor, False)
     return run(config)
 
 
@@ -318,12 +311,8 @@ def run(config: AppServerConfig) -> int:
             default_hostname=config.default_hostname,
         )
         # After the import of the app: wrap_wsgi_app patches how threads are started, also those of waitress.
-        server = AppServer(
-            frontend,
-            socket.socket(fileno=config.socket_fd),
-            threads=config.threads,
-            delivery_token=config.delivery_token,
-        )
+        server = AppServer(frontend, socket.socket(fileno=config.socket_fd), threads=config.threads)
+        server.run_tasks(frontend.deliver, socket.socket(fileno=config.channel_fd), Begun(config.begun_fd))
 
         def stop(_signum: int, _frame: FrameType | None) -> None:
             server.request_stop()
@@ -338,6 +327,12 @@ def run(config: AppServerConfig) -> int:
     # The interpreter's own exit would wait for the threads that still run.
     logging.shutdown()
     os._exit(0)
+
+
+def _end_at_once() -> None:
+    """End this process. What it has begun runs again, in another process."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def _enter(directory: str) -> None:
@@ -372,9 +367,8 @@ def _start_guard(supervisor_pipe: int, config: AppServerConfig) -> None:
         os._exit(0)
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    for descriptor in (0, 1, 2, config.socket_fd, config.status_fd, config.api_fd):
-        if descriptor is not None:
-            os.close(descriptor)
+    for descriptor in (0, 1, 2, *config.descriptors):
+        os.close(descriptor)
     while os.read(supervisor_pipe, 4096):
         pass
     os.kill(0, signal.SIGKILL)

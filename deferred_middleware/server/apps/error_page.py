@@ -1,20 +1,17 @@
 """The page that a service answers with while its changed code can't be imported.
 
-The queue process serves it, because there is no app process then. Tasks don't get it: an attempt that arrives is
-neither answered nor counted.
+The queue process serves it, because there is no app process then. Tasks don't get it: they wait for an app process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import html
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from deferred_middleware.server.apps.app_server import AppServer, serving
-from deferred_middleware.server.delivery.delivery_server import DeliveryServer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -58,30 +55,10 @@ class ErrorPage:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
-class _ClosedDeliveries(DeliveryServer):
-    """Closes the connections of the queue process instead of answering them, after a call of ``on_delivery``."""
-
-    def __init__(self, *args: Any, on_delivery: Callable[[], None], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._on_delivery = on_delivery
-
-    def adopt(self, connection: socket.socket, peer: tuple[str, int], data: bytes) -> None:
-        self._on_delivery()
-        connection.close()
-
-
 @contextlib.contextmanager
-def serving_error_page(
-    page: ErrorPage, listener: socket.socket, *, delivery_token: str, on_delivery: Callable[[], None]
-) -> Iterator[None]:
-    """Answer with ``page`` on ``listener``, which stays open, while this is entered.
-
-    ``on_delivery`` is called before the connection of an attempt, which has the ``delivery_token``, is closed.
-    """
-    deliveries = functools.partial(_ClosedDeliveries, on_delivery=on_delivery)
+def serving_error_page(page: ErrorPage, listener: socket.socket) -> Iterator[None]:
+    """Answer with ``page`` on ``listener``, which stays open, while this is entered."""
     # A duplicate, because the server closes its socket.
-    server = AppServer(
-        page, listener.dup(), threads=_THREADS, delivery_token=delivery_token, make_deliveries=deliveries
-    )
+    server = AppServer(page, listener.dup(), threads=_THREADS)
     with serving(server, thread="error-page", grace_seconds=_STOP_GRACE_SECONDS):
         yield

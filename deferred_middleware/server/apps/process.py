@@ -14,8 +14,6 @@ go to a callback:
 If a process fails before it has ever served, it is not started again: a person has to correct a mistake. If a process
 fails to start after its code has changed, it is started again at the next change. Until then, requests get an error
 page.
-
-:class:`AppProcesses` are all app processes of a server: one for each service whose app runs here.
 """
 
 from __future__ import annotations
@@ -27,13 +25,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from deferred_middleware.server.apps.app_server import STOP_GRACE_SECONDS
 from deferred_middleware.server.apps.error_page import ErrorPage, serving_error_page
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.apps.spawn import (
     AppProcessConfig,
     SpawnedApp,
@@ -42,6 +39,8 @@ from deferred_middleware.server.apps.spawn import (
     kill_group,
     peek_status,
 )
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
+from deferred_middleware.server.delivery.channel_socket import ChannelSocket
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
@@ -91,10 +90,20 @@ class _Run:
     after_change: bool
 
 
+class Deliveries(Protocol):
+    """Who delivers tasks to the processes of a service. The thread that keeps the service running calls it."""
+
+    def process_serves(self, channel: ChannelSocket, kill: Callable[[str], None]) -> None:
+        """Deliver over ``channel`` from now on. Call ``kill`` with a reason if the process can't be trusted."""
+
+    def process_ended(self, channel: ChannelSocket, end: ProcessEnd) -> None:
+        """Find out what became of the deliveries, and close the channel."""
+
+
 class AppProcess:
     """Keeps one service of the app running in a process of its own.
 
-    ``on_event`` is called by the thread that keeps it running. The ends of the process are noted in ``ends``.
+    ``on_event`` is called by the thread that keeps it running. Tasks are delivered by ``deliveries``.
     """
 
     def __init__(
@@ -102,15 +111,17 @@ class AppProcess:
         config: AppProcessConfig,
         *,
         on_event: Callable[[ProcessEvent], None],
-        ends: ProcessEnds | None = None,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._config = config
         self._on_event = on_event
-        self._ends = ends if ends is not None else ProcessEnds()
+        self._deliveries = deliveries
         # Guards the process, which only the thread starts and reaps, and whether it serves.
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
+        # Why the process was killed because of its deliveries, if it was.
+        self._kill_reason: str | None = None
         self._starts = 0
         self._ready_since: float | None = None
         self._stopping = threading.Event()
@@ -119,8 +130,10 @@ class AppProcess:
         # Set together with either of them; it ends the thread's wait for the next start.
         self._interrupted = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"app-{config.service}")
-        # Only the thread uses these two: whether the process has ever served, and which failure was logged last.
+        # Only the thread uses these three: whether the process has ever served, how many processes that served have
+        # ended, and which failure was logged last.
         self._has_served = False
+        self._ends = 0
         self._logged_failure = StartResult()
 
     @property
@@ -254,12 +267,16 @@ class AppProcess:
         start = spawned.wait_until_ready()
         ready_at = time.monotonic()
         if start.failure is None:
-            self._serves()
+            self._serves(spawned)
             end = describe_end(self._wait_for_end(spawned.process))
-            self._ends.note(self._config.service, end, intended=self._stopping.is_set() or self._changed.is_set())
+            with self._lock:
+                reason, self._kill_reason = self._kill_reason, None
+            end = f"was ended by the server: {reason}" if reason is not None else end
+            self._ended(spawned.channel, end)
         else:
             kill_group(spawned.process)
             self._wait_for_end(spawned.process)
+            spawned.channel.close()
             end = start.failure
         return _Run(start=start, end=end, served_seconds=time.monotonic() - ready_at, after_change=after_change)
 
@@ -276,14 +293,32 @@ class AppProcess:
         spawned.send_config()
         return spawned
 
-    def _serves(self) -> None:
+    def _ended(self, channel: ChannelSocket, how: str) -> None:
+        self._ends += 1
+        intended = self._stopping.is_set() or self._changed.is_set()
+        if self._deliveries is None:
+            channel.close()
+        else:
+            end = ProcessEnd(service=self._config.service, number=self._ends, how=how, intended=intended)
+            self._deliveries.process_ended(channel, end)
+
+    def _serves(self, spawned: SpawnedApp) -> None:
         if self._has_served:
             logger.info("Service %r is running again.", self._config.service)
         self._has_served = True
         with self._lock:
             self._is_ready = True
             self._ready_since = time.time()
+        if self._deliveries is not None:
+            self._deliveries.process_serves(spawned.channel, lambda reason: self._kill_because(spawned.process, reason))
         self._on_event(ProcessReady(service=self._config.service))
+
+    def _kill_because(self, process: subprocess.Popen[bytes], reason: str) -> None:
+        """Kill a process that does not keep to the rules of the channel, unless it has ended."""
+        with self._lock:
+            if self._process is process:
+                self._kill_reason = reason
+                kill_group(process)
 
     def _wait_for_end(self, process: subprocess.Popen[bytes]) -> int:
         # Wait without reaping: until then, neither its ID nor its group's ID can belong to another process.
@@ -307,14 +342,8 @@ class AppProcess:
 
     def _error_page(self, start: StartResult) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the service's port answers with an error page."""
-        service = self._config.service
-        return serving_error_page(
-            ErrorPage(service, str(start.failure), start.traceback),
-            self._config.listener,
-            delivery_token=self._config.delivery_token,
-            # An attempt that was sent before the code changed may arrive only now. It has not failed.
-            on_delivery=lambda: self._ends.note(service, "has code that can't be imported", intended=True),
-        )
+        page = ErrorPage(self._config.service, str(start.failure), start.traceback)
+        return serving_error_page(page, self._config.listener)
 
     def _log_failure(self, start: StartResult, what_next: str) -> None:
         """Log why the service can't be started again. Repeated failures are logged without their traceback."""
@@ -328,47 +357,3 @@ class AppProcess:
 def pause_seconds(deaths: int) -> float:
     """Return how long to wait before the next start, after the process died ``deaths`` times in a row."""
     return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2.0 ** min(deaths - 1, 16))
-
-
-class AppProcesses:
-    """Keeps the services of ``configs`` running; for ``on_event`` and ``ends`` see :class:`AppProcess`."""
-
-    def __init__(
-        self, configs: Iterable[AppProcessConfig], *, on_event: Callable[[ProcessEvent], None], ends: ProcessEnds
-    ) -> None:
-        self._processes = {config.service: AppProcess(config, on_event=on_event, ends=ends) for config in configs}
-
-    @property
-    def services(self) -> set[str]:
-        """The names of the services."""
-        return set(self._processes)
-
-    def start(self) -> None:
-        """Start the processes."""
-        for process in self._processes.values():
-            process.start()
-
-    def is_serving(self, service: str) -> bool:
-        """Tell whether the process of a service serves requests and is not about to be restarted."""
-        return self._processes[service].is_serving
-
-    def status(self, service: str) -> ProcessStatus | None:
-        """Return how the process of a service stands; None if its app runs elsewhere."""
-        process = self._processes.get(service)
-        return None if process is None else process.status
-
-    def restart(self, service: str) -> None:
-        """Restart the process of a service with the code as it is now."""
-        self._processes[service].restart()
-
-    def stop(self) -> None:
-        """Ask all processes to finish their requests and to end; return when they have ended."""
-        for process in self._processes.values():
-            process.request_stop()
-        for process in self._processes.values():
-            process.stop()
-
-    def kill(self) -> None:
-        """Kill all processes."""
-        for process in self._processes.values():
-            process.kill()

@@ -29,6 +29,7 @@ from deferred_middleware.server.apps.app_server import AppServerConfig
 from deferred_middleware.server.apps.debugging import is_at_terminal
 from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
+from deferred_middleware.server.delivery.channel_socket import ChannelSocket
 
 # realpath, because Python puts the real directory of a script on its path.
 _SCRIPT = os.path.realpath(entry.__file__)
@@ -73,6 +74,7 @@ def describe_end(returncode: int) -> str:
 class AppProcessConfig:
     """How to run one service. ``environ`` is the whole environment of the process; the caller closes ``listener``.
 
+    At most ``threads`` requests run at a time, of which at most ``concurrency`` are tasks.
     ``directory`` is where the app is found and runs, by default the current directory. If the queue process writes
     ``task_lines``, the app process leaves out what they say. Its API calls go over ``api_connections``; without these,
     they go over HTTP.
@@ -81,6 +83,7 @@ class AppProcessConfig:
     app: str
     service: str
     threads: int
+    concurrency: int
     listener: socket.socket
     environ: Mapping[str, str]
     delivery_token: str
@@ -102,7 +105,10 @@ class StartResult:
 
 
 class SpawnedApp:
-    """A process that was started for the app of ``config``, and waits to read its configuration."""
+    """A process that was started for the app of ``config``, and waits to read its configuration.
+
+    Tasks are delivered over its ``channel``. Whoever has the process closes it.
+    """
 
     def __init__(self, config: AppProcessConfig) -> None:
         self._config = config
@@ -112,7 +118,17 @@ class SpawnedApp:
         control = connections.control_socket(config.service) if connections is not None else None
         self._api_fd = control.fileno() if control is not None else None
         self._terminal_fd = os.dup(0) if is_at_terminal() else None
-        inherited = (self._listener_fd, self._status_write_fd, self._api_fd, self._terminal_fd)
+        self.channel = ChannelSocket(config.concurrency)
+        ends = self.channel.ends
+        self._channel_fd, self._begun_fd = ends.connection.fileno(), ends.memory
+        inherited = (
+            self._listener_fd,
+            self._status_write_fd,
+            self._channel_fd,
+            self._begun_fd,
+            self._api_fd,
+            self._terminal_fd,
+        )
         try:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, _SCRIPT],
@@ -124,9 +140,11 @@ class SpawnedApp:
             )
         except BaseException:
             os.close(self._status_fd)
+            self.channel.close()
             raise
         finally:
             os.close(self._status_write_fd)
+            ends.close()
             if control is not None:
                 control.close()
             if self._terminal_fd is not None:
@@ -142,6 +160,8 @@ class SpawnedApp:
             threads=config.threads,
             socket_fd=self._listener_fd,
             status_fd=self._status_write_fd,
+            channel_fd=self._channel_fd,
+            begun_fd=self._begun_fd,
             api_fd=self._api_fd,
             terminal_fd=self._terminal_fd,
             delivery_token=config.delivery_token,

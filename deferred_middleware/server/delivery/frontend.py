@@ -4,10 +4,12 @@ On App Engine, outside clients can't send an ``X-AppEngine-*`` header, and every
 headers that the platform sets. :class:`Frontend` does both, so that the unmodified ``wrap_wsgi_app`` and an app's own
 checks for the task queue work in the same way:
 
-    waitress.create_server(Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080"))
+    frontend = Frontend(app, delivery_token=…, api_ticket=…, default_hostname="127.0.0.1:8080")
+    waitress.create_server(frontend)
 
-Only the queue process and this process know the delivery token. A request with the token is trusted to come from the
-queue process; any other request is not.
+What the queue process delivers comes over a channel of its own, and takes another way in: :meth:`Frontend.deliver`. A
+request of any other client can't take it. Requests that the queue process sends over HTTP, those of cron jobs, have a
+token that only the two processes know.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Frontend:
         self._default_hostname = default_hostname
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Clean the request's headers, add the platform's, let the app answer, and clean its response's headers."""
+        """Clean a client's request, add the platform's headers, let the app answer, and clean its headers."""
         token = environ.pop(_SERVER_TOKEN_KEY, "").encode("latin-1")
         if hmac.compare_digest(token, self._delivery_token):
             environ.setdefault(_USER_IP_KEY, TASK_QUEUE_IP)
@@ -69,11 +71,7 @@ class Frontend:
                 del environ[key]
             # The SDK copies this header into REMOTE_ADDR (runtime/middlewares.py).
             environ[_USER_IP_KEY] = environ.get("REMOTE_ADDR", "")
-        environ[_API_TICKET_KEY] = self._api_ticket
-        environ[_HOSTNAME_KEY] = self._default_hostname
-        # Not from the module random, whose numbers the app may have seeded.
-        environ[_LOG_ID_KEY] = os.urandom(16).hex()
-        environ[_HTTPS_KEY] = "off"
+        self._add_headers(environ)
 
         def start(
             status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
@@ -83,6 +81,19 @@ class Frontend:
             return start_response(status, without_hop_by_hop(headers), exc_info)
 
         return self._app(environ, start)
+
+    def deliver(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Let the app answer a delivery of the queue process, whose headers are the platform's own."""
+        environ[LOCAL_SERVER_ENVIRON_KEY] = True
+        self._add_headers(environ)
+        return self._app(environ, start_response)
+
+    def _add_headers(self, environ: WSGIEnvironment) -> None:
+        environ[_API_TICKET_KEY] = self._api_ticket
+        environ[_HOSTNAME_KEY] = self._default_hostname
+        # Not from the module random, whose numbers the app may have seeded.
+        environ[_LOG_ID_KEY] = os.urandom(16).hex()
+        environ[_HTTPS_KEY] = "off"
 
 
 def without_hop_by_hop(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

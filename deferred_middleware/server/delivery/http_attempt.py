@@ -1,390 +1,310 @@
-"""One attempt to run a task: an HTTP request to the service, as App Engine's task queue sends it.
+"""Attempts of tasks over HTTP, for services whose apps run elsewhere. ``http.client`` speaks to them.
 
-Headers and rules: https://cloud.google.com/appengine/docs/standard/services/task-queue/creating-handlers . In addition,
-an attempt must end in time and must count exactly if the service got it. So a connection that the service closed while
+Each attempt runs in a thread of its own, which waits for the response however long it takes. The dispatch deadline is
+watched from outside (:meth:`HttpAttempts.proceed`): it decides the attempt's result, and the end of the handler is
+awaited all the same. An attempt must count exactly if the service got it, so a connection that the service closed while
 it was idle is not used again.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
 import http.client
 import math
-import re
+import queue
 import select
+import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from deferred_middleware.errors.loggers import get_logger
-from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.connections import Response, ServiceConnection
-from deferred_middleware.server.delivery.vouching import Voucher
+from deferred_middleware.server.delivery.attempt_result import (
+    EXCERPT_BYTES,
+    AttemptEvent,
+    AttemptResult,
+    cut_off,
+    redirect_reason,
+)
+from deferred_middleware.server.delivery.channel import AheadBudget, ToDeliver
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
 logger: Final = get_logger(__name__)
 
-EXCERPT_BYTES = 4096
-"""How much of a response's body is kept."""
-
 # Servers close idle connections: waitress after 120 s, gunicorn after 2 s. Close ours long before that, so that no
 # request is sent while the service closes the connection.
-_IDLE_SECONDS = 30.0
-_EXTERNAL_IDLE_SECONDS = 0.5
-# How many times a response is read before the thread's other attempts continue.
-_READS_IN_A_ROW = 16
-
-_MAX_LOCATION_CHARACTERS = 500
-# Characters that a request's first line must not have.
-_ILLEGAL_IN_URL = re.compile(r"[^\x21-\x7e]")
-
-# Headers that the app may not set, because they belong to the platform or to the connection.
-_PLATFORM_PREFIX = "x-appengine-"
-_PASSED_ON = frozenset({"x-appengine-current-namespace", "x-appengine-default-namespace"})
-_REPLACED = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-        protocol.SERVER_TOKEN_HEADER.lower(),
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttemptResult:
-    """How an attempt ended.
-
-    ``status`` is None if there was no complete HTTP response: the connection failed, the attempt was cut off at its
-    dispatch deadline, or the service ended the connection. ``reason`` then says why, for people. ``outcome`` is the
-    response's ``X-Deferred-Outcome``, and ``excerpt`` the beginning of its body. If the service ended the connection
-    during the attempt, ``broken_off`` is true. If the handler still runs after the dispatch deadline, ``late`` is that
-    handler. ``timed_out`` and ``retry_after_seconds``, from the response, are known of HTTP targets only.
-    """
-
-    status: int | None
-    duration_usec: int
-    reason: str | None = None
-    outcome: str | None = None
-    excerpt: bytes = b""
-    broken_off: bool = False
-    late: LateHandler | None = None
-    timed_out: bool = False
-    retry_after_seconds: float = 0.0
-
-    @property
-    def http_response(self) -> bool:
-        """Whether the attempt counts as an execution."""
-        return self.status is not None
-
-    def because(self, reason: str) -> AttemptResult:
-        """Return a copy with ``reason`` as its reason."""
-        return dataclasses.replace(self, reason=reason)
+_IDLE_SECONDS = 0.5
+_READ_BYTES = 64 * 1024
 
 
 class Deliverer:
-    """Sends tasks to services over persistent connections.
+    """Sends tasks to services that run elsewhere, over persistent connections. ``requests`` makes the requests."""
 
-    Every request has the ``delivery_token``, which proves to a service that the task queue sent the request. External
-    services don't get the token, because with it they could pose as the queue. If there is a ``voucher``, it signs
-    tasks that were enqueued without a signature. Set it before the first delivery.
-    """
-
-    def __init__(self, *, delivery_token: str, voucher: Voucher | None = None) -> None:
-        self._delivery_token = delivery_token
-        self.voucher = voucher
-        # Guards _busy, _idle and _closed.
+    def __init__(self, requests: TaskRequests) -> None:
+        self.requests = requests
+        # Guards the other three.
         self._lock = threading.Lock()
-        self._busy: set[ServiceConnection] = set()
-        # Keyed by the service's address. The most recently used connection is used next.
-        self._idle: dict[str, list[ServiceConnection]] = {}
+        self._busy: set[socket.socket] = set()
+        # Keyed by the service's address, each with the time since when it is idle; the last one is used next.
+        self._idle: dict[str, list[tuple[http.client.HTTPConnection, float]]] = {}
         self._closed = False
-
-    def begin(self, task: ClaimedTask, service: Service, *, host: str) -> HttpAttempt:
-        """Return a new attempt with ``host`` as its ``Host`` header, without sending anything yet."""
-        return HttpAttempt(self, task, service, host)
-
-    def deliver(self, task: ClaimedTask, service: Service, *, host: str) -> AttemptResult:
-        """Make an attempt with ``host`` as its ``Host`` header, wait for its end, and return its result."""
-        delivery = self.begin(task, service, host=host)
-        while (result := delivery.proceed()) is None:
-            delivery.wait()
-        return result
 
     def close(self) -> None:
         """Close all connections. Running attempts end without a response."""
         with self._lock:
             self._closed = True
-            for connection in self._busy:
-                connection.shut_down()
-            for connections in self._idle.values():
-                for connection in connections:
+            for busy in self._busy:
+                shut_down(busy)
+            for idle in self._idle.values():
+                for connection, _since in idle:
                     connection.close()
             self._idle.clear()
 
-    def request(self, task: ClaimedTask, service: Service, host: str) -> bytes:
-        """Return the request that delivers a task. Raises :class:`ValueError` if the task gives no valid request."""
-        if _ILLEGAL_IN_URL.search(task.url):
-            raise ValueError(f"the URL has a character that is not allowed in URLs: {task.url!r}")
-        headers = request_headers(task, host)
-        if not service.external:
-            headers.append((protocol.SERVER_TOKEN_HEADER, self._delivery_token))
-        if self.voucher is not None and (signature := self.voucher.signature(task, service)) is not None:
-            headers.append((protocol.SIGNATURE_HEADER, signature))
-        lines = [f"{task.method} {task.url} HTTP/1.1", *[f"{name}: {value}" for name, value in headers], "\r\n"]
-        head = "\r\n".join(lines)
-        # Each line ends with one line break, and the last one adds the empty line.
-        if head.count("\r") != len(lines) or head.count("\n") != len(lines) or "\0" in head:
-            raise ValueError("a header has a line break in it")
-        return head.encode("latin-1") + task.body
+    @property
+    def is_closed(self) -> bool:
+        """Whether no attempt begins any more."""
+        with self._lock:
+            return self._closed
 
-    def take(self, service: Service) -> ServiceConnection:
-        """Return a usable connection to a service, idle or new. The caller must put it back."""
-        idle_seconds = _EXTERNAL_IDLE_SECONDS if service.external else _IDLE_SECONDS
+    def connect(self, service: Service, timeout_seconds: float) -> http.client.HTTPConnection:
+        """Return a usable connection to a service, idle or new. The caller has to end its use."""
         with self._lock:
             if self._closed:
                 raise ConnectionAbortedError("the server is stopping")
-            idle = self._idle.get(service.address)
-            while idle:
-                connection = idle.pop()
-                if connection.usable(idle_seconds):
-                    break
-                connection.close()
-            else:
-                connection = ServiceConnection(service.host.strip("[]"), service.port)
-            self._busy.add(connection)
-        return connection
-
-    def put_back(self, connection: ServiceConnection, service: Service, *, keep: bool) -> None:
-        """Take back an attempt's connection; keep it for the next attempt, or close it."""
+            idle = self._idle.get(service.address, [])
+            found = None
+            while idle and found is None:
+                connection, since = idle.pop()
+                if time.monotonic() - since <= _IDLE_SECONDS and not _is_readable(connection.sock):
+                    found = connection
+                else:
+                    connection.close()
+        if found is None:
+            found = http.client.HTTPConnection(service.host.strip("[]"), service.port, timeout=timeout_seconds)
+            found.connect()
         with self._lock:
-            self._busy.discard(connection)
-            if not keep or self._closed:
-                connection.close()
+            self._busy.add(found.sock)
+        if self.is_closed:
+            shut_down(found.sock)
+        return found
+
+    def end_use(
+        self, connection: http.client.HTTPConnection, used: socket.socket, service: Service, *, keep: bool
+    ) -> None:
+        """Take back a connection, whose socket is ``used``; keep it for the next attempt, or close it."""
+        with self._lock:
+            self._busy.discard(used)
+            if keep and connection.sock is used and not self._closed:
+                self._idle.setdefault(service.address, []).append((connection, time.monotonic()))
                 return
-            connection.idle_since = time.monotonic()
-            self._idle.setdefault(service.address, []).append(connection)
+        connection.close()
 
 
 class HttpAttempt:
-    """An attempt that never blocks: each call of :meth:`proceed` does what is possible without waiting.
-
-    ``deadline`` is the dispatch deadline on the monotonic clock. Only one thread at a time may use an attempt.
-    """
+    """An attempt at a service: :meth:`run` makes it, in one thread, and :meth:`cut_off` may interrupt it in another."""
 
     def __init__(self, deliverer: Deliverer, task: ClaimedTask, service: Service, host: str) -> None:
+        self.task = task
         self._deliverer = deliverer
-        self._task = task
         self._service = service
         self._host = host
-        self._deadline_usec = task.dispatch_deadline_usec or protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS * 1_000_000
+        seconds: float = protocol.DEFAULT_DISPATCH_DEADLINE_SECONDS
+        if task.dispatch_deadline_usec is not None:
+            seconds = task.dispatch_deadline_usec / 1e6
+        self._deadline_seconds = seconds
         self._began = time.monotonic()
-        self._connection: ServiceConnection | None = None
-        self._response: Response | None = None
-        self._excerpt = b""
-        self.deadline: float = self._began + self._deadline_usec / 1e6
+        self.deadline: float = self._began + seconds
+        self._socket: socket.socket | None = None
+        self._is_sent = False
+        self._is_overdue = False
 
-    def fileno(self) -> int:
-        """Return the descriptor of the attempt's connection, or -1 if there is none."""
-        return -1 if self._connection is None else self._connection.fileno()
-
-    @property
-    def awaited(self) -> int:
-        """The events that the connection waits for, as :mod:`select` defines them."""
-        return 0 if self._connection is None else self._connection.awaited
-
-    def wait(self) -> None:
-        """Wait until the attempt can proceed."""
-        if self._connection is not None:
-            self._connection.wait(self.deadline)
-
-    def proceed(self) -> AttemptResult | None:
-        """Send the request on the first call, then read the response; return the result at the end, and None before.
-
-        Call this again when the events in ``awaited`` have occurred or the deadline has passed.
-        """
-        response = self._response
+    def run(self) -> AttemptEvent:
+        """Send the task, read the response to its end, and return what has happened."""
         reason: str | None = None
         broken_off = False
-        late: LateHandler | None = None
         try:
-            if response is None:
-                self._send()
-                return None
-            self._read(response)
-            if 300 <= response.status < 400:
-                reason = self._redirected(response.status, response.header("Location"))
-            return self._ended(response.status, reason=reason, outcome=response.header(protocol.OUTCOME_HEADER))
-        except BlockingIOError:
-            if time.monotonic() < self.deadline:
-                return None
-            reason = f"cut off: no complete response within its dispatch deadline of {self._deadline_usec / 1e6:g} s"
-            if self._connection is not None and response is not None and self._connection.awaited == select.POLLIN:
-                late = LateHandler(self._deliverer, self._connection, response, self._service)
+            return AttemptEvent("answered", self.task, self._exchange())
+        except TimeoutError:
+            self._is_overdue = True
         except http.client.RemoteDisconnected:
             reason = "the service closed the connection without a response"
             broken_off = True
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            if self._service.external and isinstance(error, ConnectionRefusedError):
+            if isinstance(error, ConnectionRefusedError):
                 reason = f"nothing answers at {self._service.url}; is the app running there?"
             broken_off = isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead)
-        return self._ended(None, reason=reason, broken_off=broken_off, late=late)
+        if self._is_overdue:
+            return AttemptEvent("answered", self.task, cut_off(self._deadline_seconds, self._duration_usec()))
+        result = AttemptResult(status=None, duration_usec=self._duration_usec(), reason=reason)
+        return AttemptEvent("died" if broken_off else "answered", self.task, result)
 
-    def _send(self) -> None:
-        request = self._deliverer.request(self._task, self._service, self._host)
-        self._connection = connection = self._deliverer.take(self._service)
-        self._response = Response(connection.receive, has_body=self._task.method != "HEAD")
-        connection.send(request)
+    def cut_off(self) -> AttemptEvent | None:
+        """End the attempt at its deadline. Return the event if the service has the request, and may still work."""
+        if self._is_sent:
+            return AttemptEvent("cut off", self.task, cut_off(self._deadline_seconds, self._duration_usec()))
+        self._is_overdue = True
+        if self._socket is not None:
+            shut_down(self._socket)
+        return None
 
-    def _read(self, response: Response) -> None:
-        assert self._connection is not None
-        self._connection.flush()
-        self._connection.reads_left = _READS_IN_A_ROW
-        response.read_head()
-        # Read to the end, because an app may still work while its response is read, and the connection is reused.
-        while part := response.read():
-            if len(self._excerpt) < EXCERPT_BYTES:
-                self._excerpt = (self._excerpt + part)[:EXCERPT_BYTES]
-
-    def _redirected(self, status: int, location: str | None) -> str:
-        """Return the reason for the failure of a redirected attempt, and log it, unless it is the same as before.
-
-        A layer of the app answered in the task's place. If it is outside of the middleware, the app logs nothing.
-        """
-        reason = redirect_reason(status, location)
-        if self._task.previous_response != status:
-            task = self._task
-            logger.error("Task %s of queue %s (%s) did not run: %s.", task.name, task.queue, task.url, reason)
-        return reason
-
-    def _ended(
-        self,
-        status: int | None,
-        *,
-        reason: str | None = None,
-        outcome: str | None = None,
-        broken_off: bool = False,
-        late: LateHandler | None = None,
-    ) -> AttemptResult:
-        connection, self._connection = self._connection, None
-        if connection is not None and late is None:
-            keep = self._response is not None and self._response.keeps_connection
-            self._deliverer.put_back(connection, self._service, keep=keep)
+    def _exchange(self) -> AttemptResult:
+        headers = self._deliverer.requests.headers(self.task, self._service, self._host)
+        connection = self._deliverer.connect(self._service, max(0.001, self.deadline - time.monotonic()))
+        self._socket = used = connection.sock
+        keep = False
+        try:
+            used.settimeout(max(0.001, self.deadline - time.monotonic()))
+            connection.putrequest(self.task.method, self.task.url, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers:
+                connection.putheader(name, value.encode("latin-1"))
+            connection.endheaders(self.task.body or None)
+            self._is_sent = True
+            used.settimeout(None)
+            with connection.getresponse() as response:
+                excerpt = read_to_end(response)
+            keep = True
+        finally:
+            self._deliverer.end_use(connection, used, self._service, keep=keep)
+        status = response.status
         return AttemptResult(
             status=status,
-            duration_usec=int((time.monotonic() - self._began) * 1e6),
-            reason=reason,
-            outcome=outcome,
-            excerpt=self._excerpt,
-            broken_off=broken_off,
-            late=late,
+            duration_usec=self._duration_usec(),
+            reason=redirect_reason(status, response.headers.get("Location")) if 300 <= status < 400 else None,
+            outcome=response.headers.get(protocol.OUTCOME_HEADER),
+            excerpt=excerpt,
         )
 
-
-def redirect_reason(status: int, location: str | None) -> str:
-    """Return a text for people about a response that is a redirect."""
-    where = "no Location" if location is None else f"Location {location[:_MAX_LOCATION_CHARACTERS]!r}"
-    return f"the app redirected it with status {status} and {where}; the queue doesn't follow redirects"
+    def _duration_usec(self) -> int:
+        return int((time.monotonic() - self._began) * 1e6)
 
 
-def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
-    """Return the headers of a task's next attempt, in which each character stands for one byte."""
-    headers = [
-        ("Host", host),
-        ("User-Agent", _user_agent(task)),
-        (protocol.USER_IP_HEADER, protocol.TASK_QUEUE_IP),
-        (protocol.QUEUE_NAME_HEADER, queue_id(task.queue)),
-        (protocol.TASK_NAME_HEADER, task.name),
-        (protocol.RETRY_COUNT_HEADER, str(task.retry_count)),
-        (protocol.EXECUTION_COUNT_HEADER, str(task.execution_count)),
-        (protocol.ETA_HEADER, f"{task.eta_usec // 1_000_000}.{task.eta_usec % 1_000_000:06d}"),
-    ]
-    if task.previous_response is not None:
-        headers.append((protocol.PREVIOUS_RESPONSE_HEADER, str(task.previous_response)))
-    if task.retry_reason is not None:
-        headers.append((protocol.RETRY_REASON_HEADER, task.retry_reason))
-    if task.body or task.method in ("POST", "PUT"):
-        headers.append(("Content-Length", str(len(task.body))))
-    has_type = False
-    for name, value in task.headers:
-        folded = _folded(name)
-        if folded is not None:
-            has_type = has_type or folded == "content-type"
-            headers.append((name, value))
-    if task.body and not has_type:
-        headers.append(("Content-Type", protocol.CONTENT_TYPE))
-    return headers
+class HttpAttempts:
+    """The attempts in flight of one service. ``begin`` returns a new one; ``on_event`` is called by any thread.
 
-
-def _user_agent(task: ClaimedTask) -> str:
-    """Return the platform's user agent, after the one that a client of the Cloud Tasks API has chosen, if any.
-
-    Source: https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#appenginehttprequest ("headers").
+    An attempt is an :class:`HttpAttempt`, or a function that makes one and ends at its deadline by itself.
     """
-    if task.origin is None:
-        return protocol.TASK_QUEUE_USER_AGENT
-    own = [value for name, value in task.headers if name.lower() == "user-agent"]
-    return " ".join([*own, protocol.TASK_QUEUE_USER_AGENT])
 
-
-@functools.lru_cache(maxsize=1024)
-def _folded(name: str) -> str | None:
-    """Return a header's name as servers normalize it, or None if the app may not send it."""
-    # Some servers treat an underscore as a hyphen, and so accept X_AppEngine_TaskName as the platform's header.
-    folded = name.lower().replace("_", "-")
-    if folded in _REPLACED or (folded.startswith(_PLATFORM_PREFIX) and folded not in _PASSED_ON):
-        return None
-    return folded
-
-
-class LateHandler:
-    """A handler that still runs after its attempt was cut off.
-
-    The handler can't be stopped without ending its process. While it runs, another attempt would overlap with it.
-    """
+    next_check: float
 
     def __init__(
-        self, deliverer: Deliverer, connection: ServiceConnection, response: Response, service: Service
+        self,
+        begin: Callable[[ClaimedTask], HttpAttempt | Callable[[], AttemptEvent]],
+        on_event: Callable[[], object],
     ) -> None:
-        self._deliverer = deliverer
-        self._connection = connection
-        self._response = response
-        self._service = service
+        self._begin = begin
+        self._on_event = on_event
+        # Any thread appends.
+        self._events: deque[AttemptEvent] = deque()
+        # Only the thread that owns this object uses these two: the attempts that may have to be cut off, and when to
+        # look for them.
+        self._in_flight: dict[int, HttpAttempt] = {}
+        self.next_check = math.inf
+        # The threads that wait for an attempt, each by a queue of its own. Any thread appends and pops.
+        self._spare: list[queue.SimpleQueue[Callable[[], AttemptEvent]]] = []
 
-    def wait(self) -> int | None:
-        """Wait until the handler or its process ends, or the deliverer is closed; return the status, if any."""
-        status: int | None = None
-        try:
-            self._connection.reads_left = math.inf
-            while not self._has_ended():
-                self._connection.wait(math.inf)
-            status = self._response.status
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            logger.debug("A handler that was cut off ended without a response: %s", error)
-        finally:
-            self._deliverer.put_back(self._connection, self._service, keep=False)
-        return status
+    def ahead_budget(self) -> AheadBudget | None:
+        """Return None: each attempt has a request of its own, so nothing is delivered ahead."""
+        return None
 
-    def _has_ended(self) -> bool:
+    def deliver(self, tasks: Sequence[ToDeliver], *, limit: int, now: float) -> list[AttemptEvent]:
+        """Begin attempts; return those that have ended at once."""
+        failed: list[AttemptEvent] = []
+        for one in tasks:
+            attempt = self._begin(one.task)
+            if isinstance(attempt, HttpAttempt):
+                self._in_flight[one.task.id] = attempt
+                self.next_check = min(self.next_check, attempt.deadline)
+                run: Callable[[], AttemptEvent] = attempt.run
+            else:
+                run = attempt
+            try:
+                self._start(run, one.task)
+            except RuntimeError as error:
+                self._in_flight.pop(one.task.id, None)
+                failed.append(_failed(one.task, error))
+        return failed
+
+    def fileno(self) -> int:
+        """Return -1: events are announced by ``on_event``."""
+        return -1
+
+    @property
+    def awaited(self) -> int:
+        """The events of the descriptor to wait for: none."""
+        return 0
+
+    def proceed(self, events: list[AttemptEvent], now: float) -> None:
+        """Append what has happened to ``events``; cut off the attempts whose deadline has come."""
+        while self._events:
+            event = self._events.popleft()
+            self._in_flight.pop(event.task.id, None)
+            events.append(event)
+        if now >= self.next_check:
+            late = [attempt for attempt in self._in_flight.values() if attempt.deadline <= now]
+            for attempt in late:
+                # The event of its end follows.
+                del self._in_flight[attempt.task.id]
+                if (event_now := attempt.cut_off()) is not None:
+                    events.append(event_now)
+            self.next_check = min((attempt.deadline for attempt in self._in_flight.values()), default=math.inf)
+
+    def _start(self, run: Callable[[], AttemptEvent], task: ClaimedTask) -> None:
+        def attempt() -> AttemptEvent:
+            try:
+                return run()
+            except Exception as error:  # a defect here must not keep the task from being retried
+                logger.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
+                return _failed(task, error)
+
         try:
-            self._response.read_head()
-            while self._response.read():
-                pass
-        except BlockingIOError:
-            return False
+            self._spare.pop().put(attempt)
+        except IndexError:
+            calls: queue.SimpleQueue[Callable[[], AttemptEvent]] = queue.SimpleQueue()
+            threading.Thread(target=self._work, args=(calls,), name="deliver-http", daemon=True).start()
+            calls.put(attempt)
+
+    def _work(self, calls: queue.SimpleQueue[Callable[[], AttemptEvent]]) -> None:
+        while True:
+            self._events.append(calls.get()())
+            self._spare.append(calls)
+            self._on_event()
+
+
+def read_to_end(response: http.client.HTTPResponse) -> bytes:
+    """Read a response to its end, because an app may still work while it is read; return the beginning of its body.
+
+    Raises :class:`http.client.IncompleteRead` if the connection ends too early.
+    """
+    excerpt = b""
+    while part := response.read1(_READ_BYTES):
+        excerpt += part[: EXCERPT_BYTES - len(excerpt)]
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return excerpt
+
+
+def shut_down(connection: socket.socket) -> None:
+    """End a connection while another thread may be using it."""
+    # It may be closed already.
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _is_readable(connection: socket.socket | None) -> bool:
+    """Return whether an idle connection has something to read, such as its end."""
+    if connection is None:
         return True
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _failed(task: ClaimedTask, error: Exception) -> AttemptEvent:
+    reason = f"{type(error).__name__}: {error}"
+    return AttemptEvent("answered", task, AttemptResult(status=None, duration_usec=0, reason=reason))

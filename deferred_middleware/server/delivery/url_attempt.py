@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from deferred_middleware.server.config.queues import queue_id
-from deferred_middleware.server.delivery.http_attempt import EXCERPT_BYTES, AttemptResult
+from deferred_middleware.server.delivery.attempt_result import AttemptResult
+from deferred_middleware.server.delivery.http_attempt import read_to_end
 from deferred_middleware.server.store.records import ClaimedTask
 from deferred_middleware.wire import protocol
 
@@ -31,7 +32,6 @@ logger: Final = logging.getLogger(__name__)
 USER_AGENT = "Google-Cloud-Tasks"
 HEADER_PREFIX = "X-CloudTasks-"
 
-_READ_BYTES = 64 * 1024
 # Where a response says when to try again, at most this is believed.
 _MOST_RETRY_AFTER_SECONDS = 3600.0
 
@@ -128,10 +128,7 @@ class UrlDeliverer:
 
     def _read(self, response: http.client.HTTPResponse, answer: _Answer) -> None:
         with response:
-            # Read to the end, because an app may still work while its response is read.
-            while part := response.read1(_READ_BYTES):
-                if len(answer.excerpt) < EXCERPT_BYTES:
-                    answer.excerpt = (answer.excerpt + part)[:EXCERPT_BYTES]
+            answer.excerpt = read_to_end(response)
             answer.status = response.status
             answer.outcome = response.headers.get(protocol.OUTCOME_HEADER)
             answer.retry_after_seconds = _retry_after_seconds(response.headers.get("Retry-After"))

@@ -1,25 +1,21 @@
-"""One attempt to run a task: begin it, wait for its result, have the result decided and written.
+"""The attempts of all services: what is told when they begin, and what is written when they end.
 
-What a result means is decided by :mod:`~deferred_middleware.server.dispatch.results`. Here is what has to be waited
-for: the response, the end of an app process, and the end of a handler that outlasts its dispatch deadline.
+What a result means is decided by :mod:`~deferred_middleware.server.dispatch.results`. Here is what connects the events
+of deliveries with the limits, the quarantine, the store and the people who are told.
 """
 
 from __future__ import annotations
 
 import http
-import math
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.admin.task_lines import AttemptReports
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.services import Service, UnknownServiceError
-from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer, HttpAttempt
-from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
+from deferred_middleware.server.delivery.attempt_result import AttemptEvent, AttemptResult, ProcessEnd
 from deferred_middleware.server.dispatch.clock import WatchedClock
-from deferred_middleware.server.dispatch.planning import Destinations
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.dispatch.queue_limits import QueueLimits
 from deferred_middleware.server.dispatch.result_writer import ResultWriter
@@ -28,48 +24,36 @@ from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.server.store.store import TaskStore
 
-if TYPE_CHECKING:
-    from deferred_middleware.server.dispatch.worker import ServiceWorker
-
 logger: Final = get_logger(__name__)
 
 
 class AttemptRunner:
-    """Makes attempts for all workers, and has their results written. Any thread may call any method.
+    """Follows the attempts of all workers, and has their results written. Any thread may call any method.
 
-    Tasks are sent by ``deliverer`` to their ``destinations``, or by ``url_deliverer`` to their own URLs. ``rules``
-    decide what a result means, and ``results`` writes it to ``store``. ``reports`` is told of it; ``quarantine`` and
-    ``limits`` follow each attempt. ``process_ends`` knows which app processes have ended. The scheduler is woken by
-    ``wake_up`` when a queue may begin another attempt.
+    ``rules`` decide what a result means, and ``results`` writes it to ``store``. ``reports`` is told of it;
+    ``quarantine`` and ``limits`` follow each attempt. The scheduler is woken by ``wake_up`` when a queue may begin
+    another attempt.
     """
 
     def __init__(
         self,
         *,
         store: TaskStore,
-        deliverer: Deliverer,
-        url_deliverer: UrlDeliverer,
-        destinations: Destinations,
         rules: ResultRules,
         results: ResultWriter,
         reports: AttemptReports,
         quarantine: Quarantine,
         limits: QueueLimits,
-        process_ends: ProcessEnds,
         clock: WatchedClock,
         wake_up: WakeUp,
     ) -> None:
         self.clock = clock
         self._store = store
-        self._deliverer = deliverer
-        self._url_deliverer = url_deliverer
-        self._destinations = destinations
         self._rules = rules
         self._results = results
         self._reports = reports
         self._quarantine = quarantine
         self._limits = limits
-        self._process_ends = process_ends
         self._wake_up = wake_up
         # Guards the other two; _abandoned is also read without it.
         self._lock = threading.Lock()
@@ -77,45 +61,22 @@ class AttemptRunner:
         # By task: results of attempts that were cut off and whose handlers still run.
         self._late: dict[int, Completion] = {}
 
-    def begin(self, task: ClaimedTask, worker: ServiceWorker) -> TaskAttempt:
-        """Return a new attempt of ``task`` for ``worker``; nothing has been sent yet."""
+    def begin(self, task: ClaimedTask, service: Service) -> None:
+        """Take note that a task is being delivered."""
         if self._limits.began(task.queue):
             self._wake_up.wake()
-        return TaskAttempt(self, worker, task)
-
-    def start(self, task: ClaimedTask, service: Service) -> HttpAttempt:
-        """Return the request that delivers a task; nothing has been sent yet."""
         self._quarantine.attempt_begins(task, service.id)
-        return self._deliverer.begin(task, service, host=self._destinations.host_of(task))
 
-    def deliver_to_url(self, task: ClaimedTask) -> AttemptResult:
-        """Make an attempt of a task that has a complete URL, and wait for its end."""
-        return self._url_deliverer.deliver(task)
+    def conclude(self, service: Service, events: Sequence[AttemptEvent], end: ProcessEnd | None = None) -> None:
+        """Decide what events of a service's attempts mean, and have the results written.
 
-    def conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
-        """Decide what the result of an attempt means, and have it written.
-
-        This blocks if the connection broke off, until the end of the app process is known, and if the handler outlasts
-        its dispatch deadline, until the handler has ended.
+        ``end`` is the end of the app process, if there was one that ended.
         """
-        task, service = attempt.task, attempt.service
-        try:
-            if not self._abandoned:
-                self._conclude(attempt, result)
-        finally:
-            status = result.status
-            if task.is_http and status == http.HTTPStatus.TOO_MANY_REQUESTS:
-                # For these targets only, it throttles the queue as a 503 does
-                # (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#httprequest).
-                status = http.HTTPStatus.SERVICE_UNAVAILABLE
-            effect = self._limits.ended(task.queue, status, attempt.began)
-            if effect.slowed_down:
-                logger.warning(
-                    "Service %s responded with %s: queue %s is slowed down.", service.id, result.status, task.queue
-                )
-                self._wake_up.withdraw([task.queue])
-            elif effect.may_begin:
-                self._wake_up.wake()
+        for event in events:
+            try:
+                self._conclude(service, event, end)
+            except Exception:  # the other tasks' results have to be written
+                logger.exception("The end of task %s of queue %s is lost.", event.task.name, event.task.queue)
 
     def fail(self, task: ClaimedTask, error: UnknownServiceError) -> None:
         """Write the result of an attempt that could not be made, because the task's service isn't served here."""
@@ -123,6 +84,11 @@ class AttemptRunner:
         self._submit(task, self._rules.undeliverable(task, str(error), target=error.target, now_usec=now_usec))
         self._limits.began(task.queue)
         self._limits.ended(task.queue, None, self.clock.monotonic())
+
+    def release(self, tasks: Sequence[ClaimedTask]) -> None:
+        """Release tasks that were handed back when no more attempts begin."""
+        if tasks and not self._abandoned:
+            self._store.release(tasks)
 
     def abandon(self, running: Iterable[ClaimedTask]) -> list[ClaimedTask]:
         """Ignore the results of attempts in flight from now on; return the tasks among ``running`` to release.
@@ -138,39 +104,82 @@ class AttemptRunner:
             self._store.complete(known)
         return [task for task in running if task.id not in late]
 
-    def _conclude(self, attempt: TaskAttempt, result: AttemptResult) -> None:
-        task, service = attempt.task, attempt.service
-        died, end = False, None
-        if result.broken_off:
-            end = self._process_ends.wait_for(service.id, since=attempt.began)
-            died = end is not None or not self._process_ends.watches(service.id)
-        # If the clock was set back during the attempt, the back-off counts from its new time.
-        finished_usec = self.clock.now_usec()
-        times = {"started_usec": min(attempt.started_usec, finished_usec), "finished_usec": finished_usec}
-        if not died:
-            completion = self._rules.after_attempt(task, service, result, **times)
-        else:
-            earlier = self._store.queries.attempts(task.id)
-            decided = self._rules.after_death(task, service, result, end, earlier, **times)
-            if decided is None:
-                self._store.release([task])
-                self._wake_up.wake()
-                return
-            completion = decided
-        if result.late is not None and not self._wait_for_handler(task, completion, result):
+    def _conclude(self, service: Service, event: AttemptEvent, end: ProcessEnd | None) -> None:
+        task, result = event.task, event.result
+        if result is None:  # it was handed back
+            self._quarantine.attempt_not_begun(task, service.id)
+            self._limits.handed_back(task.queue)
             return
-        self._submit(task, completion, result.outcome)
+        if event.kind == "cut off":
+            self._cut_off(task, service, result)
+            return
+        try:
+            self._write_result(service, event, result, end)
+        finally:
+            self._end(task, service, result)
 
-    def _wait_for_handler(self, task: ClaimedTask, completion: Completion, result: AttemptResult) -> bool:
-        """Wait for the end of a handler that was cut off; return whether its result is still to be written.
-
-        A retry before that end would overlap with the handler. The attempt keeps its slot during the wait, because the
-        handler keeps a thread of the app.
-        """
-        assert result.late is not None
+    def _write_result(
+        self, service: Service, event: AttemptEvent, result: AttemptResult, end: ProcessEnd | None
+    ) -> None:
+        task = event.task
         with self._lock:
             if self._abandoned:
-                return False
+                return
+            late = self._late.pop(task.id, None)
+        if late is not None:
+            # Its result was decided at its deadline.
+            self._submit(task, late)
+            return
+        if result.reason is not None and result.status is not None and not task.is_http:
+            self._log_redirect(task, result)
+        finished_usec = self.clock.now_usec()
+        times = {"started_usec": finished_usec - result.duration_usec, "finished_usec": finished_usec}
+        if event.kind == "answered":
+            self._submit(task, self._rules.after_attempt(task, service, result, **times), result.outcome)
+            return
+        earlier = self._store.queries.attempts(task.id)
+        decided = self._rules.after_death(task, service, result, end, earlier, **times)
+        if decided is None:
+            self._store.release([task])
+            self._wake_up.wake()
+        else:
+            self._submit(task, decided, result.outcome)
+
+    def _log_redirect(self, task: ClaimedTask, result: AttemptResult) -> None:
+        """Log that a layer of the app has answered in the task's place, unless it is the same as before.
+
+        If the layer is outside of the middleware, the app logs nothing.
+        """
+        if task.previous_response != result.status:
+            logger.error("Task %s of queue %s (%s) did not run: %s.", task.name, task.queue, task.url, result.reason)
+
+    def _end(self, task: ClaimedTask, service: Service, result: AttemptResult) -> None:
+        status = result.status
+        if task.is_http and status == http.HTTPStatus.TOO_MANY_REQUESTS:
+            # For these targets only, it throttles the queue as a 503 does
+            # (https://cloud.google.com/tasks/docs/reference/rpc/google.cloud.tasks.v2#httprequest).
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE
+        effect = self._limits.ended(task.queue, status, self.clock.monotonic() - result.duration_usec / 1e6)
+        if effect.slowed_down:
+            logger.warning(
+                "Service %s responded with %s: queue %s is slowed down.", service.id, result.status, task.queue
+            )
+            self._wake_up.withdraw([task.queue])
+        elif effect.may_begin:
+            self._wake_up.wake()
+
+    def _cut_off(self, task: ClaimedTask, service: Service, result: AttemptResult) -> None:
+        """Decide the result of an attempt whose handler outlasts its dispatch deadline.
+
+        It is written when the handler has ended, because a retry before that would overlap with it. The attempt keeps
+        its slot until then, because the handler keeps a thread of the app.
+        """
+        finished_usec = self.clock.now_usec()
+        times = {"started_usec": finished_usec - result.duration_usec, "finished_usec": finished_usec}
+        completion = self._rules.after_attempt(task, service, result, **times)
+        with self._lock:
+            if self._abandoned:
+                return
             self._late[task.id] = completion
         logger.warning(
             "Task %s of queue %s (%s) was cut off at its dispatch deadline. Its handler still runs; the task is not "
@@ -179,82 +188,7 @@ class AttemptRunner:
             task.queue,
             task.url,
         )
-        result.late.wait()
-        with self._lock:
-            return self._late.pop(task.id, None) is not None
 
     def _submit(self, task: ClaimedTask, completion: Completion, outcome: str | None = None) -> None:
         self._results.submit(completion)
         self._reports.attempt_ended(task, completion, outcome)
-
-
-class TaskAttempt:
-    """One attempt of ``task`` for ``worker``, which calls :meth:`proceed` until that returns true.
-
-    Only one thread at a time uses it: the worker's, and then the one that concludes it.
-    """
-
-    def __init__(self, runner: AttemptRunner, worker: ServiceWorker, task: ClaimedTask) -> None:
-        self.task = task
-        self.service: Service = worker.service
-        self.began: float = runner.clock.monotonic()
-        self.started_usec: int = runner.clock.now_usec()
-        self._runner = runner
-        self._worker = worker
-        self._request: HttpAttempt | None = None
-
-    def fileno(self) -> int:
-        """Return the descriptor that it waits for, -1 if it waits for none."""
-        return -1 if self._request is None else self._request.fileno()
-
-    @property
-    def awaited(self) -> int:
-        """The events that its descriptor waits for, as :mod:`select` defines them."""
-        return 0 if self._request is None else self._request.awaited
-
-    @property
-    def deadline(self) -> float:
-        """When to call :meth:`proceed` in any case, by the monotonic clock."""
-        return math.inf if self._request is None else self._request.deadline
-
-    def proceed(self) -> bool:
-        """Do what can be done without waiting, at first send the task; return whether the worker is done with it."""
-        task = self.task
-        if task.is_http:
-            # The attempt waits in a thread of its own: for the name to be resolved, and for the response.
-            threading.Thread(target=self._deliver_to_url, name="deliver-url", daemon=True).start()
-            return True
-        try:
-            if self._request is None:
-                self._request = self._runner.start(task, self.service)
-            result = self._request.proceed()
-            if result is None:
-                return False
-        except Exception as error:  # a defect here must not keep the task from being retried
-            logger.exception("Task %s of queue %s could not be delivered.", task.name, task.queue)
-            result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
-        if result.broken_off or result.late is not None:
-            # The conclusion waits for the end of the process or of the handler; the worker's thread must not.
-            try:
-                threading.Thread(target=self._conclude, args=(result,), name="conclude", daemon=True).start()
-                return True
-            except RuntimeError as error:
-                logger.error("%s. The service's other tasks wait for the end of task %s.", error, task.name)
-        self._conclude(result)
-        return True
-
-    def _deliver_to_url(self) -> None:
-        try:
-            result = self._runner.deliver_to_url(self.task)
-        except Exception as error:  # a defect here must not keep the task from being retried
-            logger.exception("Task %s of queue %s could not be delivered.", self.task.name, self.task.queue)
-            result = AttemptResult(status=None, duration_usec=0, reason=f"{type(error).__name__}: {error}")
-        self._conclude(result)
-
-    def _conclude(self, result: AttemptResult) -> None:
-        try:
-            self._runner.conclude(self, result)
-        except Exception:  # the thread has to survive for the other tasks
-            logger.exception("Task %s of queue %s could not be run.", self.task.name, self.task.queue)
-        finally:
-            self._worker.attempt_ended(self.task, self._runner.clock.monotonic() - self.began)

@@ -6,6 +6,9 @@ while tasks of another queue wait. Two rules prevent that:
 * a free slot goes to the queue that occupies the fewest;
 * some free slots are reserved for queues that occupy none, because their tasks may come at any moment.
 
+While tasks are short, an app process gets more of them than there are slots, so that it always finds the next one. Such
+tasks are delivered *ahead*. One that ends leaves its slot to one of its queue that was delivered ahead.
+
 A queue that is alone gets all slots. As long as there are at least twice as many slots as queues, a queue that occupies
 no slot always finds one. With fewer slots a queue may still occupy half of them, however many other queues there are.
 
@@ -17,9 +20,10 @@ from __future__ import annotations
 import collections
 import math
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from deferred_middleware.server.delivery.channel import AheadBudget, ToDeliver
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import ClaimedTask
 
@@ -36,6 +40,8 @@ class _QueueShare:
     """What one queue has of a service's slots, and its claimed tasks that wait for a slot."""
 
     running: int = 0
+    # How many tasks were delivered without a slot of their own.
+    ahead: int = 0
     claimed: collections.deque[ClaimedTask] = field(default_factory=collections.deque)
     mean_seconds: float = _FAST_SECONDS * 2
     last_turn: int = 0
@@ -58,7 +64,7 @@ class _QueueShare:
 
     @property
     def assigned(self) -> int:
-        return self.running + len(self.claimed)
+        return self.running + self.ahead + len(self.claimed)
 
 
 class ServiceSlots:
@@ -77,12 +83,20 @@ class ServiceSlots:
         self._expected: frozenset[str] = frozenset()
         self._forced: collections.deque[ClaimedTask] = collections.deque()
         self._suspects: collections.deque[ClaimedTask] = collections.deque()
-        self._running: dict[int, ClaimedTask] = {}
+        self._delivered: dict[int, ClaimedTask] = {}
+        # How many slots are occupied.
+        self._occupied = 0
         self._running_suspects: set[int] = set()
         self._turn = 0
         self._more_is_due = False
         self._suspended = False
+        self._is_down = False
         self._closed = False
+
+    @property
+    def occupied(self) -> int:
+        """How many slots are occupied: that many tasks may run at a time."""
+        return self._occupied
 
     def expect(self, queues: Iterable[str]) -> None:
         """Reserve slots for these queues, whose tasks may come to this service."""
@@ -96,7 +110,7 @@ class ServiceSlots:
         are going to be claimed. With ``ahead`` true, fast tasks are claimed before there are slots for them.
         """
         with self._lock:
-            if self._suspended:
+            if self._suspended or self._is_down:
                 return 0
             own = self._shares.get(queue) or _QueueShare()
             served = {name for name, share in self._shares.items() if share.assigned} | planned.keys() | {queue}
@@ -134,36 +148,44 @@ class ServiceSlots:
                     self._forced.append(task)
                 else:
                     self._share(task.queue).claimed.append(task)
-            return len(self._running) < self._concurrency
+            return self._occupied < self._concurrency
 
     def suspend(self, suspended: bool) -> None:
         """While ``suspended`` is true, begin no attempt; attempts in flight continue."""
         with self._lock:
             self._suspended = suspended
 
+    def set_down(self, is_down: bool) -> None:
+        """While ``is_down`` is true, no app process serves, so begin no attempt."""
+        with self._lock:
+            self._is_down = is_down
+
     def more_is_due(self, more: bool) -> None:
         """Note whether the store has more due tasks for this service, so that :meth:`end` asks for them."""
         with self._lock:
             self._more_is_due = more
 
-    def begin(self) -> list[ClaimedTask] | None:
-        """Return the tasks whose attempts begin now; None when the slots are closed and all attempts have ended."""
-        tasks: list[ClaimedTask] = []
+    def begin(self, budget: AheadBudget | None = None) -> list[ToDeliver] | None:
+        """Return the tasks that are delivered now; None when the slots are closed and all attempts have ended.
+
+        As far as the ``budget`` allows, tasks are delivered ahead.
+        """
+        tasks: list[ToDeliver] = []
         with self._lock:
-            while not self._closed and len(self._running) < self._concurrency:
+            while not self._closed and self._occupied < self._concurrency:
                 line = self._next_line()
                 if line is None:
                     break
                 task = line.popleft()
-                self._running[task.id] = task
                 if line is self._suspects:
                     self._running_suspects.add(task.id)
                 share = self._share(task.queue)
                 share.running += 1
-                self._turn += 1
-                share.last_turn = self._turn
-                tasks.append(task)
-            return None if self._closed and not self._running else tasks
+                self._occupied += 1
+                tasks.append(self._deliver(task, share))
+            if budget is not None and not (self._closed or self._suspended or self._is_down):
+                self._go_ahead(budget, tasks)
+            return None if self._closed and not self._delivered else tasks
 
     def end(self, task: ClaimedTask, seconds: float) -> bool:
         """Free the slot of a task whose attempt took so many seconds; return whether to claim more tasks.
@@ -171,18 +193,29 @@ class ServiceSlots:
         A second call for the same attempt changes nothing.
         """
         with self._lock:
-            if self._running.pop(task.id, None) is None:
+            if not self._take_out(task):
                 return False
-            self._running_suspects.discard(task.id)
             share = self._share(task.queue)
-            share.running -= 1
             share.mean_seconds += _NEWEST_WEIGHT * (seconds - share.mean_seconds)
             return self._more_is_due and (share.is_slow or share.assigned <= share.refill_below)
+
+    def give_back(self, tasks: Sequence[ClaimedTask]) -> list[ClaimedTask]:
+        """Take back delivered tasks that have not begun; return those that may not begin here any more."""
+        with self._lock:
+            found = [task for task in tasks if self._take_out(task)]
+            if self._closed:
+                return found
+            for task in reversed(found):
+                if self._quarantine.is_suspect(task):
+                    self._suspects.appendleft(task)
+                else:
+                    self._share(task.queue).claimed.appendleft(task)
+            return []
 
     def running(self) -> list[ClaimedTask]:
         """Return the tasks whose attempts are in flight."""
         with self._lock:
-            return list(self._running.values())
+            return list(self._delivered.values())
 
     def withdraw(self, queues: Collection[str]) -> list[ClaimedTask]:
         """Take out the tasks of these queues that are claimed and not begun, except forced ones; return them."""
@@ -208,6 +241,42 @@ class ServiceSlots:
         self._suspects = collections.deque(kept)
         return withdrawn
 
+    def _deliver(self, task: ClaimedTask, share: _QueueShare, *, is_ahead: bool = False) -> ToDeliver:
+        self._delivered[task.id] = task
+        self._turn += 1
+        share.last_turn = self._turn
+        return ToDeliver(task, is_ahead, share.mean_seconds)
+
+    def _go_ahead(self, budget: AheadBudget, tasks: list[ToDeliver]) -> None:
+        """Deliver tasks of queues that occupy a slot, or would if one were free."""
+        waiting = [share for share in self._shares.values() if share.claimed]
+        while waiting:
+            share = (
+                min(waiting, key=lambda one: (one.running + one.ahead, one.last_turn)) if waiting[1:] else waiting[0]
+            )
+            if not budget.take(share.claimed[0], share.mean_seconds):
+                return
+            share.ahead += 1
+            tasks.append(self._deliver(share.claimed.popleft(), share, is_ahead=True))
+            if not share.claimed:
+                waiting.remove(share)
+
+    def _take_out(self, task: ClaimedTask) -> bool:
+        """Take a task out of those that are delivered; return whether it was one of them."""
+        if self._delivered.pop(task.id, None) is None:
+            return False
+        self._running_suspects.discard(task.id)
+        share = self._share(task.queue)
+        # A task that was delivered ahead takes over its slot, as far as the queue may keep the slot.
+        if share.ahead and (share.running == 1 or self._occupied <= self._concurrency - self._reserved(task.queue)):
+            share.ahead -= 1
+        elif share.running:
+            share.running -= 1
+            self._occupied -= 1
+        else:
+            share.ahead -= 1
+        return True
+
     def _share(self, queue: str) -> _QueueShare:
         share = self._shares.get(queue)
         if share is None:
@@ -216,7 +285,7 @@ class ServiceSlots:
 
     def _next_line(self) -> collections.deque[ClaimedTask] | None:
         """Return the line whose first task begins next; None if no task may begin."""
-        if self._suspended:
+        if self._suspended or self._is_down:
             return None
         if self._forced:
             return self._forced
@@ -224,13 +293,16 @@ class ServiceSlots:
             return self._suspects
         waiting = [(name, share) for name, share in self._shares.items() if share.claimed]
         if len(waiting) > 1:
-            waiting.sort(key=lambda item: (item[1].running, item[1].last_turn))
+            waiting.sort(key=lambda item: (item[1].running + item[1].ahead, item[1].last_turn))
         return next((share.claimed for name, share in waiting if self._may_begin(name, share)), None)
 
     def _may_begin(self, queue: str, share: _QueueShare) -> bool:
         if share.running == 0:
             return True
+        return self._concurrency - self._occupied - 1 >= self._reserved(queue)
+
+    def _reserved(self, queue: str) -> int:
+        """Return how many slots are reserved for other queues than this one."""
         shares = self._shares
         idle = sum(1 for name in self._expected if name != queue and (name not in shares or not shares[name].running))
-        reserved = min(idle, self._concurrency // 2)
-        return self._concurrency - len(self._running) - 1 >= reserved
+        return min(idle, self._concurrency // 2)

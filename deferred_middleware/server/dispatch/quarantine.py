@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 
 logger: Final = logging.getLogger(__name__)
@@ -52,6 +52,12 @@ class Quarantine:
         if task.id in self._suspects:
             with self._lock:
                 self._running.setdefault(service, set()).add(task.id)
+
+    def attempt_not_begun(self, task: ClaimedTask, service: str) -> None:
+        """Take note that an attempt did not begin after all."""
+        if task.id in self._suspects:
+            with self._lock:
+                self._running.get(service, set()).discard(task.id)
 
     def attempt_survived(self, task: ClaimedTask, service: str) -> None:
         """Take note that the process outlived an attempt: the task is no suspect any more."""

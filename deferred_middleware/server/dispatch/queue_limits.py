@@ -235,6 +235,14 @@ class QueueLimits:
             may_claim, state.waiting_for_begin = state.waiting_for_begin, False
             return may_claim
 
+    def handed_back(self, queue: str) -> None:
+        """Take note that an attempt did not begin after all; its task is still claimed."""
+        with self._lock:
+            state = self._state(queue)
+            state.reserved += 1
+            if state.bucket is not None:
+                state.bucket.take(-1)
+
     def released(self, queue: str, number: int) -> None:
         """Take note that claimed tasks were released without an attempt."""
         with self._lock:

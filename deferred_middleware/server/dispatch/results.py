@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deferred_middleware.server.apps.process_ends import ProcessEnd
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.http_attempt import AttemptResult
+from deferred_middleware.server.delivery.attempt_result import AttemptResult, ProcessEnd
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, RetryPolicy
 from deferred_middleware.server.store.statistics.traceback_text import failure_site

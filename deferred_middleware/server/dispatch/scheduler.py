@@ -15,15 +15,15 @@ from typing import Final
 
 from deferred_middleware.server.admin.reading.standing import QueueStanding
 from deferred_middleware.server.admin.task_lines import AttemptReports, DeadLetterLog
-from deferred_middleware.server.apps.process_ends import ProcessEnds
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory
 from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.url_attempt import UrlDeliverer
 from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.rounds import MAX_WAIT_SECONDS, DispatchCore
 from deferred_middleware.server.dispatch.wake_up import WakeUp
-from deferred_middleware.server.dispatch.worker import ServiceWorker
+from deferred_middleware.server.dispatch.worker import Links, ServiceWorker
 from deferred_middleware.server.store.records import TaskSummary
 from deferred_middleware.server.store.store import TaskStore
 
@@ -39,34 +39,30 @@ class Scheduler:
     """Runs the tasks of ``store`` in the services of ``directory``, as ``queues`` allow.
 
     ``clock`` returns the wall clock's seconds since the epoch, which ETAs are compared with, and ``monotonic`` seconds
-    that never go back. ``process_ends`` knows which app processes have ended. ``reports`` is told of each attempt's
-    end; by default, dead letters are logged. ``url_deliverer`` sends the tasks that have complete URLs.
-    ``real_seconds`` returns how long to wait until so many seconds of the clock have passed. Call :meth:`wake` when
-    tasks were added, and when a queue was paused or resumed in the store; the scheduler itself notices a change of
-    ``queues``.
+    that never go back. ``requests`` makes the requests of tasks; ``url_deliverer`` sends those that have complete URLs.
+    ``reports`` is told of each attempt's end; by default, dead letters are logged. ``real_seconds`` returns how long to
+    wait until so many seconds of the clock have passed. Call :meth:`wake` when tasks were added, and when a queue was
+    paused or resumed in the store; the scheduler itself notices a change of ``queues``.
     """
 
     def __init__(
         self,
         store: TaskStore,
         directory: ServiceDirectory,
-        deliverer: Deliverer,
+        requests: TaskRequests,
         *,
         queues: QueueRegistry | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        process_ends: ProcessEnds | None = None,
         reports: AttemptReports | None = None,
         url_deliverer: UrlDeliverer | None = None,
         real_seconds: Callable[[float], float] = lambda seconds: seconds,
     ) -> None:
         self._store = store
         self._directory = directory
-        self._deliverer = deliverer
         self._real_seconds = real_seconds
-        self._url_deliverer = url_deliverer or UrlDeliverer()
         self._wake_up = WakeUp()
-        self._core = DispatchCore(
+        self._core = core = DispatchCore(
             store,
             directory,
             self._wake_up,
@@ -74,25 +70,27 @@ class Scheduler:
             clock=clock,
             monotonic=monotonic,
         )
+        self._links = Links(
+            requests=requests,
+            destinations=core.destinations,
+            deliverer=Deliverer(requests),
+            url_deliverer=url_deliverer or UrlDeliverer(),
+        )
         self._runner = AttemptRunner(
             store=store,
-            deliverer=deliverer,
-            url_deliverer=self._url_deliverer,
-            destinations=self._core.destinations,
-            rules=self._core.rules,
-            results=self._core.results,
+            rules=core.rules,
+            results=core.results,
             reports=reports or DeadLetterLog(),
-            quarantine=self._core.quarantine,
-            limits=self._core.limits,
-            process_ends=process_ends or ProcessEnds(),
-            clock=self._core.clock,
+            quarantine=core.quarantine,
+            limits=core.limits,
+            clock=core.clock,
             wake_up=self._wake_up,
         )
         self._workers = {
-            service: ServiceWorker(service, slots, self._runner, self._wake_up)
-            for service, slots in self._core.slots.items()
+            service: ServiceWorker(service, slots, self._runner, self._wake_up, self._links)
+            for service, slots in core.slots.items()
         }
-        self._core.connect(self._workers, self._runner.fail)
+        core.connect(self._workers, self._runner.fail)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -106,6 +104,10 @@ class Scheduler:
         """Look for due tasks now."""
         self._wake_up.wake()
 
+    def worker_of(self, service: str) -> ServiceWorker:
+        """Return the worker of a service, which has to know the service's processes if they run here."""
+        return self._workers[self._directory.by_id(service)]
+
     def queue_standing(self, queue: str) -> QueueStanding:
         """Return what limits a queue at this moment."""
         return self._core.limits.standing(queue)
@@ -116,15 +118,15 @@ class Scheduler:
 
     def running_in(self, service: str) -> int:
         """Return how many attempts are in flight in a service."""
-        return len(self._worker_of(service).slots.running())
+        return self.worker_of(service).slots.occupied
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""
-        self._worker_of(service).suspend(True)
+        self.worker_of(service).suspend(True)
 
     def resume_service(self, service: str) -> None:
         """Begin attempts in a service again."""
-        self._worker_of(service).suspend(False)
+        self.worker_of(service).suspend(False)
         self.wake()
 
     def stop(self, grace_seconds: float) -> int:
@@ -142,8 +144,9 @@ class Scheduler:
         running = [task for worker in self._workers.values() for task in worker.slots.running()]
         left = [*not_begun, *self._runner.abandon(running)]
         released = self._store.release(left) if left else 0
-        self._deliverer.close()
-        self._url_deliverer.close()
+        self._links.close()
+        for worker in self._workers.values():
+            worker.cut_off()
         self._join_workers(time.monotonic() + _CUT_OFF_SECONDS)
         return released
 
@@ -159,9 +162,6 @@ class Scheduler:
                 self._wake_up.pause(pause_seconds)
                 wait_seconds = 0.0
                 pause_seconds = min(_MAX_ERROR_PAUSE_SECONDS, 2 * pause_seconds)
-
-    def _worker_of(self, service: str) -> ServiceWorker:
-        return self._workers[self._directory.by_id(service)]
 
     def _join_workers(self, until: float) -> None:
         for worker in self._workers.values():

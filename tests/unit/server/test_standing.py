@@ -9,7 +9,7 @@ import pytest
 from deferred_middleware.server.apps.process import ProcessStatus
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory, UnknownServiceError
-from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.standing import server_standing
 from deferred_middleware.server.store.records import NewTask
@@ -29,7 +29,7 @@ PROCESSES = {
 def test_services_and_queues_stand(tmp_path: Path) -> None:
     """Each service has the state of its process; a task has its service."""
     store = TaskStore(tmp_path / "tasks.sqlite")
-    scheduler = Scheduler(store, ServiceDirectory(SERVICES), Deliverer(delivery_token="t"), queues=QueueRegistry())
+    scheduler = Scheduler(store, ServiceDirectory(SERVICES), TaskRequests(), queues=QueueRegistry())
     standing = server_standing(scheduler, SERVICES, process_of=PROCESSES.get)
     store.add([NewTask(queue="default", url="/", eta_usec=2**61, target=target) for target in ("down", "nowhere")])
     nowhere, down = store.queries.find().tasks

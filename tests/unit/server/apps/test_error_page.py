@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from deferred_middleware.server.apps.error_page import ErrorPage, serving_error_page
-from deferred_middleware.wire.protocol import SERVER_TOKEN_HEADER
 
 WAIT_SECONDS = 30.0
 PAGE = ErrorPage("default", "Importing main failed: <b> & \udcff", 'File "main.py"\n</pre><script>')
@@ -38,7 +37,7 @@ def ask(listener: socket.socket, method: str = "GET", **headers: str) -> tuple[i
 
 def test_every_request_gets_the_traceback(listener: socket.socket) -> None:
     """Browsers get HTML with everything escaped, others text."""
-    with serving_error_page(PAGE, listener, delivery_token="token", on_delivery=lambda: None):
+    with serving_error_page(PAGE, listener):
         status, kind, body = ask(listener, Accept="text/html,*/*")
         assert (status, kind) == (500, "text/html; charset=utf-8")
         assert "failed: &lt;b&gt; &amp; \\udcff" in body
@@ -49,20 +48,9 @@ def test_every_request_gets_the_traceback(listener: socket.socket) -> None:
         assert ask(listener, "HEAD")[2] == ""
 
 
-def test_a_delivery_is_not_answered(listener: socket.socket) -> None:
-    """The connection of an attempt is closed without an answer, and reported; a wrong token is no attempt."""
-    attempts: list[None] = []
-    with serving_error_page(PAGE, listener, delivery_token="token", on_delivery=lambda: attempts.append(None)):
-        with pytest.raises(http.client.RemoteDisconnected):
-            ask(listener, "POST", **{SERVER_TOKEN_HEADER: "token"})
-        assert attempts == [None]
-        assert ask(listener, "POST", **{SERVER_TOKEN_HEADER: "other"})[0] == 500
-    assert attempts == [None]
-
-
 def test_the_socket_stays_open(listener: socket.socket) -> None:
     """Afterwards, requests wait in the socket's backlog for the next process."""
-    with serving_error_page(PAGE, listener, delivery_token="token", on_delivery=lambda: None):
+    with serving_error_page(PAGE, listener):
         pass
     client = socket.create_connection(listener.getsockname(), WAIT_SECONDS)
     listener.settimeout(WAIT_SECONDS)

@@ -18,9 +18,17 @@ import pytest
 
 import deferred_middleware
 from deferred_middleware.server.apps import process
-from deferred_middleware.server.apps.process import AppProcess, ProcessEvent, ProcessReady, StartFailed, pause_seconds
-from deferred_middleware.server.apps.process_ends import ProcessEnds
+from deferred_middleware.server.apps.process import (
+    AppProcess,
+    Deliveries,
+    ProcessEvent,
+    ProcessReady,
+    StartFailed,
+    pause_seconds,
+)
 from deferred_middleware.server.apps.spawn import AppProcessConfig
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
+from deferred_middleware.server.delivery.channel_socket import ChannelSocket
 
 WAIT_SECONDS = 30.0
 
@@ -47,10 +55,27 @@ def app(environ, start_response):
 """
 
 
+class Ends:
+    """What delivers no tasks, and notes the ends of the processes."""
+
+    def __init__(self) -> None:
+        self.noted: queue.SimpleQueue[ProcessEnd] = queue.SimpleQueue()
+        self.kill: Callable[[str], None] = lambda reason: None
+
+    def process_serves(self, channel: ChannelSocket, kill: Callable[[str], None]) -> None:
+        """Keep what kills the process."""
+        self.kill = kill
+
+    def process_ended(self, channel: ChannelSocket, end: ProcessEnd) -> None:
+        """Note the end."""
+        channel.close()
+        self.noted.put(end)
+
+
 class Running:
     """A service under test: its process, its port, and the reported events."""
 
-    def __init__(self, tmp_path: Path, source: str, *, ends: ProcessEnds | None = None, **changes: Any) -> None:
+    def __init__(self, tmp_path: Path, source: str, *, deliveries: Deliveries | None = None, **changes: Any) -> None:
         (tmp_path / "served.py").write_text(source)
         self.events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -68,13 +93,14 @@ class Running:
                 threads=4,
                 listener=self.listener,
                 environ=environ,
+                concurrency=2,
                 delivery_token="token",
                 api_ticket="ticket",
                 default_hostname="127.0.0.1:1",
                 **changes,
             ),
             on_event=self.events.put,
-            ends=ends,
+            deliveries=deliveries,
         )
 
     def start(self) -> ProcessEvent:
@@ -357,8 +383,8 @@ def change(service: Running, tmp_path: Path, source: str) -> None:
 
 def test_it_is_started_again_with_changed_code(running: Start, tmp_path: Path) -> None:
     """After a restart the app runs its new code, and the old process's end counts as intended."""
-    ends = ProcessEnds(["default"])
-    service = running(VERSIONED.format(version="old"), ends=ends)
+    ends = Ends()
+    service = running(VERSIONED.format(version="old"), deliveries=ends)
     service.start()
     assert service.get() == "old"
     assert service.process.is_serving
@@ -366,9 +392,20 @@ def test_it_is_started_again_with_changed_code(running: Start, tmp_path: Path) -
     # The old process may answer until it ends.
     assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
     assert service.get() == "newer"
-    end = ends.wait_for("default", since=0)
-    assert end is not None
+    end = ends.noted.get(timeout=WAIT_SECONDS)
     assert (end.number, end.intended) == (1, True)
+
+
+def test_a_process_that_breaks_the_rules_is_killed(running: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Who delivers tasks can have the process killed, with a reason for the log; it is started again."""
+    ends = Ends()
+    service = running(ECHO_PID, deliveries=ends)
+    service.start()
+    ends.kill("it answered twice")
+    assert service.events.get(timeout=WAIT_SECONDS) == ProcessReady(service="default")
+    end = ends.noted.get(timeout=WAIT_SECONDS)
+    assert (end.how, end.intended) == ("was ended by the server: it answered twice", False)
+    assert "The app process of service 'default' was ended by the server: it answered twice" in caplog.text
 
 
 def test_broken_code_is_told_and_waits_for_better(

@@ -9,14 +9,16 @@ from wsgiref.validate import validator
 import pytest
 
 from deferred_middleware.server.delivery.frontend import Frontend
+from deferred_middleware.wire.protocol import LOCAL_SERVER_ENVIRON_KEY
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+
 TOKEN = "only-the-queue-process-knows"
 
 
-def seen(**headers: str) -> dict[str, Any]:
+def seen(*, delivered: bool = False, **headers: str) -> dict[str, Any]:
     """Send a request with these ``environ`` entries through a front end; return the app's ``environ``."""
     got: dict[str, Any] = {}
 
@@ -30,42 +32,53 @@ def seen(**headers: str) -> dict[str, Any]:
     frontend = Frontend(app, delivery_token=TOKEN, api_ticket="ticket", default_hostname="127.0.0.1:8080")
     # QUERY_STRING: PEP 3333 requires a str, and validator warns if it is missing.
     environ.setdefault("QUERY_STRING", "")
-    result = validator(frontend)(environ, lambda *_args: lambda _data: None)
+    result = validator(frontend.deliver if delivered else frontend)(environ, lambda *_args: lambda _data: None)
     list(result)
     result.close()  # type: ignore[attr-defined]
     return got
 
 
-@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", "nöt-äscii"])
-def test_outsiders_send_no_platform_headers(token: str | None) -> None:
-    """Without the right token, every X-AppEngine header is removed."""
-    headers = {} if token is None else {"HTTP_X_DEFERRED_SERVER_TOKEN": token}
-    got = seen(HTTP_X_APPENGINE_QUEUENAME="default", HTTP_X_APPENGINE_USER_IS_ADMIN="1", **headers)
+def test_outsiders_send_no_platform_headers() -> None:
+    """Every X-AppEngine header of a client is removed, and no client can pose as the queue process."""
+    got = seen(HTTP_X_APPENGINE_QUEUENAME="default", HTTP_X_APPENGINE_USER_IS_ADMIN="1")
     assert "HTTP_X_APPENGINE_QUEUENAME" not in got
     assert "HTTP_X_APPENGINE_USER_IS_ADMIN" not in got
+    assert LOCAL_SERVER_ENVIRON_KEY not in got
 
 
 def test_other_spellings_are_removed_too() -> None:
     """Every key that means an X-AppEngine header is removed, whatever its spelling."""
-    got = seen(**{"HTTP_x_appengine-TaskName": "forged"})
+    headers: Any = {"HTTP_x_appengine-TaskName": "forged"}
+    got = seen(**headers)
     assert "forged" not in got.values()
 
 
 def test_the_queue_process_is_believed() -> None:
-    """With the token, a task's headers reach the app."""
-    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=TOKEN, HTTP_X_APPENGINE_QUEUENAME="default")
+    """The headers of a delivery reach the app, together with those that every request gets."""
+    got = seen(delivered=True, HTTP_X_APPENGINE_QUEUENAME="default")
     assert got["HTTP_X_APPENGINE_QUEUENAME"] == "default"
+    assert got[LOCAL_SERVER_ENVIRON_KEY] is True
+    assert got["HTTP_X_APPENGINE_API_TICKET"] == "ticket"
+    assert got["HTTP_X_APPENGINE_REQUEST_LOG_ID"]
+
+
+def test_a_request_of_the_queue_process_over_http_is_believed() -> None:
+    """With the token, the headers of a cron job reach the app."""
+    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=TOKEN, HTTP_X_APPENGINE_CRON="true")
+    assert got["HTTP_X_APPENGINE_CRON"] == "true"
     assert got["HTTP_X_APPENGINE_USER_IP"] == "0.1.0.2"
 
 
-@pytest.mark.parametrize("token", [TOKEN, "wrong"])
-def test_the_token_never_reaches_the_app(token: str) -> None:
-    """The token is removed, so an app that displays its headers doesn't reveal it."""
-    assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in seen(HTTP_X_DEFERRED_SERVER_TOKEN=token)
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN + "x", "n\xf6t-\xe4scii"])
+def test_another_token_is_none(token: str) -> None:
+    """With a wrong token, every X-AppEngine header is removed. The token never reaches the app."""
+    got = seen(HTTP_X_DEFERRED_SERVER_TOKEN=token, HTTP_X_APPENGINE_QUEUENAME="default")
+    assert "HTTP_X_APPENGINE_QUEUENAME" not in got
+    assert "HTTP_X_DEFERRED_SERVER_TOKEN" not in got
 
 
 def test_an_outsiders_address_is_the_connections() -> None:
-    """Without the token, the user IP is the connection's address, because the SDK copies it into REMOTE_ADDR."""
+    """A client's user IP is the connection's address, because the SDK copies it into REMOTE_ADDR."""
     assert seen(HTTP_X_APPENGINE_USER_IP="0.1.0.2")["HTTP_X_APPENGINE_USER_IP"] == "192.0.2.7"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import urllib.parse
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from deferred_middleware.config.process import Deployment
 from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.execution.trust import Authenticator
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.http_attempt import Deliverer
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask, CloudOrigin
 from tests.support.storing import TASK
@@ -27,28 +26,15 @@ LEGACY = dataclasses.replace(
 )
 
 
-def deliverer(**environ: str) -> Deliverer:
-    """Return a deliverer to a service with this environment."""
-    return Deliverer(delivery_token="token", voucher=Voucher({SERVICE.id: environ}, application="shop"))
+def requests(**environ: str) -> TaskRequests:
+    """Return what makes the requests for a service with this environment."""
+    return TaskRequests(Voucher({SERVICE.id: environ}, application="shop"))
 
 
 def delivered(task: ClaimedTask, **environ: str) -> dict[str, Any]:
     """Return the WSGI environment of the request that delivers a task."""
-    head, _, body = deliverer(**environ).request(task, SERVICE, "localhost").partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, target, _ = first.split(" ")
-    made: dict[str, Any] = {
-        "REQUEST_METHOD": method,
-        "SCRIPT_NAME": "",
-        "PATH_INFO": urllib.parse.unquote(target, "latin-1"),
-        "QUERY_STRING": "",
-        "CONTENT_LENGTH": str(len(body)),
-        "wsgi.input": io.BytesIO(body),
-    }
-    for line in lines:
-        name, _, value = line.partition(": ")
-        made["HTTP_" + name.upper().replace("-", "_")] = value
-    return made
+    made: dict[str, Any] = {"SCRIPT_NAME": "", "wsgi.input": io.BytesIO(task.body)}
+    return made | requests(**environ).environ(task, SERVICE, "localhost")
 
 
 def authenticator(key: str = KEY) -> Authenticator:
@@ -102,9 +88,8 @@ def test_the_signature_is_that_of_the_services_key() -> None:
 )
 def test_other_tasks_get_none(task: ClaimedTask) -> None:
     """Tasks that are no calls, and tasks of our own library, are delivered as they were enqueued."""
-    request = deliverer(DEFERRED_SECRET_KEYS=KEY).request(task, SERVICE, "localhost")
-
-    assert b"X-Deferred-Signature" not in request
+    assert "X-Deferred-Signature" not in dict(requests(DEFERRED_SECRET_KEYS=KEY).headers(task, SERVICE, "localhost"))
+    assert delivered(task, DEFERRED_SECRET_KEYS=KEY).get("HTTP_X_DEFERRED_SIGNATURE") is None
 
 
 @pytest.mark.parametrize(("text", "signed"), [("true", False), ("True", False), ("1", False), ("false", True)])
@@ -119,7 +104,8 @@ def test_a_service_that_is_not_known_gets_none() -> None:
     """Without the key of a service the server can't sign."""
     other = dataclasses.replace(SERVICE, name="other")
 
-    assert b"X-Deferred-Signature" not in deliverer(DEFERRED_SECRET_KEYS=KEY).request(LEGACY, other, "localhost")
+    headers = requests(DEFERRED_SECRET_KEYS=KEY).headers(LEGACY, other, "localhost")
+    assert "X-Deferred-Signature" not in dict(headers)
     assert "HTTP_X_DEFERRED_SIGNATURE" not in delivered(LEGACY)
 
 

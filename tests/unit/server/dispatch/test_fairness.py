@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
+from deferred_middleware.server.delivery.channel import AheadBudget
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.store.records import ClaimedTask
@@ -13,7 +14,7 @@ from deferred_middleware.server.store.records import ClaimedTask
 def task(queue: str, task_id: int) -> ClaimedTask:
     """Return a claimed task of a queue."""
     fields: dict[str, Any] = dict.fromkeys(ClaimedTask.__dataclass_fields__)
-    return ClaimedTask(**{**fields, "id": task_id, "queue": queue, "name": str(task_id), "retry_count": 0})
+    return ClaimedTask(**{**fields, "id": task_id, "queue": queue, "name": str(task_id), "body": b"", "retry_count": 0})
 
 
 def tasks(queue: str, *ids: int) -> list[ClaimedTask]:
@@ -24,7 +25,7 @@ def tasks(queue: str, *ids: int) -> list[ClaimedTask]:
 def begun(slots: ServiceSlots) -> list[int] | None:
     """Return the IDs of the tasks that begin now."""
     found = slots.begin()
-    return None if found is None else [one.id for one in found]
+    return None if found is None else [one.task.id for one in found]
 
 
 def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
@@ -62,7 +63,7 @@ def test_forced_tasks_go_first() -> None:
 def test_suspects_run_one_at_a_time() -> None:
     """Two suspects never run at the same time, but other tasks may run beside a suspect."""
     quarantine = Quarantine()
-    end = ProcessEnd(service="default", number=1, how="ended", intended=False, at=0)
+    end = ProcessEnd(service="default", number=1, how="ended", intended=False)
     slots = ServiceSlots(3, quarantine)
     suspects = tasks("default", 1, 2)
     for suspect in suspects:
@@ -115,3 +116,110 @@ def test_an_attempt_ends_once() -> None:
     assert slots.end(task("default", 1), 1.0) is False
     assert begun(slots) == [2]
     assert [one.id for one in slots.running()] == [2]
+
+
+def budget(number: int = 100, seconds: float = 1.0) -> AheadBudget:
+    """Return what may be delivered ahead."""
+    return AheadBudget(number=number, size=1 << 20, seconds=seconds)
+
+
+def short(slots: ServiceSlots, *queues: str) -> None:
+    """Let the slots know that the tasks of these queues are short."""
+    for queue in queues:
+        for number in range(1000, 1030):
+            slots.assign(tasks(queue, number))
+            slots.begin()
+            slots.end(tasks(queue, number)[0], 0.0001)
+
+
+def test_short_tasks_are_delivered_ahead() -> None:
+    """Beyond the slots, short tasks are delivered as far as the budget allows, and take over slots that get free."""
+    slots = ServiceSlots(2, Quarantine())
+    short(slots, "short")
+    given = tasks("short", *range(1, 11))
+    slots.assign(given)
+    begun = slots.begin(budget(5))
+    assert begun is not None
+    assert [(one.task.id, one.is_ahead) for one in begun] == [(n, n > 2) for n in range(1, 8)]
+    assert slots.occupied == 2
+    for task in given[:5]:
+        slots.end(task, 0.0001)
+        assert slots.occupied == 2
+    slots.end(given[5], 0.0001)
+    assert slots.occupied == 1
+    slots.end(given[6], 0.0001)
+    assert slots.occupied == 0
+
+
+def test_long_tasks_are_not_delivered_ahead() -> None:
+    """A task that may take longer than the budget waits here."""
+    slots = ServiceSlots(2, Quarantine())
+    slots.assign(tasks("long", 1, 2, 3))
+    begun = slots.begin(budget(seconds=0.02))
+    assert begun is not None
+    assert [one.task.id for one in begun] == [1, 2]
+
+
+def test_queues_go_ahead_in_turn() -> None:
+    """A queue that has nothing delivered goes before one that has."""
+    slots = ServiceSlots(1, Quarantine())
+    short(slots, "one", "two")
+    slots.assign(tasks("one", 1, 2, 3))
+    slots.assign(tasks("two", 4, 5))
+    begun = slots.begin(budget())
+    assert begun is not None
+    assert [one.task.id for one in begun] == [1, 4, 2, 5, 3]
+
+
+def test_what_is_given_back_goes_first() -> None:
+    """Deliveries that have not begun go back to the head of their queue, in their order, and cost no slot."""
+    slots = ServiceSlots(1, Quarantine())
+    short(slots, "short")
+    given = tasks("short", *range(1, 6))
+    slots.assign(given)
+    assert len(slots.begin(budget(3)) or []) == 4
+    assert slots.give_back(given[1:4]) == []
+    assert [task.id for task in slots.running()] == [1]
+    slots.end(given[0], 0.0001)
+    assert [begun(slots), slots.occupied] == [[2], 1]
+    assert slots.give_back([given[1]]) == []
+    assert slots.give_back([given[1]]) == []
+    assert slots.occupied == 0
+    assert [task.id for task in slots.close()] == [2, 3, 4, 5]
+
+
+def test_what_is_given_back_after_the_end_is_returned() -> None:
+    """When no attempt begins any more, the caller has to release what is given back."""
+    slots = ServiceSlots(1, Quarantine())
+    slots.assign(tasks("queue", 1))
+    assert begun(slots) == [1]
+    slots.close()
+    assert [task.id for task in slots.give_back(tasks("queue", 1))] == [1]
+    assert slots.begin() is None
+
+
+def test_a_slot_that_is_reserved_for_another_queue_is_not_kept() -> None:
+    """A busy queue gives up the slots that are reserved since it took them, even if it has tasks ahead."""
+    slots = ServiceSlots(4, Quarantine())
+    short(slots, "busy")
+    given = tasks("busy", *range(1, 31))
+    slots.assign(given)
+    assert len(slots.begin(budget(20)) or []) == 24
+    slots.expect(["busy", "other"])
+    slots.end(given[0], 0.0001)
+    assert slots.occupied == 3
+    slots.end(given[1], 0.0001)
+    assert slots.occupied == 3
+    slots.assign(tasks("other", 99))
+    assert 99 in (begun(slots) or [])
+
+
+def test_without_a_process_nothing_begins() -> None:
+    """While no process serves, tasks wait, and none is claimed."""
+    slots = ServiceSlots(2, Quarantine())
+    slots.set_down(True)
+    slots.assign(tasks("queue", 1))
+    assert slots.begin(budget()) == []
+    assert slots.claimable("queue", ["queue"], {}, ahead=True) == 0
+    slots.set_down(False)
+    assert begun(slots) == [1]

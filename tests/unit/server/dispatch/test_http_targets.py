@@ -12,7 +12,8 @@ import pytest
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import ServiceDirectory
-from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer
+from deferred_middleware.server.delivery.attempt_result import AttemptResult
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.dispatch.results import completion_of
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.store.records import HTTP_TARGET, CloudOrigin, NewTask, RetryPolicy, StoredTask
@@ -32,7 +33,7 @@ class Setting:
         # The queue's own target is for tasks of services; these have none.
         self.queues = QueueRegistry([QueueConfig(name=QUEUE, target="v1.worker", retry=QUICK)])
         directory = ServiceDirectory([], needs_none=True)
-        self.scheduler = Scheduler(self.store, directory, Deliverer(delivery_token="secret"), queues=self.queues)
+        self.scheduler = Scheduler(self.store, directory, TaskRequests(), queues=self.queues)
         self.scheduler.start()
 
     def add(self, name: str, url: str, **fields: Any) -> None:
@@ -71,12 +72,11 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
 
 
 def test_a_task_goes_to_its_url(setting: Setting, target: HttpTarget) -> None:
-    """A task runs although no service is served, without the secret that services get."""
+    """A task runs although no service is served."""
     setting.add("one", f"{target.url}/work")
     task = setting.wait_for("one", "succeeded")
     (seen,) = target.seen
     assert (seen.path, seen.body, seen.headers["x-cloudtasks-queuename"]) == ("/work", b"work", "mail")
-    assert "secret" not in str(seen)
     (attempt,) = setting.store.queries.attempts(task.id)
     assert (attempt.service, attempt.status, attempt.scheduled_usec) == ("http", 200, task.eta_usec)
 

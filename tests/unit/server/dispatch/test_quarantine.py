@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from deferred_middleware.server.apps.process_ends import ProcessEnd
+from deferred_middleware.server.delivery.attempt_result import ProcessEnd
 from deferred_middleware.server.dispatch.quarantine import DEATHS, Quarantine
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask
 from tests.support.storing import TASK
@@ -61,7 +61,7 @@ def history() -> History:
 
 def end(number: int) -> ProcessEnd:
     """Return the death of a process."""
-    return ProcessEnd(service="default", number=number, how="was killed by signal 9 (SIGKILL)", intended=False, at=0)
+    return ProcessEnd(service="default", number=number, how="was killed by signal 9 (SIGKILL)", intended=False)
 
 
 def test_a_task_that_kills_three_times_is_given_up(history: History) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
-from deferred_middleware.server.delivery.http_attempt import AttemptResult, Deliverer
+from deferred_middleware.server.delivery.attempt_result import AttemptResult
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.dispatch.results import completion_of
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.store.records import ClaimedTask, NewTask, RetryPolicy, State, StoredTask
@@ -97,7 +98,12 @@ class App:
         """Return the two services."""
         return [
             Service(
-                name=name, version="local", host="127.0.0.1", port=server.server_address[1], concurrency=concurrency
+                name=name,
+                version="local",
+                host="127.0.0.1",
+                port=server.server_address[1],
+                concurrency=concurrency,
+                external=True,
             )
             for name, server in zip(("default", "background"), self._servers, strict=True)
         ]
@@ -166,8 +172,7 @@ class World:
     ) -> Scheduler:
         """Start a scheduler."""
         directory = ServiceDirectory(self.app.services(concurrency))
-        deliverer = Deliverer(delivery_token="token")
-        scheduler = Scheduler(self.store, directory, deliverer, queues=queues, clock=clock)
+        scheduler = Scheduler(self.store, directory, TaskRequests(), queues=queues, clock=clock)
         self._schedulers.append(scheduler)
         scheduler.start()
         return scheduler

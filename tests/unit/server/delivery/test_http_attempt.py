@@ -1,4 +1,4 @@
-"""A delivery attempt over HTTP, against real servers on real sockets."""
+"""Attempts at services that run elsewhere, against real servers on real sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.http_attempt import EXCERPT_BYTES, AttemptResult, Deliverer, request_headers
+from deferred_middleware.server.delivery.attempt_result import EXCERPT_BYTES, AttemptEvent, AttemptResult
+from deferred_middleware.server.delivery.channel import ToDeliver
+from deferred_middleware.server.delivery.http_attempt import Deliverer, HttpAttempt, HttpAttempts
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from tests.support.storing import TASK
 from tests.support.threadedserver import ThreadedHTTPServer, ThreadedTCPServer
 
@@ -64,7 +67,7 @@ class Server:
 
 def service_at(port: int) -> Service:
     """Return the service on a port."""
-    return Service(name="default", version="local", host="127.0.0.1", port=port, concurrency=1)
+    return Service(name="default", version="local", host="127.0.0.1", port=port, concurrency=1, external=True)
 
 
 def respond(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"", **headers: str) -> None:
@@ -86,8 +89,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def deliverer() -> Iterator[Deliverer]:
-    """A deliverer with a token."""
-    deliverer = Deliverer(delivery_token="token")
+    """A deliverer without connections."""
+    deliverer = Deliverer(TaskRequests())
     yield deliverer
     deliverer.close()
 
@@ -110,8 +113,48 @@ def raw_server(handle: Callable[[socket.socket], None]) -> Iterator[Service]:
             thread.join()
 
 
+class Attempts:
+    """The attempts at one service, and their events."""
+
+    def __init__(self, deliverer: Deliverer, service: Service) -> None:
+        self._happened = threading.Condition()
+        self.attempts = HttpAttempts(lambda task: HttpAttempt(deliverer, task, service, HOST), self._notify)
+        self.events: list[AttemptEvent] = []
+
+    def begin(self, **changes: Any) -> None:
+        """Begin an attempt."""
+        task = dataclasses.replace(TASK, **changes)
+        assert self.attempts.deliver([ToDeliver(task)], limit=1, now=time.monotonic()) == []
+
+    def wait_for(self, number: int) -> list[AttemptEvent]:
+        """Wait until there are so many events; return them."""
+        until = time.monotonic() + 20
+        with self._happened:
+            while True:
+                now = time.monotonic()
+                self.attempts.proceed(self.events, now)
+                if len(self.events) >= number:
+                    return self.events
+                assert now < until, self.events
+                self._happened.wait(max(0.0, min(until, self.attempts.next_check) - now))
+
+    def _notify(self) -> None:
+        with self._happened:
+            self._happened.notify_all()
+
+
+def _event(deliverer: Deliverer, service: Service, **changes: Any) -> AttemptEvent:
+    """Make an attempt, and return what happens first."""
+    attempts = Attempts(deliverer, service)
+    attempts.begin(**changes)
+    return attempts.wait_for(1)[0]
+
+
 def _deliver(deliverer: Deliverer, service: Service, **changes: Any) -> AttemptResult:
-    return deliverer.deliver(dataclasses.replace(TASK, **changes), service, host=HOST)
+    event = _event(deliverer, service, **changes)
+    assert event.kind == "answered"
+    assert event.result is not None
+    return event.result
 
 
 def test_a_first_attempt_has_the_platforms_headers(server: Server, deliverer: Deliverer) -> None:
@@ -132,18 +175,7 @@ def test_a_first_attempt_has_the_platforms_headers(server: Server, deliverer: De
         "X-AppEngine-TaskETA": "1700000000.000005",
         "Content-Length": "7",
         "Content-Type": "application/octet-stream",
-        "X-Deferred-Server-Token": "token",
     }
-
-
-def test_an_app_elsewhere_does_not_get_the_token(deliverer: Deliverer, server: Server) -> None:
-    """An external service gets the same request without the token, which would let it pose as the queue process."""
-    external = dataclasses.replace(server.service, external=True)
-    result = deliverer.deliver(TASK, external, host=HOST)
-    assert result.status == 200
-    assert "X-Deferred-Server-Token" not in server.requests[0]["headers"]
-    assert "token" not in str(server.requests[0]["headers"])
-    assert server.requests[0]["headers"]["X-AppEngine-TaskName"] == "one"
 
 
 def test_a_retry_says_what_happened_before(server: Server, deliverer: Deliverer) -> None:
@@ -161,31 +193,6 @@ def test_a_retry_says_what_happened_before(server: Server, deliverer: Deliverer)
     assert headers["X-AppEngine-TaskExecutionCount"] == "2"
     assert headers["X-AppEngine-TaskPreviousResponse"] == "0"
     assert headers["X-AppEngine-TaskRetryReason"] == "Instance Unavailable"
-
-
-def test_the_apps_headers_are_kept_but_not_the_platforms() -> None:
-    """The app's own and namespace headers are delivered; reserved headers, in any spelling, are dropped."""
-    kept = (
-        ("X-Mine", "1"),
-        ("X-Mine", "2"),
-        ("Content-Type", "text/plain"),
-        ("X-AppEngine-Current-Namespace", "tenant"),
-        ("X-AppEngine-Default-Namespace", ""),
-    )
-    dropped = (
-        ("x-appengine-queuename", "forged"),
-        ("X_AppEngine_TaskName", "forged"),
-        ("X-AppEngine-Fake-Is-Admin", "1"),
-        ("Content-Length", "9"),
-        ("Transfer-Encoding", "chunked"),
-        ("Connection", "close"),
-        ("User-Agent", "mine"),
-        ("X-Deferred-Server-Token", "forged"),
-    )
-    headers = request_headers(dataclasses.replace(TASK, headers=kept + dropped), HOST)
-    assert [header for header in headers if header in kept] == list(kept)
-    assert not [header for header in headers if header in dropped]
-    assert [name for name, _value in headers].count("Content-Type") == 1
 
 
 def test_header_bytes_arrive_as_they_were(server: Server, deliverer: Deliverer) -> None:
@@ -211,30 +218,14 @@ def test_connections_are_kept(server: Server, deliverer: Deliverer) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(
-    server: Server, deliverer: Deliverer, caplog: pytest.LogCaptureFixture, status: int
-) -> None:
-    """A redirect is not followed. The reason and an ERROR have its status and Location, as printable text."""
+def test_a_redirect_is_not_followed(server: Server, deliverer: Deliverer, status: int) -> None:
+    """A redirect is not followed. The reason has its status and Location, as printable text."""
     server.answer = lambda handler: respond(handler, status, Location="/else\x1bwhere")
     result = _deliver(deliverer, server.service)
 
     reason = f"the app redirected it with status {status} and Location '/else\\x1bwhere'"
     assert (result.status, (result.reason or "").partition(";")[0]) == (status, reason)
     assert [request["path"] for request in server.requests] == ["/work"]
-    assert [record.levelname for record in caplog.records if reason in record.getMessage()] == ["ERROR"]
-
-
-def test_a_repeated_redirect_is_logged_once(
-    server: Server, deliverer: Deliverer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """If the attempt before was answered with the same status, only the reason tells of the redirect."""
-    server.answer = lambda handler: respond(handler, 304)
-    result = _deliver(deliverer, server.service, previous_response=304)
-
-    assert "status 304 and no Location" in (result.reason or "")
-    assert caplog.records == []
-    _deliver(deliverer, server.service, previous_response=500)
-    assert len(caplog.records) == 1
 
 
 def test_outcome_and_excerpt_are_told(server: Server, deliverer: Deliverer) -> None:
@@ -281,69 +272,60 @@ def test_a_connection_that_was_closed_while_idle_is_not_used(deliverer: Delivere
             assert closed.acquire(timeout=10)
 
 
-def test_a_slow_attempt_is_cut_off_at_its_dispatch_deadline(deliverer: Deliverer) -> None:
-    """An attempt without a response by its dispatch deadline ends with a reason and without an HTTP response."""
+def test_a_handler_is_awaited_after_its_deadline(deliverer: Deliverer) -> None:
+    """An attempt is cut off at its dispatch deadline; the end of its handler is an event of its own."""
     over = threading.Event()
     with raw_server(lambda connection: _exchange_then(connection, b"", lambda: over.wait(10))) as service:
-        result = _deliver(deliverer, service, dispatch_deadline_usec=200_000)
+        attempts = Attempts(deliverer, service)
+        attempts.begin(dispatch_deadline_usec=200_000)
+        (event,) = attempts.wait_for(1)
+        assert event.kind == "cut off"
+        assert event.result is not None
+        assert (event.result.status, event.result.http_response) == (None, False)
+        assert 0.2 <= event.result.duration_usec / 1e6 < 2
+        assert "dispatch deadline of 0.2 s" in str(event.result.reason)
         over.set()
-        assert result.late is not None
-        result.late.wait()
-    assert result.status is None
-    assert not result.http_response
-    assert 0.2 <= result.duration_usec / 1e6 < 2
-    assert "dispatch deadline of 0.2 s" in str(result.reason)
+        assert attempts.wait_for(2)[1].kind == "died"
 
 
-def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer) -> None:
-    """A service that sends its response byte by byte is cut off at the dispatch deadline."""
+@pytest.mark.parametrize("length", [b"Content-Length: 1000\r\n", b""])
+def test_a_trickling_response_does_not_outlast_the_deadline(deliverer: Deliverer, length: bytes) -> None:
+    """A service that sends its response byte by byte, or without an end, is cut off at the dispatch deadline."""
     over = threading.Event()
 
     def trickle(connection: socket.socket) -> None:
-        _exchange_then(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", lambda: None)
+        _exchange_then(connection, b"HTTP/1.1 200 OK\r\n" + length + b"\r\n", lambda: None)
         with contextlib.suppress(OSError):
             while not over.wait(0.02):
                 connection.sendall(b"x")
 
     with raw_server(trickle) as service:
+        attempts = Attempts(deliverer, service)
+        attempts.begin(dispatch_deadline_usec=300_000)
         began = time.monotonic()
-        result = _deliver(deliverer, service, dispatch_deadline_usec=300_000)
-        took_seconds = time.monotonic() - began
-        over.set()
-        assert result.late is not None
-        result.late.wait()
-    assert result.status is None
-    assert took_seconds < 2
-
-
-def test_a_response_without_an_end_does_not_outlast_the_deadline(deliverer: Deliverer) -> None:
-    """An endless, fast response is cut off at the dispatch deadline and doesn't block other attempts until then."""
-
-    def answer(connection: socket.socket) -> None:
-        connection.recv(4096)
-        with contextlib.suppress(OSError):
-            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            while True:
-                connection.sendall(bytes(1_000_000))
-
-    with raw_server(answer) as service:
-        task = dataclasses.replace(TASK, dispatch_deadline_usec=200_000)
-        delivery = deliverer.begin(task, service, host=HOST)
-        turns = 0
-        while (result := delivery.proceed()) is None:
-            turns += 1
-            delivery.wait()
-        assert turns > 10
-        assert result.status is None
-        assert result.reason is not None
-        assert result.reason.startswith("cut off")
-        assert result.late is not None
+        assert attempts.wait_for(1)[0].kind == "cut off"
+        assert time.monotonic() - began < 2
         deliverer.close()
-        result.late.wait()
+        assert attempts.wait_for(2)[1].result is not None
+        over.set()
 
 
-def test_one_thread_makes_many_attempts(deliverer: Deliverer) -> None:
-    """An attempt that waits for its response doesn't block others in the same thread."""
+def test_a_request_that_is_not_taken_is_cut_off(deliverer: Deliverer) -> None:
+    """If the service doesn't read the whole request, it can't run the task: the attempt just ends."""
+    over = threading.Event()
+
+    def ignore(connection: socket.socket) -> None:
+        over.wait(20)
+
+    with raw_server(ignore) as service:
+        result = _deliver(deliverer, service, body=bytes(50_000_000), dispatch_deadline_usec=300_000)
+        over.set()
+    assert result.status is None
+    assert str(result.reason).startswith("cut off")
+
+
+def test_attempts_do_not_wait_for_each_other(deliverer: Deliverer) -> None:
+    """An attempt that waits for its response doesn't block others."""
     go_on = threading.Event()
 
     def answer(connection: socket.socket) -> None:
@@ -353,31 +335,35 @@ def test_one_thread_makes_many_attempts(deliverer: Deliverer) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
     with raw_server(answer) as service:
-        slow = deliverer.begin(dataclasses.replace(TASK, url="/slow"), service, host=HOST)
-        assert slow.proceed() is None
-        assert slow.proceed() is None
-        assert _deliver(deliverer, service).status == 200
+        attempts = Attempts(deliverer, service)
+        attempts.begin(id=1, url="/slow")
+        attempts.begin(id=2)
+        assert [event.task.id for event in attempts.wait_for(1)] == [2]
         go_on.set()
-        slow.wait()
-        result = slow.proceed()
-        assert result is not None
-        assert result.status == 200
+        assert [event.task.id for event in attempts.wait_for(2)] == [2, 1]
 
 
 @pytest.mark.parametrize(
-    ("response", "reason"),
+    ("response", "kind", "reason"),
     [
-        (b"", "without a response"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", "IncompleteRead"),
-        (b"garbage\r\n\r\n", "BadStatusLine"),
+        (b"", "died", "without a response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", "died", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha", "died", "IncompleteRead"),
+        (b"garbage\r\n\r\n", "answered", "BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "answered", "got more than 100 headers"),
+        (b"HTTP/1.1 200 OK\r\nX: " + bytes(100_000) + b"\r\n\r\n", "answered", "LineTooLong"),
     ],
 )
-def test_a_service_that_breaks_off_has_not_responded(deliverer: Deliverer, response: bytes, reason: str) -> None:
+def test_a_service_that_breaks_off_has_not_responded(
+    deliverer: Deliverer, response: bytes, kind: str, reason: str
+) -> None:
     """A missing, incomplete or invalid response counts as no response."""
     with raw_server(lambda connection: _exchange_then(connection, response, lambda: None)) as service:
-        result = _deliver(deliverer, service)
-    assert result.status is None
-    assert reason in str(result.reason)
+        event = _event(deliverer, service)
+    assert event.kind == kind
+    assert event.result is not None
+    assert event.result.status is None
+    assert reason in str(event.result.reason)
 
 
 def test_a_service_that_is_down_has_not_responded(deliverer: Deliverer) -> None:
@@ -387,13 +373,13 @@ def test_a_service_that_is_down_has_not_responded(deliverer: Deliverer) -> None:
         port = unused.getsockname()[1]
     result = _deliver(deliverer, service_at(port))
     assert result.status is None
-    assert "refused" in str(result.reason)
+    assert "nothing answers at http://127.0.0.1:" in str(result.reason)
 
 
 def test_closing_cuts_off_attempts_and_refuses_new_ones(deliverer: Deliverer) -> None:
     """close() ends a running attempt at once, and later attempts are refused."""
     arrived, over = threading.Event(), threading.Event()
-    results: list[AttemptResult] = []
+    events: list[AttemptEvent] = []
 
     def hold() -> None:
         arrived.set()
@@ -403,12 +389,14 @@ def test_closing_cuts_off_attempts_and_refuses_new_ones(deliverer: Deliverer) ->
         _exchange_then(connection, b"", hold)
 
     with raw_server(handle) as service:
-        attempt = threading.Thread(target=lambda: results.append(_deliver(deliverer, service)))
+        attempt = threading.Thread(target=lambda: events.append(_event(deliverer, service)))
         attempt.start()
         assert arrived.wait(10)
         deliverer.close()
         attempt.join(10)
-        results.append(_deliver(deliverer, service))
+        events.append(_event(deliverer, service))
         over.set()
-    assert [result.status for result in results] == [None, None]
-    assert "stopping" in str(results[1].reason)
+    assert [event.kind for event in events] == ["died", "answered"]
+    assert events[1].result is not None
+    assert events[1].result.status is None
+    assert "stopping" in str(events[1].result.reason)

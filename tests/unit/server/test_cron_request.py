@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deferred_middleware.server.config.services import Service
-from deferred_middleware.server.delivery.cron_request import send_cron_request
+from deferred_middleware.server.cron_request import send_cron_request
 
 
 def _service(port: int, *, external: bool) -> Service:
