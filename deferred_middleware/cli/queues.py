@@ -1,12 +1,19 @@
-"""Commands: ``queues``, ``pause``, ``resume``, ``purge`` and ``forget``; for tests, ``clock`` and ``reset``."""
+"""Commands for queues, for a task's place in them, and, for tests, ``clock`` and ``reset``."""
 
 from __future__ import annotations
 
 import argparse
 
-from deferred_middleware.cli.client import MOST_COUNTED, AdminClient, add_client_arguments, add_yes_argument, confirm
+from deferred_middleware.cli.client import (
+    MOST_COUNTED,
+    AdminClient,
+    add_client_arguments,
+    add_yes_argument,
+    confirm,
+    task_path,
+)
 from deferred_middleware.cli.command import Command
-from deferred_middleware.cli.output import count, print_answer, print_json, print_table, relative_time
+from deferred_middleware.cli.output import count, local_time, print_answer, print_json, print_table, relative_time
 
 _NUMBERS = ("DUE", "SCHEDULED", "RETRYING", "RUNNING", "SUCCEEDED", "FAILED")
 
@@ -50,7 +57,16 @@ def purge_queue(arguments: argparse.Namespace) -> int:
     client = AdminClient(arguments)
     confirm(arguments, f"Delete all unfinished tasks of queue {arguments.queue}?")
     answer = client.post("queues", arguments.queue, "purge")
-    print_answer(arguments, answer, f"{count(answer['deleted'], 'task')} of queue {answer['queue']} deleted.")
+    deleted = count(answer["deleted"], "task")
+    undo = f" For ten minutes, 'deferred-middleware undo-purge {answer['queue']}' brings them back."
+    print_answer(arguments, answer, f"{deleted} of queue {answer['queue']} deleted.{undo if answer['deleted'] else ''}")
+    return 0
+
+
+def undo_purge(arguments: argparse.Namespace) -> int:
+    """Bring back what the last purge of the queue deleted; return the exit status."""
+    answer = AdminClient(arguments).post("queues", arguments.queue, "undo-purge")
+    print_answer(arguments, answer, f"{count(answer['restored'], 'task')} of queue {answer['queue']} restored.")
     return 0
 
 
@@ -60,6 +76,20 @@ def forget_names(arguments: argparse.Namespace) -> int:
     answer = AdminClient(arguments).post("queues", arguments.queue, "forget", content=content)
     names = count(answer["forgotten"], "name")
     print_answer(arguments, answer, f"{names} of queue {answer['queue']} can be used again.")
+    return 0
+
+
+def reschedule_task(arguments: argparse.Namespace) -> int:
+    """Change a waiting task's ETA; return the exit status."""
+    answer = AdminClient(arguments).post(*task_path(arguments.task), "eta", content={"eta": arguments.eta})
+    print_answer(arguments, answer, f"The ETA of task {answer['task']} is {local_time(answer['eta_usec'])}.")
+    return 0
+
+
+def move_task(arguments: argparse.Namespace) -> int:
+    """Move a waiting task to another queue; return the exit status."""
+    answer = AdminClient(arguments).post(*task_path(arguments.task), "queue", content={"queue": arguments.queue})
+    print_answer(arguments, answer, f"Task {answer['task']} is in queue {answer['queue']}.")
     return 0
 
 
@@ -77,6 +107,18 @@ def _add_purge_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_forget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this task name (default: all)")
+    add_client_arguments(parser)
+
+
+def _add_reschedule_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
+    parser.add_argument("eta", metavar="ETA", help="a time from now, such as 10min or 2h, or 2026-12-24T18:00")
+    add_client_arguments(parser)
+
+
+def _add_move_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="TASK", help="the task's ID, or QUEUE/NAME")
+    parser.add_argument("queue", metavar="QUEUE", help="the queue to move it to")
     add_client_arguments(parser)
 
 
@@ -158,6 +200,30 @@ COMMANDS = (
         ),
         add_arguments=_add_purge_arguments,
         run=purge_queue,
+    ),
+    Command(
+        name="undo-purge",
+        summary="bring back the tasks of a purge",
+        description="Bring back the tasks that the last purge of a queue deleted. This is possible for ten minutes.",
+        examples=("deferred-middleware undo-purge default",),
+        add_arguments=_add_queue_arguments,
+        run=undo_purge,
+    ),
+    Command(
+        name="reschedule",
+        summary="change a task's ETA",
+        description="Change the ETA of a waiting task, also of one that waits for another attempt.",
+        examples=("deferred-middleware reschedule 42 10min",),
+        add_arguments=_add_reschedule_arguments,
+        run=reschedule_task,
+    ),
+    Command(
+        name="move",
+        summary="move a task to another queue",
+        description="Move a waiting task to another queue, whose rate, target and retry options then hold for it.",
+        examples=("deferred-middleware move 42 slow",),
+        add_arguments=_add_move_arguments,
+        run=move_task,
     ),
     Command(
         name="forget",

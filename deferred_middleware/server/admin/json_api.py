@@ -22,7 +22,7 @@ from deferred_middleware.server.admin.controls import TestControls
 from deferred_middleware.server.admin.guard import shows_token
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.admin.operations import Operations
-from deferred_middleware.server.admin.reading.search import PARAMETERS, search_of
+from deferred_middleware.server.admin.reading.search import PARAMETERS, moment_in, search_of
 from deferred_middleware.server.admin.reports.reports import Reports
 from deferred_middleware.server.admin.reports.routes import REPORTS, find_report
 from deferred_middleware.server.store.records import StoredTask
@@ -120,11 +120,15 @@ class JsonApi:
                 read = partial(operations.show_task, queue, name)
             case ["tasks", task_id, action]:
                 return self._change(
-                    environ, lambda actor: _TASK_ACTIONS[action](operations, actor, operations.task(task_id))
+                    environ,
+                    lambda actor: _TASK_ACTIONS[action](operations, actor, operations.task(task_id), _body(environ)),
                 )
             case ["tasks", queue, name, action] if action in _TASK_ACTIONS:
                 return self._change(
-                    environ, lambda actor: _TASK_ACTIONS[action](operations, actor, operations.task(queue, name))
+                    environ,
+                    lambda actor: _TASK_ACTIONS[action](
+                        operations, actor, operations.task(queue, name), _body(environ)
+                    ),
                 )
             case ["queues", queue, action] if action in _QUEUE_ACTIONS:
                 return self._change(
@@ -182,19 +186,22 @@ class _HttpError(OperationError):
         super().__init__(status, code, message)
 
 
-_TASK_ACTIONS: dict[str, Callable[[Operations, Actor, StoredTask], dict[str, Any]]] = {
-    "run": Operations.run,
-    "retry": Operations.retry,
-    "delete": Operations.delete,
+_TASK_ACTIONS: dict[str, Callable[[Operations, Actor, StoredTask, Mapping[str, Any]], dict[str, Any]]] = {
+    "run": lambda operations, actor, task, _body: operations.run(actor, task),
+    "retry": lambda operations, actor, task, _body: operations.retry(actor, task),
+    "delete": lambda operations, actor, task, _body: operations.delete(actor, task),
+    "eta": lambda operations, actor, task, body: operations.set_eta(actor, task, moment_in(_text(body, "eta") or "")),
+    "queue": lambda operations, actor, task, body: operations.move(actor, task, _text(body, "queue") or ""),
 }
 _QUEUE_ACTIONS: dict[str, Callable[[Operations, Actor, str, Mapping[str, Any]], dict[str, Any]]] = {
     "pause": lambda operations, actor, queue, _body: operations.pause(actor, queue),
     "resume": lambda operations, actor, queue, _body: operations.resume(actor, queue),
+    "undo-purge": lambda operations, actor, queue, _body: operations.undo_purge(actor, queue),
     "purge": lambda operations, actor, queue, _body: operations.purge(actor, queue),
     "retry": lambda operations, actor, queue, _body: operations.retry_failed(actor, queue),
     "delete-failed": lambda operations, actor, queue, _body: operations.delete_failed(actor, queue),
     "run-scheduled": lambda operations, actor, queue, _body: operations.run_scheduled(actor, queue),
-    "forget": lambda operations, actor, queue, body: operations.forget(actor, queue, _name(body)),
+    "forget": lambda operations, actor, queue, body: operations.forget(actor, queue, _text(body, "name")),
 }
 
 
@@ -213,11 +220,11 @@ def _actor(environ: WSGIEnvironment) -> Actor:
     return Actor(via="API", who=address)
 
 
-def _name(body: Mapping[str, Any]) -> str | None:
-    name = body.get("name")
-    if name is not None and not isinstance(name, str):
-        raise bad("name must be a text.")
-    return name
+def _text(body: Mapping[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise bad(f"{name} must be a text.")
+    return value
 
 
 def _number(given: Mapping[str, str], name: str, default: int | None, highest: int) -> int | None:

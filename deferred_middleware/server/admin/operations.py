@@ -7,17 +7,24 @@ be written as JSON; ``docs/operations.rst`` describes them. What can't be done r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, get_args
 
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
 from deferred_middleware.server.admin.operation_errors import OperationError, conflict
 from deferred_middleware.server.admin.reading.reads import Reads
+from deferred_middleware.server.admin.reading.search import TaskSearch, described
 from deferred_middleware.server.admin.reading.standing import NOTHING_RUNS, ServerStanding
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.server.store.store import TaskStore
+
+Action = Literal["run", "retry", "delete"]
+ACTIONS: tuple[str, ...] = get_args(Action)
+"""What can be done to several tasks."""
+
+_MATCHING_BATCH = 500
 
 
 class Operations(Reads):
@@ -57,6 +64,59 @@ class Operations(Reads):
         """Delete a task in any state."""
         return self._change(actor, "delete", f"task {task.id}", lambda: self._delete(task))
 
+    def set_eta(self, actor: Actor, task: StoredTask, eta_usec: int) -> dict[str, Any]:
+        """Change the ETA of a waiting task, also of one that waits for another attempt."""
+
+        def change() -> dict[str, Any]:
+            if not self.store.purges.set_eta(task.id, eta_usec):
+                raise self._not_waiting(task)
+            return {"task": task.id, "eta_usec": eta_usec}
+
+        return self._change(actor, "set ETA", f"task {task.id}", change)
+
+    def move(self, actor: Actor, task: StoredTask, queue: str) -> dict[str, Any]:
+        """Move a waiting task to another push queue."""
+        self.known_queue(queue)
+        if self.config_of(queue).mode == "pull":
+            raise conflict("pull-queue", f"Queue {queue} is a pull queue, whose tasks are never run.")
+
+        def change() -> dict[str, Any]:
+            outcome = self.store.purges.move(task.id, queue)
+            if outcome == "name taken":
+                raise conflict("name-taken", f"A task of queue {queue} has the name {task.name!r}, or had it.")
+            if outcome != "moved":
+                raise self._not_waiting(task)
+            return {"task": task.id, "queue": queue}
+
+        return self._change(actor, "move", f"task {task.id}", change)
+
+    # Changes of several tasks.
+
+    def change_tasks(self, actor: Actor, action: Action, task_ids: Iterable[int]) -> dict[str, Any]:
+        """Run, retry or delete tasks; those whose state doesn't allow it any more are skipped."""
+
+        def change() -> dict[str, Any]:
+            ids = list(task_ids)
+            done = self._apply(action, ids)
+            return {"done": done, "skipped": len(ids) - done}
+
+        return self._change(actor, action, "selected tasks", change)
+
+    def change_matching(self, actor: Actor, action: Action, search: TaskSearch, *, newest_id: int) -> dict[str, Any]:
+        """Run, retry or delete all tasks that match a search, up to the one with ``newest_id``."""
+
+        def change() -> dict[str, Any]:
+            done = seen = 0
+            before: int | None = newest_id + 1
+            while before is not None:
+                page = self.search(search, before=before, limit=_MATCHING_BATCH)
+                done += self._apply(action, [task.id for task in page.tasks])
+                seen += len(page.tasks)
+                before = page.next_before_id
+            return {"done": done, "skipped": seen - done}
+
+        return self._change(actor, action, "tasks that match " + described(search), change)
+
     # Changes of queues.
 
     def pause(self, actor: Actor, queue: str) -> dict[str, Any]:
@@ -72,10 +132,27 @@ class Operations(Reads):
         )
 
     def purge(self, actor: Actor, queue: str) -> dict[str, Any]:
-        """Delete all unfinished tasks of a queue."""
-        return self._queue_change(
-            actor, "purge", queue, lambda: {"queue": queue, "deleted": self.store.operations.purge(queue)}
-        )
+        """Delete all unfinished tasks of a queue. For ten minutes, this can be undone."""
+
+        def change() -> dict[str, Any]:
+            purge = self.store.purges.purge(queue)
+            return {"queue": queue, "deleted": purge.tasks, "undo_until_usec": purge.until_usec}
+
+        return self._queue_change(actor, "purge", queue, change)
+
+    def undo_purge(self, actor: Actor, queue: str) -> dict[str, Any]:
+        """Bring the tasks of the last purge of a queue back."""
+
+        def change() -> dict[str, Any]:
+            purge = next((one for one in self.store.purges.list() if one.queue == queue), None)
+            if purge is None:
+                raise conflict(
+                    "nothing-to-undo", f"No purge of queue {queue} can be undone; ten minutes are the limit."
+                )
+            restored, refused = self.store.purges.undo(purge)
+            return {"queue": queue, "restored": restored, "refused": refused}
+
+        return self._change(actor, "undo purge", f"queue {queue}", change)
 
     def retry_failed(self, actor: Actor, queue: str) -> dict[str, Any]:
         """Run all dead letters of a queue again."""
@@ -140,15 +217,26 @@ class Operations(Reads):
         self._wake_scheduler()
         return answer
 
+    def _apply(self, action: Action, task_ids: Sequence[int]) -> int:
+        """Return for how many of the tasks the state allowed the action."""
+        if action == "delete":
+            return self.store.operations.delete(task_ids)
+        if action == "run":
+            return sum(self.store.force_run(task_id) for task_id in task_ids)
+        return sum(self.store.operations.retry(task_id) == "retried" for task_id in task_ids)
+
     def _run(self, task: StoredTask) -> dict[str, Any]:
         if not self.store.force_run(task.id):
-            now = self.store.queries.get_by_id(task.id)
-            state = "gone" if now is None else now.state
-            if state == "ready":
-                raise conflict("not-waiting", f"Task {task.id} belongs to a pull queue: it is leased and never run.")
-            hint = "; retry it instead" if state == "failed" else ""
-            raise conflict("not-waiting", f"Task {task.id} is not waiting to run, it is {state}{hint}.")
+            raise self._not_waiting(task)
         return {"task": task.id, "done": "run"}
+
+    def _not_waiting(self, task: StoredTask) -> OperationError:
+        now = self.store.queries.get_by_id(task.id)
+        state = "gone" if now is None else now.state
+        if state == "ready":
+            return conflict("not-waiting", f"Task {task.id} belongs to a pull queue: it is leased and never run.")
+        hint = "; retry it instead" if state == "failed" else ""
+        return conflict("not-waiting", f"Task {task.id} is not waiting to run, it is {state}{hint}.")
 
     def _retry(self, task: StoredTask) -> dict[str, Any]:
         outcome = self.store.operations.retry(task.id)

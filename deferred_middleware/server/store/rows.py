@@ -43,6 +43,9 @@ FIRST_SUCCESS = """
     WHERE id = ? AND first_service IS NOT NULL"""
 SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin, checksum FROM tasks JOIN payloads ON task_id = id"
 
+PURGE_PREFIX = "purge:"
+"""How the column ``hold`` begins for a task that was purged, and may come back. No transaction's ID begins so."""
+
 _INSERT_TASK = """
     INSERT INTO tasks (id, queue, name, user_named, state, hold, eta_usec, created_usec, method, url, target, retry,
         dispatch_deadline_usec, tag)
@@ -54,7 +57,10 @@ _COMPLETE = """
         first_service = ?, first_excerpt = ?
     WHERE id = ? AND state = 'ready' AND retry_count = ?"""
 _INSERT_ATTEMPT = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_BY_NAME = "SELECT state, user_named FROM tasks WHERE queue = ? AND name = ?"
+# Tasks that were purged, and may come back, block their names by a tombstone like deleted ones.
+_BY_NAME = f"""
+    SELECT state, user_named FROM tasks
+    WHERE queue = ? AND name = ? AND (hold IS NULL OR hold NOT LIKE '{PURGE_PREFIX}%')"""
 _TOMBSTONE = "SELECT 1 FROM tombstones WHERE queue = ? AND name = ? AND expires_usec > ?"
 _BLOCK_NAME = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 _UNFINISHED_STATES = frozenset({"held", "ready", "running"})

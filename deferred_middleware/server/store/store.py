@@ -27,6 +27,7 @@ from deferred_middleware.server.store.claims import Claim, TakenIn
 from deferred_middleware.server.store.counts import EXECUTED, Tally
 from deferred_middleware.server.store.database import Database, StoreDrivers
 from deferred_middleware.server.store.leases import PullLeases
+from deferred_middleware.server.store.listing.purges import Purges
 from deferred_middleware.server.store.operations import TaskOperations
 from deferred_middleware.server.store.queries import TaskQueries
 from deferred_middleware.server.store.records import (
@@ -86,7 +87,7 @@ class TaskStore:
     be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
     one at ``path``, or the writer has failed. ``drivers`` make what has threads.
 
-    All methods may be called by any thread, and so may those of the five parts. They raise :class:`sqlite3.Error` if
+    All methods may be called by any thread, and so may those of the parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
     :class:`~deferred_middleware.server.store.upkeep.disk_reserve.StoreFullError` if the disk is full. If a method
     raises, it has changed nothing.
@@ -94,6 +95,7 @@ class TaskStore:
     Attributes:
         queries: Finds tasks and numbers of tasks.
         operations: What people do to tasks and queues.
+        purges: Purges that can be undone, and changes of waiting tasks.
         leases: Leases tasks of pull queues.
         transactional: Keeps the tasks of datastore transactions until these are committed.
         saved_queues: What the Cloud Tasks API has made of queues.
@@ -130,6 +132,7 @@ class TaskStore:
         self.operations: TaskOperations = TaskOperations(self._database)
         self.statistics: TaskStatistics = TaskStatistics(self._database)
         self.failures: TaskFailures = TaskFailures(self._database, self.operations.retry_row)
+        self.purges: Purges = Purges(self._database)
         self.leases: PullLeases = PullLeases(self._database, self.statistics)
         self.transactional: TransactionalTasks = TransactionalTasks(self._database, self.statistics)
         self.saved_queues: SavedQueues = SavedQueues(self._database)

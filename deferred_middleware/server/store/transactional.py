@@ -25,7 +25,7 @@ logger: Final = logging.getLogger(__name__)
 # In the database, a staged task has the state "held", and the column "hold" has its transaction.
 _COMMIT = "UPDATE tasks SET state = 'ready', hold = NULL WHERE state = 'held' AND hold = ? RETURNING queue, url"
 _DISCARD = "DELETE FROM tasks WHERE state = 'held' AND hold = ?"
-_TRANSACTIONS = "SELECT DISTINCT hold FROM tasks WHERE state = 'held'"
+_TRANSACTIONS = f"SELECT DISTINCT hold FROM tasks WHERE state = 'held' AND hold NOT LIKE '{rows.PURGE_PREFIX}%'"
 
 
 class TransactionalTasks:

@@ -7,6 +7,7 @@ and add both here: the routes, and an entry of the menu.
 from __future__ import annotations
 
 from deferred_middleware.server.admin.pages import (
+    changes,
     cron,
     everywhere,
     failures,
@@ -31,6 +32,7 @@ MENU = (
     queue_file.MENU,
     cron.MENU,
     *sdk_data.MENU,
+    MenuEntry(label="Changes", path="/changes"),
 )
 
 ROUTES: tuple[Route, ...] = (
@@ -45,6 +47,7 @@ ROUTES: tuple[Route, ...] = (
     *queue_file.ROUTES,
     *cron.ROUTES,
     *sdk_data.ROUTES,
+    *changes.ROUTES,
 )
 
 

@@ -57,7 +57,18 @@ def purge_queue(tools: PageTools, request: PageRequest, queue: str) -> Answer:
             "when you were asked. Look at it again.",
         )
     deleted = tools.operations.purge(request.actor, queue)["deleted"]
-    return Redirected(to="/", notice=f"{plural(deleted, 'task')} of queue {queue} deleted.")
+    notice = f"{plural(deleted, 'task')} of queue {queue} deleted. For ten minutes you can undo that."
+    return Redirected(to="/", notice=notice)
+
+
+def undo_purge(tools: PageTools, request: PageRequest, queue: str) -> Answer:
+    """Bring the tasks of the last purge of a queue back."""
+    answer = tools.operations.undo_purge(request.actor, queue)
+    refused = answer["refused"]
+    more = f" {plural(refused, 'task')} can't come back: their names are taken by now." if refused else ""
+    return Redirected(
+        to=request.back("/"), notice=f"{plural(answer['restored'], 'task')} of queue {queue} restored.{more}"
+    )
 
 
 def retry_failed(tools: PageTools, request: PageRequest, queue: str) -> Answer:
@@ -78,6 +89,7 @@ ROUTES = (
     Route("POST", "/queues/{queue}/resume", resume_queue),
     Route("GET", "/queues/{queue}/purge", ask_purge),
     Route("POST", "/queues/{queue}/purge", purge_queue),
+    Route("POST", "/queues/{queue}/undo-purge", undo_purge),
     Route("POST", "/queues/{queue}/retry", retry_failed),
     Route("POST", "/queues/{queue}/run-scheduled", run_scheduled),
 )

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deferred_middleware.server.admin.operation_errors import bad
-from deferred_middleware.server.admin.pages.as_text import copyables
+from deferred_middleware.server.admin.reading.search import moment_in
+from deferred_middleware.server.admin.web.as_text import copyables
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Redirected, Shown
 from deferred_middleware.server.admin.web.routes import Route
 from deferred_middleware.server.admin.web.tools import PageTools
@@ -45,6 +46,20 @@ def delete_task(tools: PageTools, request: PageRequest, task_id: str) -> Answer:
     return Redirected(to="/tasks", notice=f"Task {task_id} is deleted.")
 
 
+def change_eta(tools: PageTools, request: PageRequest, task_id: str) -> Answer:
+    """Change when a waiting task is due: in a time, or at a time of the server's clock."""
+    task = tools.operations.task(task_id)
+    tools.operations.set_eta(request.actor, task, moment_in(request.field("eta")))
+    return Redirected(to=f"/tasks/{task_id}", notice=f"The ETA of task {task_id} is changed.")
+
+
+def move_task(tools: PageTools, request: PageRequest, task_id: str) -> Answer:
+    """Move a waiting task to another queue."""
+    queue = request.field("queue")
+    tools.operations.move(request.actor, tools.operations.task(task_id), queue)
+    return Redirected(to=f"/tasks/{task_id}", notice=f"Task {task_id} is in queue {queue}.")
+
+
 def _shown(tools: PageTools, request: PageRequest, task: dict[str, Any]) -> Answer:
     attempts = [
         {
@@ -65,6 +80,7 @@ def _shown(tools: PageTools, request: PageRequest, task: dict[str, Any]) -> Answ
             "copyables": copyables(task, tools.operations.about),
             "difference": _difference(request, attempts),
             "editor_link": lambda frame: editor_link(tools.editor, frame.file, frame.line),
+            "push_queues": tools.operations.push_queues() if task["state"] == "ready" else [],
             "tries": plural(task["retry_count"], "attempt"),
         },
     )
@@ -104,4 +120,6 @@ ROUTES = (
     Route("POST", "/tasks/{task_id}/run", run_task),
     Route("POST", "/tasks/{task_id}/retry", retry_task),
     Route("POST", "/tasks/{task_id}/delete", delete_task),
+    Route("POST", "/tasks/{task_id}/eta", change_eta),
+    Route("POST", "/tasks/{task_id}/queue", move_task),
 )

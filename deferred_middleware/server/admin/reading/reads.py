@@ -27,6 +27,8 @@ _MAX_CALL_CHARACTERS = 200
 _MAX_BODY_BYTES = 64 * 1024
 # How long one search may go on looking when the tasks that it reads don't match.
 _SEARCH_SECONDS = 0.05
+_COUNT_SECONDS = 1.0
+_COUNT_BATCH = 2000
 
 _NO_FIGURES = QueueFigures(
     executed_per_minute=(0,) * 60,
@@ -81,7 +83,8 @@ class Reads:
             queue["rate"] = rate_text(self.config_of(name))
         services = self.services()
         health = health_of(services, queues, standings, time.time_ns() // 1000)
-        return {"queues": queues, "services": services, "health": health}
+        purges = self.store.purges.list()
+        return {"queues": queues, "services": services, "health": health, "purges": purges}
 
     def show_queue(self, queue: str) -> dict[str, Any]:
         """Return a queue with its numbers of tasks and its configuration."""
@@ -108,6 +111,10 @@ class Reads:
                 known=known,
             )
         return queue
+
+    def push_queues(self) -> list[str]:
+        """Return the configured queues whose tasks are run."""
+        return sorted(name for name, config in self._queues().items() if config.mode == "push")
 
     def config_of(self, queue: str) -> QueueConfig:
         """Return the configuration of a queue; that of an unlisted ``default`` for one that has none."""
@@ -140,6 +147,24 @@ class Reads:
             before = page.next_before_id
             if before is None or len(found) >= limit or time.monotonic() > until:
                 return TaskPage(tasks=tuple(found), next_before_id=before)
+
+    def count(self, search: TaskSearch, newest_id: int) -> tuple[int, bool]:
+        """Return how many tasks up to ``newest_id`` match a search, and whether there may be more than were counted."""
+        until = time.monotonic() + _COUNT_SECONDS
+        number = 0
+        before: int | None = newest_id + 1
+        while before is not None:
+            if time.monotonic() > until:
+                return number, True
+            page = self.search(search, before=before, limit=_COUNT_BATCH)
+            number += len(page.tasks)
+            before = page.next_before_id
+        return number, False
+
+    def newest_id(self) -> int:
+        """Return the ID of the newest task; 0 if there is none."""
+        newest = self.store.queries.find(limit=1).tasks
+        return newest[0].id if newest else 0
 
     def condition_of(self, search: TaskSearch) -> Condition | None:
         """Return the store's condition for a search. Raises :class:`OperationError` for what is not there."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -81,3 +83,23 @@ def _seconds(name: str, text: str) -> float:
     if seconds > _MAX_SECONDS:
         raise bad(f"{name}={text[:40]!r} is not a duration, such as 250ms, 10s, 5min, 2h or 1d.")
     return seconds
+
+
+def described(search: TaskSearch) -> str:
+    """Return a search in words."""
+    given = {name: value for name in PARAMETERS if (value := getattr(search, name)) is not None}
+    return ", ".join(f"{name} {value}" for name, value in given.items()) or "everything"
+
+
+def moment_in(text: str) -> int:
+    """Return the time that a person wrote, in microseconds: ``10min`` from now, or ``2026-12-24 18:00``.
+
+    Raises :class:`OperationError` for anything else.
+    """
+    text = text.strip()
+    if "-" not in text:
+        return int((time.time() + _seconds("ETA", text)) * 1e6)
+    try:
+        return int(datetime.datetime.fromisoformat(text).timestamp() * 1e6)
+    except (ValueError, OverflowError, OSError):
+        raise bad(f"{text[:40]!r} is not a time, such as 10min, 2h or 2026-12-24 18:00.") from None

@@ -10,6 +10,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.database import BATCH, Database
+from deferred_middleware.server.store.listing.purges import Purges
 from deferred_middleware.server.store.statistics import failures
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class HistoryPruner:
         database.shrinker.wake()
         rows.delete_expired_tombstones(connection, database.steady_clock.now_usec(), BATCH)
         rows.delete_expired_results(connection, now_usec, BATCH)
+        Purges.delete_expired(connection, now_usec)
 
 
 def _log_failed_prune(future: Future[None]) -> None:

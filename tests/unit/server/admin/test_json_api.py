@@ -313,7 +313,10 @@ def test_tasks_are_deleted(api: Api) -> None:
     assert api.ask("POST", f"/tasks/{task_id}/delete")[0] == 404
     api.finish(api.add(), "failed")
     api.add()
-    assert api.post("/queues/default/purge") == {"queue": "default", "deleted": 1}
+    purged = api.post("/queues/default/purge")
+    assert (purged["queue"], purged["deleted"]) == ("default", 1)
+    assert api.post("/queues/default/undo-purge") == {"queue": "default", "restored": 1, "refused": 0}
+    assert api.post("/queues/default/purge")["deleted"] == 1
     assert api.post("/queues/default/delete-failed") == {"queue": "default", "deleted": 1}
     assert api.store.queries.counts() == {}
 

@@ -12,6 +12,7 @@ import pytest
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
 from deferred_middleware.server.admin.operation_errors import OperationError
 from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reading.search import TaskSearch
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.store.records import NewTask
 from deferred_middleware.server.store.store import TaskStore
@@ -24,6 +25,11 @@ CHANGES: dict[str, Callable[[Operations], dict[str, Any]]] = {
     "delete": lambda operations: operations.delete(BOB, operations.task("1")),
     "pause": lambda operations: operations.pause(BOB, "default"),
     "resume": lambda operations: operations.resume(BOB, "default"),
+    "undo_purge": lambda operations: operations.undo_purge(BOB, "default"),
+    "set_eta": lambda operations: operations.set_eta(BOB, operations.task("1"), 5),
+    "move": lambda operations: operations.move(BOB, operations.task("1"), "default"),
+    "change_tasks": lambda operations: operations.change_tasks(BOB, "run", [1]),
+    "change_matching": lambda operations: operations.change_matching(BOB, "delete", TaskSearch(), newest_id=1),
     "purge": lambda operations: operations.purge(BOB, "default"),
     "retry_failed": lambda operations: operations.retry_failed(BOB, "default"),
     "retry_all_failed": lambda operations: operations.retry_all_failed(BOB),
@@ -54,6 +60,8 @@ def opened(path: Path, *, read_only: bool) -> tuple[Operations, list[None]]:
 def test_a_server_that_only_shows_refuses_every_change(tmp_path: Path, name: str) -> None:
     """With read_only, a change raises an error, and neither the store nor the log is touched."""
     operations, woken = opened(tmp_path, read_only=True)
+    if name == "undo_purge":
+        operations.store.purges.purge("default")
     before = operations.store.queries.version()
 
     with pytest.raises(OperationError, match="--read-only") as caught:
@@ -70,6 +78,8 @@ def test_a_server_that_only_shows_refuses_every_change(tmp_path: Path, name: str
 def test_every_change_is_logged(tmp_path: Path, name: str) -> None:
     """The log has who did what, and the scheduler is woken."""
     operations, woken = opened(tmp_path, read_only=False)
+    if name == "undo_purge":
+        operations.store.purges.purge("default")
 
     answer = CHANGES[name](operations)
 

@@ -66,3 +66,19 @@ def test_an_unknown_queue_is_a_page(visitor: Visitor) -> None:
         page = visitor.ask("GET", path)
         assert page.status == 404
         assert 'href="/queues/default"' in page.html
+
+
+def test_a_purge_is_undone(visitor: Visitor) -> None:
+    """The overview offers to undo a purge, and does."""
+    visitor.add(eta_usec=2**61)
+    asked = visitor.get("/queues/default/purge")
+    purged = visitor.press(asked, "Delete 1 task", typed="default")
+    assert "For ten minutes you can undo that." in purged.text
+
+    back = visitor.press(purged, "Undo default")
+
+    assert "1 task of queue default restored." in back.text
+    assert visitor.store.queries.counts() == {"default": {"ready": 1}}
+    again = visitor.press(purged, "Undo default")
+    assert again.status == 409
+    assert "No purge of queue default can be undone" in again.text

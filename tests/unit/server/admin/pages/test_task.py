@@ -182,3 +182,20 @@ def test_ten_megabytes_of_arguments_are_a_small_page(visitor: Visitor) -> None:
 
     assert len(page.body) < 60_000
     assert "10,000,000 characters" in page.text
+
+
+def test_the_eta_and_the_queue_are_changed(visitor: Visitor) -> None:
+    """A waiting task gets another ETA and another queue; a time that means nothing is a sentence."""
+    task_id = visitor.add(eta_usec=2**61, name="mine")
+    page = visitor.get(f"/tasks/{task_id}")
+
+    assert visitor.press(page, "Change ETA", eta="soon").status == 400
+    assert "is not a time" in visitor.press(page, "Change ETA", eta="2026-99-99").text
+    changed = visitor.press(page, "Change ETA", eta="10min")
+    assert f"The ETA of task {task_id} is changed." in changed.text
+    task = visitor.store.queries.get_by_id(task_id)
+    assert task is not None
+    assert 500 < task.eta_usec / 1e6 - time.time() < 601
+
+    assert visitor.press(changed, "Move", queue="nowhere").status == 404
+    assert f"Task {task_id} is in queue default." in visitor.press(changed, "Move", queue="default").text

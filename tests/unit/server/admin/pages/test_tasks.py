@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from deferred_middleware.server.store.store import TaskStore
-from tests.support.visiting import Visitor
+from tests.support.visiting import FORM_TOKEN, Visitor
 
 
 def shown(html: str) -> list[int]:
@@ -121,3 +121,59 @@ def test_a_server_that_only_shows_has_no_buttons(store: TaskStore) -> None:
     assert page.html.count("disabled") >= 4
     assert answer.status == 403
     assert "--read-only" in answer.text
+
+
+def selection(*ids: int, action: str) -> list[tuple[str, str]]:
+    """Return what the form with the check boxes posts."""
+    return [("form_token", FORM_TOKEN), ("action", action), *(("id", str(one)) for one in ids)]
+
+
+def test_a_selection_is_changed_after_a_question(visitor: Visitor) -> None:
+    """The question has the number; the answer says what was done, and what was left alone."""
+    ids = [visitor.add(eta_usec=2**61) for _ in range(3)]
+    asked = visitor.ask("POST", "/tasks/selected", selection(*ids, action="delete"))
+    assert "Delete: 3 tasks" in asked.text
+    assert f"deferred-middleware delete {ids[0]} {ids[1]} {ids[2]}" in asked.text
+    visitor.store.operations.delete([ids[0]])
+
+    button = asked.button("Delete")
+    fields = [*button.fields, *(("id", str(one)) for one in ids if ("id", str(one)) not in button.fields)]
+    done = visitor.ask("POST", button.path, fields)
+
+    assert "2 tasks deleted. 1 other task left alone" in visitor.get(done.header("Location")).text
+    assert visitor.store.queries.counts() == {}
+
+
+def test_nothing_selected_is_a_sentence(visitor: Visitor) -> None:
+    """Without a selection nothing is asked; what is no action or no ID is refused."""
+    answer = visitor.ask("POST", "/tasks/selected", selection(action="run"))
+    assert "No task is selected." in visitor.get(answer.header("Location")).text
+    assert visitor.ask("POST", "/tasks/selected", selection(1, action="eat")).status == 400
+    wrong = [*selection(action="run"), ("id", "x")]
+    assert visitor.ask("POST", "/tasks/selected", wrong).status == 400
+
+
+def test_all_that_match_are_changed(visitor: Visitor) -> None:
+    """The question has the number of what matches; what is added after it is left alone."""
+    for index in range(7):
+        visitor.add(eta_usec=2**61, name=f"old{index}", queue="mail" if index < 5 else "default")
+    asked = visitor.get("/tasks/all?queue=mail")
+    assert "5 tasks match" in asked.text
+    visitor.add(eta_usec=2**61, name="new", queue="mail")
+
+    done = visitor.press(asked, "Delete")
+
+    assert "5 tasks deleted." in done.text
+    assert visitor.store.queries.counts() == {"mail": {"ready": 1}, "default": {"ready": 2}}
+    assert visitor.change_log.newest()[0]["subject"] == "tasks that match queue mail"
+
+
+def test_all_that_match_are_made_to_run(visitor: Visitor) -> None:
+    """Running is for those that wait; the others are counted as left alone."""
+    for _ in range(3):
+        visitor.add(eta_usec=2**61)
+
+    done = visitor.press(visitor.get("/tasks/all"), "Run now")
+
+    assert "3 tasks made to run now." in done.text
+    assert len(visitor.store.claim_forced(9)) == 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deferred_middleware.server.admin.pages.as_text import copyables
+from deferred_middleware.server.admin.web.as_text import copyables
 
 
 def task(args: list[str], kwargs: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
