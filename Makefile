@@ -12,7 +12,7 @@ SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak mutants bench docs package release-check clean
+.PHONY: help test quick check unit pythons demo soak simulate mutants bench docs package release-check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -42,7 +42,11 @@ mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the 
 	$(BIN)/python tests/mutants.py --write
 
 soak: $(VENV)/.checks  ## run the same tests with bigger numbers; this takes hours
-	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak -rP tests/simulation
+	DEFERRED_SOAK=1 $(BIN)/python -m pytest -p no:randomly --hypothesis-profile=soak --ignore=tests/simulation
+
+simulate: $(VENV)/.checks  ## replay one run of the simulated server and print its story: make simulate SEED=7
+	$(BIN)/python -m tests.simulation $(SEED)
 
 demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         photographs = folder()
         with data_dir(options.data_dir) as directory, local_server(directory, port(options.port), signals) as server:
+            print(f"The page with its queues and tasks: {server.page}\n")
             print("The gallery runs as two services on the local server:")
             for service, address in server.addresses.items():
                 print(f"    {service:<12}{address}")
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.exit:
                 complain(missing(client, photos))
                 return 0
-            print(f"\nOpen {server.addresses['default']} in a browser; Ctrl-C ends it.", flush=True)
+            print(
+                f"\nOpen {server.addresses['default']} in a browser, and {server.page} for its tasks; Ctrl-C ends it.",
+                flush=True,
+            )
             shown = True
             while True:
                 signals.pause(1)

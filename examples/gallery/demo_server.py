@@ -74,6 +74,8 @@ class LocalServer:
         self._log = log
         self.addresses: dict[str, str] = {}
         """The services' addresses, once the server is ready."""
+        self.page = ""
+        """The address of the page with the queues and tasks, once the server is ready."""
 
     def check_alive(self) -> None:
         """If the server has ended, raise :class:`DemoError` with the end of its log."""
@@ -89,7 +91,8 @@ class LocalServer:
             if time.monotonic() > deadline:
                 raise DemoError(f"the local server was not ready after {START_SECONDS} s.\n{self.log_end()}")
             signals.pause(0.05)
-        self.addresses = dict(json.loads(ready_file.read_text())["services"])
+        ready = json.loads(ready_file.read_text())
+        self.addresses, self.page = dict(ready["services"]), ready["admin"]
 
     def log_end(self) -> str:
         """Return the last lines of the server's log."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pages import blocks
 from tests.support.repository import ROOT
 from tests.support.running import TELL, Recorder, Serve, Server
 
@@ -27,8 +26,9 @@ DEFER = "from deferred_middleware import defer; from orders.jobs import send; de
 
 def documented(before: str) -> str:
     """Return the first code block of the page after the text ``before``."""
-    page = (ROOT / "docs" / "frameworks.rst").read_text().partition(before)[2].partition("::\n\n")[2]
-    return textwrap.dedent(re.split(r"\n(?=\S)", page)[0])
+    page = (ROOT / "docs" / "frameworks.rst").read_text()
+    line = page[: page.index(before)].count("\n")
+    return next(block.body for block in blocks(ROOT / "docs" / "frameworks.rst") if block.line > line)
 
 
 class Project:

@@ -19,7 +19,7 @@ from deferred_middleware.config.settings import TABLE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.rst").read_text()
-PAGES = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.rst")}
+PAGES = {path.name: path.read_text() for path in (ROOT / "docs").rglob("*.rst")}
 
 
 def shown(value: object, variable: str) -> str:

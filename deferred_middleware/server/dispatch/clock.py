@@ -53,7 +53,7 @@ class WatchedClock:
         return int(now * 1e6)
 
     def check_against(self, newest_usec: int | None) -> None:
-        """Handle a clock that was set back while no server ran: the newest task then comes from the future."""
+        """Handle a clock that was set back while no server ran: the newest time that is known is then ahead."""
         now_usec = self.now_usec()
         if newest_usec is not None and newest_usec - now_usec > JUMP_SECONDS * 1e6:
             self._on_jump(now_usec - newest_usec, newest_usec, now_usec)

@@ -9,9 +9,10 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
@@ -29,7 +30,7 @@ from deferred_middleware.server.store.upkeep.log_check import check_files, recor
 from deferred_middleware.server.store.upkeep.salvage import damaged, finish_interrupted, is_damage, repair_if_damaged
 from deferred_middleware.server.store.upkeep.shrinking import Shrinker, free_pages, free_some, use_incremental
 from deferred_middleware.server.store.upkeep.steady_clock import SteadyClock
-from deferred_middleware.server.store.writer import GroupCommitWriter, Operation
+from deferred_middleware.server.store.writer import GroupCommit, GroupCommitWriter, Operation
 
 logger: Final = logging.getLogger(__name__)
 
@@ -165,6 +166,24 @@ class NameChooser:
             return f"{self._last_usec:016d}{secrets.randbelow(10_000):04d}"
 
 
+class Background(Protocol):
+    """What shrinks the file when nothing else has to be done, such as :class:`Shrinker`."""
+
+    def wake(self) -> None:
+        """Look whether there are pages to free."""
+
+    def close(self) -> None:
+        """End."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreDrivers:
+    """What the store does with threads. A simulation has others, which run when it says."""
+
+    make_writer: Callable[..., GroupCommit] = GroupCommitWriter
+    make_shrinker: Callable[[Callable[[], int], Callable[[], object]], Background] = Shrinker
+
+
 class Database:
     """The open SQLite file ``path``, with what the parts of the task store share.
 
@@ -182,7 +201,9 @@ class Database:
         claims: The claimed tasks.
         next_id: Returns an ID for a new task, which this process has not returned before. For operations.
         retention: How long finished tasks are kept.
+        last_wall_usec: The wall clock's time at the last commit before, None if it is not known.
         steady_clock: The time by which names are blocked.
+        elapsed: Seconds that only grow.
         choose_name: Returns a name for a task that has none.
     """
 
@@ -194,8 +215,10 @@ class Database:
         elapsed: Callable[[], float],
         retention: Retention,
         on_failure: Callable[[ServerError], object],
+        drivers: StoreDrivers,
     ) -> None:
         self._clock = clock
+        self.elapsed: Callable[[], float] = elapsed
         self._on_failure = on_failure
         # Several threads may find damage; the caller hears of it once. Guards the flag.
         self._damage_lock = threading.Lock()
@@ -212,7 +235,7 @@ class Database:
             repair = repair_if_damaged(path, open_reader, open_writer)
             connection = open_writer(path)
             try:
-                reserve = DiskReserve(path.with_name(path.name + ".reserve"))
+                reserve = DiskReserve(path.with_name(path.name + ".reserve"), elapsed=elapsed)
                 try:
                     self._make_running_ready(connection, claims_path)
                 except sqlite3.OperationalError as error:
@@ -224,11 +247,12 @@ class Database:
                 # A late result finds no other task, because no ID is used twice while a claim may hold.
                 (newest,) = connection.execute("SELECT coalesce(max(id), 0) FROM tasks").fetchone()
                 self.next_id: Callable[[], int] = itertools.count(newest + 1).__next__
-                self.counts: TaskCounts = TaskCounts(connection)
-                self.counters: SpanCounters = SpanCounters(connection, self.now_usec)
+                self.counts: TaskCounts = TaskCounts(connection, monotonic=elapsed)
+                self.counters: SpanCounters = SpanCounters(connection, self.now_usec, elapsed)
+                self.last_wall_usec: int | None = found.recorded.wall_usec if found.recorded else None
                 self.steady_clock: SteadyClock = SteadyClock(
                     last_usec=found.last_usec,
-                    last_wall_usec=found.recorded.wall_usec if found.recorded else None,
+                    last_wall_usec=self.last_wall_usec,
                     wall_usec=self.now_usec(),
                     elapsed=elapsed,
                 )
@@ -250,7 +274,7 @@ class Database:
             self._lock.release()
             raise
         files = OpenFiles(path, path.with_name(path.name + "-wal"))
-        self.writer: GroupCommitWriter = GroupCommitWriter(
+        self.writer: GroupCommit = drivers.make_writer(
             connection,
             self.counts,
             self.claims,
@@ -260,7 +284,7 @@ class Database:
             check_files=files.check,
             on_failure=on_failure,
         )
-        self.shrinker: Shrinker = Shrinker(self._shrink_step, self.writer.checkpoint)
+        self.shrinker: Background = drivers.make_shrinker(self._shrink_step, self.writer.checkpoint)
         self.shrinker.wake()
         self.choose_name: NameChooser = NameChooser(self.now_usec)
         # Only the thread that owns the store closes it.

@@ -224,6 +224,11 @@ class TaskQueries:
         found = self._database.read("SELECT created_usec FROM tasks ORDER BY id DESC LIMIT 1")
         return found[0][0] if found else None
 
+    def latest_known_usec(self) -> int | None:
+        """Return the latest time that the wall clock is known to have shown, None if none is known."""
+        known = (self.newest_created_usec(), self._database.last_wall_usec)
+        return max((usec for usec in known if usec is not None), default=None)
+
     # Queues.
 
     def counts(self) -> dict[str, dict[State, int]]:

@@ -25,7 +25,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.claims import Claim, TakenIn
 from deferred_middleware.server.store.counts import EXECUTED, Tally
-from deferred_middleware.server.store.database import Database
+from deferred_middleware.server.store.database import Database, StoreDrivers
 from deferred_middleware.server.store.leases import PullLeases
 from deferred_middleware.server.store.listing.purges import Purges
 from deferred_middleware.server.store.operations import TaskOperations
@@ -53,6 +53,7 @@ from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
 logger: Final = logging.getLogger(__name__)
 
+_DRIVERS = StoreDrivers()
 _RESULTS_KEPT_USEC = DAY_SECONDS * 1_000_000
 
 _CLAIMABLE = f"""
@@ -84,7 +85,7 @@ class TaskStore:
     are blocked. Tasks that were running when a server ended are due again once the store is open. Raises
     :class:`~deferred_middleware.errors.ServerError` at once if another process has the store open, or if the file can't
     be used. ``on_failure`` is called, by any thread, when nothing can be written any more: the file is no longer the
-    one at ``path``, or the writer has failed.
+    one at ``path``, or the writer has failed. ``drivers`` make what has threads.
 
     All methods may be called by any thread, and so may those of the parts. They raise :class:`sqlite3.Error` if
     the database fails and ``ServerError`` if the store is closed. Those that add tasks raise its subclass
@@ -110,9 +111,17 @@ class TaskStore:
         elapsed: Callable[[], float] = elapsed_seconds,
         retention: Retention | None = None,
         on_failure: Callable[[ServerError], object] = lambda _error: None,
+        drivers: StoreDrivers = _DRIVERS,
     ) -> None:
         self._retention = retention or Retention()
-        self._database = Database(path, clock=clock, elapsed=elapsed, retention=self._retention, on_failure=on_failure)
+        self._database = Database(
+            path,
+            clock=clock,
+            elapsed=elapsed,
+            retention=self._retention,
+            on_failure=on_failure,
+            drivers=drivers,
+        )
         self._writer = self._database.writer
         self._claims = self._database.claims
         self._pruner = HistoryPruner(self._database)

@@ -4,7 +4,7 @@ A commit that survives a power cut costs one fsync, whether it has one change or
 through :class:`GroupCommitWriter`. If nothing else is being written, the caller's own thread runs the operation and
 commits it, because handing it to another thread and back takes longer than the commit's other work. Operations that
 are submitted meanwhile wait for the writer's thread. It takes all of them, runs them in one transaction, commits once,
-and then resolves the callers' futures.
+and then resolves the callers' futures. What a commit does is in :class:`GroupCommit`, which has no thread.
 
 An operation that nobody waits for can be *delayable*: the writer waits a few milliseconds for other operations to share
 its commit. While a queue is busy, the results of attempts share the commit of whatever is submitted next.
@@ -15,16 +15,17 @@ the disk has space again, it runs only operations that add no tasks.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import enum
 import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.claims import Claims
@@ -59,24 +60,29 @@ class _Signal(enum.Enum):
     DELAYABLE = "there are delayable operations"
 
 
+CommitStep = Literal["ran", "committed"]
+"""Where a commit stands: the operations have run and are not committed, or they are and nobody has heard of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _PendingOperation:
+class PendingOperation:
+    """An operation that was submitted. ``future`` gets its result; see :meth:`GroupCommit.submit`."""
+
     operation: Operation[Any]
     durable: bool
     adds_tasks: bool
     future: Future[Any]
 
 
-class GroupCommitWriter:
-    """Runs operations on ``connection``, in its own thread or the caller's; :meth:`close` closes the connection.
+class GroupCommit(abc.ABC):
+    """Runs operations on ``connection`` and commits them together, step by step. It has no thread and no lock.
 
     An operation is called inside a transaction. After the commit, its tally is added to ``counts``, and ``claims`` end
     as it says. If an operation raises an exception, only its own changes are undone; the other operations of the
     transaction are committed. Every few seconds, a commit that changes something also writes what the ``counters`` have
-    counted.
-    Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody hears of it,
-    and raises an exception if the database is no longer the file at its path. That and any defect are the end of all
-    writing; ``on_failure`` is called then.
+    counted. Durable commits are stamped by ``stamps``. ``check_files`` is called after each commit, before anybody
+    hears of it, and raises an exception if the database is no longer the file at its path. That and any defect are the
+    end of all writing; ``on_failure`` is called then.
     """
 
     def __init__(
@@ -93,8 +99,6 @@ class GroupCommitWriter:
     ) -> None:
         self._check_files = check_files
         self._on_failure = on_failure
-        # Held by the thread that writes; it guards the connection, _synchronous and _unsynced.
-        self._turn = threading.Lock()
         self._unsynced = 0
         self._connection = connection
         self._synchronous = ""
@@ -103,18 +107,8 @@ class GroupCommitWriter:
         self._counters = counters
         self._reserve = reserve
         self._stamps = stamps
-        self._queue: queue.SimpleQueue[_PendingOperation | _Signal] = queue.SimpleQueue()
-        # Guards the four fields below. Any thread submits operations and closes; a thread that has its turn takes the
-        # delayable operations, and sets the failure.
-        self._lock = threading.Lock()
-        # How many operations were given to the writer's thread and aren't committed.
-        self._handed_over = 0
-        self._delayable: list[_PendingOperation] = []
-        self._is_closed = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
-        self._thread.start()
 
+    @abc.abstractmethod
     def submit(
         self, operation: Operation[T], *, durable: bool = True, delayable: bool = False, adds_tasks: bool = False
     ) -> Future[T]:
@@ -126,110 +120,23 @@ class GroupCommitWriter:
         Raises :class:`ServerError` if the writer is closed or has failed, and its subclass
         :class:`~deferred_middleware.server.store.upkeep.disk_reserve.StoreFullError` if the disk is full.
         """
-        if adds_tasks and not self._reserve.ensure_allocated():
-            raise self._reserve.full_error
-        future: Future[T] = Future()
-        with self._lock:
-            self._check()
-            pending = _PendingOperation(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
-            if delayable:
-                self._delayable.append(pending)
-                if len(self._delayable) == 1:
-                    self._queue.put(_Signal.DELAYABLE)
-                return future
-            # Not before operations that were handed over earlier: one of them may be this caller's.
-            if self._handed_over or not self._turn.acquire(blocking=False):
-                self._handed_over += 1
-                self._queue.put(pending)
-                return future
-        self._commit_here(pending)
-        return future
 
+    @abc.abstractmethod
     def check(self) -> None:
         """Raise :class:`ServerError` if the writer is closed or has failed, so that no result could be written."""
-        with self._lock:
-            self._check()
 
+    @abc.abstractmethod
     def close(self) -> None:
-        """Commit the pending operations, then stop the thread and close the connection."""
-        with self._lock:
-            if not self._is_closed:
-                self._is_closed = True
-                self._queue.put(_Signal.STOP)
-        self._thread.join()
-        # Here and not at the end of the thread, which may have failed long before: the connection that is closed last
-        # copies the log into the database, and only this one can.
-        with self._turn:
-            self._connection.close()
+        """Commit the pending operations, and close the connection."""
 
+    @abc.abstractmethod
     def checkpoint(self) -> None:
         """Copy the log into the database, which then has its final size."""
-        with self._turn:
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise _stopped_error(self._failure) from self._failure
-        if self._is_closed:
-            raise ServerError("The task store is closed.")
-
-    def _commit_here(self, pending: _PendingOperation) -> None:
-        """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
-        with self._lock:
-            delayed, self._delayable = self._delayable, []
+    def commit_steps(self, delayed: list[PendingOperation], batch: list[PendingOperation]) -> Iterator[CommitStep]:
+        """Run operations, commit them, and resolve their futures. It yields between these steps."""
         try:
-            self._commit(delayed, [pending])
-        except BaseException as error:
-            self._fail(error, [*delayed, pending])
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._turn.release()
-
-    def _run(self) -> None:
-        delayed: list[_PendingOperation] = []
-        batch: list[_PendingOperation] = []
-        more = True
-        try:
-            while more:
-                entry = self._wait()
-                # Everything that is submitted while another thread has its turn shares the next commit.
-                with self._turn:
-                    batch, more = self._drain(entry)
-                    with self._lock:
-                        delayed, self._delayable = self._delayable, []
-                    if delayed or batch:
-                        self._commit(delayed, batch)
-                with self._lock:
-                    self._handed_over -= len(batch)
-        except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
-            self._fail(error, delayed + batch)
-
-    def _wait(self) -> _PendingOperation | _Signal | None:
-        """Wait for something to do; return the first operation or signal. None: there are only delayable operations."""
-        entry = self._queue.get()
-        if entry is _Signal.DELAYABLE:
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get(timeout=_MAX_DELAY_SECONDS)
-            return None
-        return entry
-
-    def _drain(self, entry: _PendingOperation | _Signal | None) -> tuple[list[_PendingOperation], bool]:
-        """Return the operations that can't be delayed, from ``entry`` on, and whether to continue after them."""
-        batch: list[_PendingOperation] = []
-        with contextlib.suppress(queue.Empty):
-            while entry is not _Signal.STOP:
-                if isinstance(entry, _PendingOperation):
-                    batch.append(entry)
-                if len(batch) == _MAX_BATCH:
-                    return batch, True
-                entry = self._queue.get_nowait()
-            return batch, False
-        return batch, True
-
-    def _commit(self, delayed: list[_PendingOperation], batch: list[_PendingOperation]) -> None:
-        try:
-            answers = self._transact(delayed, batch)
+            answers = yield from self._transact(delayed, batch)
         except sqlite3.Error as error:
             # The whole transaction was rolled back. Each caller gets the error; the next batch may succeed.
             number = len(delayed) + len(batch)
@@ -239,12 +146,13 @@ class GroupCommitWriter:
                 for pending in batch:
                     if pending.adds_tasks:
                         pending.future.set_exception(self._reserve.full_error)
-                self._commit(delayed, [pending for pending in batch if not pending.adds_tasks])
+                yield from self.commit_steps(delayed, [pending for pending in batch if not pending.adds_tasks])
                 return
         for _result, failure in answers:
             if failure is not None and is_damage(failure):
                 raise damaged(failure) from failure
         self._check_files()
+        yield "committed"
         for pending, (result, failure) in zip(delayed + batch, answers, strict=True):
             if failure is not None:
                 pending.future.set_exception(failure)
@@ -252,8 +160,8 @@ class GroupCommitWriter:
                 pending.future.set_result(result)
 
     def _transact(
-        self, delayed: list[_PendingOperation], batch: list[_PendingOperation]
-    ) -> list[tuple[Any, Exception | None]]:
+        self, delayed: list[PendingOperation], batch: list[PendingOperation]
+    ) -> Generator[CommitStep, None, list[tuple[Any, Exception | None]]]:
         """Run operations in one transaction and commit it; return the result or the exception of each."""
         tally = Tally()
         durable = self._unsynced >= _MAX_UNSYNCED_COMMITS or any(pending.durable for pending in batch + delayed)
@@ -270,6 +178,7 @@ class GroupCommitWriter:
             counted = changed and self._counters.is_due and self._write_counters()
             if changed and durable:
                 self._stamps.write(self._connection)
+            yield "ran"
             self._connection.execute("COMMIT")
         except sqlite3.Error:
             if self._connection.in_transaction:
@@ -292,7 +201,7 @@ class GroupCommitWriter:
             logger.error("The figures of the last seconds can't be written now: %s", failure, exc_info=failure)
         return failure is None
 
-    def _run_delayed(self, delayed: list[_PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:
+    def _run_delayed(self, delayed: list[PendingOperation], tally: Tally) -> list[tuple[Any, Exception | None]]:
         """Run operations with one savepoint; if one of them fails, run each with its own."""
         if len(delayed) > 1:
             operations = [pending.operation for pending in delayed]
@@ -335,7 +244,136 @@ class GroupCommitWriter:
             self._connection.execute(f"PRAGMA synchronous={level}")
             self._synchronous = level
 
-    def _fail(self, error: BaseException, taken: list[_PendingOperation]) -> None:
+
+class GroupCommitWriter(GroupCommit):
+    """A :class:`GroupCommit` that runs in its own thread or the caller's; :meth:`close` closes the connection."""
+
+    def __init__(self, *parts: Any, **callbacks: Any) -> None:
+        super().__init__(*parts, **callbacks)
+        # Held by the thread that writes; it guards what the base class has.
+        self._turn = threading.Lock()
+        self._queue: queue.SimpleQueue[PendingOperation | _Signal] = queue.SimpleQueue()
+        # Guards the four fields below. Any thread submits operations and closes; a thread that has its turn takes the
+        # delayable operations, and sets the failure.
+        self._lock = threading.Lock()
+        # How many operations were given to the writer's thread and aren't committed.
+        self._handed_over = 0
+        self._delayable: list[PendingOperation] = []
+        self._is_closed = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, operation: Operation[T], *, durable: bool = True, delayable: bool = False, adds_tasks: bool = False
+    ) -> Future[T]:
+        """Submit an operation as the base class says."""
+        if adds_tasks and not self._reserve.ensure_allocated():
+            raise self._reserve.full_error
+        future: Future[T] = Future()
+        with self._lock:
+            self._check()
+            pending = PendingOperation(operation=operation, durable=durable, adds_tasks=adds_tasks, future=future)
+            if delayable:
+                self._delayable.append(pending)
+                if len(self._delayable) == 1:
+                    self._queue.put(_Signal.DELAYABLE)
+                return future
+            # Not before operations that were handed over earlier: one of them may be this caller's.
+            if self._handed_over or not self._turn.acquire(blocking=False):
+                self._handed_over += 1
+                self._queue.put(pending)
+                return future
+        self._commit_here(pending)
+        return future
+
+    def check(self) -> None:
+        """Raise :class:`ServerError` if nothing can be written any more."""
+        with self._lock:
+            self._check()
+
+    def close(self) -> None:
+        """Commit the pending operations, then stop the thread and close the connection."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._queue.put(_Signal.STOP)
+        self._thread.join()
+        # Here and not at the end of the thread, which may have failed long before: the connection that is closed last
+        # copies the log into the database, and only this one can.
+        with self._turn:
+            self._connection.close()
+
+    def checkpoint(self) -> None:
+        """Copy the log into the database."""
+        with self._turn:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise _stopped_error(self._failure) from self._failure
+        if self._is_closed:
+            raise ServerError("The task store is closed.")
+
+    def _commit_here(self, pending: PendingOperation) -> None:
+        """Commit an operation in the caller's thread, which has its turn, with the delayable ones."""
+        with self._lock:
+            delayed, self._delayable = self._delayable, []
+        try:
+            self._commit(delayed, [pending])
+        except BaseException as error:
+            self._fail(error, [*delayed, pending])
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._turn.release()
+
+    def _run(self) -> None:
+        delayed: list[PendingOperation] = []
+        batch: list[PendingOperation] = []
+        more = True
+        try:
+            while more:
+                entry = self._wait()
+                # Everything that is submitted while another thread has its turn shares the next commit.
+                with self._turn:
+                    batch, more = self._drain(entry)
+                    with self._lock:
+                        delayed, self._delayable = self._delayable, []
+                    if delayed or batch:
+                        self._commit(delayed, batch)
+                with self._lock:
+                    self._handed_over -= len(batch)
+        except BaseException as error:  # noqa: BLE001 - all callers, present and future, must get an error
+            self._fail(error, delayed + batch)
+
+    def _wait(self) -> PendingOperation | _Signal | None:
+        """Wait for something to do; return the first operation or signal. None: there are only delayable operations."""
+        entry = self._queue.get()
+        if entry is _Signal.DELAYABLE:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_MAX_DELAY_SECONDS)
+            return None
+        return entry
+
+    def _drain(self, entry: PendingOperation | _Signal | None) -> tuple[list[PendingOperation], bool]:
+        """Return the operations that can't be delayed, from ``entry`` on, and whether to continue after them."""
+        batch: list[PendingOperation] = []
+        with contextlib.suppress(queue.Empty):
+            while entry is not _Signal.STOP:
+                if isinstance(entry, PendingOperation):
+                    batch.append(entry)
+                if len(batch) == _MAX_BATCH:
+                    return batch, True
+                entry = self._queue.get_nowait()
+            return batch, False
+        return batch, True
+
+    def _commit(self, delayed: list[PendingOperation], batch: list[PendingOperation]) -> None:
+        for _step in self.commit_steps(delayed, batch):
+            pass
+
+    def _fail(self, error: BaseException, taken: list[PendingOperation]) -> None:
         """Give the error to all pending operations and to later callers, and end the writer's thread."""
         # The reason is a sentence if a file is gone; anything else is a defect, whose place is of interest.
         logger.critical("%s", _stopped_error(error), exc_info=None if isinstance(error, ServerError) else error)
@@ -347,7 +385,7 @@ class GroupCommitWriter:
                 entry = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if isinstance(entry, _PendingOperation):
+            if isinstance(entry, PendingOperation):
                 pending_operations.append(entry)
         self._queue.put(_Signal.STOP)
         for pending in pending_operations:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
@@ -123,10 +122,16 @@ def figures_of(row: Sequence[object]) -> Figures:
 
 
 class SpanCounters:
-    """Counts what happens. ``now_usec`` is the wall clock's time. Any thread may call any method."""
+    """Counts what happens. Any thread may call any method.
 
-    def __init__(self, connection: sqlite3.Connection, now_usec: Callable[[], int]) -> None:
+    ``now_usec`` is the wall clock's time; ``elapsed`` counts seconds that only grow.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, now_usec: Callable[[], int], elapsed: Callable[[], float]
+    ) -> None:
         self._now_usec = now_usec
+        self._elapsed = elapsed
         # Guards all other fields.
         self._lock = threading.Lock()
         # By queue, function and minute. Those in flight are in a transaction that has perhaps been committed.
@@ -147,7 +152,7 @@ class SpanCounters:
     @property
     def is_due(self) -> bool:
         """Whether the next commit should write the counts."""
-        return bool(self._gathered or self._in_flight) and time.monotonic() >= self._next_flush
+        return bool(self._gathered or self._in_flight) and self._elapsed() >= self._next_flush
 
     def hurry(self) -> bool:
         """Have the next commit write the counts; return whether there are any."""
@@ -218,7 +223,7 @@ class SpanCounters:
             self._slow_in_flight, self._slow = _slowest([*self._slow_in_flight, *self._slow]), []
             spread = self._spread(self._in_flight.items())
             slow = self._slow_in_flight
-            self._next_flush = time.monotonic() + FLUSH_SECONDS
+            self._next_flush = self._elapsed() + FLUSH_SECONDS
         rows = [self._row(connection, key, figures) for key, figures in spread.items()]
         connection.executemany(_UPSERT, [*rows, (*_NUMBER_KEY, self._flushes, 0, 0, 0, "", "")])
         self._write_slowest(connection, slow)

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -31,11 +32,12 @@ class StoreFullError(ServerError):
 
 
 class DiskReserve:
-    """The file ``path`` of ``size`` bytes, allocated at once if the disk has the space."""
+    """The file ``path`` of ``size`` bytes, allocated at once if the disk has the space. ``elapsed`` counts seconds."""
 
-    def __init__(self, path: Path, *, size: int = RESERVE_BYTES) -> None:
+    def __init__(self, path: Path, *, size: int = RESERVE_BYTES, elapsed: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._size = size
+        self._elapsed = elapsed
         # Guards both fields below. The writer thread frees the space; any thread that adds tasks allocates it again.
         self._lock = threading.Lock()
         self._is_allocated = self._allocate()
@@ -70,9 +72,9 @@ class DiskReserve:
         with self._lock:
             if self._is_allocated:
                 return True
-            if time.monotonic() < self._next_try:
+            if self._elapsed() < self._next_try:
                 return False
-            self._next_try = time.monotonic() + _RETRY_SECONDS
+            self._next_try = self._elapsed() + _RETRY_SECONDS
             self._is_allocated = self._allocate()
             if not self._is_allocated:
                 return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from concurrent.futures import Future
 
 from deferred_middleware.errors import ServerError
@@ -30,15 +29,15 @@ class HistoryPruner:
         self._database = database
         # Both are written by the thread that commits only.
         self._results = 0
-        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+        self._next_prune = database.elapsed() + _PRUNE_EVERY_SECONDS
 
     def prune_if_due(self, new_results: int) -> None:
         """Submit an operation that prunes, if enough results were written or enough time has passed."""
         self._results += new_results
-        if self._results < _PRUNE_EVERY_RESULTS and time.monotonic() < self._next_prune:
+        if self._results < _PRUNE_EVERY_RESULTS and self._database.elapsed() < self._next_prune:
             return
         self._results = 0
-        self._next_prune = time.monotonic() + _PRUNE_EVERY_SECONDS
+        self._next_prune = self._database.elapsed() + _PRUNE_EVERY_SECONDS
         try:
             self._database.writer.submit(self._prune, durable=False).add_done_callback(_log_failed_prune)
         except ServerError as error:

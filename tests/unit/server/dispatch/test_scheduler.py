@@ -630,7 +630,7 @@ def test_a_pause_withdraws_what_was_claimed_and_not_begun(world: World, rated: b
     assert sorted(one.name for one in seen[30:]) == names
     for name in names:
         world.store.wait_for(name, "succeeded")
-    allowance = scheduler._limits.allowance("default", frozenset())
+    allowance = scheduler._core.limits.allowance("default", frozenset())
     assert allowance.number == 200
 
 

@@ -1,0 +1,5 @@
+user_id = 7
+
+
+def send_welcome(user_id: int) -> None:
+    pass
