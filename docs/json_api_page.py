@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deferred_middleware.server.admin.json_api import API_PREFIX
 from deferred_middleware.server.admin.routes.openapi import ERRORS, PARAMETERS, statuses_of
-from deferred_middleware.server.admin.routes.table import ROUTES, Route
+from deferred_middleware.server.admin.routes.table import ROUTES, ApiRoute
 
 PAGE = Path(__file__).with_name("json-api.rst")
 _HEAD = """\
@@ -58,7 +58,7 @@ _TITLES = {
 }
 
 
-def _route(route: Route) -> Iterable[str]:
+def _route(route: ApiRoute) -> Iterable[str]:
     yield f".. _json-api-{route.operation}:"
     yield ""
     yield f"``{route.method} {API_PREFIX}{route.path}``"

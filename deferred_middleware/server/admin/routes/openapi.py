@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from deferred_middleware import __version__
-from deferred_middleware.server.admin.routes.table import ROUTES, Route
+from deferred_middleware.server.admin.routes.table import ROUTES, ApiRoute
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
 ERRORS: Final = {
@@ -98,7 +98,7 @@ def describe(prefix: str) -> dict[str, Any]:
     }
 
 
-def statuses_of(route: Route) -> tuple[str, ...]:
+def statuses_of(route: ApiRoute) -> tuple[str, ...]:
     """Return the statuses of the errors that a route can have."""
     always = ["400", "401", "403", "404", "405", "500"]
     if route.method == "POST":
@@ -108,7 +108,7 @@ def statuses_of(route: Route) -> tuple[str, ...]:
     return tuple(sorted(always))
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: ApiRoute) -> dict[str, Any]:
     parameters = [
         _parameter(name, "integer" if name in _WHOLE_NUMBERS else "string", place="path")
         for name in re.findall(r"{(\w+)}", route.path)

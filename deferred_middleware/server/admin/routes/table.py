@@ -12,7 +12,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
+class ApiRoute:
     """One operation: a method and a path below the API's prefix.
 
     A part of the path in braces stands for any text. The fields of ``query``, ``body`` and ``answer`` map names to
@@ -30,14 +30,16 @@ class Route:
     answer: Mapping[str, str] = field(default_factory=dict)
 
 
-def _get(path: str, operation: str, summary: str, answer: Mapping[str, str], **query: str) -> Route:
-    return Route(method="GET", path=path, operation=operation, summary=summary, answer=answer, query=query)
+def _get(path: str, operation: str, summary: str, answer: Mapping[str, str], **query: str) -> ApiRoute:
+    return ApiRoute(method="GET", path=path, operation=operation, summary=summary, answer=answer, query=query)
 
 
 def _post(
     path: str, operation: str, summary: str, answer: Mapping[str, str], *, needs: Sequence[str] = (), **body: str
-) -> Route:
-    return Route(method="POST", path=path, operation=operation, summary=summary, answer=answer, needs=needs, body=body)
+) -> ApiRoute:
+    return ApiRoute(
+        method="POST", path=path, operation=operation, summary=summary, answer=answer, needs=needs, body=body
+    )
 
 
 _CLOCK: Final = {"now": "string", "now_seconds": "number", "ahead_seconds": "number", "frozen": "boolean"}
@@ -45,7 +47,7 @@ _DONE: Final = {"task": "integer", "done": "string"}
 _PAGE: Final = {"next_before": "integer?"}
 
 
-def _task_actions(path: str, operation: str) -> tuple[Route, ...]:
+def _task_actions(path: str, operation: str) -> tuple[ApiRoute, ...]:
     return (
         _post(f"{path}/run", f"run{operation}", "Run a waiting task now.", _DONE),
         _post(f"{path}/retry", f"retry{operation}", "Try a permanently failed task again.", _DONE),
@@ -69,7 +71,7 @@ def _task_actions(path: str, operation: str) -> tuple[Route, ...]:
     )
 
 
-ROUTES: Final[tuple[Route, ...]] = (
+ROUTES: Final[tuple[ApiRoute, ...]] = (
     _get("/", "about", "Show the server: its version, process, services and data directory.", {"server": "object"}),
     _get(
         "/openapi.json",

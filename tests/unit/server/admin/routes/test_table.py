@@ -12,7 +12,7 @@ import pytest
 from deferred_middleware.server.admin.controls import TestControls
 from deferred_middleware.server.admin.json_api import JsonApi
 from deferred_middleware.server.admin.reports.cron import CronAnswer
-from deferred_middleware.server.admin.routes.table import ROUTES, Route, methods_of
+from deferred_middleware.server.admin.routes.table import ROUTES, ApiRoute, methods_of
 from deferred_middleware.server.config.virtual_clock import VirtualClock
 from deferred_middleware.server.store.store import TaskStore
 from tests.support.visiting import Visitor
@@ -53,7 +53,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
     store.close()
 
 
-def ask(api: Api, route: Route) -> tuple[int, dict[str, Any]]:
+def ask(api: Api, route: ApiRoute) -> tuple[int, dict[str, Any]]:
     """Send a request of a route for things that are there, and return the status and the content."""
     if "failure" in route.path or "retry" in route.path:
         fail(api.store, "a")
@@ -70,7 +70,7 @@ def ask(api: Api, route: Route) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
-def test_the_api_answers_each_route(api: Api, route: Route) -> None:
+def test_the_api_answers_each_route(api: Api, route: ApiRoute) -> None:
     """Each route of the table is there, and its answer has the fields and types of the table."""
     status, content = ask(api, route)
 
@@ -82,7 +82,7 @@ def test_the_api_answers_each_route(api: Api, route: Route) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
-def test_other_methods_are_refused(api: Api, route: Route) -> None:
+def test_other_methods_are_refused(api: Api, route: ApiRoute) -> None:
     """A method that the table doesn't have is answered with 405, and the header Allow has those of the table."""
     path = route.path.format_map({"id": 1, "queue": "q", "name": "n", "failure": 1, "entry": 0})
     known = {other.method for other in ROUTES if other.path == route.path}
