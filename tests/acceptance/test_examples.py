@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import configparser
 import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deferred_middleware.cli.command import PROGRAM
+from deferred_middleware.cli.main import COMMANDS
 from tests.support.running import WAIT_SECONDS, Serve, Server
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -60,11 +68,11 @@ def test_webapp2(serve: Serve) -> None:
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.iterdir()) if path.is_dir()])
 def test_every_example_says_what_it_is(name: str) -> None:
-    """Each example has an app.yaml, and a README with the command that runs it."""
+    """Each example has a README with the command that runs it, and if it is an app, an app.yaml."""
     readme = (EXAMPLES / name / "README.rst").read_text()
 
-    assert "deferred-middleware serve" in readme
-    assert (EXAMPLES / name / "app.yaml").is_file()
+    assert re.search("deferred-middleware (serve|emulate)", readme) or "docker compose" in readme
+    assert (EXAMPLES / name / "app.yaml").is_file() or not list((EXAMPLES / name).glob("*.py"))
 
 
 def send(server: Server, path: str, body: bytes | None) -> int:
@@ -73,3 +81,23 @@ def send(server: Server, path: str, body: bytes | None) -> int:
 
     with urllib.request.urlopen(server.services["default"] + path, body, timeout=WAIT_SECONDS) as response:
         return int(response.status)
+
+
+def test_the_systemd_unit_is_sound(tmp_path: Path) -> None:
+    """The unit runs a command of this package with arguments that it has; systemd accepts it where there is one."""
+    text = (EXAMPLES / "systemd" / "deferred-middleware.service").read_text()
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign] # names keep their case
+    unit.read_string(text)
+    program, command, *arguments = shlex.split(unit["Service"]["ExecStart"])
+
+    assert Path(program).name == PROGRAM
+    (found,) = (known for known in COMMANDS if known.name == command)
+    parsed = found.make_parser().parse_args(arguments)
+    assert str(parsed.data_dir) == f"/var/lib/{unit['Service']['StateDirectory']}"
+
+    if verifier := shutil.which("systemd-analyze"):
+        here = tmp_path / "deferred-middleware.service"
+        here.write_text(text.replace(program, sys.executable))
+        done = subprocess.run([verifier, "verify", here], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
