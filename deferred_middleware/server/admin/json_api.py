@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,8 @@ from deferred_middleware.server.admin.operations import Operations
 from deferred_middleware.server.admin.reading.search import PARAMETERS, moment_in, search_of
 from deferred_middleware.server.admin.reports.reports import Reports
 from deferred_middleware.server.admin.reports.routes import REPORTS, find_report
+from deferred_middleware.server.admin.routes.openapi import describe
+from deferred_middleware.server.admin.routes.table import methods_of
 from deferred_middleware.server.store.records import StoredTask
 from deferred_middleware.wire.protocol import ADMIN_TOKEN_HEADER
 
@@ -102,8 +104,12 @@ class JsonApi:
             raise _HttpError(HTTPStatus.UNAUTHORIZED, "no-token", message, WWW_Authenticate=ADMIN_TOKEN_HEADER)
         operations = self._operations
         # PATH_INFO is decoded. Names of queues and tasks have no slash.
+        parts = path[len(API_PREFIX) + 1 :].split("/")
+        _check_route(environ["REQUEST_METHOD"], path, parts)
         read: Callable[[], dict[str, Any]]
-        match path[len(API_PREFIX) + 1 :].split("/"):
+        match parts:
+            case ["openapi.json"]:
+                read = partial(describe, API_PREFIX)
             case [""]:
                 read = partial(dict, server=operations.about)
             case [name] if self._controls is not None and name in controls.NAMES:
@@ -135,27 +141,21 @@ class JsonApi:
                     environ, lambda actor: _QUEUE_ACTIONS[action](operations, actor, queue, _body(environ))
                 )
             case [first, *_] if first in REPORTS:
-                answer = find_report(self._reports, path[len(API_PREFIX) + 1 :].split("/"), _query(environ))
+                answer = find_report(self._reports, parts, _query(environ))
                 if answer.change is not None:
                     return self._change(environ, partial(answer.change, body=partial(_body, environ)))
                 read = answer.read
             case ["retry"]:
                 return self._change(environ, operations.retry_all_failed)
             case _:
-                raise OperationError(HTTPStatus.NOT_FOUND, "no-such-page", f"The API has nothing at {path!r}.")
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use GET.", Allow="GET, HEAD")
+                raise _nothing_at(path)
         return read()
 
     def _change(self, environ: WSGIEnvironment, change: Callable[[Actor], dict[str, Any]]) -> dict[str, Any]:
-        if environ["REQUEST_METHOD"] != "POST":
-            raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="POST")
         return change(_actor(environ))
 
     def _control(self, test_controls: TestControls, name: str, environ: WSGIEnvironment) -> dict[str, Any]:
         reads = environ["REQUEST_METHOD"] in ("GET", "HEAD")
-        if not reads and environ["REQUEST_METHOD"] != "POST":
-            raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", "Use POST.", Allow="GET, HEAD, POST")
         content = None if reads else _body(environ)
         try:
             if reads or name not in controls.CHANGES:
@@ -184,6 +184,21 @@ class _HttpError(OperationError):
     def __init__(self, status: HTTPStatus, code: str, message: str, **headers: str) -> None:
         self.headers = headers
         super().__init__(status, code, message)
+
+
+def _nothing_at(path: str) -> OperationError:
+    return OperationError(HTTPStatus.NOT_FOUND, "no-such-page", f"The API has nothing at {path!r}.")
+
+
+def _check_route(method: str, path: str, parts: Sequence[str]) -> None:
+    """Refuse a path or a method that is not in the table of routes. HEAD is a GET without the content."""
+    methods = methods_of(parts)
+    if not methods:
+        raise _nothing_at(path)
+    if ("GET" if method == "HEAD" else method) not in methods:
+        allowed = ", ".join("GET, HEAD" if known == "GET" else known for known in methods)
+        message = f"Use {' or '.join(methods)}."
+        raise _HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "wrong-method", message, Allow=allowed)
 
 
 _TASK_ACTIONS: dict[str, Callable[[Operations, Actor, StoredTask, Mapping[str, Any]], dict[str, Any]]] = {
