@@ -25,10 +25,11 @@ quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q $(PARALLEL) $(SHUFFLED) tests/unit
 
-check: $(VENV)/.checks  ## run the checkers: ruff and mypy
+check: $(VENV)/.checks  ## run the checkers: ruff, mypy and the spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell README.rst CHANGELOG.rst CONTRIBUTING.rst docs deferred_middleware examples
 
 unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit

@@ -27,9 +27,13 @@ These are all routes of the local server's JSON API. :doc:`operations` says how 
 the fields of tasks, queues and other things.
 
 The server describes the API in OpenAPI 3.1 at ``/api/v1/openapi.json``, which needs the token as
-all of the API does. The description is made from the same table as this page::
+all of the API does. The description is made from the same table as this page:
 
-    curl -H "X-Deferred-Admin-Token: $TOKEN" http://127.0.0.1:8000/api/v1/openapi.json
+.. not executed: it needs a running server; its tests send the same request.
+
+.. code-block:: console
+
+    $ curl -H "X-Deferred-Admin-Token: $TOKEN" http://127.0.0.1:8000/api/v1/openapi.json
 
 A GET is also answered as a HEAD. "or null" says that a field may be null. An answer may have more
 fields than these.
