@@ -33,7 +33,7 @@ check: $(VENV)/.checks  ## run the checkers: ruff, mypy and the spelling
 
 unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit
-	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance
+	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	tests/other_pythons.sh
