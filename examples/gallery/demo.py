@@ -1,6 +1,7 @@
 """Demonstrate the gallery: start it on the local server, upload a dozen photographs, and follow their tasks.
 
-``python demo.py`` keeps serving until Ctrl-C. ``python demo.py --exit`` checks the result. It ends with status 0 if
+``python demo.py`` keeps serving until Ctrl-C, with some more tasks to look at on the server's page. ``python demo.py
+--exit`` checks the result. It ends with status 0 if
 every photograph is complete, and otherwise with status 1 and the reason.
 """
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_table(photos)
             summarise(photos, server, time.monotonic() - started_seconds)
             complain(shortcomings(photos))
+            if options.samples or not options.exit:
+                enqueue_samples(server, signals)
             if options.exit:
                 complain(missing(client, photos))
                 return 0
@@ -74,10 +77,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The gallery on the local server, with a dozen photographs.")
     parser.add_argument("--exit", action="store_true", help="check the result and end, instead of serving on")
     parser.add_argument(
+        "--samples",
+        action="store_true",
+        help="with --exit too: enqueue tasks that wait, that fail, and that become a dead letter",
+    )
+    parser.add_argument(
         "--port", type=int, default=8080, help="the page's port (default: %(default)s; 0: any that is free)"
     )
     parser.add_argument("--data-dir", type=Path, help="where photographs and tasks are kept (default: a temporary one)")
     return parser.parse_args(arguments)
+
+
+def enqueue_samples(server: LocalServer, signals: StopSignals) -> None:
+    """Enqueue tasks that are worth a look on the page: scheduled ones, one that is retried, a dead letter."""
+    for hours, weekday in enumerate(("Monday", "Tuesday", "Wednesday"), 1):
+        signals.check()
+        server.call("--countdown", str(hours * 3600), "samples:send_digest", weekday)
+    server.call("samples:order_print", "Astronaut", "copies=2")
+    server.call("samples:import_album", "https://photos.example/nothing")
+    print(f"\nOn {server.page} there are also three scheduled tasks, one that fails and is retried, and a dead letter.")
 
 
 @contextlib.contextmanager

@@ -69,9 +69,10 @@ class StopSignals:
 class LocalServer:
     """``deferred-middleware serve`` for the gallery: its addresses, its log, and whether it is running."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, data_dir: Path) -> None:
         self._process = process
         self._log = log
+        self._data_dir = data_dir
         self.addresses: dict[str, str] = {}
         """The services' addresses, once the server is ready."""
         self.page = ""
@@ -93,6 +94,13 @@ class LocalServer:
             signals.pause(0.05)
         ready = json.loads(ready_file.read_text())
         self.addresses, self.page = dict(ready["services"]), ready["admin"]
+
+    def call(self, *arguments: str) -> None:
+        """Enqueue a call with ``deferred-middleware call``. Raise :class:`DemoError` if that doesn't succeed."""
+        command = [sys.executable, "-m", "deferred_middleware", "call", "--data-dir", str(self._data_dir), *arguments]
+        done = subprocess.run(command, cwd=GALLERY, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+        if done.returncode:
+            raise DemoError(f"{' '.join(command[2:])} ended with status {done.returncode}: {done.stderr.strip()}")
 
     def log_end(self) -> str:
         """Return the last lines of the server's log."""
@@ -136,7 +144,7 @@ def local_server(data_dir: Path, port: int, signals: StopSignals) -> Iterator[Lo
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C then reaches only this process, which stops the server in order
         )
-    server = LocalServer(process, log)
+    server = LocalServer(process, log, data_dir)
     try:
         server.wait_until_ready(ready_file, signals)
         yield server

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -131,6 +134,34 @@ def test_a_piece_that_cannot_be_made_is_the_reason(start: Start, tmp_path: Path)
         "demo: not every photograph is complete.",
         "    retina.jpg, 640: failed at attempt 1: it is broken on purpose.",
     ]
+
+
+def test_the_samples_to_look_at(start: Start, tmp_path: Path) -> None:
+    """While the demo serves on, the page has scheduled tasks, one that is retried, and a dead letter."""
+    demo = start()
+    read_until(demo, "a dead letter.")
+    read_until(demo, "Ctrl-C ends it")
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        told = subprocess.run(
+            [sys.executable, "-m", "deferred_middleware", "tasks", "--json", "--data-dir", str(tmp_path / "data")],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        states = collections.Counter(
+            "retrying" if task["state"] == "ready" and task["retry_count"] else task["state"]
+            for task in json.loads(told)["tasks"]
+        )
+        if states["failed"] and states["retrying"]:
+            break
+        assert time.monotonic() < deadline, states
+        time.sleep(0.2)  # nothing announces the end of an attempt here
+    assert states["ready"] == 3
+    assert states["failed"] == 1
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

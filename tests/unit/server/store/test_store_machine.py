@@ -6,6 +6,7 @@ the store is compared with the model's, and at the end the whole content is.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -91,6 +92,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = TaskStore(
             self.directory / "tasks.sqlite", clock=self.clock, elapsed=self.passed, retention=RETENTION
         )
+        # It prunes only when the machine says so, however long the machine takes.
+        self.store._pruner._next_prune = math.inf
 
     def teardown(self) -> None:
         """Compare all tasks, and close the store."""
