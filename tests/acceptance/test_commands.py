@@ -148,7 +148,9 @@ def test_json_is_for_machines(server: Server, recorder: Recorder) -> None:
     assert told(server, "functions")["functions"][0]["name"] == "chores/work"
     assert told(server, "queue-yaml")["error"] is None
     assert told(server, "cron")["entries"] == []
-    assert told(server, "purge", "default", "--yes") == {"queue": "default", "deleted": 0}
+    purged = told(server, "purge", "default", "--yes")
+    assert (purged["queue"], purged["deleted"]) == ("default", 0)
+    assert isinstance(purged["undo_until_usec"], int)
     assert told(server, "forget", "default", "mine") == {"queue": "default", "forgotten": 1}
     assert told(server, "delete", "1") == {"tasks": [{"task": 1, "done": "delete"}]}
 
@@ -228,7 +230,10 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
     ok(server, "drain")
     for _ in range(3):
         server.post("/defer/work", LATER)
-    assert ok(server, "purge", "default", "--yes") == "3 tasks of queue default deleted.\n"
+    assert ok(server, "purge", "default", "--yes") == (
+        "3 tasks of queue default deleted. "
+        "For ten minutes, 'deferred-middleware undo-purge default' brings them back.\n"
+    )
     assert [task["state"] for task in told(server, "tasks")["tasks"]] == ["succeeded"]
 
 

@@ -109,8 +109,8 @@ ROUTES: Final[tuple[ApiRoute, ...]] = (
     _post(
         "/queues/{queue}/purge",
         "purgeQueue",
-        "Delete the waiting tasks of a queue. You can undo it for a short time.",
-        {"queue": "string", "deleted": "integer", "undo_until_usec": "integer?"},
+        "Delete all unfinished tasks of a queue. You can undo it for ten minutes.",
+        {"queue": "string", "deleted": "integer", "undo_until_usec": "integer"},
     ),
     _post(
         "/queues/{queue}/undo-purge",
