@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,9 @@ def clean_state() -> Iterator[None]:
     process.install_keys(())
     process._settings = Settings()
     yield
+    # The SDK's namespace manager keeps the namespace there if there is no request.
+    for variable in [name for name in os.environ if name.startswith("HTTP_X_APPENGINE_")]:
+        del os.environ[variable]
     process._settings, process._deployment = settings, deployment
     process._hooks = hooks
     process.install_keys(keys)

@@ -58,8 +58,10 @@ def purge_queue(arguments: argparse.Namespace) -> int:
     confirm(arguments, f"Delete all unfinished tasks of queue {arguments.queue}?")
     answer = client.post("queues", arguments.queue, "purge")
     deleted = count(answer["deleted"], "task")
-    undo = f" For ten minutes, 'deferred-middleware undo-purge {answer['queue']}' brings them back."
-    print_answer(arguments, answer, f"{deleted} of queue {answer['queue']} deleted.{undo if answer['deleted'] else ''}")
+    undo = ""
+    if answer["deleted"] and answer["undo_until_usec"] is not None:
+        undo = f" For ten minutes, 'deferred-middleware undo-purge {answer['queue']}' brings them back."
+    print_answer(arguments, answer, f"{deleted} of queue {answer['queue']} deleted.{undo}")
     return 0
 
 

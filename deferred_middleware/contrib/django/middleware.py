@@ -35,7 +35,7 @@ from deferred_middleware.enqueue import batch, request_end
 from deferred_middleware.errors import SecretKeyMissingError
 from deferred_middleware.errors.loggers import get_logger
 
-logger = get_logger("deferred_middleware")
+logger: logging.Logger = get_logger("deferred_middleware")
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 

@@ -50,7 +50,7 @@ class Claims:
         self._lock = threading.Lock()
         self._claims: dict[int, Claim] = {}
         # How often claims were made or have ended. Read without the lock.
-        self.changes = 0
+        self.changes: int = 0
         # The IDs in the order of the claims.
         self._by_lane: dict[Lane, dict[int, None]] = {}
         # The claims that have ended since the current search began; None while there is no search.

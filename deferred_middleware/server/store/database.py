@@ -235,7 +235,7 @@ class Database:
             repair = repair_if_damaged(path, open_reader, open_writer)
             connection = open_writer(path)
             try:
-                reserve = DiskReserve(path.with_name(path.name + ".reserve"), elapsed=elapsed)
+                reserve = self._reserve = DiskReserve(path.with_name(path.name + ".reserve"), elapsed=elapsed)
                 try:
                     self._make_running_ready(connection, claims_path)
                 except sqlite3.OperationalError as error:
@@ -312,6 +312,11 @@ class Database:
     def blocked_until_usec(self) -> int:
         """Return until when the name of a task that finishes now stays blocked, by the steady clock."""
         return self.steady_clock.now_usec() + int(self.retention.tombstone_seconds * 1e6)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether the store accepts no tasks, because the disk was full when something was written last."""
+        return self._reserve.is_free
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows of one statement."""

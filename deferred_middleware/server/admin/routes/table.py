@@ -110,7 +110,7 @@ ROUTES: Final[tuple[ApiRoute, ...]] = (
         "/queues/{queue}/purge",
         "purgeQueue",
         "Delete all unfinished tasks of a queue. You can undo it for ten minutes.",
-        {"queue": "string", "deleted": "integer", "undo_until_usec": "integer"},
+        {"queue": "string", "deleted": "integer", "undo_until_usec": "integer?"},
     ),
     _post(
         "/queues/{queue}/undo-purge",

@@ -38,17 +38,18 @@ _WAITING = "SELECT queue, name, state, method FROM tasks WHERE id = ?"
 
 @dataclass(frozen=True, kw_only=True)
 class Purge:
-    """A purge that can be undone until ``until_usec``. ``key`` names it."""
+    """A purge that can be undone until ``until_usec``, or not at all. ``key`` names it."""
 
     key: str
     queue: str
     tasks: int
     purged_usec: int
+    is_final: bool = False
 
     @property
-    def until_usec(self) -> int:
-        """When it can't be undone any more."""
-        return self.purged_usec + UNDO_SECONDS * 1_000_000
+    def until_usec(self) -> int | None:
+        """When it can't be undone any more; None if it can't be undone now."""
+        return None if self.is_final else self.purged_usec + UNDO_SECONDS * 1_000_000
 
 
 class Purges:
@@ -61,6 +62,7 @@ class Purges:
         """Put away all unfinished tasks of a queue that are there now.
 
         Attempts that are being made continue, and their results will be dropped. Names that the app chose stay blocked.
+        On a full disk, what was purged is deleted at once, so that there is space for new tasks.
         """
         now_usec = self._database.now_usec()
         key = f"{PURGE_PREFIX}{now_usec:017d}:{queue}"
@@ -75,7 +77,10 @@ class Purges:
             return len(gone)
 
         tasks = self._database.write_in_batches(operation)
-        return Purge(key=key, queue=queue, tasks=tasks, purged_usec=now_usec)
+        is_final = self._database.is_disk_full
+        if is_final:
+            self._database.write_in_batches(lambda connection, _tally: self._delete(connection, _AFTER_ALL))
+        return Purge(key=key, queue=queue, tasks=tasks, purged_usec=now_usec, is_final=is_final)
 
     def list(self) -> list[Purge]:
         """Return the purges that can be undone, the last one first."""
@@ -96,11 +101,15 @@ class Purges:
             if found < BATCH:
                 return restored, refused
 
-    @staticmethod
-    def delete_expired(connection: sqlite3.Connection, now_usec: int) -> None:
+    @classmethod
+    def delete_expired(cls, connection: sqlite3.Connection, now_usec: int) -> None:
         """Delete at most :data:`BATCH` tasks of purges that can't be undone any more, inside an operation."""
-        until = f"{PURGE_PREFIX}{max(0, now_usec - UNDO_SECONDS * 1_000_000):017d}"
-        connection.execute(f"DELETE FROM tasks WHERE {_EXPIRED}", (PURGE_PREFIX, until))
+        cls._delete(connection, f"{PURGE_PREFIX}{max(0, now_usec - UNDO_SECONDS * 1_000_000):017d}")
+
+    @staticmethod
+    def _delete(connection: sqlite3.Connection, before: str) -> int:
+        """Delete at most :data:`BATCH` tasks of purges with keys before this one; return how many there were."""
+        return connection.execute(f"DELETE FROM tasks WHERE {_EXPIRED}", (PURGE_PREFIX, before)).rowcount
 
     def set_eta(self, task_id: int, eta_usec: int) -> bool:
         """Change the ETA of a waiting push task; return whether it was waiting."""

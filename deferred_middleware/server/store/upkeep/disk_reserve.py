@@ -46,6 +46,11 @@ class DiskReserve:
             logger.warning("The disk of %s is full: no tasks are accepted until there is space again.", path.parent)
 
     @property
+    def is_free(self) -> bool:
+        """Whether the space was freed because the disk is full. It may have space again by now."""
+        return not self._is_allocated
+
+    @property
     def full_error(self) -> StoreFullError:
         """A new error for a caller that wants to add tasks."""
         return StoreFullError(

@@ -11,16 +11,18 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from deferred_middleware.server.store.records import ClaimedTask, Lane, Retention
 from deferred_middleware.server.store.store import TaskStore
+from deferred_middleware.server.store.upkeep import pruning
 from tests.support.storing import Clock, completion, new_task, prune, stored_tasks
 
 RETENTION = Retention(
@@ -68,6 +70,14 @@ class Modelled:
         return self.state in ("ready", "running")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def prune_on_demand() -> Iterator[None]:
+    """Let the store prune only when the machine says so, and not because the machine's clock was set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "_PRUNE_EVERY_SECONDS", math.inf)
+        yield
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Does the same operations on the store and on the model."""
 
@@ -92,8 +102,6 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = TaskStore(
             self.directory / "tasks.sqlite", clock=self.clock, elapsed=self.passed, retention=RETENTION
         )
-        # It prunes only when the machine says so, however long the machine takes.
-        self.store._pruner._next_prune = math.inf
 
     def teardown(self) -> None:
         """Compare all tasks, and close the store."""
