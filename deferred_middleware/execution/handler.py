@@ -157,6 +157,7 @@ class TaskHandler:
         self._hooks = hooks
         self.prefix: str = f"{settings.url_prefix}/"
         """The start of the path of a task's request."""
+        self._prefix_length = len(self.prefix)
         legacy = settings.unnamed_urls
         self._legacy = frozenset(url for url in legacy if not url.endswith("*"))
         self._prefixes = (self.prefix, *(url[:-1] for url in legacy if url.endswith("*")))
@@ -219,7 +220,11 @@ class TaskHandler:
             logger.error("refused a task for %.200r: %s", path, error)
             return _BODY_RESPONSES[error.status]
         # Other paths name no call: a legacy URL, or the URL of a Handler of compat.deferred.
-        label = label_from_path(path, self.prefix) if path.startswith(self.prefix) else None
+        label = None
+        if path.startswith(self.prefix):
+            label = path[self._prefix_length :]
+            if not label.isascii():
+                label = label_from_path(path, self.prefix)
         if self.sweeper is not None:
             self.sweeper.on_request()
         if label == protocol.SWEEP_LABEL:

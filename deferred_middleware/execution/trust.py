@@ -83,10 +83,16 @@ class Authenticator:
         Raises :class:`UntrustedRequestError`, or :class:`BodyError` with the HTTP status of the response.
         """
         name, queue = environ.get(_NAME), environ.get(_QUEUE)
-        if name is None and _CLOUD_TASKS_NAME in environ:
-            return self._body_with_url(environ)
         if not name or "," in name:
-            raise UntrustedRequestError("task-name", f"it does not have exactly one {protocol.TASK_NAME_HEADER} header")
+            if name is not None or _CLOUD_TASKS_NAME not in environ:
+                raise UntrustedRequestError(
+                    "task-name", f"it does not have exactly one {protocol.TASK_NAME_HEADER} header"
+                )
+            name, queue = _names_by_url(environ)
+            if self._verify is None:
+                return self._body_with_token(environ)
+            if environ.get(_SIGNATURE) is None:
+                raise UntrustedRequestError("signature-missing", "it has no signature")
         if not queue or "," in queue:
             raise UntrustedRequestError(
                 "queue-name", f"it does not have exactly one {protocol.QUEUE_NAME_HEADER} header"
@@ -107,22 +113,16 @@ class Authenticator:
                 )
             # Only on App Engine standard there may be a signature but no key: another version of the app has the key.
             return read_body(environ, self._max_bytes)
-        return self._signed_body(environ, signature, queue, name)
+        # The time as the signer has it, also if a test has stopped it.
+        now = time.time() if self._clock is None else self._clock()
+        digest = self._verify(signature, environ, queue, name, now)
+        body = read_body(environ, self._max_bytes)
+        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            raise UntrustedRequestError("body", "its body is not the one that was signed")
+        return body
 
-    def _body_with_url(self, environ: WSGIEnvironment) -> bytes:
-        """Return the body of a request that Cloud Tasks sent to a URL."""
-        name, queue = environ[_CLOUD_TASKS_NAME], environ.get(_CLOUD_TASKS_QUEUE)
-        if not name or "," in name or not queue or "," in queue:
-            raise UntrustedRequestError(
-                "task-name",
-                f"it does not have exactly one {protocol.CLOUD_TASKS_TASK_NAME_HEADER} and one "
-                f"{protocol.CLOUD_TASKS_QUEUE_NAME_HEADER} header",
-            )
-        if self._verify is not None:
-            signature = environ.get(_SIGNATURE)
-            if signature is None:
-                raise UntrustedRequestError("signature-missing", "it has no signature")
-            return self._signed_body(environ, signature, queue, name)
+    def _body_with_token(self, environ: WSGIEnvironment) -> bytes:
+        """Return the body of a request that Cloud Tasks sent to a URL of a process without keys."""
         if self._tokens is None:
             raise UntrustedRequestError(
                 "no-proof",
@@ -132,16 +132,17 @@ class Authenticator:
         self._tokens.verify(environ)
         return read_body(environ, self._max_bytes)
 
-    def _signed_body(self, environ: WSGIEnvironment, signature: str, queue: str, name: str) -> bytes:
-        """Return the body of a request whose signature is valid."""
-        assert self._verify is not None  # the caller has looked
-        # The time as the signer has it, also if a test has stopped it.
-        now = time.time() if self._clock is None else self._clock()
-        digest = self._verify(signature, environ, queue, name, now)
-        body = read_body(environ, self._max_bytes)
-        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
-            raise UntrustedRequestError("body", "its body is not the one that was signed")
-        return body
+
+def _names_by_url(environ: WSGIEnvironment) -> tuple[str, str]:
+    """Return the names of the task and the queue of a request that Cloud Tasks sent to a URL."""
+    name, queue = environ[_CLOUD_TASKS_NAME], environ.get(_CLOUD_TASKS_QUEUE)
+    if not name or "," in name or not queue or "," in queue:
+        raise UntrustedRequestError(
+            "task-name",
+            f"it does not have exactly one {protocol.CLOUD_TASKS_TASK_NAME_HEADER} and one "
+            f"{protocol.CLOUD_TASKS_QUEUE_NAME_HEADER} header",
+        )
+    return name, queue
 
 
 def _token_verifier(settings: Settings, deployment: Deployment) -> TokenVerifier | None:
