@@ -31,8 +31,10 @@ if BLOCKED:
 def run(source: str, *, blocked: bool = True, **environ: str) -> str:
     """Run a program in a process whose tasks have URLs; return what it printed."""
     code = BLOCK.replace("BLOCKED", repr(blocked)) + textwrap.dedent(source)
+    # Other tests' variables must not select an engine.
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
     own = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": str(ROOT),
         "DEFERRED_ENGINE": "cloud-tasks",
         "DEFERRED_SERVICE_URLS": "default=https://shop.example.com",
