@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 DEMO ?=
 # At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
-# The order of the unit tests is random. To repeat a run, give it the seed: make quick SEED=123
-SEED ?= $(shell date +%s)
+# The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123
+COMMIT := $(shell git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7)
+SEED ?= $(shell [ -n "$(COMMIT)" ] && printf '%d' 0x$(COMMIT) || date +%s)
 SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
