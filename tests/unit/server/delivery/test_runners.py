@@ -375,8 +375,8 @@ def test_a_child_process_of_a_task_does_not_answer(queue: Callable[..., Queue]) 
     assert len(channel.results(1)) == 1
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
     channel.deliver(2, path="/quick")
-    os.wait()
     assert [result.number for result in channel.results(1)] == [2]
+    os.wait()
 
 
 def test_an_idle_process_sleeps(queue: Callable[..., Queue]) -> None:

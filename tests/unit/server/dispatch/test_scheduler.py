@@ -142,12 +142,12 @@ class SignallingStore(TaskStore):
         with self.written:
             self.written.notify_all()
 
-    def wait_for(self, name: str, state: State, *, queue: str = "default") -> StoredTask:
-        """Wait until a task is in this state; return it."""
+    def wait_for(self, name: str, state: State, *, queue: str = "default", attempts: int = 0) -> StoredTask:
+        """Wait until a task is in this state and at least so many attempts of it are over; return it."""
 
         def reached() -> StoredTask | None:
             task = self.queries.get(queue, name)
-            return task if task is not None and task.state == state else None
+            return task if task is not None and task.state == state and task.retry_count >= attempts else None
 
         with self.written:
             task = self.written.wait_for(reached, _PATIENCE_SECONDS)
@@ -681,7 +681,7 @@ def test_a_503_slows_the_whole_queue_and_a_429_does_not(world: World) -> None:
     world.app.answer = lambda seen: statuses.get(seen.name, 200) if seen.retry_count == 0 else 200
     world.start(queues=QueueRegistry([queue("slowed"), queue("other")]), concurrency=4)
     world.add("busy", queue="slowed")
-    world.store.wait_for("busy", "ready", queue="slowed")
+    world.store.wait_for("busy", "ready", queue="slowed", attempts=1)
     began = world.app.wait_for(1)[0].at
     world.add("behind", queue="slowed")
     world.add("many", queue="other")
@@ -721,7 +721,7 @@ def test_a_back_off_lasts_as_long_when_the_clock_is_set(world: World, by_seconds
     scheduler = world.start(clock=lambda: time.time() + ahead[0])
     world.add("task", retry=RetryPolicy(min_backoff_seconds=1.5, max_backoff_seconds=1.5))
     assert failed.wait(_PATIENCE_SECONDS)
-    world.store.wait_for("task", "ready")
+    world.store.wait_for("task", "ready", attempts=1)
     set_at = time.monotonic()
     ahead[0] = by_seconds
     scheduler.wake()
