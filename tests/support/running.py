@@ -88,7 +88,9 @@ class Server:
         self.cloud_tasks = ""
         self._log = directory / "server.log"
         self._mark = uuid.uuid4().hex
-        self._environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ, _MARK: self._mark}
+        # What the SDK keeps in the tests' own process is not in a developer's shell.
+        shell = {name: value for name, value in os.environ.items() if not name.startswith("HTTP_")}
+        self._environ = {**shell, "PYTHONPATH": str(ROOT), **environ, _MARK: self._mark}
         self._command = [sys.executable, *program, command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
