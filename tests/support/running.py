@@ -31,6 +31,8 @@ from tests.support.repository import ROOT
 
 WAIT_SECONDS = 60.0
 _MARK = "DEFERRED_ACCEPTANCE_TEST"
+# How the names of variables begin that the SDK's stubs set.
+_OF_THE_SDK = ("HTTP_", "SERVER_", "REQUEST_", "APPLICATION_ID", "AUTH_DOMAIN", "CURRENT_", "DEFAULT_VERSION_", "API_")
 
 
 class Recorder:
@@ -89,7 +91,7 @@ class Server:
         self._log = directory / "server.log"
         self._mark = uuid.uuid4().hex
         # What the SDK keeps in the tests' own process is not in a developer's shell.
-        shell = {name: value for name, value in os.environ.items() if not name.startswith("HTTP_")}
+        shell = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_SDK)}
         self._environ = {**shell, "PYTHONPATH": str(ROOT), **environ, _MARK: self._mark}
         self._command = [sys.executable, *program, command, *arguments]
         self._process: subprocess.Popen[bytes] | None = None
