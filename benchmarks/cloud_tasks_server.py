@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 from google.cloud import tasks_v2
-from google.longrunning import operations_pb2  # type: ignore[import-untyped]
+from google.longrunning import operations_pb2
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ def _create_batch(
     failed = dict(operation.metadata.failed_requests) if operation.metadata is not None else {}
     created: Iterator[Any] = iter(())
     if not operation.operation.HasField("error"):
-        response: Any = operation.result(timeout=0)  # type: ignore[no-untyped-call]
+        response: Any = operation.result(timeout=0)  # type: ignore[no-untyped-call] # of Google
         created = iter(response.tasks)
     elif not failed:
         status = operation.operation.error

@@ -113,11 +113,11 @@ class TokenVerifier:
         """Raise :class:`UntrustedRequestError` unless the request has a valid token. The error says what is wrong."""
         token = _token_in(environ)
         try:
-            key_id = jwt.decode_header(token).get("kid")  # type: ignore[no-untyped-call]
+            key_id = jwt.decode_header(token).get("kid")  # type: ignore[no-untyped-call] # of google-auth
             certificate = self._certificates.for_key(key_id) if isinstance(key_id, str) else None
             if certificate is None:
                 raise _refusal("token-key", "its token is not signed by a key of Google's")
-            claims = jwt.decode(  # type: ignore[no-untyped-call]
+            claims = jwt.decode(  # type: ignore[no-untyped-call] # of google-auth
                 token,
                 certs={key_id: certificate},
                 audience=self._audience,

@@ -149,4 +149,4 @@ def _cloud() -> Datastore:
 def _as_datastore(module: ModuleType) -> Datastore:
     """Return a module with the functions of a :class:`Datastore` as one."""
     found: Any = module
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return] # a module

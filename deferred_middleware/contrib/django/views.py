@@ -52,7 +52,7 @@ for _alias in connections:
     run_task = transaction.non_atomic_requests(using=_alias)(run_task)
 
 # LoginRequiredMiddleware (Django 5.1) would redirect the queue to the login page.
-run_task.login_required = False  # type: ignore[attr-defined]
+run_task.login_required = False  # type: ignore[attr-defined] # Django reads it
 
 
 def is_not_logged_yet(record: logging.LogRecord) -> bool:

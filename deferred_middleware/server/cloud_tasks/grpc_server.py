@@ -7,7 +7,7 @@ from concurrent import futures
 from typing import Any, Final
 
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
 
 from deferred_middleware.server.cloud_tasks import call_errors
 from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from google.cloud import tasks_v2
-from google.cloud.location import locations_pb2  # type: ignore[import-untyped]
-from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
-from google.longrunning import operations_pb2  # type: ignore[import-untyped]
+from google.cloud.location import locations_pb2
+from google.iam.v1 import iam_policy_pb2
+from google.longrunning import operations_pb2
 from google.protobuf.message import DecodeError
 
 from deferred_middleware.errors import ServerError

@@ -27,9 +27,9 @@ from typing import Any
 
 import grpc
 from google.cloud import tasks_v2, tasks_v2beta3
-from google.longrunning import operations_pb2  # type: ignore[import-untyped]
+from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
-from google.rpc import code_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import code_pb2, status_pb2
 
 _MAX_TASK_BYTES = 100 * 1024
 _MAX_HTTP_TASK_BYTES = 1_000_000

@@ -13,9 +13,9 @@ import uuid
 from typing import Any, Final
 
 from google.cloud import tasks_v2
-from google.longrunning import operations_pb2  # type: ignore[import-untyped]
+from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 
 from deferred_middleware.server.cloud_tasks import call_errors
 from deferred_middleware.server.cloud_tasks.call_errors import ApiCallError, RpcCode, invalid

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from google.cloud import tasks_v2
-from google.cloud.location import locations_pb2  # type: ignore[import-untyped]
+from google.cloud.location import locations_pb2
 from google.protobuf import empty_pb2
 
 from deferred_middleware.server.cloud_tasks import call_errors

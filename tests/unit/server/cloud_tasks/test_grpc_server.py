@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from google.cloud import tasks_v2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
