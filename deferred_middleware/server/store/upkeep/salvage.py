@@ -132,7 +132,7 @@ def repair_if_damaged(
         problems = find_damage(connection)
     if not problems:
         return Repair()
-    logger.error("The database %s is damaged: what can be read is saved now.", path)
+    logger.info("The database %s is damaged. What can be read is saved now, which may take a while.", path)
     return _repair(path, open_reader, create, problems)
 
 
@@ -180,16 +180,16 @@ def _repair(
             new.execute("BEGIN IMMEDIATE")
             _copy_all(old, new, repair)
             new.execute("COMMIT")
-    except sqlite3.Error as error:
+        repair.kept = keep_aside(path)
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            keep_aside(log)
+    except (sqlite3.Error, OSError) as error:
         _remove(unfinished)
         raise ServerError(
-            f"{path} is damaged, and what is left can't be saved: {error}. Put a copy of it back, or move it away to "
-            "begin with an empty store."
+            f"{path} is damaged, and what is left can't be saved: {error}. Make space if the disk is full, put a copy "
+            "of the file back, or move it away to begin with an empty store."
         ) from error
-    repair.kept = keep_aside(path)
-    log = path.with_name(path.name + "-wal")
-    if log.exists() and log.stat().st_size:
-        keep_aside(log)
     unfinished.replace(finished_path(path))
     sync_directory(path.parent)
     finish_interrupted(path)

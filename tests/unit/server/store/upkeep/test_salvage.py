@@ -6,6 +6,7 @@ The databases are real ones. Damage is what broken disks do: bytes changed, and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -215,3 +216,25 @@ def test_what_a_kill_left_of_a_repair_is_made_again(whole: Path, tmp_path: Path,
     with contextlib.closing(TaskStore(path, clock=clock)) as store:
         assert len(run_all(store)) > 700
     assert not list(path.parent.glob("*.repairing*"))
+
+
+def test_a_disk_without_space_for_the_copy(
+    whole: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the damaged file can't be kept, the server doesn't start, says why, and the file stays as it was."""
+    root = root_pages(whole)["payloads"]
+
+    def zero_root(content: bytearray) -> None:
+        content[(root - 1) * PAGE_BYTES : root * PAGE_BYTES] = bytes(PAGE_BYTES)
+
+    path = damaged_copy(whole, tmp_path / "damaged", zero_root)
+    before = path.read_bytes()
+
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(ServerError, match=r"No space left on device\. Make space"):
+        TaskStore(path, clock=clock)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*damaged-*")) + list(path.parent.glob("*.repair*"))
