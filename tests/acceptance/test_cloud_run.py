@@ -136,7 +136,7 @@ def test_the_deployment_with_a_key_runs_tasks(tmp_path: Path, cloud: CloudTasks,
 
         said = wait_for_greetings(address, 2)
 
-    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"]
+    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"], said
     tasks = [request.task for _, request in cloud.calls]
     assert {task.http_request.oidc_token.service_account_email for task in tasks} == {ACCOUNT}
     assert {task.http_request.oidc_token.audience for task in tasks} == {URL}
@@ -202,7 +202,7 @@ def test_the_emulator_runs_the_deployments_tasks(tmp_path: Path, metadata: Metad
 
         said = wait_for_greetings(address, 2)
 
-    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"]
+    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"], said
 
 
 def test_neither_key_nor_account_does_not_start(tmp_path: Path, cloud: CloudTasks, metadata: MetadataServer) -> None:

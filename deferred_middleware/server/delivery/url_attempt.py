@@ -114,7 +114,7 @@ class UrlDeliverer:
         path = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
         with contextlib.closing(connection):
             connection.connect()
-            with self._in_use(connection.sock):
+            with contextlib.closing(connection.sock), self._in_use(connection.sock):
                 connection.putrequest(task.method, path, skip_accept_encoding=True)
                 for name, value in [*request_headers(task), *self._authorization(task), ("Connection", "close")]:
                     if _ILLEGAL_IN_HEADER.search(value):
@@ -182,7 +182,11 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _DeadlineSocket:
-    """What ``http.client`` uses of a socket to read a response."""
+    """What ``http.client`` uses of a socket to read a response.
+
+    It closes the connection when it has the head of a response after which the server closes it. A socket's own file
+    keeps the socket open until the body is read; here, whoever has opened the connection closes it.
+    """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
@@ -192,7 +196,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._connection, self._deadline))
 
     def close(self) -> None:
-        self._connection.close()
+        pass
 
 
 def request_headers(task: ClaimedTask) -> list[tuple[str, str]]:

@@ -209,3 +209,41 @@ def test_closing_ends_attempts(target: HttpTarget) -> None:
 def test_a_url_is_encoded(url: str, encoded: str) -> None:
     """Characters that can't be in a request are encoded; what is encoded already stays."""
     assert encoded_url(url) == encoded
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "expected"),
+    [
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close", b"done\n", 200, id="length"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nConnection: close", b"done\n", 200, id="until the end"),
+        pytest.param(b"HTTP/1.0 200 OK", b"done\n", 200, id="HTTP 1.0"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close",
+            b"5\r\ndone\n\r\n0\r\n\r\n",
+            200,
+            id="chunks",
+        ),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\nConnection: close", b"done\n", None, id="cut off"),
+    ],
+)
+def test_a_body_that_comes_after_the_head(head: bytes, body: bytes, expected: int | None) -> None:
+    """A response is read to its end, also if the server closes the connection after it; a part of one is no answer."""
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(head + b"\r\n\r\n")
+            time.sleep(0.1)  # so that the client finds the head alone; nothing shows when it has read it
+            connection.sendall(body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        result = UrlDeliverer().deliver(task(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
+        server.join()
+    assert result.status == expected, result.reason
+    if expected is None:
+        assert "IncompleteRead" in (result.reason or "")
+    else:
+        assert result.excerpt == b"done\n"
