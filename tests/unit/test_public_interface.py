@@ -58,7 +58,8 @@ def described(name: str, value: object) -> Iterator[str]:
     if issubclass(value, enum.Enum):
         yield from (f"{name}.{member.name} = {member.value!r}" for member in value)
         return
-    if "__init__" in vars(value):
+    # Before Python 3.11, a protocol has one without being made.
+    if "__init__" in vars(value) and not getattr(value, "_is_protocol", False):
         yield f"{name}{parameters(value)}"
     for attribute, found in sorted(vars(value).items()):
         if attribute.startswith("_"):
