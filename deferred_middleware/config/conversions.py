@@ -128,14 +128,18 @@ def integer(lowest: int, highest: int) -> Callable[[str | int], int]:
     return convert
 
 
-def seconds(value: str | float) -> float:
-    """Return a number of seconds."""
-    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
-        raise ValueError(value)
-    seconds = float(value)
-    if not 0 <= seconds <= 600:
-        raise ValueError(value)
-    return seconds
+def seconds(lowest: float, highest: float) -> Callable[[str | float], float]:
+    """Return a conversion that accepts numbers of seconds from ``lowest`` to ``highest``."""
+
+    def convert(value: str | float) -> float:
+        if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)):
+            raise ValueError(value)
+        seconds = float(value)
+        if not lowest <= seconds <= highest:
+            raise ValueError(value)
+        return seconds
+
+    return convert
 
 
 def log_level(value: str | int) -> int:

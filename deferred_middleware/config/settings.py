@@ -213,11 +213,22 @@ TABLE: Final[tuple[Setting, ...]] = (
     Setting(
         field="enqueue_seconds",
         variable="DEFERRED_ENQUEUE_SECONDS",
-        convert=conversions.seconds,
+        convert=conversions.seconds(0, 600),
         accepts="a number of seconds, 0 to 600",
         meaning=(
             "How long an enqueue is retried after transient errors and time-outs, under a name that is generated once. "
             "0: a single attempt, and the queue chooses the name."
+        ),
+    ),
+    Setting(
+        field="sweep_seconds",
+        variable="DEFERRED_SWEEP_SECONDS",
+        convert=conversions.seconds(1, 600),
+        accepts="a number of seconds, 1 to 600",
+        meaning=(
+            "On Cloud Tasks: how often a process that gets requests looks for transactional tasks that were not sent "
+            "after their commit. The task that looks for them runs one and a half to two and a half times as long "
+            "after a transactional task, and tasks younger than two thirds of it are left alone."
         ),
     ),
     Setting(
@@ -291,6 +302,7 @@ class Settings:
     pickle_protocol: int = 5
     max_payload_bytes: int = 10 * 1024 * 1024
     enqueue_seconds: float = 30.0
+    sweep_seconds: float = 30.0
     coalesce: bool = False
     log_level: int = logging.DEBUG
     retry_log_level: int = logging.ERROR

@@ -28,8 +28,6 @@ logger: Final = get_logger("deferred_middleware")
 
 KIND: Final = "_DeferredOutbox"
 """The kind of the entities."""
-MIN_AGE_SECONDS: Final = 20.0
-"""The minimum age of a swept entity. Until then, the process that wrote it sends its task."""
 OVERDUE_SECONDS: Final = 3600.0
 """The age from which on a task that can't be sent is reported as a dead letter. It is tried again all the same."""
 _PARENT: Final = "parent"
@@ -89,13 +87,14 @@ def add(*, parent: str, make_task: Callable[[str], bytes], send: Send) -> None:
 def sweep(
     send: Send,
     *,
-    min_age_seconds: float = MIN_AGE_SECONDS,
+    min_age_seconds: float,
     max_seconds: float = 300.0,
     max_tasks: int = 10_000,
     on_overdue: Callable[[UnsentTask], object] | None = None,
 ) -> SweepReport:
     """Send the committed tasks that were not sent, the oldest first. Keep each task that can't be sent.
 
+    Entities that are younger than ``min_age_seconds`` are left alone: the process that wrote one sends its task.
     The sweep stops after ``max_seconds`` or ``max_tasks``, and leaves the rest to the next one. ``on_overdue`` is
     called once for a task that could not be sent for an hour. Raises the datastore's exceptions.
     """

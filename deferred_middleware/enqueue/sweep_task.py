@@ -13,34 +13,43 @@ import math
 import os
 import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.calls.headers import signer_for
 from deferred_middleware.calls.options import NO_OPTIONS
+from deferred_middleware.config.process import current_settings
 from deferred_middleware.engines.engine import TaskTemplate
-from deferred_middleware.engines.outbox import MIN_AGE_SECONDS
 from deferred_middleware.enqueue.prepare import CallTemplate, enqueue_context
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.wire import protocol
 
+if TYPE_CHECKING:
+    from deferred_middleware.config.settings import Settings
+
 logger: Final = get_logger("deferred_middleware")
 
-SOON_SECONDS: Final = 45.0
-"""When a sweep is due after a transactional task was added, and after a sweep that has left something."""
 IDLE_SECONDS: Final = 3600.0
 """When a sweep is due after one that has left nothing."""
 
-_STEP_SECONDS: Final = 30
-"""Sweeps are due at multiples of this time."""
 _BODY: Final = b"sweep"
 _CALL_SECONDS: Final = 5.0
 _RETRY_SECONDS: Final = 30.0
 
 
+def min_age_seconds(settings: Settings) -> float:
+    """Return the minimum age of a task that is swept. Until then, the process that added it sends it."""
+    return settings.sweep_seconds * 2 / 3
+
+
+def soon_seconds(settings: Settings) -> float:
+    """Return when a sweep is due after a transactional task was added, and after a sweep that has left something."""
+    return settings.sweep_seconds * 3 / 2
+
+
 def enqueue(seconds: float) -> float:
     """Enqueue a sweep that is due in about ``seconds``, unless there is one, and return its time in seconds since 1970.
 
-    Raises the engine's errors.
+    Sweeps are due at multiples of ``DEFERRED_SWEEP_SECONDS``. Raises the engine's errors.
     """
     context = enqueue_context()
     settings, engine = context.settings, context.engine
@@ -49,14 +58,14 @@ def enqueue(seconds: float) -> float:
     headers = {"Content-Type": protocol.CONTENT_TYPE, protocol.NAMESPACE_HEADER: protocol.DEFAULT_NAMESPACE}
     signer = signer_for(NO_OPTIONS, settings, context.deployment, queue=queue, url=path, headers=headers)
     template = engine.encode(TaskTemplate(queue=queue, path=path, headers=headers, signed=signer is not None))
-    step = math.ceil((time.time() + seconds) / _STEP_SECONDS)
+    due = math.ceil((time.time() + seconds) / settings.sweep_seconds) * settings.sweep_seconds
     message = CallTemplate(template, signer, template.overhead_bytes, on_stub=False).message(
-        f"deferred-sweep-{step}", _BODY, float(step * _STEP_SECONDS), os.urandom(12).hex()
+        f"deferred-sweep-{due:.0f}", _BODY, due, os.urandom(12).hex()
     )
     (result,) = engine.add([message], _CALL_SECONDS)
     if not isinstance(result, str) and not result.answer.exists:
         raise result.error
-    return float(step * _STEP_SECONDS)
+    return due
 
 
 class Upcoming:
@@ -74,15 +83,17 @@ class Upcoming:
     def ensure(self) -> None:
         """Enqueue a sweep that is due soon, unless this process knows of one. A failure is logged."""
         now = time.time()
-        # Entities that are younger than the minimum age are left to the next sweep.
-        if self._due >= now + MIN_AGE_SECONDS + 2 or now < self._next_try:
+        settings = current_settings()
+        # The sweep leaves entities alone that are younger than the minimum age.
+        needed = now + min_age_seconds(settings) * 1.1
+        if self._due >= needed or now < self._next_try:
             return
         with self._lock:
-            if self._due >= now + MIN_AGE_SECONDS + 2 or now < self._next_try:
+            if self._due >= needed or now < self._next_try:
                 return
             self._next_try = now + _RETRY_SECONDS
             try:
-                self._due = enqueue(SOON_SECONDS)
+                self._due = enqueue(soon_seconds(settings))
             except Exception as error:  # noqa: BLE001 - the transaction goes on; another sweep sends its tasks
                 logger.warning("the next sweep of transactional tasks could not be enqueued: %s", error)
             else:

@@ -1,8 +1,8 @@
 """Sweep the outbox of transactional tasks: in the background of requests, and in the task that is for that.
 
-The first request of each process, and then a request every half minute, starts a bounded sweep in a thread of its own.
-So a task that another process has left behind is sent by the next request that any instance gets. Without requests, the
-task at ``/_cb/deferred/_sweep`` does it (:mod:`deferred_middleware.enqueue.sweep_task`).
+The first request of each process, and then a request every ``DEFERRED_SWEEP_SECONDS``, starts a bounded sweep in a
+thread of its own. So a task that another process has left behind is sent by the next request that any instance gets.
+Without requests, the task at ``/_cb/deferred/_sweep`` does it (:mod:`deferred_middleware.enqueue.sweep_task`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger: Final = get_logger("deferred_middleware")
 
-INTERVAL_SECONDS: Final = 30.0
-"""The time between two sweeps in the background of one process's requests."""
 _BACKGROUND_SECONDS: Final = 10.0
 _BACKGROUND_TASKS: Final = 100
 _TASK_SECONDS: Final = 240.0
@@ -70,7 +68,7 @@ class Sweeper:
         now = monotonic()
         if now < self._next:
             return
-        self._next = now + INTERVAL_SECONDS
+        self._next = now + self._settings.sweep_seconds
         if not _has_datastore():
             return
         from deferred_middleware.engines.request_scope import Scope
@@ -98,9 +96,11 @@ class Sweeper:
         """Sweep now; see :func:`deferred_middleware.engines.outbox.sweep`."""
         from deferred_middleware.engines import outbox
         from deferred_middleware.engines.current import cloud_tasks_engine
+        from deferred_middleware.enqueue import sweep_task
 
         send = cloud_tasks_engine(self._settings).send
-        return outbox.sweep(send, on_overdue=self._report_overdue, **limits)
+        min_age_seconds = sweep_task.min_age_seconds(self._settings)
+        return outbox.sweep(send, min_age_seconds=min_age_seconds, on_overdue=self._report_overdue, **limits)
 
     def run_task(self) -> str:
         """Run the task that sweeps, and enqueue the next one; return a sentence about it.
@@ -112,7 +112,8 @@ class Sweeper:
         if not _has_datastore():
             return "there is no datastore"
         report = self.sweep(max_seconds=_TASK_SECONDS)
-        sweep_task.enqueue(sweep_task.IDLE_SECONDS if report.is_empty else sweep_task.SOON_SECONDS)
+        soon_seconds = sweep_task.soon_seconds(self._settings)
+        sweep_task.enqueue(sweep_task.IDLE_SECONDS if report.is_empty else soon_seconds)
         return f"{report.sent} sent, {report.failed} failed"
 
     def _report_overdue(self, task: UnsentTask) -> None:

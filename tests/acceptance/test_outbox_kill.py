@@ -29,8 +29,11 @@ from tests.support.engines.cloudtasks import CloudTasks
 from tests.support.repository import ROOT
 from tests.support.running import WAIT_SECONDS, Recorder, Serve
 
-KILLS = 1_000 if os.environ.get("DEFERRED_SOAK") else 60
+SOAK = bool(os.environ.get("DEFERRED_SOAK"))
+KILLS = 1_000 if SOAK else 60
 BOUND_SECONDS = 90.0
+# By default, a task that was left behind waits for a minute.
+SWEEPS = {} if SOAK else {"DEFERRED_SWEEP_SECONDS": "3"}
 POINTS = ("put", "commit", "dispatch")
 
 EMPTY_APP = """
@@ -108,7 +111,7 @@ def _process(log: Path, environ: dict[str, str], shell: str = "") -> Iterator[st
 @pytest.fixture(params=["app-engine", "url"])
 def mortal(request: pytest.FixtureRequest, recorder: Recorder, serve: Serve, tmp_path: Path) -> Iterator[Mortal]:
     """Run the app on Cloud Tasks: with App Engine targets and the SDK, and with URLs and without the SDK."""
-    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "RECORDER": recorder.path}
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "RECORDER": recorder.path, **SWEEPS}
     parent = PARENT if request.param == "url" else PARENT.replace(PROJECT, "local-app")
     with CloudTasks(parent, QUEUES) as cloud, CloudDatastore() as datastore:
         if request.param == "url":

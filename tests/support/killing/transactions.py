@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,13 @@ if TYPE_CHECKING or not os.environ.get("WITHOUT_SDK"):
 else:
     from tests.support.engines import without_sdk as platform
 
-_point = "none"
+# Of a thread, because sweeps send tasks in other threads.
+_doom = threading.local()
 _send = CloudTasksEngine.send
 
 
 def _kill(point: str) -> None:
-    if _point == point:
+    if getattr(_doom, "point", "none") == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -58,11 +60,10 @@ def _work(mark: str) -> None:
 
 def pages(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     """Answer the test."""
-    global _point
     _, verb, mark, *point = environ["PATH_INFO"].split("/")
     answer = b"done"
     if verb == "work":
-        _point = point[0]
+        _doom.point = point[0]
         platform.run("ndb", lambda: _work(mark), xg=True)
     elif verb == "exists":
         answer = b"yes" if platform.has_note(mark) else b"no"

@@ -33,7 +33,9 @@ def test_a_value_given_in_code_is_taken(convert: Callable[[Any], object], given:
         (conversions.path, "/a b"),
         (conversions.version, ""),
         (conversions.integer(1, 3), 4),
-        (conversions.seconds, True),
+        (conversions.seconds(0, 600), True),
+        (conversions.seconds(0, 600), 601),
+        (conversions.seconds(1, 600), 0.5),
         (conversions.one_of("a"), "b"),
     ],
 )

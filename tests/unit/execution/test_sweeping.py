@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime
 import json
 import logging
@@ -152,6 +153,21 @@ def test_requests_sweep_from_time_to_time(cloud: CloudTasks, monkeypatch: pytest
         sweeper.on_request()
 
     wait_for(lambda: len(started) == 3)
+
+
+def test_the_times_of_sweeps_follow_the_setting(cloud: CloudTasks) -> None:
+    """With DEFERRED_SWEEP_SECONDS, a sweep is due sooner or later, and takes younger or only older tasks."""
+    install_settings(dataclasses.replace(SETTINGS, sweep_seconds=600))
+    started = time.time()
+    add("1")
+
+    (sweep,) = [held for held in cloud.held() if "deferred-sweep" in held.task.name]
+    assert started + 899 < sweep.due < started + 1501
+
+    leave(cloud, "2", hours=0.1)
+    for seconds, sent in ((600.0, 0), (500.0, 1)):
+        settings = dataclasses.replace(SETTINGS, sweep_seconds=seconds)
+        assert Sweeper(settings, process.current_hooks()).sweep().sent == sent
 
 
 def test_an_app_of_the_taskqueue_api_does_not_sweep() -> None:
