@@ -1,4 +1,4 @@
-"""defer_async, defer_many, batches and RetryLater behave the same on each engine."""
+"""defer_async, defer_many, batches and RetryLater behave the same on each engine, also if its server keeps failing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.engines.apps import ENGINES, App, running_on
+from tests.support.engines.apps import ENGINES, FAULTY, App, running_on
 
 # A copy of the app's WAYS. The app can't be imported here, because it needs a process of its own.
 WAYS = ("result", "get_result", "await", "yield", "callback", "forget")
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=(*ENGINES, *FAULTY))
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """Run the app on an engine."""
     with running_on(request.param, tmp_path_factory.mktemp(request.param)) as running:
@@ -23,7 +23,7 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield running
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=(*ENGINES, *FAULTY))
 def coalescing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """Run the app on an engine with DEFERRED_COALESCE."""
     directory = tmp_path_factory.mktemp(request.param)

@@ -27,8 +27,12 @@ class Fault:
     def __init__(self, added: bool = False) -> None:
         self.added = added
 
-    def answer(self, handler: _Handler, results: Any) -> None:
-        """Answer, or fail to; ``results`` is the BulkAdd's response if the add took effect."""
+    def taken(self, request: Any) -> Any:
+        """Return the part of a BulkAdd that takes effect, or None."""
+        return request if self.added else None
+
+    def answer(self, handler: Handler, results: Any) -> None:
+        """Answer, or fail to; ``results`` is the response for the part of the BulkAdd that took effect."""
         raise NotImplementedError
 
 
@@ -39,11 +43,29 @@ class Results(Fault):
         super().__init__(added)
         self.codes = codes
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Send the codes."""
         response = taskqueue_pb.TaskQueueBulkAddResponse()
         for place in range(handler.count if self.codes else 0):
             response.taskresult.add().result = self.codes[min(place, len(self.codes) - 1)]
+        handler.send(remote_api_pb.Response(response=response.SerializeToString()))
+
+
+class Half(Fault):
+    """Add every second task, and answer for each of the others that the queue has failed."""
+
+    def taken(self, request: Any) -> Any:
+        """Return every second task."""
+        some = list(request.add_request)[1::2]
+        return taskqueue_pb.TaskQueueBulkAddRequest(add_request=some) if some else None
+
+    def answer(self, handler: Handler, results: Any) -> None:
+        """Send the results."""
+        response = taskqueue_pb.TaskQueueBulkAddResponse()
+        for place in range(handler.count):
+            result = response.taskresult.add(result=Code.TRANSIENT_ERROR)
+            if place % 2 and results.taskresult:
+                result.CopyFrom(results.taskresult[place // 2])
         handler.send(remote_api_pb.Response(response=response.SerializeToString()))
 
 
@@ -54,7 +76,7 @@ class ApplicationError(Fault):
         super().__init__()
         self.code = code
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Send the error."""
         response = remote_api_pb.Response()
         response.application_error.code = self.code
@@ -69,7 +91,7 @@ class RpcError(Fault):
         super().__init__(added)
         self.code = code
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Send the error."""
         response = remote_api_pb.Response()
         response.rpc_error.code = self.code
@@ -80,7 +102,7 @@ class RpcError(Fault):
 class Closed(Fault):
     """Close the connection instead of answering."""
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Answer nothing."""
         handler.close_connection = True
 
@@ -88,7 +110,7 @@ class Closed(Fault):
 class Silent(Fault):
     """Send no answer until the server ends, so that the client times out."""
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Wait for the server's end."""
         handler.api.ended.wait(BOUND_SECONDS)
         handler.close_connection = True
@@ -103,7 +125,7 @@ class Held(Fault):
         self.came = threading.Event()
         self.let_go = threading.Event()
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Wait for the release, then answer."""
         self.came.set()
         assert self.let_go.wait(BOUND_SECONDS)
@@ -116,7 +138,7 @@ class Held(Fault):
 class HttpStatus(Fault):
     """Answer with an HTTP status other than 200."""
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Send the status."""
         handler.send_response(502)
         handler.send_header("Content-Length", "0")
@@ -126,12 +148,14 @@ class HttpStatus(Fault):
 class Unreadable(Fault):
     """Answer with bytes that are not an API response."""
 
-    def answer(self, handler: _Handler, results: Any) -> None:
+    def answer(self, handler: Handler, results: Any) -> None:
         """Send the bytes."""
         handler.send_bytes(b"\xff\xff\xff\xff")
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """A connection of the SDK's client."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # one write for a response's headers and body
@@ -141,17 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer an API call."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        call = remote_api_pb.Request.FromString(body)
-        request = taskqueue_pb.TaskQueueBulkAddRequest.FromString(call.request)
-        self.count = len(request.add_request)
-        fault = self.api.next_fault(request)
-        results: Any = None
-        if fault is None or fault.added:
-            results = self.api.add(request)
-        if fault is None:
-            self.send(remote_api_pb.Response(response=results.SerializeToString()))
-        else:
-            fault.answer(self, results)
+        self.api.answer(self, remote_api_pb.Request.FromString(body))
 
     def send(self, response: Any) -> None:
         """Send an API response."""
@@ -181,7 +195,7 @@ class FaultyServer:
         self.ended = threading.Event()
         self._names: set[tuple[bytes, bytes]] = set()
         self._lock = threading.Lock()
-        handler = type("Handler", (_Handler,), {"api": self})
+        handler = type("OwnHandler", (Handler,), {"api": self})
         self._server = ThreadedHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.002,), daemon=True)
         self._thread.start()
@@ -191,10 +205,29 @@ class FaultyServer:
         """Apply ``faults`` to the next adds."""
         self.faults, self.lasting = list(faults), lasting
 
+    def answer(self, handler: Handler, call: Any) -> None:
+        """Answer an API call, which must be an add."""
+        request = taskqueue_pb.TaskQueueBulkAddRequest.FromString(call.request)
+        self.answer_add(
+            handler, request, lambda taken: remote_api_pb.Response(response=self.add(taken).SerializeToString())
+        )
+
+    def answer_add(self, handler: Handler, request: Any, add: Callable[[Any], Any]) -> None:
+        """Answer an add, or apply the next fault; ``add`` adds tasks and returns the response of the API."""
+        handler.count = len(request.add_request)
+        fault = self.next_fault(request)
+        taken = request if fault is None else fault.taken(request)
+        response = None if taken is None else add(taken)
+        if fault is None:
+            handler.send(response)
+        else:
+            added = b"" if response is None else response.response
+            fault.answer(handler, taskqueue_pb.TaskQueueBulkAddResponse.FromString(added))
+
     def next_fault(self, request: Any) -> Fault | None:
         """Record an attempt, and return the fault for it."""
         with self._lock:
-            self.attempts.append([add.task_name.decode() for add in request.add_request])
+            self.attempts.append(names_of(request.add_request))
             if not self.faults:
                 return None
             return self.faults[0] if self.lasting and len(self.faults) == 1 else self.faults.pop(0)

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import select
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.cloud_datastore import CloudDatastore
+from tests.support.elsewhere import free_port
 from tests.support.engines.cannot import ABILITIES
 from tests.support.engines.cloudtasks import CloudTasks
+from tests.support.engines.flaky_api import FlakyApi
+from tests.support.relay import Relay
 from tests.support.repository import QUEUE_YAML_FOLDER, ROOT
 from tests.support.running import WAIT_SECONDS, Recorder, Server, await_end
 
 ENGINES = ("local", "stub", "cloudtasks", "http")
-FAULTY = ("cloudtasks-faults", "http-faults")
-"""Engines whose server fails every other call that creates tasks."""
+FAULTY = ("local-faults", "cloudtasks-faults", "http-faults")
+"""Engines whose server fails every other call that creates tasks, each time in another way."""
+ENQUEUE_SECONDS = 6
+"""``DEFERRED_ENQUEUE_SECONDS`` on them. An attempt takes a third of it if the server doesn't answer."""
 APP_URL = "https://shop-123456.europe-west1.run.app"
 ACCOUNT = "tasks@engines.iam.gserviceaccount.com"
 QUEUES = ("default", "quick", "slow")
@@ -34,12 +40,15 @@ SECRET_KEY = "engines: a key that is long enough to sign with"
 class App:
     """A client of the running app."""
 
-    def __init__(self, engine: str, address: str, recorder: Recorder, cloud: CloudTasks | None = None) -> None:
+    def __init__(
+        self, engine: str, address: str, recorder: Recorder, server: CloudTasks | FlakyApi | None = None
+    ) -> None:
         self.engine = engine.removesuffix("-faults")
         self.is_faulty = engine in FAULTY
         self.address = address
         self.recorder = recorder
-        self._cloud = cloud
+        self._server = server
+        self._added: set[str] = set()
 
     def can(self, ability: str) -> bool:
         """Tell whether the engine has an ability; see :mod:`tests.support.engines.cannot`."""
@@ -56,8 +65,8 @@ class App:
     @property
     def cloud(self) -> CloudTasks:
         """The engine's Cloud Tasks server."""
-        assert self._cloud is not None
-        return self._cloud
+        assert isinstance(self._server, CloudTasks)
+        return self._server
 
     def ask(self, path: str, **asked: Any) -> dict[str, Any]:
         """Post ``asked`` and return the answer."""
@@ -83,14 +92,16 @@ class App:
         return [kind.rpartition(".")[2] for kind in answer["error"]], answer["message"]
 
     def adds(self) -> list[int]:
-        """Return the number of tasks in each RPC that added tasks since the last call."""
-        if self._cloud is None:
+        """Return the number of tasks in each RPC that added tasks since the last call, without repetitions."""
+        if self._server is None:
             counts: list[int] = self.ask("/adds")["adds"]
             return counts
-        calls = list(self._cloud.calls)
-        del self._cloud.calls[: len(calls)]
-        creating = [(kind, request) for kind, request in calls if kind in ("batch_create", "create_task")]
-        return [len(request.requests) if kind == "batch_create" else 1 for kind, request in creating]
+        adds = []
+        for names in self._server.take_adds():
+            if not (self.is_faulty and self._added.issuperset(names)):
+                adds.append(len(names))
+            self._added.update(names)
+        return adds
 
     def told_of(self, mark: str) -> dict[str, Any]:
         """Return the next note whose arguments contain ``mark``."""
@@ -110,24 +121,29 @@ def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None =
         "RECORDER": recorder.path,
         "PYTHONPATH": str(ROOT),
     }
+    if engine in FAULTY:
+        own["DEFERRED_ENQUEUE_SECONDS"] = str(ENQUEUE_SECONDS)
     try:
         if engine == "local":
             with _on_the_local_server(directory, own) as address:
                 yield App(engine, address, recorder)
+        elif engine == "local-faults":
+            with _through_a_flaky_api(directory, own) as (address, api):
+                yield App(engine, address, recorder, api)
         elif engine == "stub":
             with _in_a_host("stub", own, secrets.token_hex()) as address:
                 yield App(engine, address, recorder)
         elif engine.startswith("http"):
-            with CloudTasks(PARENT, QUEUES) as cloud, CloudDatastore() as datastore:
-                cloud.is_flaky = engine.endswith("-faults")
-                with without_sdk({**own, **http_environ_for(cloud, datastore)}) as address:
+            with _cloud_tasks(engine) as (cloud, at), CloudDatastore() as datastore:
+                environ = {**own, **http_environ_for(cloud, datastore), "CLOUD_TASKS_EMULATOR_HOST": at}
+                with without_sdk(environ) as address:
                     cloud.hosts[APP_URL] = address
                     yield App(engine, address, recorder, cloud)
         else:
-            with CloudTasks(PARENT, QUEUES) as cloud:
-                cloud.is_flaky = engine.endswith("-faults")
+            with _cloud_tasks(engine) as (cloud, at):
                 token = secrets.token_hex()
-                with _in_a_host("cloudtasks", {**own, **environ_for(cloud)}, token) as address:
+                environ = {**own, **environ_for(cloud), "CLOUD_TASKS_EMULATOR_HOST": at}
+                with _in_a_host("cloudtasks", environ, token) as address:
                     cloud.extra_headers = {"X-Deferred-Server-Token": token}
                     cloud.app_port = int(address.rpartition(":")[2])
                     yield App(engine, address, recorder, cloud)
@@ -180,6 +196,46 @@ def _on_the_local_server(directory: Path, environ: Mapping[str, str]) -> Iterato
         yield server.services["default"].removeprefix("http://").rstrip("/")
     finally:
         server.discard()
+
+
+@contextlib.contextmanager
+def _through_a_flaky_api(directory: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, FlakyApi]]:
+    """Run the app outside the local server, which it calls through a server that fails."""
+    port = free_port()
+    (directory / "queue.yaml").write_text((QUEUE_YAML_FOLDER / "queue.yaml").read_text())
+    arguments = [f"--service=default=http://127.0.0.1:{port}", "--port=0", "--admin-port=0", "--ready-file=ready.json"]
+    server = Server(directory, arguments, {})
+    try:
+        server.start()
+        given = environ_of(server, "default")
+        api = FlakyApi(f"{given['API_HOST']}:{given['API_PORT']}")
+        try:
+            own = {"PATH": os.environ["PATH"], **given, **environ, "API_HOST": "127.0.0.1", "API_PORT": str(api.port)}
+            with _process([sys.executable, "-m", "tests.support.engines.host", "elsewhere", str(port)], own) as told:
+                yield f"127.0.0.1:{told}", api
+        finally:
+            api.close()
+    finally:
+        server.discard()
+
+
+def environ_of(server: Server, service: str) -> dict[str, str]:
+    """Return the variables that a service needs which runs outside the local server."""
+    written = Path(json.loads(server.ready_file.read_text())["environ_files"][service]).read_text()
+    return dict(word.split("=", 1) for word in shlex.split(written) if "=" in word)
+
+
+@contextlib.contextmanager
+def _cloud_tasks(engine: str) -> Iterator[tuple[CloudTasks, str]]:
+    """Run a Cloud Tasks; yield it and the address for clients. Their connections to a flaky one can be cut."""
+    with CloudTasks(PARENT, QUEUES) as cloud:
+        if engine not in FAULTY:
+            yield cloud, cloud.address
+            return
+        with Relay(cloud.address) as relay:
+            cloud.is_flaky = True
+            cloud.cut = relay.cut
+            yield cloud, relay.address
 
 
 @contextlib.contextmanager

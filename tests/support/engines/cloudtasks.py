@@ -23,7 +23,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Collection
 from concurrent import futures
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.cloud import tasks_v2, tasks_v2beta3
@@ -53,6 +53,31 @@ class Fault:
     """The status of the answer; None means no answer at all."""
     done: bool = False
     """Whether the server carries out the request anyway."""
+    cuts: bool = False
+    """Whether the connection is cut, if ``cut`` of the server does that."""
+    half: bool = False
+    """Whether a batch fails for every second task only, and with a normal answer."""
+
+
+FLAKY: Final = (
+    Fault(code=grpc.StatusCode.UNAVAILABLE),
+    Fault(code=grpc.StatusCode.UNAVAILABLE, done=True),
+    Fault(code=grpc.StatusCode.UNAVAILABLE, half=True),
+    Fault(code=None, cuts=True, done=True),
+    Fault(code=grpc.StatusCode.DEADLINE_EXCEEDED, done=True),
+    Fault(code=None, done=True),
+    Fault(code=grpc.StatusCode.INTERNAL),
+    Fault(code=grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Fault(code=None, cuts=True),
+    Fault(code=grpc.StatusCode.ABORTED),
+    Fault(code=grpc.StatusCode.UNKNOWN, done=True),
+    Fault(code=grpc.StatusCode.CANCELLED, half=True),
+    Fault(code=grpc.StatusCode.UNAVAILABLE),
+    Fault(code=None, cuts=True, done=True),
+    Fault(code=grpc.StatusCode.INTERNAL, done=True),
+    Fault(code=grpc.StatusCode.RESOURCE_EXHAUSTED, half=True),
+)
+"""The faults of a flaky server, one after the other."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,7 +114,9 @@ class CloudTasks:
         self.token_for: Callable[[str, str], str] | None = None
         """Returns the token of a service account for an audience."""
         self.is_flaky = False
-        """Whether every other call that creates tasks fails with UNAVAILABLE, now before and now after it is done."""
+        """Whether every other call that creates tasks fails."""
+        self.cut: Callable[[], object] | None = None
+        """Cuts the connections of the clients."""
         self._flaky_calls = itertools.count()
         self.calls: list[tuple[str, Any]] = []
         """Each call's method and request, in order."""
@@ -166,14 +193,20 @@ class CloudTasks:
                     raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "The request deadline is too far ahead.")
                 with self._changed:
                     fault = self._next_fault() or self._flaky_fault(answer, wrapped)
-                    if fault is None or fault.done:
+                    if fault is not None and fault.half:
+                        answered, fault = self._half(wrapped, fault), None
+                        self._changed.notify_all()
+                    elif fault is None or fault.done:
                         answered = self._done(answer, wrapped, fails_anyway=fault is not None)
                 if fault is not None:
+                    if fault.cuts and self.cut is not None:
+                        self.cut()
                     if fault.code is not None:
                         raise _RefusedError(fault.code, "as told")
                     over = threading.Event()
                     context.add_callback(over.set)
                     over.wait(60)
+                    raise _RefusedError(grpc.StatusCode.CANCELLED, "nobody waits any more")
             except _RefusedError as error:
                 context.abort(error.code, str(error))
             return type(answered).pb(answered) if hasattr(type(answered), "pb") else answered
@@ -205,13 +238,26 @@ class CloudTasks:
         It spares transactional tasks, which only a sweep repeats. It doesn't create a task of a name that the app chose
         before it fails: the repetition would find the name taken, and can't know by whom.
         """
-        is_creating = answer in (self._create_task, self._batch_create)
-        name = request.task.name.rpartition("/")[2] if answer == self._create_task else ""
-        if not self.is_flaky or not is_creating or name.startswith("tx-"):
+        is_batch = answer == self._batch_create
+        if not self.is_flaky or not (is_batch or answer == self._create_task):
+            return None
+        names = _names_in(request)
+        if names[0].startswith("tx-"):
             return None
         number = next(self._flaky_calls)
-        done = number % 4 == 2 and re.fullmatch("[0-9a-f]{32}", name) is not None
-        return Fault(code=grpc.StatusCode.UNAVAILABLE, done=done) if number % 2 == 0 else None
+        if number % 2:
+            return None
+        fault = FLAKY[number // 2 % len(FLAKY)]
+        if fault.half and not is_batch:
+            return dataclasses.replace(fault, half=False)
+        are_generated = all(re.fullmatch("[0-9a-f]{32}", name) for name in names)
+        return fault if are_generated or not (fault.done or fault.half) else FLAKY[0]
+
+    def take_adds(self) -> list[list[str]]:
+        """Return the task names of each call that created tasks since the last one of this."""
+        calls = list(self.calls)
+        del self.calls[: len(calls)]
+        return [_names_in(request) for kind, request in calls if kind in ("batch_create", "create_task")]
 
     def _create_task(self, request: Any) -> Any:
         return self._create(request)
@@ -245,12 +291,24 @@ class CloudTasks:
         return task
 
     def _batch_create(self, request: Any) -> Any:
+        return self._create_all(request, lambda index: None)
+
+    def _half(self, request: Any, fault: Fault) -> Any:
+        """Create every second task."""
+        assert fault.code is not None
+        refusal = _RefusedError(fault.code, "as told")
+        return self._create_all(request, lambda index: None if index % 2 else refusal)
+
+    def _create_all(self, request: Any, refusal: Callable[[int], _RefusedError | None]) -> Any:
         self._queue(request.parent)
         if len(request.requests) > 100:
             raise _RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "More than 100 requests.")
         created, failed = [], {}
         for index, each in enumerate(request.requests):
             try:
+                refused = refusal(index)
+                if refused is not None:
+                    raise refused
                 created.append(self._create(each))
             except _RefusedError as error:
                 failed[index] = _status(error)
@@ -363,6 +421,12 @@ class CloudTasks:
         attempts_over: bool = 0 < retry.max_attempts <= held.dispatches
         too_old: bool = not retry.max_retry_duration or age > retry.max_retry_duration.total_seconds()
         return attempts_over and too_old
+
+
+def _names_in(request: Any) -> list[str]:
+    """Return the names of the tasks that a call creates, without their queue."""
+    requests = request.requests if isinstance(request, tasks_v2.BatchCreateTasksRequest) else [request]
+    return [each.task.name.rpartition("/")[2] for each in requests]
 
 
 def _sent(address: str, request: Any, path: str, headers: dict[str, str]) -> int:

@@ -1,8 +1,9 @@
 """An app process for the engines without a server of ours: a small App Engine front end and the SDK's stubs.
 
 ``python -m tests.support.engines.host stub`` has the SDK's own queue stub in this process, which runs its tasks itself.
-``python -m tests.support.engines.host cloudtasks`` has no queue, because the SDK uses Cloud Tasks. When ready, both
-print their port.
+``python -m tests.support.engines.host cloudtasks`` has no queue, because the SDK uses Cloud Tasks.
+``python -m tests.support.engines.host elsewhere PORT`` is an app for the local server, which answers the SDK's calls.
+When ready, each prints its port.
 """
 
 from __future__ import annotations
@@ -69,6 +70,16 @@ def _unmarked(app: WSGIApplication) -> WSGIApplication:
     return answer
 
 
+def serve_elsewhere(port: int) -> None:
+    """Serve until killed, on a port that the local server knows."""
+    from tests.support.engines.app import app
+
+    server: Any = create_server(app, host="127.0.0.1", port=port, threads=8)
+    sys.stdout.write(f"{server.effective_port}\n")
+    sys.stdout.flush()
+    server.run()
+
+
 def main(engine: str) -> None:
     """Serve until killed."""
     token = os.environ["DELIVERY_TOKEN"]
@@ -112,4 +123,7 @@ def main(engine: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1] == "elsewhere":
+        serve_elsewhere(int(sys.argv[2]))
+    else:
+        main(sys.argv[1])
