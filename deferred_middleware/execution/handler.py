@@ -242,6 +242,8 @@ class TaskHandler:
                 outcome = Outcome.FAILED
         if REPORT_KEY in environ and (report := report_in(environ)) is not None:
             report.outcome, report.error, report.attempt = outcome, context.error, (context, body)
+        if context.error is None and context.stored is None:
+            return _RESPONSES[outcome]
         return _response(outcome, context)
 
     def _sweep(self) -> webob.Response:

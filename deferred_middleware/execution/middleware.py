@@ -80,13 +80,14 @@ class DeferredMiddleware:
         # Nearly all requests are for the app, and one comparison recognizes them.
         ours = (*handler.starts, *([protocol.WARMUP_PATH] if self._warms_up else []))
         self._prefixes: str | tuple[str, ...] = ours if len(ours) > 1 else self._prefix
+        self._has_one_prefix = len(ours) == 1
 
     @keeping_request
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Run the task of the request, or pass the request to the app."""
         path = environ.get("PATH_INFO", "")
         if path.startswith(self._prefixes):
-            if path.startswith(self._prefix) or self._handler.runs(path):
+            if self._has_one_prefix or path.startswith(self._prefix) or self._handler.runs(path):
                 return self._handler(environ, start_response)
             if self._warms_up and path == protocol.WARMUP_PATH:
                 return self._warm_up(environ, start_response)

@@ -5,13 +5,15 @@ Before the first payload is read, the warm-up module is imported.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from deferred_middleware.calls.call import wait_for_result
 from deferred_middleware.calls.callables import AnyCallable, agrees, label_text
@@ -82,6 +84,11 @@ def _exists(module: str) -> bool:
         return False
 
 
+def _call(func: AnyCallable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Call ``func``, and wait for what it returns."""
+    wait_for_result(func, func(*args, **kwargs))
+
+
 _DONE: Final = Outcome.DONE  # before Python 3.12, access to the attribute of an enumeration is slow
 
 
@@ -148,7 +155,7 @@ class Runner:
             logs.headers(context)
         try:
             if tracing.API_MODULE in sys.modules and tracing.is_active():
-                tracing.run_in_span(context, lambda: wait_for_result(func, func(*args, **kwargs)))
+                tracing.run_in_span(context, functools.partial(_call, func, args, kwargs))
             elif (result := func(*args, **kwargs)) is not None:
                 wait_for_result(func, result)
             if request_end.UNDER_WAY or request_end.FAILED:

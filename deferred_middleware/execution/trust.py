@@ -28,7 +28,6 @@ the body is known only if the server sets ``wsgi.input_terminated``, which says 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -117,7 +116,7 @@ class Authenticator:
         now = time.time() if self._clock is None else self._clock()
         digest = self._verify(signature, environ, queue, name, now)
         body = read_body(environ, self._max_bytes)
-        if not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+        if hashlib.sha256(body).hexdigest() != digest:  # neither is a secret, so the time of a comparison tells nothing
             raise UntrustedRequestError("body", "its body is not the one that was signed")
         return body
 
@@ -178,8 +177,9 @@ def read_body(environ: WSGIEnvironment, limit_bytes: int) -> bytes:
     stream = environ["wsgi.input"]
     try:
         body: bytes = stream.read(length)
-        if len(body) != length:
-            body = _read_on(body, stream, length)
+        if len(body) == length and content_length:
+            return body
+        body = _read_on(body, stream, length)
     except Exception as error:
         # Servers raise exceptions of their own, not only OSError, for a broken connection or malformed chunks.
         logger.warning("the connection ended before the body of a task was complete", exc_info=True)

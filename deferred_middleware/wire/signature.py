@@ -55,6 +55,9 @@ _MAC: Final = slice(145, 212)
 """The MAC with its ``;s=``."""
 _PATTERN: Final = r"v1;k=[0-9a-f]{16};i=[0-9]{10};e=[0-9]{10};n=[0-9a-f]{24};t=[01];b=[0-9a-f]{64};s=[0-9a-f]{64}"
 _OWN_FIELDS: Final = struct.Struct(">3Q")  # as encode() writes the number and the lengths of two fields
+_BLOCK_BYTES: Final = 64  # of SHA-256
+_INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
 _MAX_FAMILIAR_KEYS: Final = 500
 """How many keys of ``environ`` a keyring remembers, before it takes in those of one more request."""
 _MAX_MAC_STATES: Final = 128
@@ -209,23 +212,27 @@ class Keyring:
 
 
 class Mac:
-    """The state of an HMAC-SHA256 after the fields that tasks have in common."""
+    """The state of an HMAC-SHA256 (RFC 2104) after the fields that tasks have in common.
 
-    __slots__ = ("_state",)
+    Two hashes are copied in half the time of an ``hmac.HMAC`` object. ``key`` has 32 bytes, see :func:`derive`.
+    """
+
+    __slots__ = ("_inner", "_outer")
 
     def __init__(self, key: bytes, common_fields: bytes) -> None:
-        state = hmac.new(key, common_fields, "sha256")
-        # OpenSSL's own object, where there is one, is copied in half the time.
-        self._state: Any = getattr(state, "_hmac", None) or state
+        block = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(block.translate(_INNER_PAD) + common_fields)
+        self._outer = hashlib.sha256(block.translate(_OUTER_PAD))
 
     def finish(self, claims: str, name: str) -> str:
         """Return the last part of the signature of one task: ``;s=`` and the MAC.
 
         Raises :class:`UnicodeEncodeError` for a name that is not ASCII, which no task has.
         """
-        state = self._state.copy()
-        state.update(_OWN_FIELDS.pack(2, len(claims), len(name)) + (claims + name).encode("ascii"))
-        return f";s={state.hexdigest()}"
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(_OWN_FIELDS.pack(2, len(claims), len(name)) + (claims + name).encode("ascii"))
+        outer.update(inner.digest())
+        return f";s={outer.hexdigest()}"
 
 
 class Signer:
