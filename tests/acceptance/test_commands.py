@@ -237,6 +237,38 @@ def test_purge_deletes_what_waits(server: Server, recorder: Recorder) -> None:
     assert [task["state"] for task in told(server, "tasks")["tasks"]] == ["succeeded"]
 
 
+def test_a_purge_is_undone(server: Server, recorder: Recorder) -> None:
+    """``undo-purge`` brings the tasks back as they were, once; afterwards they run."""
+    name = server.post("/defer/work", LATER | {"_name": "mine"})
+    ok(server, "purge", "default", "--yes")
+    assert told(server, "tasks")["tasks"] == []
+
+    assert ok(server, "undo-purge", "default") == "1 task of queue default restored.\n"
+
+    (task,) = told(server, "tasks")["tasks"]
+    assert (task["id"], task["name"], task["state"]) == (1, name, "ready")
+    sentence = refused(server, 1, "undo-purge", "default")
+    assert sentence == "No purge of queue default can be undone; ten minutes are the limit."
+    ok(server, "run", "1")
+    assert recorder.next() == {"ran": name}
+
+
+def test_a_task_gets_another_eta(server: Server, recorder: Recorder) -> None:
+    """``reschedule`` moves a task's ETA, as a time from now or as a date; when it is reached, the task runs."""
+    name = server.post("/defer/work", LATER)
+    assert re.fullmatch(
+        r"The ETA of task 1 is 2101-12-24 18:00:00.*\.\n", ok(server, "reschedule", "1", "2101-12-24T18:00")
+    )
+    assert "\nwaits          Its ETA is 2101-12-24 18:00:00, in " in ok(server, "show", "1")
+
+    assert ok(server, "reschedule", f"default/{name}", "0s").startswith("The ETA of task 1 is ")
+
+    assert recorder.next() == {"ran": name}
+    ok(server, "drain")
+    assert "Task 1 is not waiting to run, it is succeeded." in refused(server, 1, "reschedule", "1", "5min")
+    assert "'soon' is not a duration" in refused(server, 1, "reschedule", "1", "soon")
+
+
 def test_the_list_shows_what_a_task_waits_for(server: Server) -> None:
     """Scheduled and retrying tasks can be asked for; a task that was dropped with a 200 doesn't look like a success."""
     server.post("/defer/work", LATER)
