@@ -686,7 +686,7 @@ class Server:
             return
         begun_by_patience = self._waits_longest
         offset = self._offset_at_round
-        claimed = len(self.store._database.claims.ids())
+        claimed = self.store._database.claims.numbers().total()
         changes = self.store._database.claims.changes
         self._round_is_running = True
         try:

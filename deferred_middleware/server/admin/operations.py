@@ -231,8 +231,12 @@ class Operations(Reads):
         return {"task": task.id, "done": "run"}
 
     def _not_waiting(self, task: StoredTask) -> OperationError:
-        now = self.store.queries.get_by_id(task.id)
+        now = self.store.queries.get_by_id(task.id, or_held=True)
         state = "gone" if now is None else now.state
+        if state == "held":
+            return _held(task)
+        if self.store.queries.is_claimed(task.id) and state == "ready":
+            return conflict("not-waiting", f"Task {task.id} is the next that its service runs.")
         if state == "ready":
             return conflict("not-waiting", f"Task {task.id} belongs to a pull queue: it is leased and never run.")
         hint = "; retry it instead" if state == "failed" else ""
@@ -249,5 +253,11 @@ class Operations(Reads):
 
     def _delete(self, task: StoredTask) -> dict[str, Any]:
         if not self.store.operations.delete([task.id]):
+            if self.store.queries.get_by_id(task.id, or_held=True) is not None:
+                raise _held(task)
             raise OperationError(HTTPStatus.NOT_FOUND, "no-such-task", f"Task {task.id} is gone already.")
         return {"task": task.id, "done": "delete"}
+
+
+def _held(task: StoredTask) -> OperationError:
+    return conflict("not-waiting", f"Task {task.id} is held until its transaction is committed; nothing changes it.")

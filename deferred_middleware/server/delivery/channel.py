@@ -231,6 +231,15 @@ class Channel:
         """Have the process hand back what has not begun."""
         self._withdraw(frames.WITHDRAW_ALL, now)
 
+    def not_begun(self) -> list[int]:
+        """Return the IDs of the delivered tasks that have not begun. Any thread may call it."""
+        return [
+            delivery.task.id
+            for number, delivery in self._deliveries.copy().items()
+            # The second condition: the slot may have another task by now.
+            if self._begun[number & SLOT_MASK] == NOT_BEGUN and number in self._deliveries
+        ]
+
     def ended(self, now: float) -> list[AttemptEvent]:
         """Return what the end of the process means for each delivery. Take everything that it has sent before that."""
         events: list[AttemptEvent] = []

@@ -87,6 +87,13 @@ class ChannelSocket:
         self.channel.deliver(tasks, limit=limit, now=now)
         self._flush()
 
+    def not_begun(self) -> list[int]:
+        """Return the IDs of the delivered tasks that have not begun. Any thread may call it."""
+        try:
+            return self.channel.not_begun()
+        except ValueError:
+            return []  # the memory was released meanwhile, because the process has ended
+
     def withdraw(self, now: float) -> None:
         """Have the process hand back what has not begun."""
         self.channel.withdraw(now)

@@ -230,6 +230,10 @@ class HttpAttempts:
                 failed.append(_failed(one.task, error))
         return failed
 
+    def not_begun(self) -> list[int]:
+        """Return nothing: each delivered task begins at once."""
+        return []
+
     def fileno(self) -> int:
         """Return -1: events are announced by ``on_event``."""
         return -1

@@ -217,6 +217,12 @@ class ServiceSlots:
         with self._lock:
             return list(self._delivered.values())
 
+    def waiting(self) -> list[int]:
+        """Return the IDs of the tasks that are claimed and wait for a slot."""
+        with self._lock:
+            lines = [self._forced, self._suspects, *(share.claimed for share in self._shares.values())]
+            return [task.id for line in lines for task in line]
+
     def withdraw(self, queues: Collection[str]) -> list[ClaimedTask]:
         """Take out the tasks of these queues that are claimed and not begun, except forced ones; return them."""
         with self._lock:

@@ -91,6 +91,7 @@ class Scheduler:
             for service, slots in core.slots.items()
         }
         core.connect(self._workers, self._runner.fail)
+        store.claims_not_begun(self.not_begun)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -119,6 +120,10 @@ class Scheduler:
     def running_in(self, service: str) -> int:
         """Return how many attempts are in flight in a service."""
         return self.worker_of(service).slots.occupied
+
+    def not_begun(self) -> list[int]:
+        """Return the IDs of the claimed tasks that have not begun."""
+        return [task_id for worker in self._workers.values() for task_id in worker.not_begun()]
 
     def suspend_service(self, service: str) -> None:
         """Begin no attempt in a service, because its process is about to end; its due tasks wait."""

@@ -35,7 +35,7 @@ _PATIENCE_AFTER_EOF_SECONDS = 10.0
 
 
 class Link(Protocol):
-    """A way to deliver tasks. Only the worker's thread uses it."""
+    """A way to deliver tasks. Only the worker's thread uses it, except for :meth:`not_begun`."""
 
     @property
     def awaited(self) -> int:
@@ -57,6 +57,9 @@ class Link(Protocol):
     def proceed(self, events: list[AttemptEvent], now: float) -> None:
         """Do what can be done without waiting, and append what has happened. Raises :class:`ChannelError`."""
 
+    def not_begun(self) -> list[int]:
+        """Return the IDs of the delivered tasks that have not begun. Any thread may call it."""
+
 
 class AttemptFollower(Protocol):
     """Who follows attempts, such as :class:`~deferred_middleware.server.dispatch.attempts.AttemptRunner`."""
@@ -77,9 +80,8 @@ class ChannelLink:
     def __init__(self, channel: ChannelSocket, environ_of: Callable[[ClaimedTask], dict[str, str]]) -> None:
         self.channel = channel
         self._environ_of = environ_of
-        self.fileno = channel.fileno
-        self.ahead_budget = channel.ahead_budget
-        self.proceed = channel.proceed
+        self.fileno, self.proceed = channel.fileno, channel.proceed
+        self.ahead_budget, self.not_begun = channel.ahead_budget, channel.not_begun
 
     @property
     def awaited(self) -> int:
@@ -213,6 +215,10 @@ class ServiceWorker:
         """While ``suspended`` is true, begin no attempt; attempts in flight continue."""
         self.slots.suspend(suspended)
         self._wake()
+
+    def not_begun(self) -> list[int]:
+        """Return the IDs of the tasks that were assigned and have not begun. Any thread may call it."""
+        return [*self.slots.waiting(), *(link.not_begun() if (link := self._link) is not None else ())]
 
     def process_serves(self, channel: ChannelSocket, kill: Callable[[str], None]) -> None:
         """Deliver over ``channel`` from now on. If the process can't be trusted, ``kill`` is called with a reason."""

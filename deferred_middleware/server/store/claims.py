@@ -3,6 +3,9 @@
 A claim ends when the task's result is committed, when the task is released or deleted, or with the server. Its token
 fences the result: a result is written only while its claim holds.
 
+Some tasks are claimed ahead: they begin when others have ended. People are shown those that have begun as running, and
+the others as waiting.
+
 Reads of the database may be a moment old. If a claim ends while others are being found, its task may still look ready
 in what was read, although its result is stored by now. Therefore :meth:`Claims.claim` leaves out the tasks that were
 claimed when the search began, and those whose claims ended since.
@@ -51,6 +54,8 @@ class Claims:
         self._claims: dict[int, Claim] = {}
         # How often claims were made or have ended. Read without the lock.
         self.changes: int = 0
+        # Returns the IDs of claimed tasks that have not begun; who runs the tasks sets it. Called without the lock.
+        self.not_begun: Callable[[], Iterable[int]] = tuple
         # The IDs in the order of the claims.
         self._by_lane: dict[Lane, dict[int, None]] = {}
         # The claims that have ended since the current search began; None while there is no search.
@@ -104,11 +109,29 @@ class Claims:
         with self._lock:
             return task_id in self._claims
 
+    def running(self) -> set[int]:
+        """Return the IDs of the claimed tasks, except those that are known not to have begun."""
+        with self._lock:
+            claimed = set(self._claims)
+        return claimed.difference(self.not_begun()) if claimed else claimed
+
+    def as_they_stand(self, tasks: Iterable[Task]) -> list[Task]:
+        """Return the tasks, with the state ``running`` if they have begun."""
+        running = self.running()
+        return [
+            dataclasses.replace(task, state="running") if task.state == "ready" and task.id in running else task
+            for task in tasks
+        ]
+
     def as_it_stands(self, task: Task) -> Task:
-        """Return the task, with the state ``running`` if it is claimed."""
-        if task.state == "ready" and self.is_claimed(task.id):
-            return dataclasses.replace(task, state="running")
-        return task
+        """Return the task, with the state ``running`` if it has begun."""
+        return self.as_they_stand([task])[0] if self.is_claimed(task.id) else task
+
+    def running_by_lane(self) -> dict[Lane, list[int]]:
+        """Return the IDs of the tasks that have begun, of each lane that has any."""
+        running = self.running()
+        found = ((lane, [one for one in ids if one in running]) for lane, ids in self.taken_by_lane().items())
+        return {lane: ids for lane, ids in found if ids}
 
     def taken_in(self, lane: Lane | None) -> list[int]:
         """Return the IDs of the claimed tasks of a lane, or of all lanes; also of those that have just ended."""
@@ -128,16 +151,6 @@ class Claims:
             for lane, task_ids in self._by_lane.items():
                 numbers[lane.queue] += len(task_ids)
         return numbers
-
-    def ids(self, queue: str | None = None) -> list[int]:
-        """Return the IDs of the claimed tasks of a queue, or of all queues."""
-        with self._lock:
-            return [
-                task_id
-                for lane, task_ids in self._by_lane.items()
-                if queue in (None, lane.queue)
-                for task_id in task_ids
-            ]
 
     def oldest_eta_usec(self, queue: str) -> int | None:
         """Return the earliest ETA of the claimed tasks of a queue, None if there are none."""

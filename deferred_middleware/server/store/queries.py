@@ -61,7 +61,13 @@ _LATER = f"""
         ORDER BY eta_usec LIMIT ?)"""
 _NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
 _NEWEST_CLAIMED = "FROM tasks WHERE id IN (SELECT value FROM json_each(?)) AND id < ? ORDER BY id DESC LIMIT ?"
-_NEWEST_OF_ALL = "FROM tasks WHERE state <> 'held' AND id < ? ORDER BY id DESC LIMIT ?"
+# The tasks of transactions, and not those of purges. Names of transactions are hexadecimal numbers.
+_HELD = f"state = 'held' AND hold < '{rows.PURGE_PREFIX}'"
+_NOT_HELD = "state <> 'held'"
+_OR_HELD = f"({_NOT_HELD} OR {_HELD})"
+_ANY_HELD = f"SELECT 1 FROM tasks WHERE {_HELD} LIMIT 1"
+_NEWEST_HELD = f"FROM tasks WHERE {_HELD} AND ? IN ('', queue) AND id < ? ORDER BY id DESC LIMIT ?"
+_NEWEST_OF_ALL = f"FROM tasks WHERE {_NOT_HELD} AND id < ? ORDER BY id DESC LIMIT ?"
 _UNFINISHED = f"{rows.SELECT_TASK} WHERE queue = ? AND state IN ('ready', 'running')"
 _LISTED = f"""
     {rows.SELECT_TASK} WHERE queue = :queue AND state = 'ready' AND id > :after AND method <> 'PULL'
@@ -108,13 +114,21 @@ class TaskQueries:
 
     # One task.
 
-    def get(self, queue: str, name: str) -> StoredTask | None:
-        """Return the newest task of this name, or None if there is none."""
-        return self._task("queue = ? AND name = ? AND state <> 'held' ORDER BY id DESC LIMIT 1", (queue, name))
+    def get(self, queue: str, name: str, *, or_held: bool = False) -> StoredTask | None:
+        """Return the newest task of this name, or None if there is none; see :meth:`get_by_id`."""
+        seen = _OR_HELD if or_held else _NOT_HELD
+        return self._task(f"queue = ? AND name = ? AND {seen} ORDER BY id DESC LIMIT 1", (queue, name))
 
-    def get_by_id(self, task_id: int) -> StoredTask | None:
-        """Return a task, or None if there is none with this id."""
-        return self._task("id = ? AND state <> 'held'", (task_id,))
+    def get_by_id(self, task_id: int, *, or_held: bool = False) -> StoredTask | None:
+        """Return a task, or None if there is none with this id.
+
+        With ``or_held``, it may be a task that is held until its transaction is committed.
+        """
+        return self._task(f"id = ? AND {_OR_HELD if or_held else _NOT_HELD}", (task_id,))
+
+    def is_claimed(self, task_id: int) -> bool:
+        """Return whether a task runs, or is the next to."""
+        return self._claims.is_claimed(task_id)
 
     def attempts(self, task_id: int) -> list[AttemptRecord]:
         """Return the attempts of a task that are kept, oldest first."""
@@ -154,6 +168,7 @@ class TaskQueries:
     ) -> TaskPage:
         """Return the newest tasks of a queue and in a state, at most ``limit`` of them.
 
+        Without a state, tasks that are held until their transactions are committed are among them.
         ``contains`` is a part of their URL, such as a function's name. ``waiting`` selects ready tasks by what they
         wait for, and ``also`` by anything else. ``before_id`` is the ``next_before_id`` of the page before. All pages
         cost about the same. With ``contains``, ``waiting`` or ``also``, a page reads a bounded number of tasks, so it
@@ -164,7 +179,9 @@ class TaskQueries:
         before = _NO_ID_ABOVE if before_id is None else before_id
         lists: list[tuple[str, tuple[str, ...]]]
         if state == "running":
-            lists = [(_NEWEST_CLAIMED, (json.dumps(self._claims.ids(queue)),))]
+            running = self._claims.running_by_lane()
+            ids = [task_id for lane, found in running.items() if queue in (None, lane.queue) for task_id in found]
+            lists = [(_NEWEST_CLAIMED, (json.dumps(ids),))]
         elif queue is None and state is None:
             lists = [(_NEWEST_OF_ALL, ())]
         else:
@@ -174,6 +191,8 @@ class TaskQueries:
                 for key in self._database.counts.numbers()
                 if queue in (None, key[0]) and state in (None, key[1])
             ]
+        if state is None and self._database.read(_ANY_HELD):
+            lists.append((_NEWEST_HELD, (queue or "",)))
         conditions: list[str] = []
         parameters: list[Any] = []
         if contains is not None:
@@ -192,7 +211,7 @@ class TaskQueries:
         else:
             most = _MOST_PAYLOADS_SEARCHED if also is not None and also.reads_payloads else _MOST_SEARCHED
             page = self._filtered_page(lists, before, limit, most, " AND ".join(conditions), parameters)
-        tasks = (self._claims.as_it_stands(task) for task in page.tasks)
+        tasks = self._claims.as_they_stand(page.tasks)
         # A task may be claimed, or get its result, between two of these reads.
         return dataclasses.replace(page, tasks=tuple(task for task in tasks if state in (None, task.state)))
 
@@ -234,11 +253,11 @@ class TaskQueries:
     def counts(self) -> dict[str, dict[State, int]]:
         """Return, for each queue that has tasks, how many are in each state."""
         numbers = self._database.counts.numbers()
-        for queue, claimed in self._claims.numbers().items():
+        for lane, ids in self._claims.running_by_lane().items():
             # The claims are read a moment later than the counts.
-            running = min(claimed, numbers[queue, "ready"])
-            numbers[queue, "ready"] -= running
-            numbers[queue, "running"] += running
+            running = min(len(ids), numbers[lane.queue, "ready"])
+            numbers[lane.queue, "ready"] -= running
+            numbers[lane.queue, "running"] += running
         counts: dict[str, dict[State, int]] = {}
         for (queue, state), number in numbers.items():
             if number:
@@ -286,8 +305,8 @@ class TaskQueries:
         )
 
     def ahead_of(self, task: TaskSummary) -> tuple[int, bool]:
-        """Return how many ready tasks of a task's queue and target come before it, and whether there are more."""
-        taken = json.dumps(self._claims.taken_in(Lane(task.queue, task.target)))
+        """Return how many tasks of a task's queue and target begin before it, and whether there are more."""
+        taken = json.dumps(self._claims.running_by_lane().get(Lane(task.queue, task.target), []))
         key = (task.queue, task.target, task.eta_usec, task.id, taken, MOST_COUNTED + 1)
         number = int(self._database.read(_AHEAD, key)[0][0])
         return min(number, MOST_COUNTED), number > MOST_COUNTED
@@ -298,11 +317,12 @@ class TaskQueries:
         now_usec = self._database.now_usec()
         due = later = retrying = 0
         etas = []
+        running = self._claims.running_by_lane()
         found = read(_FIRST_TARGET, (queue,))
         while found:
             target = found[0][0]
             lane = (queue, target, now_usec, MOST_COUNTED)
-            due += max(0, read(_DUE, lane)[0][0] - len(self._claims.taken_in(Lane(queue, target))))
+            due += max(0, read(_DUE, lane)[0][0] - len(running.get(Lane(queue, target), ())))
             number, retried, eta_usec = read(_LATER, lane)[0]
             later += number
             retrying += retried or 0

@@ -170,13 +170,13 @@ class TaskSummary:
     ``retry_count`` is the number of attempts since the task was added or a person retried it; for a pull task, the
     number of leases. ``execution_count`` is the number of those attempts that got an HTTP response.
     ``previous_response`` is the status of the last attempt, 0 if it got no response, None before the first attempt.
-    ``eta_usec`` of a leased task is the end of its lease.
+    ``eta_usec`` of a leased task is the end of its lease. A task whose transaction is not committed yet is ``held``.
     """
 
     id: int
     queue: str
     name: str
-    state: State
+    state: State | Literal["held"]
     eta_usec: int
     created_usec: int
     first_attempt_usec: int | None

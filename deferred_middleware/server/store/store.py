@@ -207,6 +207,10 @@ class TaskStore:
         """
         return self._complete(take, delayable=True)
 
+    def claims_not_begun(self, not_begun: Callable[[], Iterable[int]]) -> None:
+        """Have ``not_begun`` tell which claimed tasks have not begun: they are shown as waiting, and not as running."""
+        self._claims.not_begun = not_begun
+
     @property
     def forced_waiting(self) -> bool:
         """Whether there may be tasks for :meth:`claim_forced`."""

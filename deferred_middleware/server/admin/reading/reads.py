@@ -183,10 +183,10 @@ class Reads:
         if name is None:
             found = None
             if queue_or_id.isascii() and queue_or_id.isdecimal() and len(queue_or_id) < 19:
-                found = self.store.queries.get_by_id(int(queue_or_id))
+                found = self.store.queries.get_by_id(int(queue_or_id), or_held=True)
             shown = queue_or_id
         else:
-            found = self.store.queries.get(queue_or_id, name)
+            found = self.store.queries.get(queue_or_id, name, or_held=True)
             shown = f"{queue_or_id}/{name}"
         if found is None:
             raise OperationError(

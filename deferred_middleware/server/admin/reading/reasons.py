@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from deferred_middleware.server.admin.reading.standing import QueueStanding, ServerStanding
-from deferred_middleware.server.admin.reading.why import Circumstances, why_waiting
+from deferred_middleware.server.admin.reading.why import MOST_RUNNING, Circumstances, why_waiting
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.config.services import UnknownServiceError
 from deferred_middleware.server.store.records import TaskSummary
 from deferred_middleware.server.store.store import TaskStore
-
-_MOST_RUNNING = 50
 
 
 class Reasons:
@@ -28,7 +26,7 @@ class Reasons:
 
     def of(self, task: TaskSummary) -> str | None:
         """Return why a task doesn't run now, as a sentence; None for one that runs or is finished."""
-        if task.state != "ready":
+        if task.state not in ("ready", "held"):
             return None
         service, not_served = None, ""
         try:
@@ -47,6 +45,7 @@ class Reasons:
                 standing=standing,
                 service=service,
                 not_served=not_served,
+                is_next=self._store.queries.is_claimed(task.id),
                 running=running,
                 ahead=ahead,
                 ahead_is_more=is_more,
@@ -55,6 +54,6 @@ class Reasons:
 
     def _queue(self, queue: str) -> tuple[QueueStanding, Sequence[int]]:
         if queue not in self._queues:
-            running = self._store.queries.find(queue=queue, state="running", limit=_MOST_RUNNING).tasks
+            running = self._store.queries.find(queue=queue, state="running", limit=MOST_RUNNING).tasks
             self._queues[queue] = self._standing.queue(queue), [task.id for task in running]
         return self._queues[queue]

@@ -11,6 +11,7 @@ from deferred_middleware.server.admin.reading.standing import QueueStanding, Ser
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.store.records import PULL, TaskSummary
 
+MOST_RUNNING = 50
 _SHOWN_TASKS = 5
 _DAY_SECONDS = 24 * 3600
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -20,9 +21,10 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 class Circumstances:
     """What the sentence depends on, apart from the task itself.
 
-    ``service`` is the status of its service; None if it is not served here, as ``not_served`` says. ``running`` are IDs
-    of tasks of its queue that run. ``ahead`` is how many due tasks of its queue and target come before it;
-    ``ahead_is_more`` if counting was stopped there.
+    ``service`` is the status of its service; None if it is not served here, as ``not_served`` says. ``is_next`` means
+    that nothing but its service keeps it from running. ``running`` are IDs of tasks of its queue that run, at most
+    :data:`MOST_RUNNING`. ``ahead`` is how many due tasks of its queue and target come before it; ``ahead_is_more`` if
+    counting was stopped there.
     """
 
     now_usec: int
@@ -31,6 +33,7 @@ class Circumstances:
     standing: QueueStanding
     service: ServiceStatus | None = None
     not_served: str = ""
+    is_next: bool = False
     running: Sequence[int] = ()
     ahead: int = 0
     ahead_is_more: bool = False
@@ -38,7 +41,7 @@ class Circumstances:
 
 def why_waiting(task: TaskSummary, found: Circumstances) -> str | None:
     """Return why a task does not run now; None for one that runs or is finished."""
-    if str(task.state) == "held":
+    if task.state == "held":
         return "It is held until the datastore transaction that enqueued it is committed."
     if task.state != "ready":
         return None
@@ -48,6 +51,8 @@ def why_waiting(task: TaskSummary, found: Circumstances) -> str | None:
             return f"A worker has leased it until {_at(task.eta_usec, found.now_usec)}."
         begin = f"From {_at(task.eta_usec, found.now_usec)} on, it waits" if later else "It waits"
         return f"{begin} for a worker to lease it: {task.queue} is a pull queue, whose tasks are never run."
+    if found.is_next:
+        return f"{_not_serving(found.service) or _fully_used(found.service) or 'It starts at any moment'}."
     if later:
         return _later(task, found.now_usec)
     reason = _stopped(task, found) or _limited(task, found)
@@ -72,11 +77,21 @@ def _stopped(task: TaskSummary, found: Circumstances) -> str | None:
         return f"Queue {task.queue} is paused by its configuration: its rate is 0"
     if found.not_served:
         return found.not_served.rstrip(".")
-    service = found.service
+    return _not_serving(found.service)
+
+
+def _not_serving(service: ServiceStatus | None) -> str | None:
     if service is not None and service.state == "starting":
         return f"Service {service.id} is starting"
     if service is not None and service.state == "down":
         return f"Service {service.id} is down, and is started again"
+    return None
+
+
+def _fully_used(service: ServiceStatus | None) -> str | None:
+    if service is not None and service.running >= service.concurrency:
+        number = "1 task" if service.running == 1 else f"{service.running} tasks"
+        return f"Service {service.id} runs {number}, which is all that it takes at a time"
     return None
 
 
@@ -96,14 +111,11 @@ def _limited(task: TaskSummary, found: Circumstances) -> str | None:
     ]
     if limits and standing.in_flight >= min(limits)[0]:
         limit, what = min(limits)
-        used = _tasks(found.running)
-        return f"Only {limit} of queue {task.queue} {what}, and {limit} do{used}"
+        return f"Only {limit} of queue {task.queue} {what}, and {_in_use(limit, found.running)}"
     if standing.tokens is not None and standing.tokens < 1 and math.isfinite(standing.token_seconds):
         at = _at(found.now_usec + int(standing.token_seconds * 1e6), found.now_usec, precise=True)
         return f"The rate of queue {task.queue} is {rate_text(config)}: its next token comes at {at}"
-    if service is not None and service.running >= service.concurrency:
-        return f"Service {service.id} runs {service.running} tasks, which is all that it takes at a time"
-    return None
+    return _fully_used(service)
 
 
 def rate_text(config: QueueConfig) -> str:
@@ -116,6 +128,16 @@ def rate_text(config: QueueConfig) -> str:
         if abs(number - round(number)) < 1e-6 * max(1.0, number):
             return f"{round(number):,}/{unit}"
     return f"{rate:.4g}/s"
+
+
+def _in_use(limit: int, running: Sequence[int]) -> str:
+    """Say that ``limit`` tasks run; some of them may be about to."""
+    starting = max(0, limit - len(running)) if len(running) < MOST_RUNNING else 0
+    if not running:
+        return f"{starting} {'is' if starting == 1 else 'are'} about to"
+    number = limit - starting
+    more = f", and {starting} {'is' if starting == 1 else 'are'} about to" if starting else ""
+    return f"{number} {'does' if number == 1 else 'do'}{_tasks(running)}{more}"
 
 
 def _tasks(ids: Sequence[int]) -> str:

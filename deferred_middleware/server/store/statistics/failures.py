@@ -163,12 +163,12 @@ class TaskFailures:
         """Return the newest tasks of a group."""
         before = _NO_ID_ABOVE if before_id is None else before_id
         found = [
-            self._database.claims.as_it_stands(rows.summary(row))
+            rows.summary(row)
             for state in _STATES
             for row in self._database.read(_TASKS, (group_id, state, before, limit + 1))
         ]
         found.sort(key=lambda task: task.id, reverse=True)
-        page = tuple(found[:limit])
+        page = tuple(self._database.claims.as_they_stand(found[:limit]))
         return TaskPage(tasks=page, next_before_id=page[-1].id if len(found) > limit else None)
 
     def retry(self, group_id: int) -> GroupRetry:

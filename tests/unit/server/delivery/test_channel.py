@@ -203,6 +203,15 @@ def test_a_running_task_needs_no_checks(process: Process) -> None:
     assert process.channel.next_check == NOW + 2 * PATIENCE_SECONDS
 
 
+def test_what_has_not_begun_is_known(process: Process) -> None:
+    """Of the delivered tasks, those that neither run nor have ended are named."""
+    begun, ended, *_others = process.deliver(task(1), task(2), task(3), task(4))
+    process.begin(begun)
+    process.begun[ended & SLOT_MASK] = ENDED
+
+    assert process.channel.not_begun() == [3, 4]
+
+
 def test_the_end_of_a_process_says_what_had_begun(process: Process) -> None:
     """Only a task that was running died with its process: others had not begun, or had ended."""
     numbers = process.deliver(*(task(number) for number in range(1, 6)))

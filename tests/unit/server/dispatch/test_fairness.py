@@ -118,6 +118,16 @@ def test_an_attempt_ends_once() -> None:
     assert [one.id for one in slots.running()] == [2]
 
 
+def test_what_waits_for_a_slot_is_known() -> None:
+    """The claimed tasks that have no slot are told apart from those that have one."""
+    slots = ServiceSlots(1, Quarantine())
+    slots.assign(tasks("default", 1, 2))
+    slots.assign(tasks("other", 3), forced=True)
+    assert begun(slots) == [3]
+
+    assert sorted(slots.waiting()) == [1, 2]
+
+
 def budget(number: int = 100, seconds: float = 1.0) -> AheadBudget:
     """Return what may be delivered ahead."""
     return AheadBudget(number=number, size=1 << 20, seconds=seconds)

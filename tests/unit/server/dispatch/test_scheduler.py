@@ -347,6 +347,37 @@ def test_slow_tasks_wait_in_the_store(world: World) -> None:
     world.app.wait_for(10)
 
 
+def test_what_is_claimed_ahead_is_shown_as_waiting(world: World) -> None:
+    """Of the claimed tasks, only the one that has begun is running; the others are due, and found as such."""
+    queues = QueueRegistry([QueueConfig(name="default", max_concurrent_requests=200)])
+    scheduler = world.start(concurrency=1, queues=queues)
+    for number in range(30):  # until the queue is known as a fast one, so that its tasks are claimed ahead
+        world.add(f"quick{number}")
+    world.app.wait_for(30)
+    gate = threading.Event()
+    world.app.answer = lambda seen: 200 if gate.wait(_PATIENCE_SECONDS) else 500
+    for number in range(10):
+        world.add(f"task{number}")
+    scheduler.wake()
+    world.app.wait_for(31)
+    queries = world.store.queries
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while queries.statistics("default").in_flight < 10 or queries.counts()["default"]["succeeded"] < 30:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+    assert queries.counts() == {"default": {"ready": 9, "running": 1, "succeeded": 30}}
+    assert queries.backlog("default").due == 9
+    assert [task.name for task in queries.find(state="running").tasks] == [world.app.seen[30].name]
+    waiting = queries.find(state="ready").tasks
+    assert len(waiting) == 9
+    last = min(waiting, key=lambda task: (-task.eta_usec, -task.id))
+    assert queries.ahead_of(last) == (8, False)
+    assert queries.is_claimed(last.id)
+    gate.set()
+    world.app.wait_for(40)
+
+
 def test_a_long_lane_does_not_hold_up_a_short_one(world: World) -> None:
     """Two queues take turns at a service with one slot, even if one has many more tasks."""
     for number in range(6):
@@ -610,13 +641,12 @@ def test_a_pause_withdraws_what_was_claimed_and_not_begun(world: World, rated: b
     world.store.add([NewTask(queue="default", url="/", retry=QUICK, name=name, eta_usec=eta_usec) for name in names])
     scheduler.wake()
     world.app.wait_for(31)
-    claimed = sum(numbers.get("running", 0) for numbers in world.store.queries.counts().values())
-    assert claimed > 1
+    assert world.store.queries.statistics("default").in_flight > 1
 
     world.store.operations.pause("default")
     scheduler.wake()
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while sum(numbers.get("running", 0) for numbers in world.store.queries.counts().values()) > 1:
+    while world.store.queries.statistics("default").in_flight > 1:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     gate.set()

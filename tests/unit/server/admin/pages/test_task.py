@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane
+from deferred_middleware.server.store.records import AttemptRecord, Completion, Lane, NewTask
 from tests.support import sample
 from tests.support.visiting import Visitor
 
@@ -199,3 +199,28 @@ def test_the_eta_and_the_queue_are_changed(visitor: Visitor) -> None:
 
     assert visitor.press(changed, "Move", queue="nowhere").status == 404
     assert f"Task {task_id} is in queue default." in visitor.press(changed, "Move", queue="default").text
+
+
+def test_a_task_of_an_open_transaction_says_so(visitor: Visitor) -> None:
+    """Until its transaction is committed, the task is listed and shown with the reason, and nothing changes it."""
+    visitor.store.transactional.stage([NewTask(queue="default", url="/_cb/deferred/shop/charge", eta_usec=0)], "abc")
+
+    listed = visitor.get("/tasks?queue=default")
+    assert "It is held until the datastore transaction that enqueued it is committed." in listed.text
+    page = visitor.get("/tasks/1")
+    assert "it run? It is held until the datastore transaction" in page.text
+    assert "Nothing can be done until the transaction ends." in page.text
+    for action in ("run", "retry", "delete"):
+        assert visitor.post(f"/tasks/1/{action}").status == 409, action
+
+    visitor.store.transactional.commit(["abc"])
+    assert "held" not in visitor.get("/tasks/1").text
+
+
+def test_a_purged_task_is_gone(visitor: Visitor) -> None:
+    """Tasks of a purge that can still be undone are neither listed nor shown."""
+    task_id = visitor.add()
+    visitor.store.purges.purge("default")
+
+    assert visitor.ask("GET", f"/tasks/{task_id}").status == 404
+    assert "No tasks yet" in visitor.get("/tasks").text

@@ -70,14 +70,27 @@ LIMITED = QueueConfig(name="mail", rate_per_second=0.5, max_concurrent_requests=
         (
             {},
             {"config": LIMITED, "standing": QueueStanding(in_flight=2), "running": [7, 8]},
-            ["Only 2 of queue mail may run", "tasks 7, 8"],
+            ["Only 2 of queue mail may run", "and 2 do (tasks 7, 8)"],
         ),
+        (
+            {},
+            {"config": LIMITED, "standing": QueueStanding(in_flight=2), "running": [7]},
+            ["Only 2 of queue mail may run", "and 1 does (task 7), and 1 is about to"],
+        ),
+        ({}, {"config": LIMITED, "standing": QueueStanding(in_flight=2)}, ["and 2 are about to"]),
         (
             {},
             {"config": LIMITED, "standing": QueueStanding(in_flight=1, tokens=0, token_seconds=1.5)},
             ["rate of queue mail is 30/m", "next token comes at", "in 1.5 s"],
         ),
         ({}, {"service": dataclasses.replace(UP, running=6)}, ["Service default runs 6 tasks"]),
+        ({}, {"is_next": True}, ["It starts at any moment."]),
+        ({}, {"is_next": True, "service": dataclasses.replace(UP, state="down")}, ["Service default is down"]),
+        (
+            {"eta_usec": NOW + 60_000_000},
+            {"is_next": True, "service": dataclasses.replace(UP, running=1, concurrency=1)},
+            ["Service default runs 1 task, which is all that it takes at a time."],
+        ),
         ({}, {"ahead": 3}, ["waits for its turn", "3 other tasks are ahead of it"]),
         ({}, {"ahead": 10000, "ahead_is_more": True}, ["more than 10,000 other tasks"]),
         ({}, {"paused_by_a_person": True, "ahead": 1}, ["is paused", "1 other task is ahead of it"]),
