@@ -299,7 +299,7 @@ def test_letting_go_is_tried_again(machine: Machine, monkeypatch: pytest.MonkeyP
 
 
 def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A held task can't be found, deleted or purged, and its name is taken."""
+    """A held task is in the list for people, but can't be taken, deleted or purged, and its name is taken."""
     seen: dict[str, Any] = {}
     names: list[str] = []
     stage, write = machine.transactions.stage, machine.datastore._write_file
@@ -310,7 +310,8 @@ def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatc
 
     def look(*args: Any) -> None:
         seen["get"] = machine.store.queries.get("default", names[0])
-        seen["found"] = machine.store.queries.find().tasks
+        seen["found"] = [task.state for task in machine.store.queries.find().tasks]
+        seen["ready"] = machine.store.queries.find(state="ready").tasks
         seen["delete"] = machine.store.operations.delete_by_name("default", names)
         seen["purge"] = machine.store.operations.purge("default")
         with pytest.raises(taskqueue.TaskAlreadyExistsError):
@@ -320,5 +321,5 @@ def test_a_held_task_is_nobodys(machine: Machine, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine.transactions, "stage", remember)
     monkeypatch.setattr(machine.datastore, "_write_file", look)
     name = put_with_task()
-    assert seen == {"get": None, "found": (), "delete": [None], "purge": 0}
+    assert seen == {"get": None, "found": ["held"], "ready": (), "delete": [None], "purge": 0}
     assert machine.tasks() == [name]

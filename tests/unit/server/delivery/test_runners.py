@@ -174,7 +174,8 @@ def test_short_tasks_run_one_after_another_in_one_thread(queue: Callable[..., Qu
         kind, content = channel.next()
         assert kind == frames.RESULTS
         messages.append(len(frames.read_results(content)))
-    assert max(messages) <= GATHERED
+    # Another thread may add results while one is about to send them.
+    assert max(messages) <= 2 * GATHERED
     assert len(messages) < 250
     # Other programs may hold this one up, which looks like a task that waits.
     assert threads.most_common(1)[0][1] > 250
