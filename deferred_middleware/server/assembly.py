@@ -53,7 +53,7 @@ from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.dispatch.scheduler import Scheduler
 from deferred_middleware.server.listeners import address_of, host_and_port, open_listeners, url_of
 from deferred_middleware.server.reporting import make_reports
-from deferred_middleware.server.standing import server_standing
+from deferred_middleware.server.standing import headers_in_queues, server_standing
 from deferred_middleware.server.store.records import DAY_SECONDS, Retention
 from deferred_middleware.server.store.store import TaskStore
 
@@ -190,6 +190,7 @@ def assemble(
         about=about(running, config.data_dir),
         # The processes are made last, because they need what answers their API calls.
         standing=server_standing(scheduler, list(directory), process_of=lambda service: processes.status(service)),
+        moved=headers_in_queues(scheduler, requests),
         change_log=ChangeLog(config.data_dir / CHANGES_FILE),
         read_only=config.read_only,
     )

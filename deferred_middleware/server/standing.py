@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from deferred_middleware.server.admin.reading.standing import ServerStanding, ServiceState, ServiceStatus
 from deferred_middleware.server.apps.process import ProcessStatus
-from deferred_middleware.server.config.services import Service
+from deferred_middleware.server.config.services import Service, UnknownServiceError
+from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.dispatch.scheduler import Scheduler
+from deferred_middleware.server.store.records import Headers, StoredTask
 
 
 def server_standing(
@@ -36,3 +40,15 @@ def server_standing(
         queue=scheduler.queue_standing,
         service_of=scheduler.service_of,
     )
+
+
+def headers_in_queues(scheduler: Scheduler, requests: TaskRequests) -> Callable[[StoredTask, str], Headers]:
+    """Return what tells the headers that a task has in another queue; see :meth:`TaskRequests.moved`."""
+
+    def moved(task: StoredTask, queue: str) -> Headers:
+        service = None
+        with contextlib.suppress(UnknownServiceError):
+            service = scheduler.service_of(dataclasses.replace(task, queue=queue))
+        return requests.moved(task, queue, service)
+
+    return moved

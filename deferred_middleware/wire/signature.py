@@ -95,6 +95,11 @@ def digest_of(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
+def expiry_of(signature: str) -> float:
+    """Return until when a signature is valid, in seconds since 1970. It must be one that was verified."""
+    return float(signature[_EXPIRES])
+
+
 def path_of(url: str) -> bytes:
     """Return the bytes of a URL's path as a WSGI server passes them to the app: percent-decoded."""
     return urllib.parse.unquote_to_bytes(url)

@@ -269,6 +269,21 @@ def test_a_task_gets_another_eta(server: Server, recorder: Recorder) -> None:
     assert "'soon' is not a duration" in refused(server, 1, "reschedule", "1", "soon")
 
 
+def test_a_task_is_moved_to_another_queue(serve: Serve, recorder: Recorder) -> None:
+    """``move`` puts a task into another queue, whose limits hold for it from then on."""
+    queues = "queue:\n- name: default\n- name: still\n  rate: 0\n- name: pulled\n  mode: pull\n"
+    server = serve({"main.py": MAIN, "chores.py": CHORES, "queue.yaml": queues})
+    name = server.post("/defer/work", {"_queue": "still"})
+    assert "Queue still is paused by its configuration" in ok(server, "show", "1")
+    assert "pulled is a pull queue" in refused(server, 1, "move", "1", "pulled")
+    assert "There is no queue 'nope'" in refused(server, 4, "move", "1", "nope")
+
+    assert ok(server, "move", "1", "default") == "Task 1 is in queue default.\n"
+
+    assert recorder.next() == {"ran": name}
+    assert ok(server, "show", "1").startswith(f"task 1         default/{name}\n")
+
+
 def test_the_list_shows_what_a_task_waits_for(server: Server) -> None:
     """Scheduled and retrying tasks can be asked for; a task that was dropped with a 200 doesn't look like a success."""
     server.post("/defer/work", LATER)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal, get_args
 
+from deferred_middleware.errors import UntrustedRequestError
 from deferred_middleware.server.admin.change_log import Actor, ChangeLog
 from deferred_middleware.server.admin.operation_errors import OperationError, conflict
 from deferred_middleware.server.admin.reading.reads import Reads
 from deferred_middleware.server.admin.reading.search import TaskSearch, described
 from deferred_middleware.server.admin.reading.standing import NOTHING_RUNS, ServerStanding
 from deferred_middleware.server.config.queues import QueueConfig
-from deferred_middleware.server.store.records import StoredTask
+from deferred_middleware.server.store.records import Headers, StoredTask
 from deferred_middleware.server.store.store import TaskStore
 
 Action = Literal["run", "retry", "delete"]
@@ -30,8 +31,8 @@ _MATCHING_BATCH = 500
 class Operations(Reads):
     """Reads and changes of tasks and queues.
 
-    ``wake_scheduler`` is called after each change. With ``read_only``, all changes are refused. For the other arguments
-    see :class:`Reads`.
+    ``wake_scheduler`` is called after each change. ``moved`` returns the headers that a task has in another queue. With
+    ``read_only``, all changes are refused. For the other arguments see :class:`Reads`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Operations(Reads):
         wake_scheduler: Callable[[], None],
         about: Mapping[str, object],
         standing: ServerStanding = NOTHING_RUNS,
+        moved: Callable[[StoredTask, str], Headers] = lambda task, _queue: task.headers,
         change_log: ChangeLog | None = None,
         read_only: bool = False,
     ) -> None:
@@ -49,6 +51,7 @@ class Operations(Reads):
         self.change_log: ChangeLog = change_log or ChangeLog(None)
         self.read_only = read_only
         self._wake_scheduler = wake_scheduler
+        self._moved = moved
 
     # Changes of one task.
 
@@ -80,8 +83,14 @@ class Operations(Reads):
         if self.config_of(queue).mode == "pull":
             raise conflict("pull-queue", f"Queue {queue} is a pull queue, whose tasks are never run.")
 
+        try:
+            headers = self._moved(task, queue)
+        except UntrustedRequestError as error:
+            problem = f"Task {task.id} can't be moved: {error}, so the app would refuse it there."
+            raise conflict("not-movable", problem) from error
+
         def change() -> dict[str, Any]:
-            outcome = self.store.purges.move(task.id, queue)
+            outcome = self.store.purges.move(task.id, queue, headers)
             if outcome == "name taken":
                 raise conflict("name-taken", f"A task of queue {queue} has the name {task.name!r}, or had it.")
             if outcome != "moved":

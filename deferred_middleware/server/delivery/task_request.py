@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from deferred_middleware.server.config.queues import queue_id
 from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.vouching import Voucher
-from deferred_middleware.server.store.records import ClaimedTask
+from deferred_middleware.server.store.records import ClaimedTask, Headers, StoredTask
 from deferred_middleware.wire import protocol
 
 # Characters that a request's first line must not have, and a header's value.
@@ -81,6 +81,10 @@ class TaskRequests:
 
     def __init__(self, voucher: Voucher | None = None) -> None:
         self.voucher = voucher
+
+    def moved(self, task: StoredTask, queue: str, service: str | None) -> Headers:
+        """Return the headers of a task in another queue; see :meth:`Voucher.moved`."""
+        return task.headers if self.voucher is None else self.voucher.moved(task, queue, service)
 
     def headers(self, task: ClaimedTask, service: Service, host: str) -> list[tuple[str, str]]:
         """Return the headers of a request over HTTP. Raises :class:`ValueError` if the task gives no valid request."""

@@ -44,6 +44,9 @@ FIRST_SUCCESS = """
 SELECT_TASK = f"SELECT {TASK_COLUMNS}, headers, body, origin, checksum FROM tasks JOIN payloads ON task_id = id"
 
 PURGE_PREFIX = "purge:"
+_CHECKED = """
+    SELECT name, method, url, body, origin, headers, checksum FROM tasks JOIN payloads ON task_id = id WHERE id = ?"""
+_REPLACE_HEADERS = "UPDATE payloads SET headers = ?, checksum = ? WHERE task_id = ?"
 """How the column ``hold`` begins for a task that was purged, and may come back. No transaction's ID begins so."""
 
 _INSERT_TASK = """
@@ -108,6 +111,15 @@ def insert(
     checksum = checksum_of(name, task.method, task.url, headers, task.body, origin)
     payload = (task_id, headers, task.body, origin, checksum)
     connection.execute("INSERT INTO payloads VALUES (?, ?, ?, ?, ?)", payload)
+
+
+def replace_headers(connection: sqlite3.Connection, task_id: int, headers: Headers) -> None:
+    """Replace the headers of a task. One that was damaged on the disk stays as it is, so that this is noticed."""
+    (name, method, url, body, origin, old_headers, checksum) = connection.execute(_CHECKED, (task_id,)).fetchone()
+    if checksum in (None, checksum_of(name, method, url, old_headers, body, origin)):
+        new_headers = json.dumps(headers)
+        new_checksum = checksum_of(name, method, url, new_headers, body, origin)
+        connection.execute(_REPLACE_HEADERS, (new_headers, new_checksum, task_id))
 
 
 def complete(connection: sqlite3.Connection, completion: Completion) -> bool:

@@ -14,6 +14,7 @@ from typing import Literal
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.counts import Tally
 from deferred_middleware.server.store.database import BATCH, Database
+from deferred_middleware.server.store.records import Headers
 from deferred_middleware.server.store.rows import PURGE_PREFIX
 
 UNDO_SECONDS = 600
@@ -122,8 +123,8 @@ class Purges:
 
         return self._database.write(operation)
 
-    def move(self, task_id: int, queue: str) -> MoveOutcome:
-        """Move a waiting push task to another queue."""
+    def move(self, task_id: int, queue: str, headers: Headers) -> MoveOutcome:
+        """Move a waiting push task to another queue, where it has these headers."""
 
         def operation(connection: sqlite3.Connection, tally: Tally) -> MoveOutcome:
             found = self._waiting(connection, task_id)
@@ -135,6 +136,7 @@ class Purges:
             if rows.find_name(connection, queue, name, self._database.steady_clock.now_usec()) is not None:
                 return "name taken"
             connection.execute("UPDATE tasks SET queue = ? WHERE id = ?", (queue, task_id))
+            rows.replace_headers(connection, task_id, headers)
             tally[old, "ready"] -= 1
             tally[queue, "ready"] += 1
             return "moved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from deferred_middleware.server.config.services import Service
 from deferred_middleware.server.delivery.task_request import TaskRequests
 from deferred_middleware.server.delivery.vouching import Voucher
 from deferred_middleware.server.store.records import ClaimedTask, CloudOrigin
+from deferred_middleware.wire.signature import Keyring
 from tests.support.storing import TASK
 
 KEY, OTHER_KEY = "k" * 40, "o" * 40
@@ -115,3 +117,62 @@ def test_the_server_does_not_vouch_for_a_task_of_the_cloud_tasks_api() -> None:
 
     with pytest.raises(UntrustedRequestError):
         authenticator().body_of(environ)
+
+
+OURS = {"X-Deferred-Namespace": "tenant", "X-Deferred-Note": "\xe9"}
+
+
+def signed(key: str, name: str | None = None, *, now: float = 0.0) -> ClaimedTask:
+    """Return a task of our library in the queue ``default``."""
+    signature = Keyring([SecretKey(key)], "shop").sign(
+        path=b"/work", queue="default", name=name, headers=OURS, body=b"a pickle", not_before=now or time.time(),
+        lifetime_seconds=100, now=now or time.time(),
+    )  # fmt: skip
+    headers = [*OURS.items(), ("Content-Type", "text/plain"), ("X-Deferred-Signature", signature)]
+    # As in the store: each character stands for one byte.
+    stored = tuple((header, value.encode().decode("latin-1")) for header, value in headers)
+    return dataclasses.replace(TASK, name=name or "one", body=b"a pickle", headers=stored)
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+@pytest.mark.parametrize("key", [KEY, OTHER_KEY])
+def test_a_moved_task_is_signed_for_its_new_queue(name: str | None, key: str) -> None:
+    """The app accepts it from that queue, with all its headers, as long as before; and no more from the first one."""
+    keys = {"DEFERRED_SECRET_KEYS": f"{KEY}, {OTHER_KEY}", "DEFERRED_REQUIRE_SIGNATURE": "true"}
+    task = signed(key, name)
+
+    headers = requests(**keys).moved(task, "other", SERVICE.id)
+
+    moved = dataclasses.replace(task, queue="other", headers=headers)
+    assert [name for name, _value in set(headers) - set(task.headers)] == ["X-Deferred-Signature"]
+    assert authenticator().body_of(delivered(moved, **keys)) == b"a pickle"
+    with pytest.raises(UntrustedRequestError):
+        authenticator().body_of(delivered(dataclasses.replace(moved, queue="default"), **keys))
+    expiries = [float(dict(one)["X-Deferred-Signature"][37:47]) for one in (task.headers, headers)]
+    assert expiries[1] == pytest.approx(expiries[0], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"body": b"another"}, "does not match its payload"),
+        ({"queue": "third"}, "does not match the request"),
+        ({"url": "/elsewhere"}, "does not match the request"),
+        ({"headers": signed("x" * 40).headers}, "unknown key"),
+        ({"headers": signed(KEY, now=1_000_000_000.0).headers}, "expired"),
+        ({"headers": (("X-Deferred-Signature", "forged"),)}, "malformed"),
+    ],
+)
+def test_a_task_that_no_app_would_accept_gets_no_signature(changes: dict[str, Any], problem: str) -> None:
+    """A move makes no signature valid that was not."""
+    with pytest.raises(UntrustedRequestError, match=problem):
+        requests(DEFERRED_SECRET_KEYS=KEY).moved(dataclasses.replace(signed(KEY), **changes), "other", SERVICE.id)
+
+
+def test_a_task_is_not_moved_where_it_would_be_refused() -> None:
+    """Without a key of the service that would run it, the task stays where it is; an unsigned one needs none."""
+    with pytest.raises(UntrustedRequestError, match="no key of the service"):
+        requests(DEFERRED_SECRET_KEYS=KEY).moved(signed(KEY), "other", None)
+    assert requests(DEFERRED_SECRET_KEYS=KEY).moved(LEGACY, "other", None) == LEGACY.headers
+    task = signed(KEY)
+    assert TaskRequests().moved(task, "other", None) == task.headers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,9 +152,25 @@ def test_a_task_is_moved(store: TaskStore) -> None:
     assert first is not None
     assert second is not None
 
-    assert store.purges.move(first.id, "other") == "moved"
-    assert store.purges.move(first.id, "other") == "moved"
-    assert store.purges.move(second.id, "other") == "name taken"
+    headers = (("X-A", "1"),)
+    assert store.purges.move(first.id, "other", headers) == "moved"
+    assert store.purges.move(first.id, "other", ()) == "moved"
+    assert store.purges.move(second.id, "other", ()) == "name taken"
     assert store.queries.counts() == {"default": {"ready": 1}, "other": {"ready": 2}}
-    assert {task.name for task in store.claim({Lane("other", ""): 9}, NOW + 1)} == {"a", "b"}
-    assert store.purges.move(first.id, "default") == "not waiting"
+    claimed = store.claim({Lane("other", ""): 9}, NOW + 1)
+    assert {(task.name, task.headers) for task in claimed} == {("a", headers), ("b", ())}
+    assert store.purges.move(first.id, "default", ()) == "not waiting"
+
+
+def test_the_damage_of_a_task_is_not_hidden_by_a_move(store: TaskStore, tmp_path: Path) -> None:
+    """A task whose payload was damaged on the disk is moved as it is, and not run."""
+    add(store, "a")
+    connection = sqlite3.connect(next(tmp_path.rglob("*.sqlite")))
+    connection.execute("UPDATE payloads SET body = x'00'")
+    connection.commit()
+
+    assert store.purges.move(1, "other", (("X-A", "1"),)) == "moved"
+
+    assert store.claim({Lane("other", ""): 9}, NOW + 1) == []
+    assert store.queries.counts() == {"other": {"failed": 1}}
+    connection.close()
