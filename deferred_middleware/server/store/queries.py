@@ -1,6 +1,6 @@
 """What the store answers without changing anything: tasks, lists of tasks, and how queues stand.
 
-Numbers of tasks come from the counts that the store keeps. Only :meth:`TaskQueries.backlog` counts rows.
+Numbers of tasks come from the counts that the store keeps. Only :meth:`TaskQueries.backlogs` counts rows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from deferred_middleware.server.store import rows
 from deferred_middleware.server.store.database import Database
+from deferred_middleware.server.store.listing import backlogs, extracts
+from deferred_middleware.server.store.listing.backlogs import Backlog
+from deferred_middleware.server.store.listing.extracts import Extract
 from deferred_middleware.server.store.listing.filters import Condition
 from deferred_middleware.server.store.records import AttemptRecord, Lane, State, StoredTask, TaskPage, TaskSummary
 
 Waiting = Literal["scheduled", "retrying"]
 """What a ready task waits for: its own ETA, or the end of its back-off."""
-
-MOST_COUNTED = 10_000
-"""Of each queue and target, a backlog counts at most this many due tasks, and as many later ones."""
 
 # How many tasks, and how many payloads, a search reads for one page.
 _MOST_SEARCHED = 20_000
@@ -45,20 +45,6 @@ NEXT_UNCLAIMED = f"""
     ORDER BY eta_usec, id LIMIT 1"""
 OLDEST_LEASABLE = """
     SELECT eta_usec FROM tasks WHERE state = 'ready' AND method = 'PULL' AND queue = ? ORDER BY eta_usec, id LIMIT 1"""
-_TARGETS = f"SELECT target FROM tasks WHERE {_READY} AND queue = ?"
-_FIRST_TARGET = f"{_TARGETS} ORDER BY target LIMIT 1"
-_TARGET_AFTER = f"{_TARGETS} AND target > ? ORDER BY target LIMIT 1"
-_DUE = f"""
-    SELECT count(*) FROM (
-        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec <= ? LIMIT ?)"""
-_AHEAD = f"""
-    SELECT count(*) FROM (
-        SELECT 1 FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND (eta_usec, id) < (?, ?)
-        AND id NOT IN (SELECT value FROM json_each(?)) LIMIT ?)"""
-_LATER = f"""
-    SELECT count(*), sum(retry_count > 0), min(eta_usec) FROM (
-        SELECT retry_count, eta_usec FROM tasks WHERE {_READY} AND queue = ? AND target = ? AND eta_usec > ?
-        ORDER BY eta_usec LIMIT ?)"""
 _NEWEST = "FROM tasks WHERE queue = ? AND state = ? AND id < ? ORDER BY id DESC LIMIT ?"
 _NEWEST_CLAIMED = "FROM tasks WHERE id IN (SELECT value FROM json_each(?)) AND id < ? ORDER BY id DESC LIMIT ?"
 # The tasks of transactions, and not those of purges. Names of transactions are hexadecimal numbers.
@@ -89,19 +75,6 @@ class QueueStatistics:
     in_flight: int
     executed_last_minute: int
     executed_last_hour: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backlog:
-    """How many ready push tasks of a queue are due, scheduled for a later ETA, or wait to be retried.
-
-    ``next_eta_usec`` is the earliest ETA of the tasks that are not due, None if there are none.
-    """
-
-    due: int = 0
-    scheduled: int = 0
-    retrying: int = 0
-    next_eta_usec: int | None = None
 
 
 class TaskQueries:
@@ -137,12 +110,9 @@ class TaskQueries:
             return [rows.first_success(row) for row in self._database.read(rows.FIRST_SUCCESS, (task_id,))]
         return [AttemptRecord(**dict(zip(_ATTEMPT_FIELDS, row, strict=True))) for row in found]
 
-    def beginning_of_body(self, task_id: int, length: int) -> tuple[int, bytes]:
-        """Return how many bytes the body of a task has, and the first of them; none if there is no such task."""
-        found = self._database.read(
-            "SELECT length(body), substr(body, 1, ?) FROM payloads WHERE task_id = ?", (length, task_id)
-        )
-        return found[0] if found else (0, b"")
+    def extracts(self, task_ids: Sequence[int], *, most_bytes: int) -> dict[int, Extract]:
+        """Return parts of tasks for a list; payloads of more than ``most_bytes`` are left out."""
+        return extracts.extracts(self._database.read, task_ids, most_bytes=most_bytes)
 
     def is_blocked(self, queue: str, name: str) -> bool:
         """Return whether a name can't be used because a task that had it is finished or deleted."""
@@ -304,32 +274,18 @@ class TaskQueries:
             executed_last_hour=hour,
         )
 
-    def ahead_of(self, task: TaskSummary) -> tuple[int, bool]:
-        """Return how many tasks of a task's queue and target begin before it, and whether there are more."""
-        taken = json.dumps(self._claims.running_by_lane().get(Lane(task.queue, task.target), []))
-        key = (task.queue, task.target, task.eta_usec, task.id, taken, MOST_COUNTED + 1)
-        number = int(self._database.read(_AHEAD, key)[0][0])
-        return min(number, MOST_COUNTED), number > MOST_COUNTED
+    def ahead_of(self, task_ids: Sequence[int], *, most: int) -> dict[int, tuple[int, bool]]:
+        """Return how many tasks begin before each of these, counted up to ``most``, and whether there are more."""
+        return backlogs.ahead_of(self._database.read, task_ids, self._claims.running_by_lane(), most)
 
     def backlog(self, queue: str) -> Backlog:
-        """Count the ready push tasks of a queue, up to :data:`MOST_COUNTED`."""
-        read = self._database.read
-        now_usec = self._database.now_usec()
-        due = later = retrying = 0
-        etas = []
+        """Count the ready push tasks of a queue; see :meth:`backlogs`."""
+        return self.backlogs(queue).get(queue, Backlog())
+
+    def backlogs(self, queue: str = "") -> dict[str, Backlog]:
+        """Count the ready push tasks of each queue that has any, or of one queue."""
         running = self._claims.running_by_lane()
-        found = read(_FIRST_TARGET, (queue,))
-        while found:
-            target = found[0][0]
-            lane = (queue, target, now_usec, MOST_COUNTED)
-            due += max(0, read(_DUE, lane)[0][0] - len(running.get(Lane(queue, target), ())))
-            number, retried, eta_usec = read(_LATER, lane)[0]
-            later += number
-            retrying += retried or 0
-            if eta_usec is not None:
-                etas.append(eta_usec)
-            found = read(_TARGET_AFTER, (queue, target))
-        return Backlog(due=due, scheduled=later - retrying, retrying=retrying, next_eta_usec=min(etas, default=None))
+        return backlogs.backlogs(self._database.read, self._database.now_usec(), running, queue)
 
     def _task(self, where: str, parameters: Sequence[Any]) -> StoredTask | None:
         found = self._database.read(f"{rows.SELECT_TASK} WHERE {where}", parameters)

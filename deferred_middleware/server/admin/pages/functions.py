@@ -34,7 +34,7 @@ def show_functions(tools: PageTools, request: PageRequest) -> Answer:
     order = request.given("order") or "attempts"
     found = figures.functions(period)["functions"]
     found.sort(key=lambda one: -(one[_ORDERS.get(order, "executed")] or 0))
-    queues = [one["name"] for one in tools.operations.list_queues()["queues"]]
+    queues = tools.operations.queue_names()
     return Shown(
         template="functions.html",
         values={**values, "functions": found, "order": order, "orders": list(_ORDERS), "queues": queues},

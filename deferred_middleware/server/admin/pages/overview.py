@@ -17,7 +17,7 @@ def show_overview(tools: PageTools, _request: PageRequest) -> Answer:
     values = tools.operations.overview()
     for queue in values["queues"]:
         queue["sparkline"] = sparkline(queue["figures"].executed_per_minute)
-        queue["waits"] = queue["oldest_usec"] is not None and queue["oldest_usec"] <= time.time() * 1e6
+        queue["waits"] = queue["oldest_eta_usec"] is not None and queue["oldest_eta_usec"] <= time.time() * 1e6
     return Shown(template="overview.html", values=values)
 
 

@@ -35,7 +35,6 @@ def show_tasks(tools: PageTools, request: PageRequest) -> Answer:
         tasks, next_before = found["tasks"], found["next_before"]
     except OperationError as error:
         problem = error.message
-    queues = tools.operations.list_queues()["queues"]
     return Shown(
         template="tasks.html",
         status=HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK,
@@ -45,10 +44,10 @@ def show_tasks(tools: PageTools, request: PageRequest) -> Answer:
             "tasks": tasks,
             "before": before,
             "next_before": next_before,
-            "queues": [queue["name"] for queue in queues],
+            "queues": tools.operations.queue_names(),
             "services": [service.id for service in tools.operations.services()],
             "states": (*STATES, DUE, *WAITING),
-            "total": sum(queue[state] for queue in queues for state in STATES),
+            "total": tools.operations.number_of_tasks(),
             "filters": [(name, value) for name, value in given.items() if value],
             "command": _command(given),
         },

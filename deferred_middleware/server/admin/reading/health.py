@@ -29,7 +29,7 @@ def health_of(
     standings: Mapping[str, QueueStanding],
     now_usec: int,
 ) -> Health:
-    """Return the health. ``queues`` are as the JSON API lists them, with ``oldest_usec``, the ETA of the oldest."""
+    """Return the health. ``queues`` are as the JSON API lists them, with ``oldest_eta_usec``, the ETA of the oldest."""
     bad: list[str] = []
     attention: list[str] = []
     for service in services:
@@ -42,7 +42,7 @@ def health_of(
     for queue in queues:
         name = queue["name"]
         standing = standings.get(name)
-        waited_seconds = (now_usec - queue["oldest_usec"]) / 1e6 if queue["oldest_usec"] is not None else 0.0
+        waited_seconds = (now_usec - queue["oldest_eta_usec"]) / 1e6 if queue["oldest_eta_usec"] is not None else 0.0
         is_stopped = queue["paused"] or (queue["config"] or {}).get("rate_per_second") == 0
         if queue["paused"]:
             attention.append(f"queue {name} is paused")

@@ -17,6 +17,8 @@ from deferred_middleware.server.admin.reading.why import rate_text
 from deferred_middleware.server.admin.views import function_from_url, task_details, task_summary, view_of
 from deferred_middleware.server.config.queues import IMPLICIT_DEFAULT, QueueConfig
 from deferred_middleware.server.config.services import name_and_version
+from deferred_middleware.server.store.listing.backlogs import Backlog
+from deferred_middleware.server.store.listing.extracts import Extract
 from deferred_middleware.server.store.listing.filters import Condition, Destination, condition_of
 from deferred_middleware.server.store.records import StoredTask, TaskPage, TaskSummary
 from deferred_middleware.server.store.statistics.statistics import QueueFigures
@@ -65,19 +67,26 @@ class Reads:
 
     def list_queues(self) -> dict[str, Any]:
         """Return all queues, each with its numbers of tasks and its configuration."""
-        counts = self.store.queries.counts()
+        counts, backlogs = self.store.queries.counts(), self.store.queries.backlogs()
         configured = self._queues()
-        return {"queues": [self._queue(name, counts, configured) for name in sorted({*configured, *counts})]}
+        names = sorted({*configured, *counts})
+        return {"queues": [self._queue(name, counts, backlogs, configured) for name in names]}
+
+    def queue_names(self) -> list[str]:
+        """Return the names of the queues that are configured or have tasks."""
+        return sorted({*self._queues(), *self.store.queries.counts()})
+
+    def number_of_tasks(self) -> int:
+        """Return how many tasks there are."""
+        return sum(sum(states.values()) for states in self.store.queries.counts().values())
 
     def overview(self) -> dict[str, Any]:
         """Return the services, the queues with their figures of the last hour, and the health of the server."""
         queues = self.list_queues()["queues"]
-        lanes = self.store.queries.lanes()
         figures = self.store.statistics.queues_last_hour()
         standings = {queue["name"]: self.standing.queue(queue["name"]) for queue in queues}
         for queue in queues:
             name = queue["name"]
-            queue["oldest_usec"] = min((eta for lane, eta in lanes if lane.queue == name), default=None)
             queue["figures"] = figures.get(name, _NO_FIGURES)
             queue["standing"] = standings[name]
             queue["rate"] = rate_text(self.config_of(name))
@@ -88,7 +97,9 @@ class Reads:
 
     def show_queue(self, queue: str) -> dict[str, Any]:
         """Return a queue with its numbers of tasks and its configuration."""
-        return {"queue": self._queue(self.known_queue(queue), self.store.queries.counts(), self._queues())}
+        queries = self.store.queries
+        found = self._queue(self.known_queue(queue), queries.counts(), queries.backlogs(queue), self._queues())
+        return {"queue": found}
 
     def unfinished(self, queue: str) -> int:
         """Return how many unfinished tasks a queue has."""
@@ -103,7 +114,7 @@ class Reads:
         """Return the name of a queue that is configured or has tasks."""
         configured = self._queues()
         if queue not in configured and queue not in self.store.queries.counts():
-            known = tuple(sorted({*configured, *self.store.queries.counts()}))
+            known = tuple(self.queue_names())
             raise OperationError(
                 HTTPStatus.NOT_FOUND,
                 "no-such-queue",
@@ -130,8 +141,10 @@ class Reads:
         tasks = [task_summary(task) for task in page.tasks]
         if calls:
             reasons = self.reasons()
+            reasons.look_ahead(page.tasks)
+            extracts = self.store.queries.extracts([task.id for task in page.tasks], most_bytes=_MAX_BODY_BYTES)
             tasks = [
-                {**shown, **self._call(task), "why": reasons.of(task)}
+                {**shown, **_call(task, extracts.get(task.id, Extract())), "why": reasons.of(task)}
                 for shown, task in zip(tasks, page.tasks, strict=True)
             ]
         return {"tasks": tasks, "next_before": page.next_before_id}
@@ -150,6 +163,12 @@ class Reads:
 
     def count(self, search: TaskSearch, newest_id: int) -> tuple[int, bool]:
         """Return how many tasks up to ``newest_id`` match a search, and whether there may be more than were counted."""
+        if search.state in (None, *STATES) and search == TaskSearch(queue=search.queue, state=search.state):
+            # The store keeps these numbers.
+            counts = self.store.queries.counts()
+            queues = counts if search.queue is None else [self.known_queue(search.queue)]
+            states = STATES if search.state is None else (search.state,)
+            return sum(counts.get(queue, {}).get(state, 0) for queue in queues for state in states), False  # type: ignore[call-overload] # one of the states
         until = time.monotonic() + _COUNT_SECONDS
         number = 0
         before: int | None = newest_id + 1
@@ -241,7 +260,11 @@ class Reads:
         )
 
     def _queue(
-        self, name: str, counts: Mapping[str, Mapping[Any, int]], configured: Mapping[str, QueueConfig]
+        self,
+        name: str,
+        counts: Mapping[str, Mapping[Any, int]],
+        backlogs: Mapping[str, Backlog],
+        configured: Mapping[str, QueueConfig],
     ) -> dict[str, Any]:
         config = configured.get(name)
         numbers = counts.get(name, {})
@@ -250,17 +273,17 @@ class Reads:
             "configured": config is not None,
             "paused": name in self.store.operations.paused(),
             **{state: numbers.get(state, 0) for state in STATES},
-            **dataclasses.asdict(self.store.queries.backlog(name)),
+            **dataclasses.asdict(backlogs.get(name, Backlog())),
             "executed_last_minute": self.store.queries.executed(name)[0],
             "config": None if config is None else dataclasses.asdict(config),
         }
 
-    def _call(self, task: TaskSummary) -> dict[str, Any]:
-        """Return a task's call as text, and how long its last attempt took. A large payload is not read for that."""
-        length, body = self.store.queries.beginning_of_body(task.id, _MAX_BODY_BYTES)
-        attempts = self.store.queries.attempts(task.id)
-        call = view_of(body) if length <= _MAX_BODY_BYTES else None
-        text = call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None
-        if length > _MAX_BODY_BYTES and (function := function_from_url(task.url)) is not None:
-            text = f"{function.replace('/', '.')}(…)  # {length:,} bytes"
-        return {"call": text, "duration_usec": attempts[-1].duration_usec if attempts else None}
+
+def _call(task: TaskSummary, extract: Extract) -> dict[str, Any]:
+    """Return a task's call as text, and how long its last attempt took. A large payload is not read for that."""
+    is_large = extract.body_bytes > _MAX_BODY_BYTES
+    call = None if is_large else view_of(extract.body)
+    text = call.text[:_MAX_CALL_CHARACTERS] if call is not None and call.kind == "call" else None
+    if is_large and (function := function_from_url(task.url)) is not None:
+        text = f"{function.replace('/', '.')}(…)  # {extract.body_bytes:,} bytes"
+    return {"call": text, "duration_usec": extract.duration_usec}

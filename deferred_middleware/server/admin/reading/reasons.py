@@ -9,8 +9,11 @@ from deferred_middleware.server.admin.reading.standing import QueueStanding, Ser
 from deferred_middleware.server.admin.reading.why import MOST_RUNNING, Circumstances, why_waiting
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.config.services import UnknownServiceError
-from deferred_middleware.server.store.records import TaskSummary
+from deferred_middleware.server.store.listing.backlogs import MOST_COUNTED
+from deferred_middleware.server.store.records import PULL, TaskSummary
 from deferred_middleware.server.store.store import TaskStore
+
+MOST_AHEAD_IN_LISTS = 1000
 
 
 class Reasons:
@@ -22,7 +25,14 @@ class Reasons:
         self._config_of = config_of
         self._now_usec = time.time_ns() // 1000
         self._services = {service.id: service for service in standing.services()}
+        self._ahead: dict[int, tuple[int, bool]] = {}
         self._queues: dict[str, tuple[QueueStanding, Sequence[int]]] = {}
+
+    def look_ahead(self, tasks: Sequence[TaskSummary]) -> None:
+        """Count what is ahead of tasks that :meth:`of` will be asked for, up to :data:`MOST_AHEAD_IN_LISTS`."""
+        due = [task.id for task in tasks if task.state == "ready" and self._is_due(task)]
+        if due:
+            self._ahead.update(self._store.queries.ahead_of(due, most=MOST_AHEAD_IN_LISTS))
 
     def of(self, task: TaskSummary) -> str | None:
         """Return why a task doesn't run now, as a sentence; None for one that runs or is finished."""
@@ -33,8 +43,9 @@ class Reasons:
             service = self._services.get(self._standing.service_of(task))
         except UnknownServiceError as error:
             not_served = str(error)
-        is_due = task.eta_usec <= self._now_usec
-        ahead, is_more = self._store.queries.ahead_of(task) if is_due else (0, False)
+        if self._is_due(task) and task.id not in self._ahead:
+            self._ahead.update(self._store.queries.ahead_of([task.id], most=MOST_COUNTED))
+        ahead, is_more = self._ahead.get(task.id, (0, False))
         standing, running = self._queue(task.queue)
         return why_waiting(
             task,
@@ -51,6 +62,9 @@ class Reasons:
                 ahead_is_more=is_more,
             ),
         )
+
+    def _is_due(self, task: TaskSummary) -> bool:
+        return task.method != PULL and task.eta_usec <= self._now_usec
 
     def _queue(self, queue: str) -> tuple[QueueStanding, Sequence[int]]:
         if queue not in self._queues:

@@ -82,7 +82,7 @@ def condition_of(wanted: TaskFilter, now_usec: int) -> Condition | None:
         add(condition, *values)
     for sign, seconds in ((">=", wanted.slower_seconds), ("<=", wanted.faster_seconds)):
         if seconds is not None:
-            add(f"{_LAST_DURATION} {sign} ?", int(seconds * 1e6))
+            add(f"{LAST_DURATION} {sign} ?", int(seconds * 1e6))
     if wanted.text is not None:
         # The last one, because it is the slowest.
         add("(SELECT body_has(body, ?) FROM payloads WHERE task_id = tasks.id)", wanted.text)
@@ -92,7 +92,7 @@ def condition_of(wanted: TaskFilter, now_usec: int) -> Condition | None:
 
 
 # The attempt of a task that succeeded at once is in its own row.
-_LAST_DURATION = """coalesce(
+LAST_DURATION = """coalesce(
     (SELECT duration_usec FROM attempts WHERE task_id = tasks.id ORDER BY number DESC LIMIT 1),
     (SELECT first_duration_usec FROM tasks AS row WHERE row.id = tasks.id))"""
 

@@ -369,7 +369,8 @@ def test_what_is_claimed_and_has_not_begun_is_shown_as_waiting(world: World) -> 
     waiting = queries.find(state="ready").tasks
     assert len(waiting) == 9
     last = max(waiting, key=lambda task: (task.eta_usec, task.id))
-    assert queries.ahead_of(last) == (8, False)
+    assert queries.ahead_of([last.id], most=8) == {last.id: (8, False)}
+    assert queries.ahead_of([last.id], most=7) == {last.id: (7, True)}
     assert queries.is_claimed(last.id)
     gate.set()
     world.app.wait_for(10)

@@ -19,7 +19,7 @@ def service(state: ServiceState = "up", restarts: int = 0) -> ServiceStatus:
 
 def queue(**changes: Any) -> dict[str, Any]:
     """Return a queue as the API lists it."""
-    return {"name": "mail", "paused": False, "config": {}, "failed": 0, "due": 0, "oldest_usec": None, **changes}
+    return {"name": "mail", "paused": False, "config": {}, "failed": 0, "due": 0, "oldest_eta_usec": None, **changes}
 
 
 OLD = NOW - 20 * 60_000_000
@@ -29,15 +29,15 @@ OLD = NOW - 20 * 60_000_000
     ("services", "queues", "standing", "level", "reason"),
     [
         ([service()], [queue()], None, "good", "1 service runs"),
-        ([service("elsewhere")], [queue(oldest_usec=NOW + 1)], None, "good", "1 service runs"),
+        ([service("elsewhere")], [queue(oldest_eta_usec=NOW + 1)], None, "good", "1 service runs"),
         ([service("down")], [queue()], None, "bad", "service worker is down"),
         ([service("starting")], [queue()], None, "attention", "service worker is starting"),
         ([service(restarts=2)], [queue()], None, "attention", "service worker was started 3 times"),
         ([service()], [queue(paused=True)], None, "attention", "queue mail is paused"),
         ([service()], [queue(failed=1)], None, "attention", "1 task of queue mail failed for good"),
         ([service()], [queue(failed=1200)], None, "attention", "1,200 tasks of queue mail failed for good"),
-        ([service()], [queue(due=1, oldest_usec=OLD)], None, "attention", "has waited for 20 min"),
-        ([service()], [queue(due=1, oldest_usec=OLD, config={"rate_per_second": 0})], None, "good", "runs"),
+        ([service()], [queue(due=1, oldest_eta_usec=OLD)], None, "attention", "has waited for 20 min"),
+        ([service()], [queue(due=1, oldest_eta_usec=OLD, config={"rate_per_second": 0})], None, "good", "runs"),
         ([service()], [queue()], QueueStanding(slowed_down_limit=1), "attention", "slowed down"),
     ],
 )
