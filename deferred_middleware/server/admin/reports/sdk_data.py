@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from google.protobuf.message import DecodeError
 
 from deferred_middleware.server.admin.operation_errors import OperationError, bad
+from deferred_middleware.server.admin.views import view_of
 
 PAGE = 25
 _MOST_OFFSET = 10_000
@@ -161,7 +162,7 @@ class DataReports:
             "namespace": namespace,
             "key": _text(key),
             "bytes": len(item.value),
-            "value": _shortened(_text(item.value), _MOST_VALUE_CHARACTERS),
+            "value": _shortened(_content(item.value), _MOST_VALUE_CHARACTERS),
             "expires_usec": expires * 1_000_000 if expires else None,
         }
 
@@ -213,6 +214,12 @@ def _value(pb: Any, most_characters: int) -> dict[str, str]:
         return {"type": "key", "text": _shortened(str(value.to_path()), most_characters)}
     kind = "text" if isinstance(value, str) else "none" if value is None else type(value).__name__
     return {"type": kind, "text": _shortened(str(value), most_characters)}
+
+
+def _content(data: bytes) -> str:
+    """Return what memcache holds as text; a pickle as Python, which is read without unpickling."""
+    view = view_of(data)
+    return view.text if view.kind in ("call", "pickle") and view.problem is None else _text(data)
 
 
 def _text(data: bytes) -> str:

@@ -75,6 +75,13 @@ def moment(usec: int | None) -> Markup:
     )
 
 
+def age(usec: int) -> Markup:
+    """Return how long ago a time was, as an element that the script keeps up to date."""
+    return Markup('<time datetime="{}" title="{}" data-usec="{}" data-age>{}</time>').format(
+        _iso(usec), clock(usec), usec, _whole(max(0.0, time.time() - usec / 1e6))
+    )
+
+
 def relative(usec: int, now: float | None = None) -> str:
     """Return a time relative to now, such as ``in 3 s`` or ``5 min ago``."""
     seconds = usec / 1e6 - (time.time() if now is None else now)

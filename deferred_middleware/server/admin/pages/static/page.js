@@ -16,7 +16,8 @@
   };
   const tick = () => {
     for (const time of $$("time[data-usec]")) {
-      const text = relative(Number(time.dataset.usec));
+      let text = relative(Number(time.dataset.usec));
+      if ("age" in time.dataset) text = text.replace(" ago", "").replace("now", "0 s");
       if (time.textContent !== text) time.textContent = text;
     }
   };
@@ -186,5 +187,7 @@
   });
 
   prepare(document);
+  const current = $(".menu [aria-current]");
+  if (current) current.scrollIntoView({ block: "nearest", inline: "center" });
   connect();
 })();
