@@ -13,7 +13,7 @@ SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak simulate mutants bench docs package release-check clean
+.PHONY: help test quick check unit pythons demo soak simulate mutants screenshots bench docs package release-check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -52,6 +52,9 @@ simulate: $(VENV)/.checks  ## replay one run of the simulated server and print i
 
 demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends when all is done
 	$(BIN)/python examples/gallery/demo.py $(DEMO)
+
+screenshots: $(VENV)/.checks  ## take the pictures of the local server's page for the documentation again
+	DEFERRED_SCREENSHOTS=docs/images $(BIN)/python -m pytest -p no:randomly tests/browser/test_screenshots.py
 
 bench: $(VENV)/.bench  ## run every benchmark and print a summary; two peers need apt-get install redis-server
 	$(BIN)/python benchmarks/run_all.py

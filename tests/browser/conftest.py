@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,27 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-class Site:
-    """A running server, and how tests reach it."""
+FILES = {"main.py": MAIN, "shop.py": SHOP, "queue.yaml": QUEUES}
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+
+class Site:
+    """A running server with the app in ``files``, and how tests reach it.
+
+    ``prepare`` is called with the directory before the server starts.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        files: Mapping[str, str] = FILES,
+        prepare: Callable[[Path], object] = lambda _directory: None,
+    ) -> None:
         self._recorder = Recorder()
         directory.mkdir()
-        for name, text in (("main.py", MAIN), ("shop.py", SHOP), ("queue.yaml", QUEUES)):
+        for name, text in files.items():
             (directory / name).write_text(text)
+        prepare(directory)
         ports = ["--port=0", f"--admin-port={free_port()}", "--ready-file=ready.json", "--no-task-lines"]
         self.server = Server(directory, ["main:app", *ports, *arguments], {"RECORDER": self._recorder.path})
         try:
