@@ -5,6 +5,9 @@ content. The queue process sends :data:`DELIVER`, :data:`BODY` and :data:`WITHDR
 :data:`RESULTS` and :data:`HANDED_BACK`. Each delivery has a number. Its lowest bits are the delivery's slot in the
 shared memory (:mod:`~deferred_middleware.server.delivery.begun`), where one follows another.
 
+What goes to the app process is marshalled, because it is a lot and both processes run the same Python. What comes back
+is JSON: :mod:`marshal` may crash on bytes that were made up, and an app may write anything to its sockets.
+
 A body that is longer than :data:`INLINE_BYTES` follows in parts, with other frames between them, so that a large task
 doesn't hold up small ones.
 """
@@ -12,6 +15,7 @@ doesn't hold up small ones.
 from __future__ import annotations
 
 import json
+import marshal
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -36,6 +40,7 @@ PART_BYTES: Final = 256 << 10
 SLOT_BITS: Final = 16
 SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 
+_MARSHAL_VERSION: Final = 2  # without references to earlier values, for which it would have to remember all values
 _HEADER: Final = struct.Struct(">BBI")
 _LENGTH: Final = struct.Struct(">I")
 _NUMBER: Final = struct.Struct(">Q")
@@ -84,7 +89,7 @@ def deliver_frame(limit: int, deliveries: Sequence[tuple[int, bool, dict[str, An
     The app process runs no more than ``limit`` tasks at a time. It begins those that are first before the others.
     """
     heads = [(number, is_first, environ, len(body)) for number, is_first, environ, body in deliveries]
-    head = json.dumps([limit, heads], separators=(",", ":")).encode()
+    head = marshal.dumps([limit, heads], _MARSHAL_VERSION)
     bodies = [body for _number, _is_first, _environ, body in deliveries if len(body) <= INLINE_BYTES]
     return frame(DELIVER, b"".join([_LENGTH.pack(len(head)), head, *bodies]))
 
@@ -94,7 +99,7 @@ def read_deliver(content: bytes) -> tuple[int, list[Delivered]]:
     try:
         (length,) = _LENGTH.unpack_from(content)
         at = _LENGTH.size + length
-        limit, heads = json.loads(content[_LENGTH.size : at])
+        limit, heads = marshal.loads(content[_LENGTH.size : at])
         found = []
         for number, is_first, environ, body_length in heads:
             body = None
@@ -102,7 +107,7 @@ def read_deliver(content: bytes) -> tuple[int, list[Delivered]]:
                 body = content[at : at + body_length]
                 at += body_length
             found.append(Delivered(number, is_first, environ, body_length, body))
-    except (ValueError, TypeError, struct.error) as error:
+    except (ValueError, TypeError, EOFError, struct.error) as error:
         raise BadFrameError(f"deliveries can't be read: {error}") from error
     if at != len(content):
         raise BadFrameError("deliveries have bodies of other lengths than announced")

@@ -147,7 +147,7 @@ def request_headers(task: ClaimedTask, host: str) -> list[tuple[str, str]]:
 
 
 def request_environ(task: ClaimedTask, host: str) -> dict[str, str]:
-    """Return what a WSGI server would make of the request with :func:`request_headers`, in JSON's types."""
+    """Return what a WSGI server would make of the request with :func:`request_headers`, in plain types."""
     path, query = _split(task.url)
     environ = {
         "REQUEST_METHOD": task.method,

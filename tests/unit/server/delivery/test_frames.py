@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import struct
 
 import pytest
@@ -131,7 +131,7 @@ def test_numbers_that_are_none_are_refused(content: bytes) -> None:
 
 
 def _content(heads: object, bodies: bytes) -> bytes:
-    head = json.dumps(heads).encode()
+    head = marshal.dumps(heads)
     return struct.pack(">I", len(head)) + head + bodies
 
 
