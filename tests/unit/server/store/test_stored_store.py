@@ -1,12 +1,14 @@
-"""Tests that the store reads a file that an older version of the local server wrote.
+"""Tests that the store reads the files that older versions of the local server wrote.
 
-Commit 11c1529 wrote ``data/tasks-0.1.0-dev.sql`` (``python -m tests.support.stored_store``). Don't regenerate that
-file: it represents users' existing data directories. Each test also runs on a store that the current version has just
-written, to show that both have the same content.
+Earlier commits wrote the files ``data/tasks-*.sql`` (``python -m tests.support.stored_store``), one for each version of
+the schema. Don't regenerate them: they represent users' existing data directories. Each test also runs on a store that
+the current version has just written, to show that all have the same content. If you change the schema, write the file
+of the new version when its commit is done.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,16 +17,28 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.calls.payload import loads
+from deferred_middleware.server.store.database import SCHEMA_VERSION
 from deferred_middleware.server.store.records import PULL, Lane
 from deferred_middleware.server.store.store import TaskStore
 from tests.support import sample
 from tests.support.stored_store import HEADERS, MINUTE_USEC, RETRY, fill
 from tests.support.storing import DAY_USEC, LANE, NOW, Clock, stored_tasks
 
-OLDER = Path(__file__).parent / "data" / "tasks-0.1.0-dev.sql"
+DATA = Path(__file__).parent / "data"
+OLDER = ("0.1.0-dev", *(f"schema-{number}" for number in range(3, SCHEMA_VERSION + 1)))
 
 
-@pytest.fixture(params=["0.1.0-dev", "now"])
+def test_each_version_of_the_schema_has_a_file() -> None:
+    """No version of the schema is without a file that the tests open."""
+    versions = {
+        int(version)
+        for path in DATA.glob("*.sql")
+        for version in re.findall(r"^PRAGMA user_version = (\d+);", path.read_text(), re.MULTILINE)
+    }
+    assert versions == set(range(1, SCHEMA_VERSION + 1))
+
+
+@pytest.fixture(params=[*OLDER, "now"])
 def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[TaskStore]:
     """Open a store that an older version or the current one wrote."""
     path = tmp_path / "stored.sqlite"
@@ -34,7 +48,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iter
         written.close()
     else:
         with closing(sqlite3.connect(path)) as connection:
-            connection.executescript(OLDER.read_text())
+            connection.executescript((DATA / f"tasks-{request.param}.sql").read_text())
     store = TaskStore(path, clock=clock)
     yield store
     store.close()
