@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from google.appengine.api import apiproxy_stub_map, app_identity
@@ -24,7 +24,20 @@ HOSTNAME = "app.test"
 _HTTP_HOST = "HTTP_HOST"
 
 
-class CapturingStub(taskqueue_stub.TaskQueueServiceStub):  # type: ignore[misc] # the SDK has no types
+if TYPE_CHECKING:
+    # The SDK has no types: what is used of its class.
+    class _SdkStub:
+        def __init__(
+            self, *, queue_config_path: str | None, _all_queues_valid: bool, auto_task_running: bool
+        ) -> None: ...
+        def MakeSyncCall(
+            self, service: str, call: str, request: Any, response: Any, request_id: str | None = None
+        ) -> None: ...
+else:
+    _SdkStub = taskqueue_stub.TaskQueueServiceStub
+
+
+class CapturingStub(_SdkStub):
     """The SDK's stub, which checks names, queues and limits.
 
     Args:

@@ -31,7 +31,7 @@ class DeferredConfig(AppConfig):
 
     name = NAME
     label = "deferred_middleware"
-    verbose_name = "deferred_middleware"
+    verbose_name: str = "deferred_middleware"
 
     def ready(self) -> None:
         """Install the settings, for requests and for management commands, and register the check.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.appengine.api.memcache import memcache_stub
 
@@ -16,7 +16,17 @@ MOST_KEYS = 10_000
 _WRITES = frozenset({"Set", "Increment", "BatchIncrement"})
 
 
-class KeyedMemcacheStub(memcache_stub.MemcacheServiceStub):  # type: ignore[misc] # the SDK has no types
+if TYPE_CHECKING:
+    # The SDK has no types: what is used of its class.
+    class _SdkStub:
+        def MakeSyncCall(
+            self, service: str, call: str, request: Any, response: Any, request_id: str | None = None
+        ) -> None: ...
+else:
+    _SdkStub = memcache_stub.MemcacheServiceStub
+
+
+class KeyedMemcacheStub(_SdkStub):
     """The stub. Any thread may ask for the keys."""
 
     def __init__(self) -> None:

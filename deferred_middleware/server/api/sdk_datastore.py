@@ -24,13 +24,33 @@ import itertools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import datastore_file_stub
 from google.appengine.datastore import datastore_stub_util
 
+if TYPE_CHECKING:
+    # The SDK has no types: what is used of its class.
+    class _SdkStub:
+        _txn_map: dict[Any, Any]
 
-class RecordingDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ignore[misc] # the SDK has no types
+        def __init__(
+            self, app_id: str, datastore_file: str, *, use_atexit: bool, consistency_policy: Any, auto_id_policy: str
+        ) -> None: ...
+        def BeginTransaction(self, *args: Any, **kwargs: Any) -> Any: ...
+        def CheckRequest(self, service: str, call: str, request: Any) -> None: ...
+        def GetTxn(self, transaction: Any, trusted: bool, calling_app: str) -> Any: ...
+        def MakeSyncCall(
+            self, service: str, call: str, request: Any, response: Any, request_id: str | None = None
+        ) -> None: ...
+        def _Delete(self, key: Any) -> None: ...
+        def _GetReadTimestamp(self) -> int: ...
+        def _StoreRecord(self, record: Any, insert: bool = False) -> None: ...
+else:
+    _SdkStub = datastore_file_stub.DatastoreFileStub
+
+
+class RecordingDatastoreStub(_SdkStub):
     """The SDK's datastore stub for the app ``app_id``, without its own file; it records what changes.
 
     ``load`` is called once, by the constructor. It returns encoded entities, followed by the time of the last commit in
@@ -70,8 +90,7 @@ class RecordingDatastoreStub(datastore_file_stub.DatastoreFileStub):  # type: ig
 
     def commit_time(self) -> int:
         """Return the time of the last commit in the stub's own count."""
-        time: int = self._GetReadTimestamp()
-        return time
+        return self._GetReadTimestamp()
 
     def BeginTransaction(self, *args: Any, **kwargs: Any) -> Any:
         """Begin a transaction, whose handle is never used again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import apiproxy_stub
 from google.appengine.runtime import apiproxy_errors
@@ -24,7 +24,16 @@ from deferred_middleware.server.store.store import TaskStore
 _MAX_REQUEST_BYTES = 32 << 20  # as the SDK's own stub (api/taskqueue/taskqueue_stub.py)
 
 
-class TaskQueueService(apiproxy_stub.APIProxyStub):  # type: ignore[misc] # the SDK has no types
+if TYPE_CHECKING:
+    # The SDK has no types: what is used of its class.
+    class _SdkStub:
+        def __init__(self, service_name: str, *, max_request_size: int) -> None: ...
+        def CheckRequest(self, service: str, call: str, request: Any) -> None: ...
+else:
+    _SdkStub = apiproxy_stub.APIProxyStub
+
+
+class TaskQueueService(_SdkStub):
     """Answers the calls of the taskqueue API. Any thread may call it.
 
     ``wake_scheduler`` is called when there may be a task to run. ``directory`` tells which service a task's ``Host``

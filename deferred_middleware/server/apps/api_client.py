@@ -18,8 +18,9 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.appengine.api import apiproxy_rpc, apiproxy_stub_map
 from google.appengine.ext.remote_api import remote_api_bytes_pb2 as remote_api_pb
@@ -132,7 +133,29 @@ class ApiStub:
         self._threads = futures.ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="api-call")
 
 
-class ApiCall(apiproxy_rpc.RPC):  # type: ignore[misc] # the SDK has no types
+if TYPE_CHECKING:
+    # The SDK has no types: what is used of its class.
+    class _SdkCall:
+        IDLE: int
+        RUNNING: int
+        FINISHING: int
+        package: str
+        call: str
+        request: Any
+        response: Any
+        deadline: float | None
+        callback: Callable[[], object] | None
+        stub: ApiStub
+
+        def __init__(self, *arguments: Any, **options: Any) -> None: ...
+        def MakeCall(self, service: str, call: str, request: Any, response: Any) -> None: ...
+        def Wait(self) -> None: ...
+        def CheckSuccess(self) -> None: ...
+else:
+    _SdkCall = apiproxy_rpc.RPC
+
+
+class ApiCall(_SdkCall):
     """One API call. Any thread may wait for it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -218,15 +241,15 @@ class ApiCall(apiproxy_rpc.RPC):  # type: ignore[misc] # the SDK has no types
                 answer = receive_frame(connection)
                 if answer is None:
                     raise ConnectionResetError("the queue process closed the connection")
-                self._read(remote_api_pb.Response.FromString(answer))
+                self._read(connection, remote_api_pb.Response.FromString(answer))
             except Exception as error:  # noqa: BLE001 - whoever checks the call gets it
                 self._end(error)
             else:
                 self._end(None)
 
-    def _read(self, answer: Any) -> None:
+    def _read(self, connection: socket.socket, answer: Any) -> None:
         # The connection can carry the next call, also if this one failed.
-        connection, self._connection = self._connection, None
+        self._connection = None
         self.stub.put_back(connection)
         if answer.HasField("rpc_error"):
             raise _ERRORS.get(answer.rpc_error.code, apiproxy_errors.RPCFailedError)(

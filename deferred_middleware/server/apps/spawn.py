@@ -118,7 +118,7 @@ class SpawnedApp:
         control = connections.control_socket(config.service) if connections is not None else None
         self._api_fd = control.fileno() if control is not None else None
         self._terminal_fd = os.dup(0) if is_at_terminal() else None
-        self.channel = ChannelSocket(config.concurrency)
+        self.channel: ChannelSocket = ChannelSocket(config.concurrency)
         ends = self.channel.ends
         self._channel_fd, self._begun_fd = ends.connection.fileno(), ends.memory
         inherited = (

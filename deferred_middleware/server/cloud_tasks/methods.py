@@ -36,7 +36,7 @@ _QUEUE: Final = f"{_LOCATION}/queues/[^/:]+"
 _TASK: Final = f"{_LOCATION}/queues/[^/:]+/tasks/[^/:]+"
 _CMEK: Final = f"{_LOCATION}/cmekConfig"
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _READ_BYTES: Final = 64 * 1024

@@ -43,7 +43,7 @@ _HTTP_THREADS: Final = 16
 _STOP_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ class CloudTasksService:
         wake_scheduler: Callable[[], None],
         clock: VirtualClock,
     ) -> None:
-        self.signer = TokenSigner(config.data_dir, config.issuer)
-        self.controls = TestControls(
+        self.signer: TokenSigner = TokenSigner(config.data_dir, config.issuer)
+        self.controls: TestControls = TestControls(
             store, clock, wake_scheduler, forget_queues=self._forget_queues, name_of=self._name_of
         )
         self._config = config

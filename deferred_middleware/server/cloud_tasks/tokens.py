@@ -50,7 +50,7 @@ class TokenSigner:
     """Makes tokens with the key in ``directory``. ``issuer`` is the URL at which this server answers."""
 
     def __init__(self, directory: Path, issuer: str) -> None:
-        self.issuer = issuer.rstrip("/")
+        self.issuer: str = issuer.rstrip("/")
         self._path = directory / KEY_FILE
         # Guards the key, which is loaded once.
         self._lock = threading.Lock()

@@ -33,7 +33,7 @@ class Begun:
             self._map = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
-        self.slots = memoryview(self._map).cast("d")
+        self.slots: memoryview[float] = memoryview(self._map).cast("d")
 
     def close(self) -> None:
         """Unmap the memory."""

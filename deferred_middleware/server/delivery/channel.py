@@ -118,7 +118,7 @@ class Channel:
         self._has_stalled = False
         # When the last message was made or received.
         self._since = 0.0
-        self.next_check = math.inf
+        self.next_check: float = math.inf
         """When to call :meth:`check`, at the latest."""
 
     @property

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from deferred_middleware.server.delivery.attempt_result import AttemptEvent
 from deferred_middleware.server.delivery.begun import Begun, open_memory
@@ -25,7 +25,7 @@ from deferred_middleware.server.delivery.channel import (
 )
 from deferred_middleware.server.delivery.frames import SLOT_MASK, BadFrameError, FrameReader
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _READ_BYTES = 256 << 10
 # So much is read or sent before other work of the thread has its turn.
@@ -61,12 +61,12 @@ class ChannelSocket:
             self._socket.close()
             theirs.close()
             raise
-        self.ends = ChildEnds(theirs, memory)
-        self.channel = Channel(cast(SharedNumbers, self._begun.slots))
+        self.ends: ChildEnds = ChildEnds(theirs, memory)
+        self.channel: Channel = Channel(cast(SharedNumbers, self._begun.slots))
         self._reader = FrameReader()
         # The rest of the frames that the socket has not taken yet.
         self._unsent: list[bytes | memoryview] = []
-        self.is_open = True
+        self.is_open: bool = True
         """Whether the process may still send something that is read."""
 
     def fileno(self) -> int:

@@ -37,7 +37,7 @@ from deferred_middleware.server.delivery.wsgi_call import answer
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 TICK_SECONDS: Final = 0.003
 WAITING_SECONDS: Final = 0.0002

@@ -7,7 +7,7 @@ breaks off is not complete.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from deferred_middleware.errors.loggers import get_logger
 from deferred_middleware.server.delivery.attempt_result import EXCERPT_BYTES, redirect_reason
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-logger = get_logger(__name__)
+logger: Final = get_logger(__name__)
 
 _ERROR = b"The server encountered an unexpected internal server error"
 _OUTCOME = OUTCOME_HEADER.lower()

@@ -80,8 +80,10 @@ class ChannelLink:
     def __init__(self, channel: ChannelSocket, environ_of: Callable[[ClaimedTask], dict[str, str]]) -> None:
         self.channel = channel
         self._environ_of = environ_of
-        self.fileno, self.proceed = channel.fileno, channel.proceed
-        self.ahead_budget, self.not_begun = channel.ahead_budget, channel.not_begun
+        self.fileno: Callable[[], int] = channel.fileno
+        self.ahead_budget: Callable[[], AheadBudget | None] = channel.ahead_budget
+        self.proceed: Callable[[list[AttemptEvent], float], None] = channel.proceed
+        self.not_begun: Callable[[], list[int]] = channel.not_begun
 
     @property
     def awaited(self) -> int:

@@ -31,8 +31,8 @@ class Reports:
         send_cron: SendCron | None = None,
         sdk: SdkServices | None = None,
     ) -> None:
-        self.failures = FailureReports(operations)
-        self.figures = FigureReports(operations)
-        self.queue_file = QueueFileReports(operations, path=queue_yaml, queues=queues)
-        self.cron = CronReports(operations, directories=cron_directories, send=send_cron)
-        self.data = DataReports(sdk)
+        self.failures: FailureReports = FailureReports(operations)
+        self.figures: FigureReports = FigureReports(operations)
+        self.queue_file: QueueFileReports = QueueFileReports(operations, path=queue_yaml, queues=queues)
+        self.cron: CronReports = CronReports(operations, directories=cron_directories, send=send_cron)
+        self.data: DataReports = DataReports(sdk)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from deferred_middleware.server.store.counts import Tally
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ import mmap
 import os
 import struct
 from pathlib import Path
+from typing import Final
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _SLOTS = 16 * 1024
 # The task's ID and its number of attempts. An ID is never 0.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from concurrent.futures import Future
+from typing import Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store import rows
@@ -13,7 +14,7 @@ from deferred_middleware.server.store.database import BATCH, Database
 from deferred_middleware.server.store.listing.purges import Purges
 from deferred_middleware.server.store.statistics import failures
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _PRUNE_EVERY_RESULTS = 500
 _PRUNE_EVERY_SECONDS = 60.0

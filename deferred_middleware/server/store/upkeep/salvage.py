@@ -21,14 +21,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.store.files import sync_directory
 from deferred_middleware.server.store.upkeep.checksum import any_text
 from deferred_middleware.server.store.upkeep.kept_files import keep_aside
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _MOST_PROBLEMS = 5
 _MOST_NAMES = 10
