@@ -17,7 +17,8 @@ from google.appengine.datastore import entity_bytes_pb2
 from google.appengine.ext import testbed
 
 from deferred_middleware import DeferredMiddleware
-from deferred_middleware.config.process import install_settings
+from deferred_middleware.config import process
+from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.engines import outbox
 from deferred_middleware.execution.dead_letters import MARK, replay
 from deferred_middleware.testing import capture_tasks
@@ -42,12 +43,18 @@ def parts_of(line: str) -> dict[str, Any]:
 
 
 def entity_of(text: str) -> Any:
-    """Return an entity from the SDK's encoding."""
-    return datastore.Entity.FromPb(entity_bytes_pb2.EntityProto.FromString(base64.b64decode(text)))
+    """Return an entity from the SDK's encoding, as one of this process's app."""
+    proto = entity_bytes_pb2.EntityProto.FromString(base64.b64decode(text))
+    # The ID of the app depends on the variables that other tests have left.
+    proto.key.app = datastore.Key.from_path("any", 1).app()
+    return datastore.Entity.FromPb(proto)
 
 
-def test_a_dead_letter_in_an_older_log_is_run_again() -> None:
+def test_a_dead_letter_in_an_older_log_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line's signature holds, and the task has its queue, its argument, its header and its limit."""
+    # The app of the line had no ID.
+    monkeypatch.setattr(process, "_deployment", Deployment())
+    monkeypatch.delenv("APPLICATION_ID", raising=False)
     install_settings(SETTINGS)
     sample.ran.append(MENDED)
     with capture_tasks(DeferredMiddleware(other_pages)) as tasks:
