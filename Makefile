@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
+BENCH ?=
 # At least two processes: most of the time, a test waits for processes that it started.
 PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
 # The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123
@@ -56,8 +57,8 @@ demo: $(VENV)/.demo  ## run the gallery on the local server; DEMO=--exit ends wh
 screenshots: $(VENV)/.checks  ## take the pictures of the local server's page for the documentation again
 	DEFERRED_SCREENSHOTS=docs/images $(BIN)/python -m pytest -p no:randomly tests/browser/test_screenshots.py
 
-bench: $(VENV)/.bench  ## run every benchmark and print a summary; two peers need apt-get install redis-server
-	$(BIN)/python benchmarks/run_all.py
+bench: $(VENV)/.bench  ## run every benchmark and write the report in docs/; two peers need redis-server; BENCH=--quick
+	$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 docs: $(VENV)/.docs  ## build the documentation in docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html

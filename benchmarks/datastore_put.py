@@ -15,6 +15,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from recording import Arguments, Recording
+
 _APP = """
 import json, time
 from google.appengine.api import wrap_wsgi_app
@@ -44,29 +46,35 @@ _PUTS = 200
 
 def main() -> int:
     """Run the benchmark; return 1 if the goal is missed."""
+    options = Arguments(__doc__, entities=(100_000, 10_000), medians=(5, 2)).parse()
+    recording, samples = Recording(), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "main.py").write_text(_APP)
         ready = Path(directory, "ready.json")
         command = [sys.executable, "-m", "deferred_middleware", "serve", "main:app", "--port=0", "--admin-port=0"]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-        with subprocess.Popen([*command, f"--ready-file={ready}"], cwd=directory, env=environ) as server:
+        command.append(f"--ready-file={ready}")
+        with subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.DEVNULL) as server:
             try:
                 while not ready.exists() and server.poll() is None:
                     time.sleep(0.05)
                 url = json.loads(ready.read_text())["services"]["default"]
                 _ask(url, "put", 20)
-                medians, stored = [], 0
-                for wanted in (0, 10_000, 100_000):
+                stored = 0
+                for wanted in (0, options.entities // 10, options.entities):
                     _ask(url, "fill", wanted - stored)
                     stored = wanted
-                    # The best of several medians: after the fill, the system still writes to the disk.
-                    medians.append(min(statistics.median(_ask(url, "put", _PUTS)) for _ in range(5)) * 1e3)
-                    print(f"{wanted:7,} entities: {medians[-1]:.2f} ms")
+                    samples[f"{wanted:,} entities stored"] = [
+                        statistics.median(_ask(url, "put", _PUTS)) * 1e3 for _ in range(options.medians)
+                    ]
             finally:
                 server.terminate()
-    ratio = medians[-1] / medians[0]
-    print(f"ratio {ratio:.2f}, goal {_GOAL}: {'met' if ratio <= _GOAL else 'missed'}")
-    return int(ratio > _GOAL)
+    none, _some, many = samples
+    recording.table(f"One put(): medians of {_PUTS}", "ms", samples, ours=samples, reference=none)
+    # The best of several medians: after the fill, the system still writes to the disk.
+    ratio = min(samples[many]) / min(samples[none])
+    recording.goal(f"with {many} against none, the best of {options.medians}", ratio, at_most=_GOAL, unit="times")
+    return recording.end(options.json)
 
 
 def _ask(url: str, what: str, number: int) -> list[float]:

@@ -1,6 +1,7 @@
-"""Measure the time to enqueue 1,000 calls over HTTP, with a server that has 0, 5 and 20 ms of latency.
+"""Measure the time to enqueue a call, of 1,000 at once or in a loop, with a server that has 0, 5 and 20 ms of latency.
 
-Run ``python benchmarks/enqueue.py``. Each round measures these contenders in turn:
+Run ``python benchmarks/enqueue.py``. All times are per call. With latency, a loop makes only 200 calls, because each
+call takes as long as any other. Each round measures these contenders in turn:
 ``google.appengine.ext.deferred.defer`` in a loop; our ``defer`` in a loop, with validation and signature;
 ``defer_many``; and the ceiling. The ceiling is ten parallel ``add_async`` of the SDK, with 100 prepared tasks each.
 There are two ceilings. One adds the same tasks as ``defer_many``, named and signed. The other adds plain tasks, which
@@ -16,9 +17,7 @@ in a loop, and ``defer_many``, which must be at least 50 times as fast as the lo
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from google.appengine.ext import deferred
 from google.appengine.runtime import default_api_stub
 from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks import transports
+from recording import Arguments, Recording
 
 from deferred_middleware import Settings, call, defer, defer_many
 from deferred_middleware.config.process import install_settings
@@ -41,6 +41,7 @@ from deferred_middleware.enqueue.prepare import prepare
 LATENCIES_MS = (0, 5, 20)
 CLOUD_TASKS_LATENCIES_MS = (5, 20)
 CLOUD_TASKS_GOAL = 50
+OURS = ("our defer", "defer_many")
 TURNS = 6
 """How often each fast contender is measured in a round."""
 
@@ -92,22 +93,22 @@ def _hundreds(tasks: list[taskqueue.Task]) -> list[list[taskqueue.Task]]:
     return [tasks[start : start + 100] for start in range(0, len(tasks), 100)]
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Return the duration of a call in seconds."""
+def timed(function: Callable[[], object], count: int) -> float:
+    """Return the duration of each of the ``count`` calls that ``function`` enqueues, in microseconds."""
     started = time.perf_counter()
     function()
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) * 1e6 / count
 
 
-def measure(count: int, rounds: int) -> dict[str, float]:
-    """Return each contender's median time."""
+def measure(count: int, looped: int, rounds: int) -> dict[str, list[float]]:
+    """Return the time of a call in each round, of ``count`` calls at once and of ``looped`` calls in a loop."""
     times: dict[str, list[float]] = {
         name: [] for name in ("older defer", "our defer", "defer_many", "ceiling", "ceiling, plain tasks")
     }
     loops = [("older defer", older), ("our defer", ours)]
     for number in range(rounds):
         for name, loop in loops if number % 2 else loops[::-1]:
-            times[name].append(timed(lambda loop=loop: loop(count)))  # type: ignore[misc] # of a default
+            times[name].append(timed(lambda loop=loop: loop(looped), looped))  # type: ignore[misc] # of a default
         many(count)
         for turn in range(TURNS):
             same, plain = same_tasks(count), plain_tasks(count)
@@ -117,12 +118,12 @@ def measure(count: int, rounds: int) -> dict[str, float]:
                 ("ceiling, plain tasks", lambda plain=plain: ceiling(plain)),  # type: ignore[misc] # of a default
             ]
             for name, contender in short[turn % 3 :] + short[: turn % 3]:
-                times[name].append(timed(contender))
-    return {name: statistics.median(values) for name, values in times.items()}
+                times[name].append(timed(contender, count))
+    return times
 
 
-def measure_cloud_tasks(count: int, rounds: int, address: str) -> dict[str, float]:
-    """Return the median time of each way to enqueue in Cloud Tasks."""
+def measure_cloud_tasks(count: int, looped: int, rounds: int, address: str) -> dict[str, list[float]]:
+    """Return the time of a call for each way to enqueue in Cloud Tasks."""
     os.environ |= {
         "APPENGINE_USE_CLOUDTASK_PUSH_QUEUE": "true",
         "CLOUD_TASKS_EMULATOR_HOST": address,
@@ -144,42 +145,37 @@ def measure_cloud_tasks(count: int, rounds: int, address: str) -> dict[str, floa
         plain(1)
         many(count)
         for _ in range(rounds):
-            times["create_task"].append(timed(lambda: plain(count)))
-            times["our defer"].append(timed(lambda: ours(count)))
+            times["create_task"].append(timed(lambda: plain(looped), looped))
+            times["our defer"].append(timed(lambda: ours(looped), looped))
             for _turn in range(TURNS):
-                times["defer_many"].append(timed(lambda: many(count)))
+                times["defer_many"].append(timed(lambda: many(count), count))
     finally:
         del os.environ["APPENGINE_USE_CLOUDTASK_PUSH_QUEUE"]
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def compare_cloud_tasks(count: int, rounds: int) -> int:
-    """Print the rows of Cloud Tasks, and return the number of missed goals."""
-    missed = 0
+def compare_cloud_tasks(recording: Recording, count: int, looped: int, rounds: int) -> None:
+    """Record the rows of Cloud Tasks."""
     for latency in CLOUD_TASKS_LATENCIES_MS:
         program = [sys.executable, str(Path(__file__).with_name("cloud_tasks_server.py")), f"--latency-ms={latency}"]
         with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdin is not None
             assert server.stdout is not None
-            medians = measure_cloud_tasks(count, rounds, f"127.0.0.1:{server.stdout.readline().strip()}")
+            samples = measure_cloud_tasks(count, looped, rounds, f"127.0.0.1:{server.stdout.readline().strip()}")
             server.stdin.close()
-        print(f"{count:,} calls to Cloud Tasks, {latency} ms of latency")
-        for name, seconds in medians.items():
-            print(f"  {name:20} {seconds * 1000:9.1f} ms   {medians['create_task'] / seconds:7.2f} times")
+        title = f"Enqueue a call in Cloud Tasks, {latency} ms of latency"
+        medians = recording.table(title, "µs", samples, ours=OURS, reference="create_task")
         faster = medians["create_task"] / medians["defer_many"]
-        verdict = "met" if faster >= CLOUD_TASKS_GOAL else "missed"
-        missed += faster < CLOUD_TASKS_GOAL
-        print(f"  times a loop of create_task: {faster:.2f}, goal {CLOUD_TASKS_GOAL}: {verdict}")
-    return missed
+        what = f"defer_many against a loop of create_task, at {latency} ms"
+        recording.goal(what, faster, at_least=CLOUD_TASKS_GOAL, unit="times as fast")
 
 
 def main() -> int:
     """Print the tables, and return 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = Arguments(__doc__, calls=(1000, 1000), looped=(200, 50), rounds=(5, 1))
     parser.add_argument("--only", choices=("app-engine", "cloud-tasks"), help="measure one engine")
-    options = parser.parse_args()
+    options = parser.parse()
+    recording = Recording()
 
     os.environ |= {
         "API_HOST": "127.0.0.1",
@@ -189,7 +185,6 @@ def main() -> int:
         "APPLICATION_ID": "app",
     }
     install_settings(Settings(secret_keys=("0123456789abcdef" * 4,)))  # type: ignore[arg-type]
-    missed = 0
     for latency in LATENCIES_MS if options.only != "cloud-tasks" else ():
         program = [sys.executable, str(Path(__file__).with_name("api_server.py")), f"--latency-ms={latency}"]
         with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
@@ -199,23 +194,21 @@ def main() -> int:
             stub = default_api_stub.DefaultApiStub()
             apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", stub)
             stub.SetUseRequestSecurityTicketForThread(True)
-            medians = measure(options.calls, options.rounds)
+            samples = measure(options.calls, options.looped if latency else options.calls, options.rounds)
             server.stdin.close()
-        print(f"{options.calls:,} calls, {latency} ms of latency")
-        for name, seconds in medians.items():
-            print(f"  {name:20} {seconds * 1000:9.1f} ms   {medians['older defer'] / seconds:7.2f} times")
-        faster = medians["older defer"] / medians["defer_many"]
-        goals = [(medians["ceiling"] / medians["defer_many"], 0.8, "of the ceiling")] if latency else []
-        print(f"  of the ceiling with plain tasks: {medians['ceiling, plain tasks'] / medians['defer_many']:.2f}")
-        goals += [(faster, {5: 80, 20: 200}[latency], "times the older loop")] if latency else []
-        goals.append((medians["older defer"] / medians["our defer"], 0.95, "of the older defer's speed"))
-        for value, goal, what in goals:
-            verdict = "met" if value >= goal else "missed"
-            missed += value < goal
-            print(f"  {what}: {value:.2f}, goal {goal}: {verdict}")
+        title = f"Enqueue a call on App Engine, {latency} ms of latency"
+        medians = recording.table(title, "µs", samples, ours=OURS, reference="older defer")
+        if latency:
+            ceiling_reached, faster = (medians[name] / medians["defer_many"] for name in ("ceiling", "older defer"))
+            what = f"defer_many against the ceiling, at {latency} ms"
+            recording.goal(what, ceiling_reached, at_least=0.8, unit="of its speed")
+            what, bar = f"defer_many against a loop of the older defer, at {latency} ms", {5: 80, 20: 200}[latency]
+            recording.goal(what, faster, at_least=bar, unit="times as fast")
+        what, speed = f"our defer against the older one, at {latency} ms", medians["older defer"] / medians["our defer"]
+        recording.goal(what, speed, at_least=0.95, unit="of its speed")
     if options.only != "app-engine":
-        missed += compare_cloud_tasks(options.calls, options.rounds)
-    return 1 if missed else 0
+        compare_cloud_tasks(recording, options.calls, options.looped, options.rounds)
+    return recording.end(options.json)
 
 
 if __name__ == "__main__":

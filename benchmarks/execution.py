@@ -13,7 +13,6 @@ discards it, which costs less than the log of any app.
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
@@ -22,7 +21,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from google.appengine.ext import deferred
-from interleave import measure, print_table
+from interleave import measure
+from recording import Arguments, Recording
 
 from deferred_middleware import DeferredMiddleware, Settings, defer
 from deferred_middleware.testing import capture_tasks
@@ -127,10 +127,8 @@ def task_queue(
 
 def main() -> int:
     """Print the table, and return 1 if the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=2000)
-    options = parser.parse_args()
+    options = Arguments(__doc__, rounds=(40, 4), calls=(2000, 200)).parse()
+    recording = Recording()
 
     # Both handlers must be able to import the function, so it can't be in __main__.
     import execution
@@ -148,18 +146,18 @@ def main() -> int:
         OURS: task_queue(middleware, signed.url, signed.body, headers),
         f"{OURS}, with a hook": task_queue(hooked, signed.url, signed.body, headers),
     }
-    met = True
     for level in ("WARNING", "INFO"):
         with open(os.devnull, "w") as stream:
             logging.basicConfig(level=level, stream=stream, force=True)
-            medians = measure(contenders, rounds=options.rounds, calls=options.calls)
-        print_table(f"Run one task in process, logging at {level}", medians, PEER)
-        for name in contenders:
+            samples = measure(contenders, rounds=options.rounds, calls=options.calls)
+        ours = [name for name in contenders if name != PEER]
+        title = f"Run one task in process, logging at {level}"
+        medians = recording.table(title, "µs", samples, ours=ours, reference=PEER)
+        for name in ours:
             ratio = medians[name] / medians[PEER]
             if name == OURS:
-                met = met and ratio <= BAR
-                print(f"{name}, at {level}: {ratio:.2f} times {PEER} (bar {BAR})")
-    return 0 if met else 1
+                recording.goal(f"{name}, at {level}, against {PEER}", ratio, at_most=BAR, unit="times")
+    return recording.end(options.json)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ bar.
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import subprocess
 import sys
 
+from recording import Arguments, Recording
+
 BAR = 0.12
 OURS = "deferred_middleware"
+NAMES = "DeferredMiddleware, defer, task"
 PEER = "google.appengine.api.taskqueue"
 PROGRAM = """
 import sys, time
@@ -30,20 +31,18 @@ CONTENDERS = {
     "nothing more": "pass",
     "dataclasses, inspect, logging, pickle, typing": "import dataclasses, inspect, logging, pickle, typing",
     OURS: "import deferred_middleware",
-    "DeferredMiddleware, defer, task": "from deferred_middleware import DeferredMiddleware, defer, task",
+    NAMES: "from deferred_middleware import DeferredMiddleware, defer, task",
     PEER: "import google.appengine.api.taskqueue",
 }
 
 
 def main() -> int:
     """Print the table, and return 1 if the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-
+    options = Arguments(__doc__, rounds=(15, 3)).parse()
+    recording = Recording()
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     samples: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    imports_sdk = False
+    imports_sdk = 0
     for _ in range(options.rounds + 1):
         for name, statement in CONTENDERS.items():
             run = [sys.executable, "-c", PROGRAM.format(statement=statement)]
@@ -51,13 +50,17 @@ def main() -> int:
             milliseconds, has_sdk = result.stdout.split()
             samples[name].append(float(milliseconds))
             if name != PEER:
-                imports_sdk = imports_sdk or has_sdk == "True"
-    medians = {name: statistics.median(times[1:]) for name, times in samples.items()}
-    for name, median in medians.items():
-        print(f"  {name:46} {median:7.1f} ms {median / medians[PEER]:6.3f}")
-    ratio = medians[OURS] / medians[PEER]
-    print(f"import {OURS}: {ratio:.3f} of import {PEER} (bar {BAR}), SDK imported: {imports_sdk}")
-    return 0 if ratio <= BAR and not imports_sdk else 1
+                imports_sdk += has_sdk == "True"
+    medians = recording.table(
+        "Import in a new interpreter that has webob",
+        "ms",
+        {name: times[1:] for name, times in samples.items()},
+        ours=[OURS, NAMES],
+        reference=PEER,
+    )
+    recording.goal(f"import {OURS} against import {PEER}", medians[OURS] / medians[PEER], at_most=BAR, unit="times")
+    recording.goal("of our imports, those that import the SDK", imports_sdk, at_most=0)
+    return recording.end(options.json)
 
 
 if __name__ == "__main__":

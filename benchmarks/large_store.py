@@ -1,9 +1,9 @@
 """Measure adds, claims, counts and lists in a store of 1,000,000 tasks, compared with a store of 1,000.
 
-    python benchmarks/large_store.py [NUMBER OF TASKS]
+    python benchmarks/large_store.py
 
-All stores are on the same disk and are measured in turn. An empty commit is measured too. When you
-compare the stores, subtract its time from the others: it depends on the disk and not on the number of tasks.
+All stores are on the same disk and are measured in turn, in another order in each round. A commit that changes one row
+shows how much of the other times is the disk's.
 
 There are two large stores. In the first, the tasks are due in the order in which they were added, as in a backlog. In
 the second, their ETAs are scattered, so that tasks that are due one after the other are on different pages, which
@@ -14,18 +14,20 @@ time of the small one.
 from __future__ import annotations
 
 import sqlite3
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from recording import Arguments, Recording
+
 from deferred_middleware.server.store.records import AttemptRecord, ClaimedTask, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
 
 LANE = Lane("default", "")
-SMALL, ROUNDS = 1_000, 300
+SMALL, GOAL = 1_000, 1.5
+COMMIT = "a commit of one row"
 
 
 def fill(path: Path, number: int, *, scattered: bool) -> TaskStore:
@@ -46,7 +48,7 @@ def fill(path: Path, number: int, *, scattered: bool) -> TaskStore:
             for n in range(number)
         ),
     )
-    connection.execute("INSERT INTO payloads SELECT id, '[]', randomblob(300) FROM tasks")
+    connection.execute("INSERT INTO payloads (task_id, headers, body) SELECT id, '[]', randomblob(300) FROM tasks")
     connection.execute("INSERT INTO counts VALUES ('default', 'ready', ?)", (number,))
     connection.commit()
     connection.close()
@@ -65,6 +67,11 @@ def result_of(task: ClaimedTask) -> Completion:
     )  # fmt: skip
 
 
+def change_one_row(connection: sqlite3.Connection, _tally: object) -> None:
+    """Write the least that a commit has to sync."""
+    connection.execute("UPDATE counts SET number = number WHERE queue = 'default' AND state = 'ready'")
+
+
 def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
     """Return the operations to measure."""
     claimed: list[ClaimedTask] = []
@@ -79,7 +86,7 @@ def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
         claimed[:] = store.claim({LANE: 10}, int(time.time() * 1e6))
 
     return {
-        "a commit of nothing": lambda: store._writer.submit(lambda connection, tally: None).result(),
+        COMMIT: lambda: store._writer.submit(change_one_row).result(),
         "add 1 task": lambda: add(1),
         "add 100 tasks": lambda: add(100),
         "claim 10 tasks": claim,
@@ -91,9 +98,11 @@ def operations(store: TaskStore) -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
-    """Measure, and print the medians in microseconds and their ratios."""
-    large = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+def main() -> int:
+    """Measure, print the medians, and return 1 if the goal is missed."""
+    options = Arguments(__doc__, tasks=(1_000_000, 50_000), rounds=(200, 30)).parse()
+    recording, large = Recording(), options.tasks
+    titles = (f"{SMALL:,} tasks", f"{large:,} tasks", f"{large:,} tasks, scattered ETAs")
     with tempfile.TemporaryDirectory() as directory:
         stores = [
             fill(Path(directory) / "small.sqlite", SMALL, scattered=False),
@@ -102,20 +111,26 @@ def main() -> None:
         ]
         tables = [operations(store) for store in stores]
         times: dict[str, list[list[float]]] = {name: [[] for _ in stores] for name in tables[0]}
-        for _ in range(ROUNDS):
+        for number in range(options.rounds):
             for name in times:
-                for table, measured in zip(tables, times[name], strict=True):
+                turns = list(zip(tables, times[name], strict=True))
+                shift = number % len(turns)
+                for table, measured in turns[shift:] + turns[:shift]:
                     began = time.perf_counter()
                     table[name]()
                     measured.append((time.perf_counter() - began) * 1e6)
         for store in stores:
             store.close()
-    print(f"{'median, microseconds':24}{SMALL:>12,}{large:>12,}{'ratio':>8}{'scattered':>12}{'ratio':>8}")
-    for name, measured_stores in times.items():
-        small_median, *medians = (statistics.median(measured) for measured in measured_stores)
-        columns = "".join(f"{median:12.0f}{median / small_median:8.2f}" for median in medians)
-        print(f"{name:24}{small_median:12.0f}{columns}")
+    medians = [
+        recording.table(title, "µs", {name: measured[place] for name, measured in times.items()}, ours=list(times))
+        for place, title in enumerate(titles)
+    ]
+    small, big, _scattered = medians
+    growth = {name: big[name] / small[name] for name in times if name != COMMIT}
+    worst = max(growth, key=growth.__getitem__)
+    recording.goal(f"growth from {SMALL:,} to {large:,} tasks ({worst})", growth[worst], at_most=GOAL, unit="times")
+    return recording.end(options.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

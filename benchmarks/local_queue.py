@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import socket
 import statistics
 import tempfile
@@ -32,9 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local_queue_contenders import Contender, Ours, found
+from recording import Arguments, Recording
 
-_WAIT_SECONDS = 60.0
-_IDLE_SECONDS = 10.0
+_WAIT_SECONDS = 120.0
 
 
 @dataclass
@@ -49,10 +50,6 @@ class Figures:
     public: list[float] = field(default_factory=list)
     deliveries: list[float] = field(default_factory=list)
 
-    def share_of(self, rates: Sequence[float]) -> float:
-        """Return the executed part of ``rates``, which has one rate for each round."""
-        return statistics.median(mine / most for mine, most in zip(self.executed, rates, strict=True))
-
 
 class Reports:
     """The socket to which tasks send numbers."""
@@ -66,9 +63,15 @@ class Reports:
         """Wait for the next number."""
         return float(json.loads(self._socket.recv(1000)))
 
+    def discard(self) -> None:
+        """Drop what a contender that was stopped has still sent."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self._socket.recv(1000)
 
-def measure(contender: Contender, figures: Figures, reports: Reports, *, tasks: int, pings: int) -> None:
+
+def measure(contender: Contender, figures: Figures, reports: Reports, options: argparse.Namespace) -> None:
     """Let a contender enqueue and run its tasks, and record its results."""
+    tasks = options.tasks
     contender.start()
     half = tasks // 2
     figures.single.append(half / timed(lambda: contender.add(half)))
@@ -82,12 +85,12 @@ def measure(contender: Contender, figures: Figures, reports: Reports, *, tasks: 
     if isinstance(contender, Ours):
         figures.public.append(contender.bare(tasks))
         figures.deliveries.append(contender.bare_deliveries(tasks))
-    for _ in range(pings):
+    for _ in range(options.pings):
         contender.ping()
         figures.latencies.append(reports.next() * 1000)
     before = contender.cpu_seconds()
-    time.sleep(_IDLE_SECONDS)
-    figures.idle.append((contender.cpu_seconds() - before) / _IDLE_SECONDS * 100)
+    time.sleep(options.idle)
+    figures.idle.append((contender.cpu_seconds() - before) / options.idle * 100)
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -99,12 +102,11 @@ def timed(function: Callable[[], object]) -> float:
 
 def main() -> int:
     """Print the table, and return 1 if a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pings", type=int, default=200)
-    options = parser.parse_args()
-    kinds = found()
+    options = Arguments(__doc__, tasks=(5000, 500), rounds=(3, 1), pings=(200, 20), idle=(10.0, 2.0)).parse()
+    recording = Recording()
+    kinds, missing = found()
+    for name, reason in missing.items():
+        recording.leave_out(name, reason)
     results = {kind: Figures() for kind in kinds}
     with tempfile.TemporaryDirectory() as directory:
         os.environ["LOCAL_QUEUE_REPORT"] = f"{directory}/reports"
@@ -112,55 +114,59 @@ def main() -> int:
         for round_number in range(options.rounds):
             shift = round_number % len(kinds)
             for kind in kinds[shift:] + kinds[:shift]:
+                if kind not in results:
+                    continue
+                print(f"  round {round_number + 1} of {options.rounds}: {kind.name}", flush=True)
                 place = Path(directory) / f"{kind.__name__}-{round_number}"
                 place.mkdir()
                 contender = kind(place, options.tasks)
                 try:
-                    measure(contender, results[kind], reports, tasks=options.tasks, pings=options.pings)
-                except Exception:
+                    measure(contender, results[kind], reports, options)
+                except Exception as error:
                     print(contender.output())
-                    raise
+                    if kind is Ours:
+                        raise
+                    # A peer that fails or takes too long must not cost the others' figures; the report names it.
+                    recording.leave_out(kind.name, f"{type(error).__name__}: {error}, in round {round_number + 1}")
+                    del results[kind]
                 finally:
                     contender.stop()
-    print_results(results)
-    return print_goals(results)
+                reports.discard()
+    record_tables(recording, {kind.name: figures for kind, figures in results.items()})
+    record_goals(recording, results)
+    return recording.end(options.json)
 
 
-def print_results(results: dict[type[Contender], Figures]) -> None:
-    """Print all figures: medians over the rounds, and percentiles of the latencies of all rounds."""
-    print(f"{'':36} {'one at a time':>14} {'100 at a time':>14} {'executed':>12} {'p50':>8} {'p99':>8} {'idle':>7}")
-    for kind, figures in results.items():
-        hundred = f"{statistics.median(figures.hundred):,.0f}/s" if figures.hundred else "-"
-        print(
-            f"{kind.name:36} {statistics.median(figures.single):12,.0f}/s {hundred:>14}"
-            f" {statistics.median(figures.executed):10,.0f}/s {percentile(figures.latencies, 50):5.1f} ms"
-            f" {percentile(figures.latencies, 99):5.1f} ms {statistics.median(figures.idle):5.2f} %"
-        )
+def record_tables(recording: Recording, results: dict[str, Figures]) -> None:
+    """Record all figures, by the names of the contenders."""
+    ours = results[Ours.name]
+
+    def table(title: str, unit: str, samples: dict[str, list[float]]) -> None:
+        names = [name for name in samples if name.startswith(Ours.name)]
+        recording.table(title, unit, samples, ours=names, reference=Ours.name)
+
+    table("Enqueued one at a time", "tasks/s", {name: each.single for name, each in results.items()})
+    table("Enqueued 100 at a time", "tasks/s", {name: each.hundred for name, each in results.items() if each.hundred})
+    executed = {name: each.executed for name, each in results.items()}
+    bare = {"a bare app, by the channel (our ceiling)": ours.deliveries, "a bare app, by HTTP": ours.public}
+    table("Executed", "tasks/s", executed | bare)
+    table("From the enqueue to the start", "ms", {name: each.latencies for name, each in results.items()})
+    late = {name: [percentile(each.latencies, 99)] for name, each in results.items()}
+    table("From the enqueue to the start, 99th percentile", "ms", late)
+    table("CPU time when idle", "% of a CPU", {name: each.idle for name, each in results.items()})
+
+
+def record_goals(recording: Recording, results: dict[type[Contender], Figures]) -> None:
+    """Record which goals are met."""
     ours = results[Ours]
-    rows = (("the bare app, channel (ceiling)", ours.deliveries), ("the bare app, HTTP", ours.public))
-    for what, measured in rows:
-        print(f"{what:36} {'':14} {'':14} {statistics.median(measured):10,.0f}/s")
-    print(f"  executed: {ours.share_of(ours.deliveries):.2f} of the ceiling")
-
-
-def print_goals(results: dict[type[Contender], Figures]) -> int:
-    """Print which goals are met. Return 1 if one is missed."""
-    ours = results[Ours]
-    executed = statistics.median(ours.executed)
-    others = [statistics.median(figures.executed) for kind, figures in results.items() if kind is not Ours]
-    latency, late = percentile(ours.latencies, 50), percentile(ours.latencies, 99)
-    idle = statistics.median(ours.idle)
-    goals = [
-        (f"half of the single tasks begun after {latency:.1f} ms, goal 2.5 ms", latency <= 2.5),
-        (f"99 of 100 single tasks begun after {late:.1f} ms, goal 15 ms", late <= 15),
-        (f"idle: {idle:.2f} % of a CPU, goal 1 %", idle < 1),
-    ]
+    others = {kind.name: statistics.median(each.executed) for kind, each in results.items() if kind is not Ours}
     if others:
-        ratio = executed / max(others)
-        goals.insert(0, (f"executed: {ratio:.2f} times the fastest other, goal 2.5", ratio >= 2.5))
-    for goal, met in goals:
-        print(f"  {goal}: {'met' if met else 'missed'}")
-    return 0 if all(met for _goal, met in goals) else 1
+        fastest = max(others, key=others.__getitem__)
+        ratio = statistics.median(ours.executed) / others[fastest]
+        recording.goal(f"executed, against {fastest}", ratio, at_least=2.5, unit="times as many")
+    recording.goal("start of single tasks, median", percentile(ours.latencies, 50), at_most=2.5, unit="ms")
+    recording.goal("start of single tasks, 99th percentile", percentile(ours.latencies, 99), at_most=15, unit="ms")
+    recording.goal("CPU time when idle", statistics.median(ours.idle), at_most=1, unit="%")
 
 
 def percentile(values: Sequence[float], number: int) -> float:

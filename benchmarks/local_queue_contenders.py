@@ -249,17 +249,22 @@ class RqQueue(OnRedis):
         self._queue.enqueue(ping, time.monotonic(), "ping", result_ttl=0)
 
 
-def found() -> list[type[Contender]]:
-    """Return the contenders that can run on this machine."""
-    has_redis = shutil.which("redis-server") is not None
+def found() -> tuple[list[type[Contender]], dict[str, str]]:
+    """Return the contenders that can run on this machine, and the names of the others with the reason."""
     contenders: list[type[Contender]] = [Ours]
-    if find_spec("huey"):
-        contenders.append(HueyQueue)
-    if has_redis and find_spec("dramatiq") and find_spec("redis"):
-        contenders.append(DramatiqQueue)
-    if has_redis and find_spec("rq"):
-        contenders.append(RqQueue)
-    return contenders
+    missing: dict[str, str] = {}
+    for kind, modules, programs in (
+        (HueyQueue, ("huey",), ()),
+        (DramatiqQueue, ("dramatiq", "redis"), ("redis-server",)),
+        (RqQueue, ("rq", "redis"), ("redis-server",)),
+    ):
+        lacking = [name for name in modules if find_spec(name) is None]
+        lacking += [name for name in programs if shutil.which(name) is None]
+        if lacking:
+            missing[kind.name] = f"{' and '.join(lacking)} not installed"
+        else:
+            contenders.append(kind)
+    return contenders, missing
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -6,7 +6,6 @@ prefix.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import webob
 import webob.dec
-from interleave import measure, print_table
+from interleave import measure
+from recording import Arguments, Recording
 
 from deferred_middleware import DeferredMiddleware, Settings
 
@@ -83,10 +83,8 @@ def client(app: WSGIApplication) -> Callable[[], object]:
 
 def main() -> int:
     """Print the table, and return 1 if the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=5000)
-    options = parser.parse_args()
+    options = Arguments(__doc__, rounds=(60, 6), calls=(5000, 500)).parse()
+    recording = Recording()
 
     settings = Settings(secret_keys=("not a secret, for a benchmark only",))  # type: ignore[arg-type] # a text will do
     contenders = {
@@ -98,11 +96,16 @@ def main() -> int:
     from google.appengine.api import wrap_wsgi_app
 
     contenders["wrap_wsgi_app"] = client(wrap_wsgi_app(bare))
-    medians = measure(contenders, rounds=options.rounds, calls=options.calls)
-    print_table("A request that is not a task", medians, "prefix comparison")
+    medians = recording.table(
+        "A request that is not a task",
+        "µs",
+        measure(contenders, rounds=options.rounds, calls=options.calls),
+        ours=["DeferredMiddleware"],
+        reference="prefix comparison",
+    )
     ratio = medians["DeferredMiddleware"] / medians["prefix comparison"]
-    print(f"DeferredMiddleware: {ratio:.2f} times the prefix comparison (bar {BAR})")
-    return 0 if ratio <= BAR else 1
+    recording.goal("DeferredMiddleware against the prefix comparison", ratio, at_most=BAR, unit="times")
+    return recording.end(options.json)
 
 
 if __name__ == "__main__":

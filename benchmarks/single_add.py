@@ -9,7 +9,6 @@ The tasks have a countdown, so none runs meanwhile. Each add is acknowledged whe
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from recording import Arguments, Recording
 
 _HERE = Path(__file__).resolve().parents[1]
 _APP = """
@@ -45,8 +46,8 @@ app = wrap_wsgi_app(DeferredMiddleware(app))
 _START_SECONDS = 60.0
 
 
-def measure(code: Path, seconds: float) -> dict[str, float]:
-    """Return the figures of one run of the version in ``code``."""
+def measure(code: Path, seconds: float) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the figures of one run of the version in ``code``, by title and unit."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "main.py").write_text(_APP)
         ready = Path(directory, "ready.json")
@@ -65,10 +66,11 @@ def measure(code: Path, seconds: float) -> dict[str, float]:
             finally:
                 server.terminate()
     return {
-        "p50 ms": statistics.median(one) * 1e3,
-        "p99 ms": statistics.quantiles(one, n=100)[98] * 1e3,
-        "adds/s, 1 thread": len(one) / seconds,
-        "adds/s, 4 threads": len(four) / seconds,
+        ("One defer at a time", "ms"): {
+            "median": statistics.median(one) * 1e3,
+            "99th percentile": statistics.quantiles(one, n=100)[98] * 1e3,
+        },
+        ("Adds of one task", "adds/s"): {"1 thread": len(one) / seconds, "4 threads": len(four) / seconds},
     }
 
 
@@ -86,27 +88,26 @@ _GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], ti
 
 def main() -> int:
     """Run the benchmark, and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__, rounds=(5, 2), seconds=(3.0, 1.0))
     parser.add_argument("--baseline", type=Path, help="directory with another version of the code")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    arguments = parser.parse_args()
+    arguments = parser.parse()
     versions = {"this version": _HERE}
     if arguments.baseline is not None:
         versions["baseline"] = arguments.baseline.resolve()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in versions}
+    found: dict[str, list[dict[tuple[str, str], dict[str, float]]]] = {name: [] for name in versions}
     for number in range(arguments.rounds):
         for name in sorted(versions, reverse=bool(number % 2)):
             found[name].append(measure(versions[name], arguments.seconds))
-    medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()
-    }
-    for key in medians["this version"]:
-        print(f"{key:20}", *(f"{name}: {figures[key]:9.2f}" for name, figures in medians.items()), sep="  ", end="")
-        if "baseline" in medians:
-            print(f"  ratio {medians['this version'][key] / medians['baseline'][key]:.2f}", end="")
-        print()
-    return 0
+    recording = Recording()
+    for (title, unit), rows in found["this version"][0].items():
+        if len(versions) == 1:
+            samples = {row: [run[title, unit][row] for run in found["this version"]] for row in rows}
+            recording.table(title, unit, samples, ours=samples)
+            continue
+        for row in rows:
+            samples = {version: [run[title, unit][row] for run in runs] for version, runs in found.items()}
+            recording.table(f"{title}: {row}", unit, samples, ours=["this version"], reference="baseline")
+    return recording.end(arguments.json)
 
 
 if __name__ == "__main__":
