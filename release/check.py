@@ -32,7 +32,9 @@ from build import ROOT, build, source_date_epoch
 
 PACKAGE = "deferred_middleware"
 _VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+_PLUGIN = f"_{PACKAGE}_pytest.py"
 _IN_WHEEL = (
+    _PLUGIN,
     f"{PACKAGE}/py.typed",
     f"{PACKAGE}/server/store/schema.sql",
     f"{PACKAGE}/server/admin/pages/templates/",
@@ -93,7 +95,7 @@ def check_contents() -> None:
         sources = [name.partition("/")[2] for name in opened.getnames()]
     missing = [wanted for wanted in _IN_WHEEL if not any(name.startswith(wanted) for name in names)]
     missing += [wanted for wanted in _IN_SDIST if wanted not in sources]
-    extra = [name for name in names if not name.startswith((f"{PACKAGE}/", f"{PACKAGE}-"))]
+    extra = [name for name in names if not name.startswith((f"{PACKAGE}/", f"{PACKAGE}-")) and name != _PLUGIN]
     extra += [name for name in [*names, *sources] if "__pycache__" in name or "docs/_build" in name]
     if missing or extra:
         raise SystemExit(f"missing: {missing}; not wanted: {extra}")

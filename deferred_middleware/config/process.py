@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from deferred_middleware.wire.signature import Keyring
 
 
+PYTEST_PLUGIN: Final = "_deferred_middleware_pytest"
+"""The module of the pytest plugin. It doesn't import the package, and an app that is tested may need a key."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deployment:
     """The service and version of the app that this process is, and where it runs; None where the platform sets none.
@@ -211,3 +215,7 @@ def make_key_for_tests() -> None:
     if not _keys and not _deployment.on_app_engine_standard:
         install_keys((keys.make(),))
         install_settings(dataclasses.replace(current_settings(), secret_keys=_keys))
+
+
+if PYTEST_PLUGIN in sys.modules:
+    make_key_for_tests()
