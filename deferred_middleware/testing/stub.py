@@ -26,7 +26,7 @@ _HTTP_HOST = "HTTP_HOST"
 
 if TYPE_CHECKING:
     # The SDK has no types: what is used of its class.
-    class _SdkStub:
+    class _SdkQueueStub:
         def __init__(
             self, *, queue_config_path: str | None, _all_queues_valid: bool, auto_task_running: bool
         ) -> None: ...
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
             self, service: str, call: str, request: Any, response: Any, request_id: str | None = None
         ) -> None: ...
 else:
-    _SdkStub = taskqueue_stub.TaskQueueServiceStub
+    _SdkQueueStub = taskqueue_stub.TaskQueueServiceStub
 
 
-class CapturingStub(_SdkStub):
+class CapturingStub(_SdkQueueStub):
     """The SDK's stub, which checks names, queues and limits.
 
     Args:

@@ -82,7 +82,7 @@ def test_a_task_in_an_older_outbox_is_sent(entities: None) -> None:
     datastore.Put(entity_of(STORED["outbox"]))
     sent: list[tuple[str, bytes]] = []
 
-    report = outbox.sweep(lambda parent, serialized: sent.append((parent, serialized)))
+    report = outbox.sweep(lambda parent, serialized: sent.append((parent, serialized)), min_age_seconds=20)
 
     name = entity_of(STORED["outbox"]).key().name()
     assert report == outbox.SweepReport(sent=1, failed=0)

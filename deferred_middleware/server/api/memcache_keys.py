@@ -18,15 +18,15 @@ _WRITES = frozenset({"Set", "Increment", "BatchIncrement"})
 
 if TYPE_CHECKING:
     # The SDK has no types: what is used of its class.
-    class _SdkStub:
+    class _SdkMemcacheStub:
         def MakeSyncCall(
             self, service: str, call: str, request: Any, response: Any, request_id: str | None = None
         ) -> None: ...
 else:
-    _SdkStub = memcache_stub.MemcacheServiceStub
+    _SdkMemcacheStub = memcache_stub.MemcacheServiceStub
 
 
-class KeyedMemcacheStub(_SdkStub):
+class KeyedMemcacheStub(_SdkMemcacheStub):
     """The stub. Any thread may ask for the keys."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from google.appengine.datastore import datastore_stub_util
 
 if TYPE_CHECKING:
     # The SDK has no types: what is used of its class.
-    class _SdkStub:
+    class _SdkDatastoreStub:
         _txn_map: dict[Any, Any]
 
         def __init__(
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
         def _GetReadTimestamp(self) -> int: ...
         def _StoreRecord(self, record: Any, insert: bool = False) -> None: ...
 else:
-    _SdkStub = datastore_file_stub.DatastoreFileStub
+    _SdkDatastoreStub = datastore_file_stub.DatastoreFileStub
 
 
-class RecordingDatastoreStub(_SdkStub):
+class RecordingDatastoreStub(_SdkDatastoreStub):
     """The SDK's datastore stub for the app ``app_id``, without its own file; it records what changes.
 
     ``load`` is called once, by the constructor. It returns encoded entities, followed by the time of the last commit in

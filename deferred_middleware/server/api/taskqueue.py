@@ -26,14 +26,14 @@ _MAX_REQUEST_BYTES = 32 << 20  # as the SDK's own stub (api/taskqueue/taskqueue_
 
 if TYPE_CHECKING:
     # The SDK has no types: what is used of its class.
-    class _SdkStub:
+    class _SdkApiStub:
         def __init__(self, service_name: str, *, max_request_size: int) -> None: ...
         def CheckRequest(self, service: str, call: str, request: Any) -> None: ...
 else:
-    _SdkStub = apiproxy_stub.APIProxyStub
+    _SdkApiStub = apiproxy_stub.APIProxyStub
 
 
-class TaskQueueService(_SdkStub):
+class TaskQueueService(_SdkApiStub):
     """Answers the calls of the taskqueue API. Any thread may call it.
 
     ``wake_scheduler`` is called when there may be a task to run. ``directory`` tells which service a task's ``Host``

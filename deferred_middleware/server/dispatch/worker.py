@@ -30,8 +30,7 @@ from deferred_middleware.server.store.records import ClaimedTask
 
 logger: Final = logging.getLogger(__name__)
 
-# How long a process may go on after it has closed its end of the channel.
-_PATIENCE_AFTER_EOF_SECONDS = 10.0
+_PATIENCE_AFTER_EOF_SECONDS = 10.0  # how long a process may go on after it has closed its end of the channel
 
 
 class Link(Protocol):

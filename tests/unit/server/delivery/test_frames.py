@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -130,7 +131,7 @@ def test_numbers_that_are_none_are_refused(content: bytes) -> None:
         frames.read_handed_back(content)
 
 
-def _content(heads: object, bodies: bytes) -> bytes:
+def _content(heads: Any, bodies: bytes) -> bytes:
     head = marshal.dumps(heads)
     return struct.pack(">I", len(head)) + head + bodies
 
