@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import socket
 import threading
@@ -118,7 +119,7 @@ def _deliver(service: Service, channel: ChannelSocket, count: int) -> float:
         url_deliverer=UrlDeliverer(),
     )
     attempts = _Attempts(count)
-    slots = ServiceSlots(service.concurrency, Quarantine())
+    slots = ServiceSlots(service.concurrency, Quarantine(), lambda: math.inf)
     worker = ServiceWorker(service, slots, attempts, WakeUp(), links)
     tasks = [_task(number) for number in range(count)]
     worker.start()

@@ -21,6 +21,7 @@ from tests.support.powerloss.promises import Promises
 from tests.support.powerloss.workload import NOTES, STORE
 from tests.support.repository import ROOT
 from tests.support.running import WAIT_SECONDS
+from tests.support.shims import compile_shim
 
 CRASH_POINTS = 5000 if os.environ.get("DEFERRED_SOAK") else 500
 # Enough crash points to detect a lowered "synchronous".
@@ -33,15 +34,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is L
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compile the recording library."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.fail("The power-loss test needs a C compiler: apt-get install gcc libc6-dev (or the like).")
-    library = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = ROOT / "tests/support/powerloss/shim.c"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-lpthread"]
-    compiled = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS)
-    assert compiled.returncode == 0, compiled.stderr
-    return library
+    return compile_shim("powerloss/shim.c", tmp_path_factory.mktemp("shim"))
 
 
 def record(shim: Path, tmp_path: Path, *arguments: str) -> Path:

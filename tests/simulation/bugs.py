@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
@@ -171,6 +172,12 @@ def staged_tasks_always_committed() -> Iterator[None]:
 def names_not_looked_up() -> Iterator[None]:
     """A name is given to a second task."""
     yield from _replaced(rows, "find_name", lambda *_: None)
+
+
+@bug
+def bound_ignored() -> Iterator[None]:
+    """Tasks begin, however many results are not stored."""
+    yield from _replaced(ResultWriter, "room", lambda *_: math.inf)
 
 
 @bug

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deferred_middleware.server.config.queues import QueueConfig
 from deferred_middleware.server.store.records import ClaimedTask, Completion
@@ -22,6 +25,17 @@ class Violation(AssertionError):
 def key_of(url: str) -> int:
     """Return the model's number of a task, which is in its URL."""
     return int(url.rpartition("/")[2])
+
+
+class Row(NamedTuple):
+    """A task in the store."""
+
+    id: int
+    queue: str
+    name: str
+    state: str
+    url: str
+    retry_count: int
 
 
 @dataclass
@@ -52,6 +66,16 @@ class Rate:
     filled_at: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """How many of its attempts may have no stored result: always, and during a commit that takes long."""
+
+    name: str
+    most: int
+    most_slow: int
+    slow_seconds: float
+
+
 @dataclass
 class Model:
     """The tasks and queues of a run."""
@@ -67,10 +91,15 @@ class Model:
     changing: set[str] = field(default_factory=set)
     paused: set[str] = field(default_factory=set)
     begun: int = 0
+    # By service: the attempts that were delivered and whose results are not known to be stored, by the ID of the task.
+    unstored: dict[str, dict[int, int]] = field(default_factory=dict)
+    # When the current commit began.
+    commit_began: float = math.inf
 
-    def begins(self, task: ClaimedTask, config: QueueConfig, now: float, *, forced: bool) -> None:
+    def begins(self, task: ClaimedTask, service: Service, config: QueueConfig, now: float, *, forced: bool) -> None:
         """Check that an attempt may be delivered now."""
         known = self._known(task)
+        self._delivered(task, service, now)
         if known.eta_usec > self.latest_usec and not known.hurried and not known.runs:
             raise Violation(f"task {known.key} begins before its ETA")
         if now < known.not_before - _CLOCK_TOLERANCE_SECONDS and not known.hurried:
@@ -97,6 +126,14 @@ class Model:
         """Take note that an attempt is no longer in flight, for the server."""
         self.in_flight[task.queue] -= 1
 
+    def _delivered(self, task: ClaimedTask, service: Service, now: float) -> None:
+        """Check how many tasks would run again after a kill."""
+        attempts = self.unstored.setdefault(service.name, {})
+        attempts[task.id] = task.retry_count
+        most = service.most_slow if now - self.commit_began > service.slow_seconds else service.most
+        if len(attempts) > most:
+            raise Violation(f"{len(attempts)} attempts of {service.name} have no stored result, {most} are allowed")
+
     def runs(self, task: ClaimedTask, store: TaskStore) -> None:
         """Check that the app may run a task now."""
         known = self._known(task)
@@ -120,6 +157,11 @@ class Model:
         """Take note that the app does not run a task any more."""
         self._known(task).running = False
 
+    def released(self, task: ClaimedTask) -> None:
+        """Take note that an attempt ended with its process, which was meant to end: the task runs again anyway."""
+        for attempts in self.unstored.values():
+            attempts.pop(task.id, None)
+
     def result(self, task: ClaimedTask, completion: Completion, backoff_seconds: float, now: float) -> None:
         """Take note of the result that the server has decided; it is not stored yet."""
         known = self._known(task)
@@ -132,8 +174,8 @@ class Model:
     def check_store(self, store: TaskStore) -> None:
         """Check what the database has, after a commit."""
         read = store._database.lanes_reader.read
-        rows = read("SELECT id, queue, name, state, url, hold FROM tasks")
-        counted = Counter((queue, state) for _id, queue, _name, state, _url, _hold in rows if state != "held")
+        rows = [Row(*row) for row in read(f"SELECT {', '.join(Row._fields)} FROM tasks")]
+        counted = Counter((row.queue, row.state) for row in rows if row.state != "held")
         stored = {
             (queue, state): number
             for queue, state, number in read(
@@ -144,22 +186,32 @@ class Model:
             raise Violation(f"the counts are {stored}, and a scan finds {dict(counted)}")
         if dict(store._database.counts.numbers()) != counted:
             raise Violation(f"the counts in memory are {store._database.counts.numbers()}, and a scan finds {counted}")
-        names = Counter((queue, name) for _id, queue, name, state, _url, _hold in rows if state not in _FINISHED)
+        names = Counter((row.queue, row.name) for row in rows if row.state not in _FINISHED)
         twice = [name for name, number in names.items() if number > 1]
         if twice:
             raise Violation(f"unfinished tasks share the name {twice[0]}")
-        there = {key_of(url): (state, hold) for _id, _queue, _name, state, url, hold in rows}
+        there = {key_of(row.url): row.state for row in rows}
+        waiting = {row.id: row.retry_count for row in rows if row.state == "ready"}
+        for service, attempts in self.unstored.items():
+            self.unstored[service] = {
+                task_id: retries for task_id, retries in attempts.items() if waiting.get(task_id) == retries
+            }
         for key, known in self.tasks.items():
             if not known.acknowledged or known.deleting:
                 continue
             if key not in there:
                 raise Violation(f"task {key} was acknowledged, and is not stored")
-            if there[key][0] in _FINISHED and not known.runs:
-                raise Violation(f"task {key} is {there[key][0]}, and never ran")
+            if there[key] in _FINISHED and not known.runs:
+                raise Violation(f"task {key} is {there[key]}, and never ran")
 
-    def check_recovered(self, store: TaskStore) -> None:
+    def check_recovered(self, store: TaskStore, services: Iterable[Service]) -> None:
         """Check what a new server has found, before it runs anything."""
         self.check_store(store)
+        for service in services:
+            number = len(self.unstored.get(service.name, ()))
+            if number > service.most:
+                raise Violation(f"{number} tasks of {service.name} run again, {service.most} are allowed")
+        self.unstored.clear()
         rows = store._database.read("SELECT url, state FROM tasks")
         there = {key_of(url): state for url, state in rows}
         for key, known in self.tasks.items():
@@ -183,6 +235,7 @@ class Model:
 
     def restarted(self) -> None:
         """Take note that a new server begins: what the old one knew in memory is gone."""
+        self.commit_began = math.inf
         self.rates.clear()
         self.in_flight.clear()
         self.changing.clear()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import math
 import random
 import shutil
 import sqlite3
@@ -27,6 +28,7 @@ from deferred_middleware.errors import ServerError
 from deferred_middleware.server.config.queues import QueueRegistry
 from deferred_middleware.server.config.services import Service, ServiceDirectory
 from deferred_middleware.server.delivery.attempt_result import AttemptEvent, AttemptResult, EventKind, ProcessEnd
+from deferred_middleware.server.dispatch import result_writer
 from deferred_middleware.server.dispatch.attempts import AttemptRunner
 from deferred_middleware.server.dispatch.fairness import ServiceSlots
 from deferred_middleware.server.dispatch.rounds import MAX_WAIT_SECONDS, DispatchCore
@@ -36,7 +38,7 @@ from deferred_middleware.server.store.records import ClaimedTask, Completion, Ne
 from deferred_middleware.server.store.store import TaskStore
 from deferred_middleware.server.store.upkeep.disk_reserve import DiskReserve
 from deferred_middleware.wire import protocol
-from tests.simulation import disk, plan
+from tests.simulation import disk, model, plan
 from tests.simulation.disk import STORE, SimulatedReserve, SimulatedWriter
 from tests.simulation.model import Model, Task, Violation, key_of
 from tests.simulation.plan import Stimulus
@@ -48,6 +50,18 @@ _RESTART_SECONDS = 1.0
 # If the clock is set back and the server is killed before it has noticed, a back-off takes longer by as much.
 _PATIENCE_SECONDS = 3 * 3600.0
 _SERVICES = {"default": 3, "background": 2}
+# A run has few tasks.
+_MOST_UNSTORED = 9
+_MOST_UNSTORED_SLOW = 3
+_IN_MODEL = {
+    name: model.Service(
+        name=name,
+        most=number + _MOST_UNSTORED,
+        most_slow=number + _MOST_UNSTORED_SLOW,
+        slow_seconds=result_writer.SLOW_SECONDS,
+    )
+    for name, number in _SERVICES.items()
+}
 
 
 class Killed(BaseException):
@@ -172,6 +186,8 @@ class World:
         with (
             mock.patch.object(DiskReserve, "_allocate", lambda one: reserve.allocate(one)),
             mock.patch.dict(DiskReserve.__init__.__kwdefaults__, {"size": 4096}),
+            mock.patch.object(result_writer, "MOST_UNSTORED", _MOST_UNSTORED),
+            mock.patch.object(result_writer, "MOST_UNSTORED_SLOW", _MOST_UNSTORED_SLOW),
         ):
             try:
                 self._start()
@@ -440,7 +456,8 @@ class Worker:
             world = self._server.world
             forced = task.id in self._forced
             self._forced.discard(task.id)
-            world.model.begins(task, world.queues.config_of(task.queue), world.now, forced=forced)
+            config = world.queues.config_of(task.queue)
+            world.model.begins(task, _IN_MODEL[self.service.id], config, world.now, forced=forced)
             self._server.runner.begin(task, self.service)
             self._server.apps[self.service.id].deliver(Attempt(task, world.now))
 
@@ -490,6 +507,8 @@ class AppProcess:
         attempts, self._attempts = self._attempts, {}
         for attempt in attempts.values():
             self._stop(attempt)
+            if intended:
+                self._server.world.model.released(attempt.task)
             self._server.after(
                 0.0001, functools.partial(self._worker.conclude, attempt, self._broken(attempt), "died", end)
             )
@@ -582,7 +601,7 @@ class Server:
         try:
             self.store.operations.paused()
             self.store.transactional.recover(world.model.committed)
-            world.model.check_recovered(self.store)
+            world.model.check_recovered(self.store, _IN_MODEL.values())
             self.core = DispatchCore(
                 self.store,
                 self._directory,
@@ -727,6 +746,7 @@ class Server:
         step = self.writer.proceed(error)
         if world.server is not self:
             return
+        world.model.commit_began = world.now if step == "ran" else math.inf
         if step == "committed":
             world.model.check_store(self.store)
         self._disk_is_awake = False

@@ -9,6 +9,9 @@ while tasks of another queue wait. Two rules prevent that:
 While tasks are short, an app process gets more of them than there are slots, so that it always finds the next one. Such
 tasks are delivered *ahead*. One that ends leaves its slot to one of its queue that was delivered ahead.
 
+If the server is killed, what has begun and has no stored result runs again. So what was delivered beyond the slots and
+the results that wait to be stored are limited together. If the disk is slow, the tasks wait for it.
+
 A queue that is alone gets all slots. As long as there are at least twice as many slots as queues, a queue that occupies
 no slot always finds one. With fewer slots a queue may still occupy half of them, however many other queues there are.
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 import collections
 import math
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deferred_middleware.server.delivery.channel import AheadBudget, ToDeliver
@@ -71,12 +74,14 @@ class ServiceSlots:
     """The ``concurrency`` slots of one service, the tasks that occupy them, and the claimed tasks that wait for them.
 
     Tasks that ``quarantine`` suspects are run one at a time: when an app process dies, the tasks that were running in
-    it are tried again separately, so that it turns out which of them ended the process. Any thread may call any method.
+    it are tried again separately, so that it turns out which of them ended the process. ``results_room`` returns how
+    many more results of the service may wait to be stored. Any thread may call any method.
     """
 
-    def __init__(self, concurrency: int, quarantine: Quarantine) -> None:
+    def __init__(self, concurrency: int, quarantine: Quarantine, results_room: Callable[[], float]) -> None:
         self._concurrency = concurrency
         self._quarantine = quarantine
+        self._results_room = results_room
         # Guards everything below.
         self._lock = threading.Lock()
         self._shares: dict[str, _QueueShare] = {}
@@ -92,6 +97,8 @@ class ServiceSlots:
         self._suspended = False
         self._is_down = False
         self._closed = False
+        # Whether a task had to wait because too many results are not stored.
+        self._held_back = False
 
     @property
     def occupied(self) -> int:
@@ -172,7 +179,8 @@ class ServiceSlots:
         """
         tasks: list[ToDeliver] = []
         with self._lock:
-            while not self._closed and self._occupied < self._concurrency:
+            room = self._concurrency - len(self._delivered) + self._results_room()
+            while not self._closed and self._occupied < self._concurrency and len(tasks) < room:
                 line = self._next_line()
                 if line is None:
                     break
@@ -184,7 +192,8 @@ class ServiceSlots:
                 self._occupied += 1
                 tasks.append(self._deliver(task, share))
             if budget is not None and not (self._closed or self._suspended or self._is_down):
-                self._go_ahead(budget, tasks)
+                self._go_ahead(budget, tasks, room)
+            self._held_back = len(tasks) >= room
             return None if self._closed and not self._delivered else tasks
 
     def end(self, task: ClaimedTask, seconds: float) -> bool:
@@ -198,6 +207,11 @@ class ServiceSlots:
             share = self._share(task.queue)
             share.mean_seconds += _NEWEST_WEIGHT * (seconds - share.mean_seconds)
             return self._more_is_due and (share.is_slow or share.assigned <= share.refill_below)
+
+    def is_held_back(self) -> bool:
+        """Return whether tasks wait until results are stored."""
+        with self._lock:
+            return self._held_back
 
     def give_back(self, tasks: Sequence[ClaimedTask]) -> list[ClaimedTask]:
         """Take back delivered tasks that have not begun; return those that may not begin here any more."""
@@ -253,10 +267,10 @@ class ServiceSlots:
         share.last_turn = self._turn
         return ToDeliver(task, is_ahead, share.mean_seconds)
 
-    def _go_ahead(self, budget: AheadBudget, tasks: list[ToDeliver]) -> None:
-        """Deliver tasks of queues that occupy a slot, or would if one were free."""
+    def _go_ahead(self, budget: AheadBudget, tasks: list[ToDeliver], room: float) -> None:
+        """Deliver tasks of queues that occupy a slot, or would if one were free, until there are ``room`` of them."""
         waiting = [share for share in self._shares.values() if share.claimed]
-        while waiting:
+        while waiting and len(tasks) < room:
             share = (
                 min(waiting, key=lambda one: (one.running + one.ahead, one.last_turn)) if waiting[1:] else waiting[0]
             )

@@ -104,15 +104,17 @@ class ClaimPlanner:
                 found.due.setdefault(service, {}).setdefault(lane.queue, []).append(lane)
         return found
 
-    def claims(self, due: dict[str, list[Lane]], slots: ServiceSlots, allowed: dict[str, int]) -> dict[Lane, int]:
+    def claims(
+        self, due: dict[str, list[Lane]], slots: ServiceSlots, allowed: dict[str, int], *, ahead: bool = True
+    ) -> dict[Lane, int]:
         """Return how many tasks to claim of the lanes of a service, which are ``due`` by queue.
 
-        What is planned is subtracted from ``allowed``.
+        What is planned is subtracted from ``allowed``. With ``ahead`` false, no more are claimed than have slots.
         """
         planned: dict[str, int] = {}
         claims: dict[Lane, int] = {}
         for queue in sorted(due, key=self._last_turn):
-            claimable = slots.claimable(queue, due, planned, ahead=not self._limits.is_slowed_down(queue))
+            claimable = slots.claimable(queue, due, planned, ahead=ahead and not self._limits.is_slowed_down(queue))
             number = min(allowed[queue], claimable)
             if number:
                 planned[queue] = number

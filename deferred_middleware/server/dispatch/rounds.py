@@ -7,6 +7,7 @@ drive the same code (``tests/simulation``).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +39,9 @@ class Assignee(Protocol):
 
     def assign(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
         """Take over claimed tasks; see :meth:`ServiceSlots.assign`."""
+
+    def wake(self) -> object:
+        """Look for attempts that may begin."""
 
 
 class DispatchCore:
@@ -75,11 +79,14 @@ class DispatchCore:
         self.limits: QueueLimits = QueueLimits(queues, clock=monotonic)
         self.destinations: Destinations = Destinations(queues, directory)
         self._planner = ClaimPlanner(self.destinations, self.limits)
-        self.results: ResultWriter = ResultWriter(store, wake_up, self.clock)
+        self.results: ResultWriter = ResultWriter(store, wake_up, self.clock, self._results_stored)
         self.quarantine: Quarantine = Quarantine(clock=monotonic)
         self.rules: ResultRules = ResultRules(queues, self.quarantine)
         self.slots: dict[Service, ServiceSlots] = {
-            service: ServiceSlots(service.concurrency, self.quarantine) for service in (*directory, HTTP_TARGETS)
+            service: ServiceSlots(
+                service.concurrency, self.quarantine, functools.partial(self.results.room, service.id)
+            )
+            for service in (*directory, HTTP_TARGETS)
         }
         self._workers: Mapping[Service, Assignee] = {}
         self._fail: Callable[[ClaimedTask, UnknownServiceError], object] = lambda *_: None
@@ -119,7 +126,7 @@ class DispatchCore:
         """Claim due tasks for one service, and assign them; return whether to look again at once."""
         slots = self.slots[service]
         slots.more_is_due(bool(due))
-        claims = self._planner.claims(due, slots, found.allowed) if due else {}
+        claims = self._planner.claims(due, slots, found.allowed, ahead=not self.results.is_slow()) if due else {}
         if not claims:
             return False
         tasks = self._store.claim(claims, now_usec)
@@ -172,6 +179,12 @@ class DispatchCore:
         self._store.release(withdrawn)
         for task in withdrawn:
             self.limits.released(task.queue, 1)
+
+    def _results_stored(self) -> None:
+        """Wake the workers that have waited until results were stored."""
+        for service, worker in self._workers.items():
+            if self.slots[service].is_held_back():
+                worker.wake()
 
     def _queues_changed(self) -> None:
         for service, queues in self.destinations.expected_queues().items():

@@ -199,7 +199,7 @@ class ServiceWorker:
         # Set by cut_off(), in any thread.
         self._is_cut_off = False
         if service.external:
-            self._link = links.to_elsewhere(service, self._wake)
+            self._link = links.to_elsewhere(service, self.wake)
         else:
             slots.set_down(True)
 
@@ -210,12 +210,20 @@ class ServiceWorker:
     def assign(self, tasks: Iterable[ClaimedTask], *, forced: bool = False) -> None:
         """Take over claimed tasks; see :meth:`ServiceSlots.assign`."""
         self.slots.assign(tasks, forced=forced)
-        self._wake()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look for attempts that may begin."""
+        if self._asleep:
+            with self._waker_lock:
+                if self._asleep and self._waker is not None:
+                    self._asleep = False
+                    self._waker.send(b"w")
 
     def suspend(self, suspended: bool) -> None:
         """While ``suspended`` is true, begin no attempt; attempts in flight continue."""
         self.slots.suspend(suspended)
-        self._wake()
+        self.wake()
 
     def not_begun(self) -> list[int]:
         """Return the IDs of the tasks that were assigned and have not begun. Any thread may call it."""
@@ -239,7 +247,7 @@ class ServiceWorker:
     def cut_off(self) -> None:
         """Have the thread end without waiting for the attempts in flight."""
         self._is_cut_off = True
-        self._wake()
+        self.wake()
 
     def join(self, until: float) -> None:
         """Wait for the thread to end, at most until ``until`` on the monotonic clock."""
@@ -252,16 +260,8 @@ class ServiceWorker:
             if self._is_over:
                 return False
             self._news.append(news)
-        self._wake()
+        self.wake()
         return True
-
-    def _wake(self) -> None:
-        """Have the thread look for attempts that may begin."""
-        if self._asleep:
-            with self._waker_lock:
-                if self._asleep and self._waker is not None:
-                    self._asleep = False
-                    self._waker.send(b"w")
 
     def _run(self) -> None:
         woken, waker = socket.socketpair()

@@ -261,6 +261,7 @@ class Database:
                     last_usec=found.last_usec,
                     now_usec=self.steady_clock.now_usec,
                     wall_usec=self.now_usec,
+                    elapsed=elapsed,
                 )
                 repair.report(path, self.counts.stored_tasks)
                 if found.report(connection, self.counts.stored_tasks) or repair.problems:
@@ -304,6 +305,10 @@ class Database:
         self._stamps.close()
         self._claim_record.close()
         self._lock.release()
+
+    def commit_seconds(self) -> float:
+        """Return how long durable commits take at this moment; infinity if there was none yet."""
+        return self._stamps.seconds
 
     def now_usec(self) -> int:
         """Return the wall clock's time."""

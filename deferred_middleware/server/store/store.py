@@ -211,6 +211,10 @@ class TaskStore:
         """Have ``not_begun`` tell which claimed tasks have not begun: they are shown as waiting, and not as running."""
         self._claims.not_begun = not_begun
 
+    def commit_seconds(self) -> float:
+        """Return how long durable commits take at this moment; infinity if there was none yet."""
+        return self._database.commit_seconds()
+
     @property
     def forced_waiting(self) -> bool:
         """Whether there may be tasks for :meth:`claim_forced`."""

@@ -12,6 +12,7 @@ not valid; there are two of them, which are written in turn.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sqlite3
 import struct
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from deferred_middleware.server.store.upkeep.steady_clock import elapsed_seconds
 
 logger: Final = logging.getLogger(__name__)
 
@@ -76,14 +79,23 @@ def read_record(path: Path) -> Recorded | None:
 class CommitStamps:
     """Stamps the durable commits of a database, and records them in the file ``path``.
 
-    ``now_usec`` returns the time that stamps have, ``wall_usec``
-    the wall clock's, and ``last_usec`` is the last stamp. Only the thread that commits calls
-    the methods.
+    ``now_usec`` returns the time that stamps have, ``wall_usec`` the wall clock's, and ``last_usec`` is the last stamp.
+    ``elapsed`` returns seconds that only grow. Only the thread that commits calls the methods.
     """
 
     def __init__(
-        self, path: Path, *, last_usec: int, now_usec: Callable[[], int], wall_usec: Callable[[], int]
+        self,
+        path: Path,
+        *,
+        last_usec: int,
+        now_usec: Callable[[], int],
+        wall_usec: Callable[[], int],
+        elapsed: Callable[[], float] = elapsed_seconds,
     ) -> None:
+        self._elapsed = elapsed
+        # Other threads read these two: when the current commit began, and how long the last one took.
+        self._began = math.inf
+        self._seconds = math.inf
         self._path = path
         self._now_usec = now_usec
         self._wall_usec = wall_usec
@@ -101,9 +113,17 @@ class CommitStamps:
         # If the transaction fails, this stamp is never used again, which does no harm.
         self._last_usec = max(self._last_usec + 1, self._now_usec())
         connection.execute(_WRITE_STAMP, (self._last_usec,))
+        self._began = self._elapsed()
+
+    @property
+    def seconds(self) -> float:
+        """How long the last commit took, or the current one takes already if that is longer; infinity without any."""
+        return max(self._seconds, self._elapsed() - self._began)
 
     def committed(self, tasks: int) -> None:
         """Record the last stamp, after its commit has returned; ``tasks`` is the number of stored tasks."""
+        self._seconds = self._elapsed() - self._began
+        self._began = math.inf
         fields = _FIELDS.pack(_MAGIC, self._last_usec, self._wall_usec(), tasks)
         self._slot ^= 1
         try:

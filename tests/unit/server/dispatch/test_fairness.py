@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from deferred_middleware.server.delivery.attempt_result import ProcessEnd
@@ -30,7 +31,7 @@ def begun(slots: ServiceSlots) -> list[int] | None:
 
 def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
     """A free slot goes to the queue with the fewest running tasks, whatever the order of assignment."""
-    slots = ServiceSlots(3, Quarantine())
+    slots = ServiceSlots(3, Quarantine(), lambda: math.inf)
     slots.assign(tasks("long", 1, 2, 3, 4))
     slots.assign(tasks("short", 5))
 
@@ -41,7 +42,7 @@ def test_a_free_slot_goes_to_the_queue_with_the_fewest() -> None:
 
 def test_slots_are_reserved_for_expected_queues() -> None:
     """Up to half of the slots stay free for expected queues that occupy none."""
-    slots = ServiceSlots(4, Quarantine())
+    slots = ServiceSlots(4, Quarantine(), lambda: math.inf)
     slots.expect(["busy", "idle", "another", "third"])
     slots.assign(tasks("busy", 1, 2, 3, 4))
 
@@ -52,7 +53,7 @@ def test_slots_are_reserved_for_expected_queues() -> None:
 
 def test_forced_tasks_go_first() -> None:
     """A forced task begins before the others and isn't withdrawn."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     slots.assign(tasks("default", 1, 2))
     slots.assign(tasks("default", 3), forced=True)
 
@@ -64,7 +65,7 @@ def test_suspects_run_one_at_a_time() -> None:
     """Two suspects never run at the same time, but other tasks may run beside a suspect."""
     quarantine = Quarantine()
     end = ProcessEnd(service="default", number=1, how="ended", intended=False)
-    slots = ServiceSlots(3, quarantine)
+    slots = ServiceSlots(3, quarantine, lambda: math.inf)
     suspects = tasks("default", 1, 2)
     for suspect in suspects:
         quarantine.process_died(suspect, "default", end, [])
@@ -78,7 +79,7 @@ def test_suspects_run_one_at_a_time() -> None:
 
 def test_a_queue_that_got_no_slot_asks_for_tasks_at_its_last_end() -> None:
     """If other queues leave a queue no slot, the end of its last task asks for more; nothing else would."""
-    slots = ServiceSlots(4, Quarantine())
+    slots = ServiceSlots(4, Quarantine(), lambda: math.inf)
     for one in tasks("fast", *range(9)):
         slots.assign([one])
         assert begun(slots) == [one.id]
@@ -94,7 +95,7 @@ def test_a_queue_that_got_no_slot_asks_for_tasks_at_its_last_end() -> None:
 
 def test_closed_slots_end_with_the_attempts_in_flight() -> None:
     """After closing, no task begins; begin() returns None when no task runs any more."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     slots.assign(tasks("default", 1, 2))
     assert begun(slots) == [1]
 
@@ -107,7 +108,7 @@ def test_closed_slots_end_with_the_attempts_in_flight() -> None:
 
 def test_an_attempt_ends_once() -> None:
     """Ending the same attempt twice frees only one slot."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     slots.assign(tasks("default", 1, 2, 3))
     slots.more_is_due(True)
     assert begun(slots) == [1]
@@ -120,7 +121,7 @@ def test_an_attempt_ends_once() -> None:
 
 def test_what_waits_for_a_slot_is_known() -> None:
     """The claimed tasks that have no slot are told apart from those that have one."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     slots.assign(tasks("default", 1, 2))
     slots.assign(tasks("other", 3), forced=True)
     assert begun(slots) == [3]
@@ -144,7 +145,7 @@ def short(slots: ServiceSlots, *queues: str) -> None:
 
 def test_short_tasks_are_delivered_ahead() -> None:
     """Beyond the slots, short tasks are delivered as far as the budget allows, and take over slots that get free."""
-    slots = ServiceSlots(2, Quarantine())
+    slots = ServiceSlots(2, Quarantine(), lambda: math.inf)
     short(slots, "short")
     given = tasks("short", *range(1, 11))
     slots.assign(given)
@@ -163,7 +164,7 @@ def test_short_tasks_are_delivered_ahead() -> None:
 
 def test_long_tasks_are_not_delivered_ahead() -> None:
     """A task that may take longer than the budget waits here."""
-    slots = ServiceSlots(2, Quarantine())
+    slots = ServiceSlots(2, Quarantine(), lambda: math.inf)
     slots.assign(tasks("long", 1, 2, 3))
     begun = slots.begin(budget(seconds=0.02))
     assert begun is not None
@@ -172,7 +173,7 @@ def test_long_tasks_are_not_delivered_ahead() -> None:
 
 def test_queues_go_ahead_in_turn() -> None:
     """A queue that has nothing delivered goes before one that has."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     short(slots, "one", "two")
     slots.assign(tasks("one", 1, 2, 3))
     slots.assign(tasks("two", 4, 5))
@@ -183,7 +184,7 @@ def test_queues_go_ahead_in_turn() -> None:
 
 def test_what_is_given_back_goes_first() -> None:
     """Deliveries that have not begun go back to the head of their queue, in their order, and cost no slot."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     short(slots, "short")
     given = tasks("short", *range(1, 6))
     slots.assign(given)
@@ -200,7 +201,7 @@ def test_what_is_given_back_goes_first() -> None:
 
 def test_what_is_given_back_after_the_end_is_returned() -> None:
     """When no attempt begins any more, the caller has to release what is given back."""
-    slots = ServiceSlots(1, Quarantine())
+    slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
     slots.assign(tasks("queue", 1))
     assert begun(slots) == [1]
     slots.close()
@@ -210,7 +211,7 @@ def test_what_is_given_back_after_the_end_is_returned() -> None:
 
 def test_a_slot_that_is_reserved_for_another_queue_is_not_kept() -> None:
     """A busy queue gives up the slots that are reserved since it took them, even if it has tasks ahead."""
-    slots = ServiceSlots(4, Quarantine())
+    slots = ServiceSlots(4, Quarantine(), lambda: math.inf)
     short(slots, "busy")
     given = tasks("busy", *range(1, 31))
     slots.assign(given)
@@ -226,10 +227,45 @@ def test_a_slot_that_is_reserved_for_another_queue_is_not_kept() -> None:
 
 def test_without_a_process_nothing_begins() -> None:
     """While no process serves, tasks wait, and none is claimed."""
-    slots = ServiceSlots(2, Quarantine())
+    slots = ServiceSlots(2, Quarantine(), lambda: math.inf)
     slots.set_down(True)
     slots.assign(tasks("queue", 1))
     assert slots.begin(budget()) == []
     assert slots.claimable("queue", ["queue"], {}, ahead=True) == 0
     slots.set_down(False)
     assert begun(slots) == [1]
+
+
+def test_no_more_begins_than_results_may_wait() -> None:
+    """What was delivered beyond the slots and the results that wait are limited together."""
+    room = 10
+    slots = ServiceSlots(2, Quarantine(), lambda: room)
+    short(slots, "short")
+    given = tasks("short", *range(1, 101))
+    slots.assign(given)
+
+    assert not slots.is_held_back()
+    assert len(slots.begin(budget()) or []) == 12
+    assert slots.is_held_back()
+    slots.end(given[0], 0.0001)
+    room -= 1
+    assert slots.begin(budget()) == []
+    assert slots.is_held_back()
+    room += 1
+    assert len(slots.begin(budget()) or []) == 1
+    slots.end(given[1], 0.0001)
+    slots.end(given[2], 0.0001)
+    assert len(slots.begin(budget(1)) or []) == 1
+    assert not slots.is_held_back()
+
+
+def test_slots_stay_free_while_too_many_results_wait() -> None:
+    """If as many results wait as a kill may repeat, no task begins, not even one that is forced."""
+    room = -1
+    slots = ServiceSlots(1, Quarantine(), lambda: room)
+    slots.assign(tasks("queue", 1))
+    slots.assign(tasks("queue", 2), forced=True)
+    assert begun(slots) == []
+    assert slots.is_held_back()
+    room = 0
+    assert begun(slots) == [2]

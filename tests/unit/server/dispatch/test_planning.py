@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 
 from deferred_middleware.server.config.queues import QueueConfig, QueueRegistry
@@ -11,6 +14,7 @@ from deferred_middleware.server.dispatch.planning import ClaimPlanner, Destinati
 from deferred_middleware.server.dispatch.quarantine import Quarantine
 from deferred_middleware.server.dispatch.queue_limits import QueueLimits
 from deferred_middleware.server.store.records import Lane
+from tests.support.storing import TASK
 
 NOW_USEC = 1_700_000_000_000_000
 CONCURRENCY = 4
@@ -33,7 +37,7 @@ class Planning:
         self.limits = QueueLimits(self.queues, clock=lambda: self.now)
         self.destinations = Destinations(self.queues, ServiceDirectory([DEFAULT, BACKGROUND]))
         self.planner = ClaimPlanner(self.destinations, self.limits)
-        self.slots = ServiceSlots(CONCURRENCY, Quarantine())
+        self.slots = ServiceSlots(CONCURRENCY, Quarantine(), lambda: math.inf)
 
     def survey(self, *lanes: Lane, eta_usec: int = NOW_USEC, paused: frozenset[str] = frozenset()) -> Round:
         """Survey lanes whose earliest ETA is ``eta_usec``."""
@@ -142,3 +146,18 @@ def test_expected_queues(planning: Planning) -> None:
     )
 
     assert planning.destinations.expected_queues() == {DEFAULT: {"default"}, BACKGROUND: {"default", "mail"}}
+
+
+def test_nothing_is_claimed_ahead_of_a_slow_disk(planning: Planning) -> None:
+    """Short tasks are claimed before there are slots for them, but not while results wait for the disk."""
+    lane = Lane("default", "")
+    task = dataclasses.replace(TASK, id=1)
+    for _ in range(30):
+        planning.slots.assign([task])
+        planning.slots.begin()
+        planning.slots.end(task, 0.0001)
+    found = planning.survey(lane)
+
+    assert planning.planner.claims(found.due[DEFAULT], planning.slots, found.allowed)[lane] > CONCURRENCY
+    found = planning.survey(lane)
+    assert planning.planner.claims(found.due[DEFAULT], planning.slots, found.allowed, ahead=False)[lane] == CONCURRENCY

@@ -13,7 +13,7 @@ import pytest
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.dispatch.clock import WatchedClock
-from deferred_middleware.server.dispatch.result_writer import ResultWriter
+from deferred_middleware.server.dispatch.result_writer import MOST_UNSTORED, MOST_UNSTORED_SLOW, ResultWriter
 from deferred_middleware.server.dispatch.wake_up import WakeUp
 from deferred_middleware.server.store.records import ClaimedTask, Completion, Lane, NewTask
 from deferred_middleware.server.store.store import TaskStore
@@ -27,8 +27,12 @@ class TellingWriter(ResultWriter):
     """A writer that reports what happened to each result."""
 
     def __init__(self, store: TaskStore) -> None:
-        super().__init__(store, WakeUp(), WatchedClock(lambda *_: None))
+        super().__init__(store, WakeUp(), WatchedClock(lambda *_: None), self._note_stored)
+        self.room_then: list[int] = []
         self.told: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
+
+    def _note_stored(self) -> None:
+        self.room_then.append(self.room("default"))
 
     def _written(self, completion: Completion, stood: bool) -> None:
         super()._written(completion, stood)
@@ -71,9 +75,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """A store with claimed tasks."""
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A store with claimed tasks, on a fast disk."""
     with contextlib.closing(TaskStore(tmp_path / "tasks.sqlite", clock=lambda: NOW / 1e6)) as store:
+        monkeypatch.setattr(store, "commit_seconds", lambda: 0.001)
         yield World(store)
 
 
@@ -134,3 +139,39 @@ def test_a_closed_store_is_told_of(world: World) -> None:
     world.results.submit(completion(world.claimed[0]))
     world.results.submit(completion(world.claimed[1]))
     assert world.told(2) == {task.id: ServerError for task in world.claimed[:2]}
+
+
+def test_results_that_are_not_stored_are_counted(world: World) -> None:
+    """They are counted by service, until they are stored; who waits for that hears of it after the count."""
+    services = ("default", "other", "third")
+    other = completion(world.claimed[2])
+    with world.busy():
+        for task in world.claimed[:2]:
+            world.results.submit(completion(task))
+        world.results.submit(dataclasses.replace(other, attempt=dataclasses.replace(other.attempt, service="other")))
+        assert [world.results.room(service) - MOST_UNSTORED for service in services] == [-2, -1, 0]
+    world.told(3)
+    assert {world.results.room(service) for service in services} == {MOST_UNSTORED}
+    assert world.results.room_then == [MOST_UNSTORED]
+
+
+def test_a_result_that_can_not_be_written_is_not_stored(world: World) -> None:
+    """It is counted as long as it is kept in memory, and the disk counts as slow."""
+    world.results.submit(completion(world.claimed[0]))
+    world.told(1)
+    world.results.submit(unwritable(world.claimed[1]))
+    world.told(1)
+    assert world.results.room("default") == MOST_UNSTORED_SLOW - 1
+    (kept,) = world.results.take_unwritten()
+    world.results.submit_alone(dataclasses.replace(kept, retry_reason=""))
+    world.told(1)
+    assert world.results.room("default") == MOST_UNSTORED
+
+
+def test_the_disk_is_slow_if_a_commit_takes_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit of more than 50 ms makes it slow."""
+    seconds = 0.05
+    monkeypatch.setattr(world.store, "commit_seconds", lambda: seconds)
+    assert not world.results.is_slow()
+    seconds = 0.051
+    assert world.results.is_slow()

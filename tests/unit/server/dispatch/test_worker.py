@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import socket
 import threading
@@ -45,7 +46,7 @@ class Work:
         self.kill_reasons: list[str] = []
         service = Service(name="default", version="local", host="127.0.0.1", port=1, concurrency=concurrency)
         requests = TaskRequests()
-        self.slots = ServiceSlots(concurrency, Quarantine())
+        self.slots = ServiceSlots(concurrency, Quarantine(), lambda: math.inf)
         links = Links(
             requests=requests,
             destinations=Destinations(QueueRegistry(), ServiceDirectory([service])),

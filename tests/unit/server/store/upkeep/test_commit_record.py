@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -36,6 +37,30 @@ def test_stamps_only_grow(tmp_path: Path, connection: sqlite3.Connection) -> Non
         assert read_record(tmp_path / "record") == Recorded(stamp_usec=found[-1], wall_usec=3, tasks=7)
     stamps.close()
     assert found == [100, 101, 102, 200]
+
+
+def test_the_duration_of_commits_is_known(tmp_path: Path, connection: sqlite3.Connection) -> None:
+    """It is that of the last commit, or of the current one if that takes longer already; without any, infinity."""
+    now = 5.0
+    stamps = CommitStamps(
+        tmp_path / "record", last_usec=0, now_usec=lambda: 1, wall_usec=lambda: 3, elapsed=lambda: now
+    )
+    assert stamps.seconds == math.inf
+    stamps.write(connection)
+    now = 5.5
+    stamps.committed(7)
+    now = 6.0
+    assert stamps.seconds == 0.5
+    stamps.write(connection)
+    now = 6.25
+    assert stamps.seconds == 0.5
+    now = 7.0
+    assert stamps.seconds == 1.0
+    stamps.write(connection)
+    now = 7.25
+    stamps.committed(7)
+    assert stamps.seconds == 0.25
+    stamps.close()
 
 
 @pytest.mark.parametrize("slot", [0, 1])
