@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -230,29 +227,3 @@ def test_an_unsigned_call_of_a_stranger_does_not_run(make_server: Serve) -> None
     tasks = json.loads(server.command("tasks", "--json").stdout)["tasks"]
     assert {(task["state"], task["previous_response"]) for task in tasks} == {("failed", 403)}
     assert server.stop() == 0
-
-
-def test_the_image(tmp_path: Path) -> None:
-    """The command of the image answers its own health check, and ends cleanly when it is asked to."""
-    dockerfile = (ROOT / "examples" / "emulator" / "Dockerfile").read_text()
-    assert re.search(r"^USER emulator$", dockerfile, re.MULTILINE)
-    entry = json.loads(re.findall(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)[0])
-    check = json.loads(re.findall(r"CMD (\[.*?\])\n", dockerfile.replace("\\\n", ""))[0])
-    port = "18123"
-    command = [*entry, "--admin-port=0", f"--ready-file={tmp_path / 'ready.json'}"]
-    command = [port if part == "8123" else str(tmp_path / "data") if part == "/data" else part for part in command]
-    program = shutil.which("deferred-middleware", path=os.path.dirname(sys.executable))
-    runs = [program] if program else [sys.executable, "-m", "deferred_middleware"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([*runs, *command[1:]], cwd=tmp_path, env=environ, stdout=output, stderr=output)
-    try:
-        healthy = [part.replace("8123", port) for part in check]
-        while subprocess.run([sys.executable, *healthy[1:]], capture_output=True, check=False, timeout=30).returncode:
-            assert process.poll() is None, log.read_text()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()

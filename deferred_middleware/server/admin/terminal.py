@@ -59,7 +59,7 @@ def print_services(config: ServeConfig, running: RunningServer) -> None:
     cloud_tasks = ("(cloud tasks)", running.cloud_tasks, "answers the Cloud Tasks API")
     if config.emulate:
         _print_table([cloud_tasks, *rows, ("(admin)", running.admin, "answers commands")])
-        _print_exposure(config.host, "--host", "the Cloud Tasks API, which asks for no credentials,")
+        _print_exposure(config.host, "--host", "the Cloud Tasks API, which asks for no credentials")
         _print_exposure(config.admin_host, "--admin-host", "the admin server")
     else:
         _print_table([*rows, ("(admin)", running.admin, "answers the App Engine APIs"), cloud_tasks])
