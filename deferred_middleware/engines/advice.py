@@ -7,6 +7,7 @@ from typing import Final
 
 from deferred_middleware.config import metadata
 from deferred_middleware.config.process import current_settings
+from deferred_middleware.engines.location import EMULATOR_VARIABLE, emulator_address
 
 _QUEUE: Final = re.compile(r"projects/([^/]+)/locations/([^/]+)/queues/([^/]+)")
 _NOT_FOUND: Final = 5
@@ -37,6 +38,12 @@ def for_status(status: int, message: str, queue_path: str) -> str | None:
         return (
             f"Cloud Tasks has no queues of project {project} in {region}. Set LOCATION_ID to the region of the queues; "
             f"`gcloud tasks locations list --project={project}` lists the regions."
+        )
+    if status == _NOT_FOUND and emulator_address():
+        return (
+            f"the emulator at {emulator_address()} ({EMULATOR_VARIABLE}) has no queue {queue} in {region} "
+            f"(project {project}): start it with `deferred-middleware emulate --queue {queue_path}`, or have a client "
+            "call CreateQueue."
         )
     if status == _NOT_FOUND:
         return (

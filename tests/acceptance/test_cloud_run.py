@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,7 +75,7 @@ def container(
     log = tmp_path / "container.log"
     with log.open("wb") as written:
         process = subprocess.Popen(["sh", "-c", start_command()], cwd=EXAMPLE, env=own, stdout=written, stderr=written)
-    address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{own['PORT']}"
     cloud.hosts[URL] = address
     try:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -136,7 +137,7 @@ def test_the_deployment_with_a_key_runs_tasks(tmp_path: Path, cloud: CloudTasks,
 
         said = wait_for_greetings(address, 2)
 
-    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"], said
+    assert sorted(each.partition(" (")[0] for each in said) == ["hello, ann", "hello, bob"], said
     tasks = [request.task for _, request in cloud.calls]
     assert {task.http_request.oidc_token.service_account_email for task in tasks} == {ACCOUNT}
     assert {task.http_request.oidc_token.audience for task in tasks} == {URL}
@@ -202,7 +203,38 @@ def test_the_emulator_runs_the_deployments_tasks(tmp_path: Path, metadata: Metad
 
         said = wait_for_greetings(address, 2)
 
-    assert [each.partition(" (")[0] for each in said] == ["hello, ann", "hello, bob"], said
+    assert sorted(each.partition(" (")[0] for each in said) == ["hello, ann", "hello, bob"], said
+
+
+def test_the_commands_for_this_machine_run_tasks(tmp_path: Path, metadata: MetadataServer) -> None:
+    """The README's commands run the example with the emulator, and without the queue the error says how to make it."""
+    readme = (EXAMPLE / "README.rst").read_text()
+    options = re.findall(r"deferred-middleware emulate (--queue \S+)", readme)[0].replace(" ", "=")
+    exported = dict(pair.split("=", 1) for line in re.findall(r"export (.+)", readme)[:3] for pair in line.split())
+    assert f"--bind {exported['DEFERRED_SERVICE_URLS'].removeprefix('default=http://')}" in readme
+    emulator = Emulator(tmp_path, options)
+    cloud: Any = SimpleNamespace(address="", hosts={})
+    with contextlib.ExitStack() as stack:
+        stack.callback(emulator.discard)
+        emulator.start()
+        port = free_port()
+        addresses = {
+            "CLOUD_TASKS_EMULATOR_HOST": emulator.cloud_tasks,
+            "DEFERRED_SERVICE_URLS": f"default=http://127.0.0.1:{port}",
+            "PORT": str(port),
+            "K_SERVICE": "",
+        }
+        assert addresses.keys() - exported.keys() == {"PORT", "K_SERVICE"}
+        address = stack.enter_context(container(tmp_path, cloud, metadata, {**exported, **addresses, **KEYS}))
+
+        ask(address, "/greet/ann", b"")
+
+        assert wait_for_greetings(address, 1)[0].startswith("hello, ann (attempt 1 of ")
+        with python_client(emulator.cloud_tasks) as client:
+            client.delete_queue(name=f"{options.partition('=')[2]}")
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            ask(address, "/greet/bob", b"")
+    assert f"`deferred-middleware emulate {options.replace('=', ' ')}`" in (tmp_path / "container.log").read_text()
 
 
 def test_neither_key_nor_account_does_not_start(tmp_path: Path, cloud: CloudTasks, metadata: MetadataServer) -> None:

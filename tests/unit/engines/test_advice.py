@@ -34,6 +34,17 @@ def test_the_advice_names_the_command(status: int, message: str, expected: str) 
     assert expected in (advice.for_status(status, message, QUEUE) or "")
 
 
+def test_a_queue_of_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gcloud makes no queue in an emulator; its own command does."""
+    monkeypatch.setenv("CLOUD_TASKS_EMULATOR_HOST", "localhost:8123")
+
+    told = advice.for_status(5, "Queue does not exist.", QUEUE) or ""
+
+    assert "the emulator at localhost:8123" in told
+    assert f"`deferred-middleware emulate --queue {QUEUE}`" in told
+    assert "gcloud" not in told
+
+
 @pytest.mark.parametrize("status", [1, 2, 3, 4, 6, 8, 13, 14])
 def test_nothing_is_made_up(status: int) -> None:
     """Other answers have no advice."""
