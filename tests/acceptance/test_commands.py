@@ -265,8 +265,8 @@ def test_a_task_gets_another_eta(server: Server, recorder: Recorder) -> None:
 
     assert recorder.next() == {"ran": name}
     ok(server, "drain")
-    assert "Task 1 is not waiting to run, it is succeeded." in refused(server, 1, "reschedule", "1", "5min")
-    assert "'soon' is not a duration" in refused(server, 1, "reschedule", "1", "soon")
+    assert "Task 1 is not waiting to run: it has succeeded." in refused(server, 1, "reschedule", "1", "5min")
+    assert "'soon' is not a time" in refused(server, 1, "reschedule", "1", "soon")
 
 
 def test_a_task_is_moved_to_another_queue(serve: Serve, recorder: Recorder) -> None:
@@ -377,7 +377,7 @@ def test_what_can_not_be_done_is_one_sentence(server: Server) -> None:
     assert refused(server, 4, "drain", "nope") == "There is no queue 'nope'."
     assert refused(server, 4, "tasks", "--queue", "nope") == "There is no queue 'nope'; the queues are: default."
     assert refused(server, 1, "show", "mine") == "A task is given by its ID, such as 42, or as QUEUE/NAME; got 'mine'."
-    assert refused(server, 1, "retry", "1").startswith("Task 1 has not failed for good, it is ready")
+    assert refused(server, 1, "retry", "1").startswith("Task 1 has not failed for good: it waits to run")
     assert refused(server, 2, "retry") == "Name the tasks to retry, or give --all."
     assert refused(server, 2, "retry", "1", "--all") == "Name the tasks to retry, or give --all."
     assert refused(server, 2, "retry", "1", "--queue", "default") == "--queue can only be used with --all."

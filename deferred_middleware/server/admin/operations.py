@@ -26,6 +26,14 @@ ACTIONS: tuple[str, ...] = get_args(Action)
 """What can be done to several tasks."""
 
 _MATCHING_BATCH = 500
+_STANDS = {
+    "held": "its transaction is not committed yet",
+    "ready": "it waits to run",
+    "running": "it is running",
+    "succeeded": "it has succeeded",
+    "failed": "it has failed for good",
+    "gone": "it is gone",
+}
 
 
 class Operations(Reads):
@@ -249,7 +257,7 @@ class Operations(Reads):
         if state == "ready":
             return conflict("not-waiting", f"Task {task.id} belongs to a pull queue: it is leased and never run.")
         hint = "; retry it instead" if state == "failed" else ""
-        return conflict("not-waiting", f"Task {task.id} is not waiting to run, it is {state}{hint}.")
+        return conflict("not-waiting", f"Task {task.id} is not waiting to run: {_STANDS[state]}{hint}.")
 
     def _retry(self, task: StoredTask) -> dict[str, Any]:
         outcome = self.store.operations.retry(task.id)
@@ -258,7 +266,7 @@ class Operations(Reads):
         if outcome == "name taken":
             raise conflict("name-taken", f"A later task has the name of task {task.id}; delete one of them first.")
         hint = "; to start it at once, run it" if task.state == "ready" else ""
-        raise conflict("not-failed", f"Task {task.id} has not failed for good, it is {task.state}{hint}.")
+        raise conflict("not-failed", f"Task {task.id} has not failed for good: {_STANDS[task.state]}{hint}.")
 
     def _delete(self, task: StoredTask) -> dict[str, Any]:
         if not self.store.operations.delete([task.id]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from deferred_middleware.server.store.files import replacing
 
 SERVER_FILE = "server.json"
 """Name of the file in the data directory."""
+
+DEFAULT_DATA_DIR = Path(".deferred")
+"""Where commands look for a server, from their working directory."""
 
 _MAX_FILE_BYTES = 64 * 1024
 
@@ -105,6 +109,12 @@ def server_file(data_dir: Path) -> AddressFile:
 def content_of(server: RunningServer) -> dict[str, object]:
     """Return a server as the JSON that :func:`read_server_file` reads."""
     return asdict(server)
+
+
+def data_dir_option(data_dir: Path) -> str:
+    """Return what a command needs to find the server of a data directory; nothing for the usual one."""
+    is_usual = data_dir.absolute() == DEFAULT_DATA_DIR.absolute()
+    return "" if is_usual else f" --data-dir {shlex.quote(str(data_dir))}"
 
 
 def about(server: RunningServer, data_dir: Path) -> dict[str, object]:

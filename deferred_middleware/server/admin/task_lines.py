@@ -14,7 +14,6 @@ import datetime
 import logging
 import os
 import re
-import shlex
 import shutil
 import sys
 import threading
@@ -25,12 +24,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from deferred_middleware.errors.text import printable
+from deferred_middleware.server.admin.server_file import DEFAULT_DATA_DIR, data_dir_option
 from deferred_middleware.server.admin.terminal import print_escaped
 from deferred_middleware.server.admin.views import function_from_url
 from deferred_middleware.server.store.records import ClaimedTask, Completion
 from deferred_middleware.wire.protocol import POSTPONED
 
-DEFAULT_DATA_DIR = Path(".deferred")
 """The data directory that the commands use by default."""
 
 _GATHER_SECONDS = 0.05
@@ -86,8 +85,7 @@ class DeadLetterLog:
 
 def retry_command(task_id: int, data_dir: Path) -> str:
     """Return the command that retries a dead letter of the server with this data directory."""
-    option = "" if data_dir == DEFAULT_DATA_DIR else f" --data-dir {shlex.quote(str(data_dir))}"
-    return f"deferred-middleware retry {task_id}{option}"
+    return f"deferred-middleware retry {task_id}{data_dir_option(data_dir)}"
 
 
 class EndedAttempt(NamedTuple):

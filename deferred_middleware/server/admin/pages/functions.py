@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deferred_middleware.server.admin.operation_errors import bad
 from deferred_middleware.server.admin.web.charts import charts_of
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
@@ -32,8 +33,10 @@ def show_functions(tools: PageTools, request: PageRequest) -> Answer:
     if function:
         return Shown(template="function.html", values={**values, **_rename(figures.function(function, period))})
     order = request.given("order") or "attempts"
+    if order not in _ORDERS:
+        raise bad(f"order={order[:40]!r} is not an order; the orders are {', '.join(_ORDERS)}.")
     found = figures.functions(period)["functions"]
-    found.sort(key=lambda one: -(one[_ORDERS.get(order, "executed")] or 0))
+    found.sort(key=lambda one: -(one[_ORDERS[order]] or 0))
     queues = tools.operations.queue_names()
     return Shown(
         template="functions.html",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deferred_middleware.server.admin.operation_errors import bad
 from deferred_middleware.server.admin.web.requests import Answer, PageRequest, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route
 from deferred_middleware.server.admin.web.tools import PageTools
@@ -15,17 +16,19 @@ def show_datastore(tools: PageTools, request: PageRequest) -> Answer:
     namespace, kind, key = request.given("namespace"), request.given("kind"), request.given("key")
     if key:
         return Shown(template="entity.html", values={"entity": data.entity(key), "kind": kind})
-    offset = request.given("offset")
+    offset = request.given("offset") or "0"
+    if not (offset.isascii() and offset.isdecimal() and len(offset) < _MOST_DIGITS):
+        raise bad(f"offset={offset[:40]!r} is not a number of entities.")
     values = {
         **data.kinds(namespace),
         "kind": kind,
         "entities": [],
         "properties": [],
         "next_offset": None,
-        "offset": int(offset) if offset.isascii() and offset.isdecimal() and len(offset) < _MOST_DIGITS else 0,
+        "offset": int(offset),
     }
     if kind:
-        values.update(data.entities(kind, namespace, offset=int(str(values["offset"]))))
+        values.update(data.entities(kind, namespace, offset=int(offset)))
     return Shown(template="datastore.html", values=values)
 
 

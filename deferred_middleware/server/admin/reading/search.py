@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
-from deferred_middleware.server.admin.operation_errors import bad
+from deferred_middleware.server.admin.operation_errors import OperationError, bad
 from deferred_middleware.server.store.listing.filters import Destination, TaskFilter
 from deferred_middleware.server.store.queries import Waiting
 from deferred_middleware.server.store.records import State
@@ -97,9 +97,9 @@ def moment_in(text: str) -> int:
     Raises :class:`OperationError` for anything else.
     """
     text = text.strip()
-    if "-" not in text:
-        return int((time.time() + _seconds("ETA", text)) * 1e6)
     try:
+        if "-" not in text:
+            return int((time.time() + _seconds("ETA", text)) * 1e6)
         return int(datetime.datetime.fromisoformat(text).timestamp() * 1e6)
-    except (ValueError, OverflowError, OSError):
+    except (OperationError, ValueError, OverflowError, OSError):
         raise bad(f"{text[:40]!r} is not a time, such as 10min, 2h or 2026-12-24 18:00.") from None

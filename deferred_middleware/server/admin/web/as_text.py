@@ -7,7 +7,10 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from deferred_middleware.server.admin.server_file import DEFAULT_DATA_DIR, data_dir_option
 
 _LITERALS = frozenset({"True", "False", "None"})
 _IDENTIFIER = re.compile(r"[^0-9A-Za-z_]+")
@@ -25,10 +28,11 @@ class Copyable:
 
 def copyables(task: Mapping[str, Any], about: Mapping[str, object]) -> list[Copyable]:
     """Return the texts for a task, given as ``show`` has it."""
-    return [_command(task), _pytest(task), _curl(task, about)]
+    option = data_dir_option(Path(str(about.get("data_dir", DEFAULT_DATA_DIR))))
+    return [_command(task, option), _pytest(task), _curl(task, about)]
 
 
-def _command(task: Mapping[str, Any]) -> Copyable:
+def _command(task: Mapping[str, Any], option: str) -> Copyable:
     """Return the command that enqueues the same call again, or one that shows the task."""
     payload, function = task["payload"], str(task["function"] or "")
     module, _, name = function.partition("/")
@@ -38,11 +42,12 @@ def _command(task: Mapping[str, Any]) -> Copyable:
         return Copyable(
             key="command",
             title="Command",
-            text=f"deferred-middleware show {task['id']}",
+            text=f"deferred-middleware show {task['id']}{option}",
             note="The call has arguments that a command can't have.",
         )
-    words = ["deferred-middleware", "call", "--queue", str(task["queue"]), f"{module}:{name}", *arguments]
-    return Copyable(key="command", title="Command", text=shlex.join(words), note="Enqueues the same call again.")
+    words = shlex.join(["--queue", str(task["queue"]), f"{module}:{name}", *arguments])
+    text = f"deferred-middleware call{option} {words}"
+    return Copyable(key="command", title="Command", text=text, note="Enqueues the same call again.")
 
 
 def _pytest(task: Mapping[str, Any]) -> Copyable:

@@ -12,11 +12,13 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from deferred_middleware.errors import ServerError
 from deferred_middleware.server.admin.operation_errors import OperationError
+from deferred_middleware.server.admin.server_file import data_dir_option
 from deferred_middleware.server.admin.web.rendering import STATIC_PREFIX, Renderer
 from deferred_middleware.server.admin.web.requests import FORM_TOKEN, Answer, PageRequest, Redirected, Sent, Shown
 from deferred_middleware.server.admin.web.routes import MenuEntry, Route, find_route
@@ -58,6 +60,7 @@ class Site:
         self._renderer = Renderer()
         self._visitors = visitors
         self._form_token = form_token
+        self._data_dir_option = data_dir_option(Path(str(tools.operations.about["data_dir"])))
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request with a page."""
@@ -151,6 +154,7 @@ class Site:
             "form_token_name": FORM_TOKEN,
             "read_only": operations.read_only,
             "about": operations.about,
+            "data_dir_option": self._data_dir_option,
         }
 
 

@@ -281,7 +281,8 @@ def test_a_failed_task_is_retried(api: Api) -> None:
     task_id = api.add()
     assert api.ask("POST", f"/tasks/{task_id}/retry")[0] == 409
     api.finish(task_id, "failed")
-    assert api.ask("POST", f"/tasks/{task_id}/run")[1]["error"]["message"].endswith("it is failed; retry it instead.")
+    problem = api.ask("POST", f"/tasks/{task_id}/run")[1]["error"]["message"]
+    assert problem.endswith("it has failed for good; retry it instead.")
     assert api.post(f"/tasks/{task_id}/retry") == {"task": task_id, "done": "retry"}
     assert api.store.queries.counts() == {"default": {"ready": 1}}
     assert api.woken == 1

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from deferred_middleware.server.admin import task_lines
+from deferred_middleware.server.admin.server_file import DEFAULT_DATA_DIR
 from deferred_middleware.server.admin.task_lines import (
-    DEFAULT_DATA_DIR,
     DeadLetterLog,
     EndedAttempt,
     LineFormat,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
-from tests.support.visiting import Visitor
+from deferred_middleware.server.admin.pages.all_pages import make_site
+from deferred_middleware.server.admin.web.tools import PageTools
+from deferred_middleware.server.admin.web.visitors import Visitors
+from tests.support.visiting import FORM_TOKEN, RUN_TOKEN, Visitor
 
 
 @pytest.mark.parametrize("theme", ["light", "dark", "auto"])
@@ -64,3 +68,22 @@ def test_the_stream_has_the_type_that_browsers_want(visitor: Visitor) -> None:
     assert page.header("Content-Type") == "text/event-stream"
     assert page.header("Cache-Control") == "no-store"
     assert page.html.startswith("retry: ")
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "option"),
+    [
+        (str(Path(".deferred").absolute()), ""),
+        (".deferred", ""),
+        ("/tmp/my data", " --data-dir '/tmp/my data'"),
+    ],
+)
+def test_each_command_finds_the_server(visitor: Visitor, data_dir: str, option: str) -> None:
+    """If the server's data directory is not the usual one, the commands beside the buttons name it."""
+    visitor.operations.about["data_dir"] = data_dir
+    tools = PageTools(operations=visitor.operations, live=visitor.live, reports=visitor.reports)
+    visitor.site = make_site(tools, Visitors(RUN_TOKEN), form_token=FORM_TOKEN)
+    visitor.add()
+
+    assert visitor.get("/").button("Pause default").command == f"deferred-middleware pause default{option}"
+    assert visitor.get("/tasks/1").button("Run now").command == f"deferred-middleware run 1{option}"

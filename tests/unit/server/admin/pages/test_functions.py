@@ -38,7 +38,7 @@ def test_pages_without_tasks_are_small(visitor: Visitor) -> None:
     assert "Nothing has run" in page.text
 
 
-@pytest.mark.parametrize("query", ["period=year", "queue=nothing", "function=nothing", "period=%00"])
+@pytest.mark.parametrize("query", ["period=year", "queue=nothing", "function=nothing", "period=%00", "order=name"])
 def test_wrong_questions_get_a_sentence(visitor: Visitor, query: str) -> None:
     """Parameters that mean nothing are problems, not tracebacks."""
     assert visitor.ask("GET", f"/functions?{query}").status in (400, 404)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.appengine.api import memcache
 
 from deferred_middleware.server.admin.reports.sdk_data import DataReports
 from tests.support.visiting import Visitor
@@ -26,11 +27,13 @@ def test_entities_are_shown(visitor: Visitor, data: DataReports) -> None:
     assert "<script>alert(1)</script>" in page.text
 
 
-@pytest.mark.parametrize("query", ["kind=Nothing", "key=x", "kind=Nothing&offset=99999"])
+@pytest.mark.parametrize("query", ["kind=Nothing", "key=x", "kind=Nothing&offset=99999", "offset=abc", "offset=-1"])
 def test_what_is_not_there_gets_a_sentence(visitor: Visitor, data: DataReports, query: str) -> None:
     """Unknown kinds, keys and pages are problems, not tracebacks."""
     visitor.reports.data = data
     assert visitor.ask("GET", f"/datastore?{query}").status in (400, 404)
+    # Looking for a kind does not make it.
+    assert "The datastore is empty" in visitor.get("/datastore").text
 
 
 def test_memcache_is_shown(visitor: Visitor, data: DataReports, stub_map: Any) -> None:
@@ -38,3 +41,8 @@ def test_memcache_is_shown(visitor: Visitor, data: DataReports, stub_map: Any) -
     visitor.reports.data = data
     assert "Memcache is empty" in visitor.get("/memcache").text
     assert "No key begins so" in visitor.get("/memcache?prefix=x").text
+    memcache.set("words", ["<b>", 7])
+    memcache.set("text", "plain")
+    page = visitor.get("/memcache")
+    assert "['<b>', 7]" in page.text
+    assert "plain" in page.text

@@ -107,7 +107,7 @@ def test_a_dead_letter_is_retried(visitor: Visitor) -> None:
     assert f"Task {task_id} is tried again." in again.text
     stale = visitor.press(page, "Retry")
     assert stale.status == 409
-    assert f"Task {task_id} has not failed for good, it is ready" in stale.text
+    assert f"Task {task_id} has not failed for good: it waits to run" in stale.text
 
 
 @pytest.mark.parametrize("action", ["Run now", "Delete"])

@@ -29,7 +29,7 @@ def test_the_command_enqueues_the_call_again() -> None:
     words = shlex.split(texts(task(["1", "'it''s; rm -rf'"], {"note": "'a b'"}))["command"])
 
     assert words == [
-        *("deferred-middleware", "call", "--queue", "mail", "shop:charge"),
+        *("deferred-middleware", "call", "--data-dir", "/tmp/my data", "--queue", "mail", "shop:charge"),
         *("1", "'it''s; rm -rf'", "note='a b'"),
     ]
 
@@ -37,7 +37,7 @@ def test_the_command_enqueues_the_call_again() -> None:
 @pytest.mark.parametrize("argument", ["datetime.date(2026, 1, 1)", "<a file>", "'long'… (5,000 characters)"])
 def test_a_call_that_is_no_literal_has_another_command(argument: str) -> None:
     """The command shows the task if it can't make the call."""
-    assert texts(task([argument]))["command"] == "deferred-middleware show 7"
+    assert texts(task([argument]))["command"] == "deferred-middleware show 7 --data-dir '/tmp/my data'"
 
 
 def test_the_test_runs() -> None:
