@@ -60,7 +60,8 @@ TRACE_HEADERS: Final = ("traceparent", "tracestate")
 # Our own headers.
 OUR_HEADER_PREFIX: Final = "X-Deferred-"
 SIGNATURE_HEADER: Final = "X-Deferred-Signature"
-"""Request header: see :mod:`deferred_middleware.wire.signature`. It covers all our other request headers."""
+"""Request header: proves that the app enqueued the task, and covers the other headers of this kind
+(:mod:`deferred_middleware.wire.signature`)."""
 OUTCOME_HEADER: Final = "X-Deferred-Outcome"
 """Response header: the outcome of a task if the status does not show it, such as ``permanent-failure`` with 200."""
 PERMANENT_FAILURE: Final = "permanent-failure"
@@ -93,15 +94,15 @@ REDACTED_HEADER: Final = "X-Deferred-Redacted"
 """Request header: ``1`` on a task whose function redacts arguments. Its payload must not be logged, even by a version
 that can't read it."""
 SERVER_TOKEN_HEADER: Final = "X-Deferred-Server-Token"
-"""Request header that proves to an app process that the local server's queue process sent the request, such as that of
-a cron job; the app process removes it."""
+"""Request header: proves to an app process that the local server's queue process sent the request, such as that of a
+cron job; the app process removes it."""
 LOGIN_PATH: Final = "/_ah/login"
 """The path of the local server's login page, as in dev_appserver."""
 
 LOCAL_SERVER_ENVIRON_KEY: Final = "deferred_middleware.local_server"
 """The WSGI environ key that is true on requests from the local server's queue process."""
 ADMIN_TOKEN_HEADER: Final = "X-Deferred-Admin-Token"
-"""Request header with which a command or a page proves to the local server that it may read and change tasks."""
+"""Request header: proves to the local server that a command or a page may read and change tasks."""
 
 TASK_QUEUE_IP: Final = "0.1.0.2"
 """The value that the platform sets for the user's IP in the request of a task [push]."""
