@@ -280,9 +280,13 @@ def _keys_of_process() -> tuple[SecretKey, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a process; the table in this module describes each of them.
+    """The settings of a process.
 
-    Raises :class:`SettingsError` for a value that is not accepted.
+    Each field is named as its environment variable, in lower case and without ``DEFERRED_``: ``background_module`` is
+    ``DEFERRED_BACKGROUND_MODULE``. The manual's page of settings describes all of them, with their units.
+
+    Raises:
+        SettingsError: a value is not accepted.
     """
 
     engine: Literal["app-engine", "cloud-tasks"] | None = None

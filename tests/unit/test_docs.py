@@ -61,6 +61,30 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(deferred_middleware, name))
 
 
+FUNCTIONS = [name for name in deferred_middleware.__all__ if inspect.isfunction(getattr(deferred_middleware, name))]
+RAISE_NOTHING = {"current_task", "log_as_retried"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_says_its_types_and_errors(name: str) -> None:
+    """Each parameter and the result have a type, and the docstring lists what the function raises."""
+    function = getattr(deferred_middleware, name)
+    signature = inspect.signature(function)
+
+    untyped = [each.name for each in signature.parameters.values() if each.annotation is inspect.Parameter.empty]
+    assert untyped == []
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert name in RAISE_NOTHING or "Raises:" in (inspect.getdoc(function) or "")
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.variable)
+def test_a_field_of_the_settings_is_named_as_its_variable(row: object) -> None:
+    """The docstring of Settings says how a field and its variable are named."""
+    found = next(each for each in TABLE if each is row)
+
+    assert found.variable == f"DEFERRED_{found.field.upper()}"
+
+
 @pytest.mark.parametrize("option", _CHECKS)
 def test_every_option_is_documented(option: str) -> None:
     """README, the enqueue page and the docstring of defer name each option."""
