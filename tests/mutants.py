@@ -3,7 +3,7 @@
 Cosmic Ray (https://cosmic-ray.readthedocs.io) makes the mutants. This program takes a sample of them, runs the tests of
 the mutated module on each, and writes ``tests/mutants.rst``. A mutant that no test notices either shows a test that is
 missing, or it behaves as the original: ``tests/mutants.json`` says why for each of those. At least 95 % of the others
-have to be noticed.
+have to be noticed. ``make mutants`` tries all subjects; ``tests/mutants.py --write store`` only renews that row.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import ast
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
+import pickle
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,12 +31,17 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 UNCHANGED: Final = ROOT / "tests" / "mutants.json"
+RESULTS: Final = ROOT / "tests" / "mutants_results.json"
+"""The last result of each subject, which the page shows."""
 REPORT: Final = ROOT / "tests" / "mutants.rst"
 BAR: Final = 0.95
 SEED: Final = 14
 SAMPLE: Final = 40
 """The number of mutants of each subject."""
-SLACK_SECONDS: Final = 30
+TEST_SECONDS: Final = 120
+"""How long one test may run. On a quiet machine the slowest takes a few seconds."""
+SLACK_SECONDS: Final = 60
+HUNG: Final = "the tests don't end"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,20 +142,23 @@ def behaviour(source: str) -> str:
 def mutants_of(subject: str, path: Path) -> Iterator[Mutant]:
     """Yield the mutants of a module that differ from it at run time."""
     from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.mutating import MutationVisitor
     from cosmic_ray.plugins import get_operator, operator_names
 
     source = path.read_text()
     original, seen = behaviour(source), set()
+    tree = get_ast(source)
+    nodes = list(ast_nodes(tree))
+    pickled = pickle.dumps(tree)  # each mutant needs a tree of its own, and parsing takes five times as long
     for name in sorted(operator_names()):
         kind = get_operator(name)
         if kind.arguments():
             continue  # operators that need to be told what to do
         operator = kind()
-        count = sum(len(list(operator.mutation_positions(node))) for node in ast_nodes(get_ast(source)))
+        count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
         for occurrence in range(count):
-            changed = mutate_code(source, operator, occurrence)
-            if changed is None or changed in seen:
+            changed = MutationVisitor(occurrence, operator).walk(pickle.loads(pickled)).get_code()
+            if changed in seen or changed == source:
                 continue
             seen.add(changed)
             try:
@@ -176,6 +188,42 @@ def sample_of(subject: str, size: int, seed: int) -> tuple[list[Mutant], int]:
     return sorted(chosen, key=lambda mutant: (mutant.module, mutant.line)), len(mutants)
 
 
+_FORKS: Final = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "google.appengine.ext.testbed",
+        "google.cloud.ndb",
+        "google.cloud.tasks_v2",
+        "google.cloud.tasks_v2beta3",
+        "hypothesis.stateful",
+        "jinja2",
+        "requests",
+        "ruamel.yaml",
+        "waitress",
+        "webob",
+    ]
+)
+"""The processes of the tests come from one that has imported these: importing them is half of a short run's time."""
+
+
+def _run_tests(copy: Path, tests: Sequence[str], output: str) -> None:
+    os.setsid()
+    file = os.open(output, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[0] = str(copy)
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:randomly", "--hypothesis-seed=0"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of the modules above
+    options += ["-o", f"faulthandler_timeout={TEST_SECONDS}", "-o", "faulthandler_exit_on_timeout=true"]
+    status = int(pytest.main([*options, *tests]))
+    sys.stdout.flush()
+    os._exit(status)  # threads that a test leaves behind would keep the process
+
+
 class Copies:
     """Copies of the repository, so that several mutants are tested at once and the work tree stays as it is."""
 
@@ -193,34 +241,39 @@ class Copies:
                     shutil.copy2(ROOT / name, copy / name)
             self._free.put(copy)
 
-    def is_noticed(self, mutant: Mutant | None, tests: Sequence[str], seconds: float) -> bool:
-        """Run the tests on a mutant, or on the original; tell whether they fail, or don't end."""
+    def what_notices(self, mutant: Mutant | None, tests: Sequence[str], seconds: float) -> str | None:
+        """Run the tests on a mutant, or on the original. Return the first that fails; None if all pass."""
         copy = self._free.get()
-        path = copy / "deferred_middleware" / mutant.module if mutant is not None else None
         try:
-            if path is not None and mutant is not None:
+            if mutant is None:
+                return self._run(copy, tests, seconds)
+            path = copy / "deferred_middleware" / mutant.module
+            original = path.read_text()
+            try:
                 self._write(path, mutant.source)
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "--hypothesis-seed=0", *tests]
-            with subprocess.Popen(
-                command,
-                cwd=copy,
-                env={**os.environ, "PYTHONPATH": str(copy)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            ) as run:
-                try:
-                    output, _ = run.communicate(timeout=seconds)
-                except subprocess.TimeoutExpired:
-                    os.killpg(run.pid, 9)
-                    return True
-            if mutant is None and run.returncode:
-                sys.exit(output.decode())
-            return run.returncode != 0
+                return self._run(copy, tests, seconds)
+            finally:
+                self._write(path, original)
         finally:
-            if path is not None:
-                self._write(path, (ROOT / path.relative_to(copy)).read_text())
             self._free.put(copy)
+
+    def _run(self, copy: Path, tests: Sequence[str], seconds: float) -> str | None:
+        # A file, because a process that a test leaves behind keeps a pipe open.
+        with tempfile.NamedTemporaryFile() as written:
+            run = _FORKS.Process(target=_run_tests, args=(copy, tests, written.name))
+            run.start()
+            run.join(seconds)
+            hung = run.is_alive()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid or 0, signal.SIGKILL)
+            run.join()
+            output = Path(written.name).read_text(errors="replace")
+        if not run.exitcode:
+            return None
+        if hung or ("Timeout (" in output and " failed" not in output):
+            return HUNG
+        failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
+        return failed[-1] if failed else output[-2000:]
 
     def _write(self, path: Path, source: str) -> None:
         path.write_text(source)
@@ -237,8 +290,9 @@ class Tally:
     all: int
     sampled: int = 0
     noticed: int = 0
-    unchanged: list[tuple[Mutant, str]] = dataclasses.field(default_factory=list)
-    unnoticed: list[Mutant] = dataclasses.field(default_factory=list)
+    unchanged: list[str] = dataclasses.field(default_factory=list)
+    unnoticed: list[str] = dataclasses.field(default_factory=list)
+    """The keys of the mutants."""
 
     @property
     def share(self) -> float:
@@ -250,28 +304,47 @@ def try_mutants(subject: str, copies: Copies, processes: int, size: int, seed: i
     """Test a sample of a subject's mutants."""
     sample, count = sample_of(subject, size, seed)
     tally = Tally(subject=subject, all=count, sampled=len(sample))
-    folder = ROOT / "tests" / "unit"
-    tests = [
-        str(path.relative_to(ROOT)) for pattern in SUBJECTS[subject].tests for path in sorted(folder.glob(pattern))
-    ]
-    started = time.monotonic()
-    copies.is_noticed(None, tests, 900)
-    seconds = 3 * (time.monotonic() - started) + SLACK_SECONDS
+    seconds = 3 * _seconds_of_original(copies, files_of(subject)) + SLACK_SECONDS
+    tally.unchanged = [mutant.key for mutant in sample if mutant.key in known]
     to_try = [mutant for mutant in sample if mutant.key not in known]
-    tally.unchanged = [(mutant, known[mutant.key]) for mutant in sample if mutant.key in known]
+
+    def notice(mutant: Mutant) -> str | None:
+        tests = files_of(subject, mutant.module)
+        noticed = copies.what_notices(mutant, tests, seconds)
+        if noticed == HUNG:  # or the machine has become slower
+            noticed = copies.what_notices(mutant, tests, 3 * _seconds_of_original(copies, tests) + SLACK_SECONDS)
+        return noticed
+
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        for mutant, noticed in zip(
-            to_try, pool.map(lambda mutant: copies.is_noticed(mutant, tests, seconds), to_try), strict=True
-        ):
-            if noticed:
+        for mutant, noticed in zip(to_try, pool.map(notice, to_try), strict=True):
+            print(f"{mutant.module}:{mutant.line}\n- {mutant.before}\n+ {mutant.after}\n{noticed or 'NOT NOTICED'}\n")
+            sys.stdout.flush()
+            if noticed is not None:
                 tally.noticed += 1
             else:
-                tally.unnoticed.append(mutant)
-                print(f"not noticed: {mutant.module}:{mutant.line}\n- {mutant.before}\n+ {mutant.after}", flush=True)
+                tally.unnoticed.append(mutant.key)
     return tally
 
 
-def report(tallies: Sequence[Tally], seed: int) -> str:
+def _seconds_of_original(copies: Copies, tests: Sequence[str]) -> float:
+    started = time.monotonic()
+    noticed = copies.what_notices(None, tests, 1800)
+    if noticed is not None:
+        sys.exit(f"The tests fail without a mutant: {noticed}")
+    return time.monotonic() - started
+
+
+def files_of(subject: str, module: str = "") -> list[str]:
+    """Return the test files of a subject: first those with the module's name."""
+    folder = ROOT / "tests" / "unit"
+    paths = [path for pattern in SUBJECTS[subject].tests for path in sorted(folder.glob(pattern))]
+    name = f"test_{Path(module).stem}"
+    own = [path for path in paths if path.name.startswith(name)]
+    own += [path for parent in paths if parent.is_dir() for path in sorted(parent.rglob(f"{name}*.py"))]
+    return [str(path.relative_to(ROOT)) for path in dict.fromkeys([*own, *paths])]
+
+
+def report(tallies: Sequence[Tally], seed: int, known: dict[str, str]) -> str:
     """Return the results as a page."""
     rows = [
         (
@@ -308,15 +381,17 @@ def report(tallies: Sequence[Tally], seed: int) -> str:
         *table,
         "",
     ]
-    for title, mutants in (
-        ("Not noticed", [(mutant, "") for tally in tallies for mutant in tally.unnoticed]),
-        ("As before", [pair for tally in tallies for pair in tally.unchanged]),
+    for title, keys in (
+        ("Not noticed", [key for tally in tallies for key in tally.unnoticed]),
+        ("As before", [key for tally in tallies for key in tally.unchanged]),
     ):
-        if mutants:
+        if keys:
             lines += [title, "-" * len(title), ""]
-        for mutant, why in mutants:
-            lines += [f"``{mutant.module}``{': ' + why if why else ''}", "", "::", ""]
-            lines += [f"    - {mutant.before.strip()}", f"    + {mutant.after.strip()}", ""]
+        for key in keys:
+            module, _, change = key.partition(": ")
+            before, _, after = change.partition(" => ")
+            lines += [f"``{module}``{': ' + known[key] if key in known else ''}", "", "::", ""]
+            lines += [f"    - {before}".rstrip(), f"    + {after}".rstrip(), ""]
     return "\n".join(lines)
 
 
@@ -327,20 +402,27 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=SAMPLE, help="how many mutants of each subject")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="write tests/mutants.rst")
+    parser.add_argument("--write", action="store_true", help="write the results into tests/mutants.rst")
     arguments = parser.parse_args()
     known = json.loads(UNCHANGED.read_text())
-    tallies = []
+    tallies = {}
     with tempfile.TemporaryDirectory() as folder:
         copies = Copies(Path(folder), arguments.processes)
         for subject in arguments.subjects:
             tally = try_mutants(subject, copies, arguments.processes, arguments.sample, arguments.seed, known)
             print(f"{subject}: {tally.noticed} noticed, {len(tally.unnoticed)} not", flush=True)
-            tallies.append(tally)
+            tallies[subject] = tally
+    earlier = {name: Tally(subject=name, **result) for name, result in json.loads(RESULTS.read_text()).items()}
+    shown = [(earlier | tallies)[subject] for subject in SUBJECTS if subject in earlier | tallies]
+    text = report(shown, arguments.seed, known)
     if arguments.write:
-        REPORT.write_text(report(tallies, arguments.seed))
-    print(report(tallies, arguments.seed))
-    return int(any(tally.share < BAR for tally in tallies))
+        REPORT.write_text(text)
+        results = {tally.subject: dataclasses.asdict(tally) for tally in shown}
+        for result in results.values():
+            del result["subject"]
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    print(text)
+    return int(any(tallies[subject].share < BAR for subject in arguments.subjects))
 
 
 if __name__ == "__main__":
