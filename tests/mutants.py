@@ -68,7 +68,12 @@ SUBJECTS: Final = {
     ),
     "allow-list": Subject(
         modules=("calls/allowlist.py",),
-        tests=("calls/test_allowlist.py", "calls/test_payload.py", "calls/test_any_callable.py"),
+        tests=(
+            "calls/test_allowlist.py",
+            "calls/test_references_proxies.py",
+            "calls/test_payload.py",
+            "calls/test_any_callable.py",
+        ),
     ),
     "pickle walk": Subject(
         modules=("wire/pickle_tree.py",),
@@ -300,13 +305,19 @@ class Tally:
         return self.noticed / max(1, self.noticed + len(self.unnoticed))
 
 
-def try_mutants(subject: str, copies: Copies, processes: int, size: int, seed: int, known: dict[str, str]) -> Tally:
-    """Test a sample of a subject's mutants."""
+def try_mutants(
+    subject: str, copies: Copies, processes: int, size: int, seed: int, known: dict[str, str], before: Tally | None
+) -> Tally:
+    """Test a sample of a subject's mutants, or only those of it that weren't noticed ``before``."""
     sample, count = sample_of(subject, size, seed)
     tally = Tally(subject=subject, all=count, sampled=len(sample))
     seconds = 3 * _seconds_of_original(copies, files_of(subject)) + SLACK_SECONDS
     tally.unchanged = [mutant.key for mutant in sample if mutant.key in known]
     to_try = [mutant for mutant in sample if mutant.key not in known]
+    if before is not None:
+        count = len(to_try)
+        to_try = [mutant for mutant in to_try if mutant.key in before.unnoticed]
+        tally.noticed = count - len(to_try)
 
     def notice(mutant: Mutant) -> str | None:
         tests = files_of(subject, mutant.module)
@@ -395,6 +406,11 @@ def report(tallies: Sequence[Tally], seed: int, known: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def read_results() -> dict[str, Tally]:
+    """Return the last results."""
+    return {name: Tally(subject=name, **result) for name, result in json.loads(RESULTS.read_text()).items()}
+
+
 def main() -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description="See whether the tests notice changes of the code.")
@@ -402,6 +418,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=SAMPLE, help="how many mutants of each subject")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="only try those that weren't noticed the last time")
     parser.add_argument("--write", action="store_true", help="write the results into tests/mutants.rst")
     arguments = parser.parse_args()
     known = json.loads(UNCHANGED.read_text())
@@ -409,11 +426,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copies = Copies(Path(folder), arguments.processes)
         for subject in arguments.subjects:
-            tally = try_mutants(subject, copies, arguments.processes, arguments.sample, arguments.seed, known)
+            before = read_results()[subject] if arguments.again else None
+            tally = try_mutants(subject, copies, arguments.processes, arguments.sample, arguments.seed, known, before)
             print(f"{subject}: {tally.noticed} noticed, {len(tally.unnoticed)} not", flush=True)
             tallies[subject] = tally
-    earlier = {name: Tally(subject=name, **result) for name, result in json.loads(RESULTS.read_text()).items()}
-    shown = [(earlier | tallies)[subject] for subject in SUBJECTS if subject in earlier | tallies]
+    tallies = read_results() | tallies
+    shown = [tallies[subject] for subject in SUBJECTS if subject in tallies]
     text = report(shown, arguments.seed, known)
     if arguments.write:
         REPORT.write_text(text)
