@@ -392,6 +392,8 @@ def report(tallies: Sequence[Tally], seed: int, known: dict[str, str]) -> str:
         *table,
         "",
     ]
+    if missing := [subject for subject in SUBJECTS if all(tally.subject != subject for tally in tallies)]:
+        lines += [f"Not measured yet: {', '.join(missing)}.", ""]
     for title, keys in (
         ("Not noticed", [key for tally in tallies for key in tally.unnoticed]),
         ("As before", [key for tally in tallies for key in tally.unchanged]),
