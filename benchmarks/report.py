@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,13 @@ def _goals(goals: list[Goal]) -> str:
 
 
 def _cells(rows: list[Any]) -> list[str]:
-    return [f"   {'*' if place == 0 else ' '} - {cell}".rstrip() for cells in rows for place, cell in enumerate(cells)]
+    lines = []
+    for cells in rows:
+        for place, cell in enumerate(cells):
+            first = f"   {'*' if place == 0 else ' '} - "
+            wrapped = textwrap.wrap(cell, 100, initial_indent=first, subsequent_indent=" " * 7, break_on_hyphens=False)
+            lines += wrapped or [first.rstrip()]
+    return lines
 
 
 if __name__ == "__main__":
