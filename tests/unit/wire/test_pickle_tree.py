@@ -265,6 +265,7 @@ def test_what_pickle_writes_outside_of_frames_is_read(dumps: Any, value: object,
 
 
 FRAME_OF_4 = b"\x80\x04\x95\x04\0\0\0\0\0\0\0"
+FRAME_OF_13 = b"\x80\x04\x95\x0d\0\0\0\0\0\0\0"
 
 
 @pytest.mark.parametrize(
@@ -279,6 +280,8 @@ FRAME_OF_4 = b"\x80\x04\x95\x04\0\0\0\0\0\0\0"
         (FRAME_OF_4 + b"NN" + FRAME_OF_4[2:] + b"NNN.", "a frame starts inside a frame"),
         (FRAME_OF_4 + b"NN00" + FRAME_OF_4[2:] + b"N0N.", None),
         (FRAME_OF_4 + b"NN00" + FRAME_OF_4[2:] + b"N0.", "a frame ends after the end of the pickle"),
+        (FRAME_OF_13 + b"NN00" + FRAME_OF_4[2:] + b"N0N.", None),
+        (FRAME_OF_13 + b"NN0" + FRAME_OF_4[2:] + b"0NN.", "a frame starts inside a frame"),
     ],
 )
 def test_the_borders_of_frames_are_exact(data: bytes, problem: str | None) -> None:
