@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
@@ -101,7 +102,8 @@ class Ours(Contender):
         os.environ.setdefault("DEFERRED_SECRET_KEYS", secrets.token_urlsafe(48))
         self.launch(sys.executable, "-m", "deferred_middleware", "serve", "local_queue_app:app", *options)
         wait_for(ready.exists)
-        self._address = json.loads(ready.read_text())["services"]["default"]
+        told = json.loads(ready.read_text())
+        self._address, self._admin = told["services"]["default"], told["admin"]
         with urllib.request.urlopen(self._address) as response:
             environ = json.load(response)
         for name, value in environ.items():
@@ -111,7 +113,7 @@ class Ours(Contender):
         # The package reads the environment when it is imported.
         self._client: Any = importlib.import_module("local_queue_client")
         self._client.connect()
-        self._command("pause")
+        self.pause()
 
     def add(self, count: int) -> None:
         """Enqueue with ``defer``."""
@@ -129,6 +131,15 @@ class Ours(Contender):
     def ping(self) -> None:
         """Enqueue with ``defer``."""
         self._client.ping_once()
+
+    def pause(self) -> None:
+        """Pause the queue."""
+        self._command("pause")
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Return where the app and the queue process accept connections."""
+        urls = [urllib.parse.urlsplit(url) for url in (self._address, self._admin)]
+        return [(url.hostname or "", url.port or 0) for url in urls]
 
     def bare(self, count: int) -> float:
         """Return how many requests per second the bare app answers over HTTP, as to any client."""
