@@ -88,7 +88,7 @@ def test_an_edit_of_queue_yaml_is_previewed(site: Site, open_page: OpenPage, wit
     page.get_by_label("A text of queue.yaml").fill("queue:\n- name: mail\n  rate: 1/m\n- name: new\n")
     page.get_by_role("button", name="Preview").click()
     expect(page.locator("#preview")).to_contain_text("Queue new is new.")
-    expect(page.locator("#preview")).to_contain_text("Queue mail: rate from 100/s to 0.0166667/s.")
+    expect(page.locator("#preview")).to_contain_text("Queue mail: rate from 100/s to 1/m.")
     page.get_by_label("A text of queue.yaml").fill("queue:\n- name: mail\n  rate: fast\n")
     page.get_by_role("button", name="Preview").click()
     expect(page.locator("#preview")).to_contain_text("The file is wrong in line 3.")

@@ -120,9 +120,11 @@ def _limited(task: TaskSummary, found: Circumstances) -> str | None:
 
 def rate_text(config: QueueConfig) -> str:
     """Return a queue's rate as ``queue.yaml`` writes it, in the unit in which it is a whole number."""
-    rate = config.rate_per_second
-    if rate is None:
-        return "unlimited"
+    return "unlimited" if config.rate_per_second is None else per_unit(config.rate_per_second)
+
+
+def per_unit(rate: float) -> str:
+    """Return a rate per second as ``queue.yaml`` writes it; see :func:`rate_text`."""
     for seconds, unit in ((1, "s"), (60, "m"), (3600, "h"), (_DAY_SECONDS, "d")):
         number = rate * seconds
         if abs(number - round(number)) < 1e-6 * max(1.0, number):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deferred_middleware.server.admin.operations import Operations
+from deferred_middleware.server.admin.reading.why import per_unit
 from deferred_middleware.server.config.queue_yaml import QueueYamlError, parse_queue_yaml
 from deferred_middleware.server.config.queues import DEFAULT_QUEUE, IMPLICIT_DEFAULT, QueueConfig
 from deferred_middleware.server.config.yaml_files import compose, is_mapping, is_sequence, line_of, read_text, value_of
@@ -173,8 +174,8 @@ def text_of(field: str, value: object) -> str:
     """Return a value for people."""
     if value is None:
         return {"target": "that of each task", "rate_per_second": "no limit"}.get(field, "no limit")
-    if field == "rate_per_second":
-        return "0, which pauses it" if value == 0 else f"{value:g}/s"
+    if field == "rate_per_second" and isinstance(value, int | float):
+        return "0, which pauses it" if value == 0 else per_unit(value)
     if field.endswith("_seconds"):
         return f"{value:g} s"
     return str(value)
@@ -197,7 +198,7 @@ def _differences(old: QueueConfig, new: QueueConfig) -> list[str]:
         (old.retry, new.retry, _RETRY_FIELDS),
     )
     return [
-        f"{names[field.name]} from {text_of(field.name, getattr(before, field.name))}"
+        f"{names[field.name]} from {text_of(field.name, getattr(before, field.name)).partition(',')[0]}"
         f" to {text_of(field.name, getattr(after, field.name))}."
         for before, after, names in pairs
         for field in dataclasses.fields(before)

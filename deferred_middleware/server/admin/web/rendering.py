@@ -49,6 +49,7 @@ class Renderer:
             duration=words.duration,
             usec=lambda usec: words.duration(None if usec is None else usec / 1e6),
             moment=words.moment,
+            retries=words.retries,
             age=words.age,
             clock=words.clock,
             short=words.shortened,

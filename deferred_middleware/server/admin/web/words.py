@@ -66,6 +66,18 @@ def duration(seconds: float | None) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
 
 
+def retries(policy: Mapping[str, Any]) -> str:
+    """Return a retry policy, such as ``at most 3 retries, after 100 ms to 60 min, doubled up to 16 times``."""
+    limits = []
+    if policy["retry_limit"] is not None:
+        limits.append(f"at most {plural(policy['retry_limit'], 'retry', 'retries')}")
+    if policy["age_limit_seconds"] is not None:
+        limits.append(f"for {duration(policy['age_limit_seconds'])}")
+    waits = f"after {duration(policy['min_backoff_seconds'])} to {duration(policy['max_backoff_seconds'])}"
+    times = f"doubled up to {plural(policy['max_doublings'], 'time')}"
+    return ", ".join([" and ".join(limits) or "without a limit", waits, times])
+
+
 def moment(usec: int | None) -> Markup:
     """Return a time relative to now, as an element that the script keeps up to date; the exact time is its title."""
     if usec is None:

@@ -71,7 +71,7 @@ def test_without_a_file(store: TaskStore) -> None:
     ("text", "changes"),
     [
         (TEXT, []),
-        (TEXT.replace("50/s", "5/m"), ["Queue mail: rate from 50/s to 0.0833333/s."]),
+        (TEXT.replace("50/s", "5/m"), ["Queue mail: rate from 50/s to 5/m."]),
         (TEXT.replace("50/s", "0"), ["Queue mail: rate from 50/s to 0, which pauses it."]),
         (TEXT.replace("    task_retry_limit: 8", "    min_backoff_seconds: 2"), [
             "Queue mail: task_retry_limit from 8 to no limit.",

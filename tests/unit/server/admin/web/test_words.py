@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from deferred_middleware.server.admin.web import words
+from deferred_middleware.server.store.records import RetryPolicy
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,19 @@ def test_names_that_nobody_chose_are_told_apart(name: str, chosen: bool) -> None
 def test_an_address_is_one_part_of_a_path() -> None:
     """A slash in a name does not begin another part."""
     assert words.address("a/b?c") == "a%2Fb%3Fc"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "without a limit, after 100 ms to 60 min, doubled up to 16 times"),
+        ({"retry_limit": 1, "max_doublings": 1}, "at most 1 retry, after 100 ms to 60 min, doubled up to 1 time"),
+        (
+            {"retry_limit": 3, "age_limit_seconds": 86400.0 * 2},
+            "at most 3 retries and for 2 d, after 100 ms to 60 min, doubled up to 16 times",
+        ),
+    ],
+)
+def test_a_retry_policy_is_in_words(changes: dict[str, Any], text: str) -> None:
+    """Its limits, its times, and how they grow."""
+    assert words.retries(dataclasses.asdict(RetryPolicy(**changes))) == text
