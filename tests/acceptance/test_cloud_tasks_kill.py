@@ -15,8 +15,9 @@ from google.api_core import exceptions
 from google.cloud import tasks_v2
 
 from tests.support.cloud_clients import python_client
-from tests.support.emulator import PARENT, Emulator
+from tests.support.emulator import PARENT, Emulator, ask
 from tests.support.http_target import HttpTarget, Reply, Seen
+from tests.support.killing.forked import Forked
 
 SOAK = bool(os.environ.get("DEFERRED_SOAK"))
 KILLS = 300 if SOAK else 10
@@ -97,10 +98,14 @@ class Adder:
         assert len(operation.result(timeout=0).tasks) == len(names)  # type: ignore[no-untyped-call]
 
 
-def wait_until_empty(emulator: Emulator) -> None:
+def wait_until_empty(address: str) -> None:
     """Wait as long as tasks are done. A single request would take longer than the tests let one take."""
     left = None
-    while not (answer := emulator.control("wait", {"timeout_seconds": 20}))["empty"]:
+    while True:
+        status, answer = ask(address, "POST", "/emulator/v1/wait", b'{"timeout_seconds": 20}')
+        assert status == 200
+        if answer["empty"]:
+            return
         assert left is None or answer["tasks"] < left
         left = answer["tasks"]
 
@@ -111,9 +116,8 @@ def test_killing_the_emulator(tmp_path: Path) -> None:
     acknowledged: set[str] = set()
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    emulator = Emulator(tmp_path, "--history-tasks=1000000", "--no-task-lines")
-    with HttpTarget(runs) as target, contextlib.ExitStack() as stack:
-        stack.callback(emulator.discard)
+    emulator = Forked(tmp_path, "emulate", "--port=0", "--admin-port=0", "--history-tasks=1000000", "--no-task-lines")
+    with HttpTarget(runs) as target, contextlib.closing(emulator):
         for kill in range(KILLS):
             emulator.start()
             with python_client(emulator.cloud_tasks) as client:
@@ -129,8 +133,8 @@ def test_killing_the_emulator(tmp_path: Path) -> None:
                 adder.stop()
                 acknowledged |= adder.acknowledged
         emulator.start()
-        wait_until_empty(emulator)
-        assert emulator.stop() == 0
+        wait_until_empty(emulator.cloud_tasks)
+        emulator.stop()
     lost = acknowledged - runs.runs.keys()
     assert not lost, f"with seed {seed}, these were acknowledged and did not run: {sorted(lost)}"
     # With fewer tasks there was no real load, and the test would prove nothing.
@@ -164,7 +168,7 @@ def test_many_tasks_by_batches(tmp_path: Path) -> None:
             assert len(created) == TASKS
             assert {task.name for task in client.list_tasks(parent=QUEUE)} == created
             client.resume_queue(name=QUEUE)
-        wait_until_empty(emulator)
+        wait_until_empty(emulator.cloud_tasks)
         assert emulator.stop() == 0
     assert {f"{QUEUE}/tasks/{name}" for name in runs} == created
     assert set(runs.values()) == {1}

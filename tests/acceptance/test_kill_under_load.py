@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import shlex
@@ -17,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.killing.forked import Forked
 from tests.support.killing.found import look
 from tests.support.killing.load import Adder, App, Events
 from tests.support.repository import ROOT
-from tests.support.running import WAIT_SECONDS, Serve, await_end
+from tests.support.running import WAIT_SECONDS, Serve
 
 SOAK = bool(os.environ.get("DEFERRED_SOAK"))
 # Each store survives this many kills; then the test starts a new store, because it checks all of it after each kill.
@@ -30,74 +30,18 @@ ADDERS = 3
 MOST_EVENTS = 120
 
 
-class Killed:
-    """A server that the fork server starts, and that the test kills and starts again."""
+class Killed(Forked):
+    """A server that the test kills and starts again, and the ticket of its app."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
-        self.data_dir = directory / ".deferred"
-        self._ready_file = directory / "ready.json"
-        self._log = directory / "server.log"
-        command = [
-            sys.executable,
-            "-m",
-            "tests.support.killing.forkserver",
-            "serve",
-            f"--ready-file={self._ready_file}",
-            *arguments,
-        ]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with self._log.open("wb") as log:
-            self._forks = subprocess.Popen(
-                command,
-                cwd=directory,
-                env=environ,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        self.pid = 0
-        self.admin = ""
+        super().__init__(directory, "serve", *arguments)
         self.ticket = ""
 
     def start(self) -> None:
         """Start a server and wait until it is ready."""
-        assert self._forks.stdin is not None
-        assert self._forks.stdout is not None
-        self._forks.stdin.write("start\n")
-        self._forks.stdin.flush()
-        line = self._forks.stdout.readline()
-        assert line, self._log.read_text()
-        self.pid = int(line)
-        until = time.monotonic() + WAIT_SECONDS
-        while not self._ready_file.exists():
-            # No portable event announces a new file.
-            assert time.monotonic() < until, self._log.read_text()
-            time.sleep(0.005)
-        self.admin = json.loads(self._ready_file.read_text())["admin"]
+        super().start()
         exported = shlex.split((self.data_dir / "default.env").read_text())
         self.ticket = dict(word.split("=", 1) for word in exported if "=" in word)["HTTP_X_APPENGINE_API_TICKET"]
-
-    def kill(self) -> None:
-        """Kill the server with ``kill -9``."""
-        os.kill(self.pid, signal.SIGKILL)
-        await_end(self.pid)
-        self._ready_file.unlink()
-
-    def stop(self) -> None:
-        """Stop the server in the orderly way."""
-        os.kill(self.pid, signal.SIGTERM)
-        await_end(self.pid)
-
-    def close(self) -> None:
-        """Stop all processes."""
-        assert self._forks.stdin is not None
-        assert self._forks.stdout is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        self._forks.stdin.close()
-        self._forks.wait()
-        self._forks.stdout.close()
 
 
 @contextlib.contextmanager

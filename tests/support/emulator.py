@@ -36,15 +36,22 @@ class Emulator(Server):
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, dict[str, Any]]:
         """Make a request at the API's port, and return the status and the JSON of the response."""
-        host, _, port = self.cloud_tasks.partition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
-        try:
-            connection.request(method, path, body, dict(headers or {}))
-            response = connection.getresponse()
-            content = response.read()
-        finally:
-            connection.close()
-        return response.status, json.loads(content) if content else {}
+        return ask(self.cloud_tasks, method, path, body, headers)
+
+
+def ask(
+    address: str, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Make a request at the port of an emulator, and return the status and the JSON of the response."""
+    host, _, port = address.partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        connection.close()
+    return response.status, json.loads(content) if content else {}
 
 
 def queue_name(prefix: str = "queue") -> str:

@@ -2,7 +2,8 @@
 
 Most of a start's time is spent on imports, which don't matter for a kill. Therefore this process imports everything and
 then forks. ``python -m tests.support.killing.forkserver serve …`` reads one line for each start, forks a process that
-does exactly what ``deferred-middleware serve …`` does, writes its process ID, and waits for its end.
+does exactly what ``deferred-middleware serve …`` does, writes its process ID, and waits for its end. ``emulate`` is
+the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from deferred_middleware.cli.main import main
 
 def run() -> None:
     """Fork a server for each line of standard input."""
+    if sys.argv[1] == "emulate":
+        import deferred_middleware.server.cloud_tasks.grpc_server  # noqa: F401 - see above
     for _line in sys.stdin:
         pid = os.fork()
         if pid == 0:
