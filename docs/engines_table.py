@@ -18,10 +18,12 @@ Engines
     Written by engines_table.py.
 
 One suite of tests runs the same app on each engine: on the SDK's own stub, on the local server, on
-Cloud Tasks with App Engine targets, and on Cloud Tasks with URLs in a process without the SDK. It
-also runs on a local server and on Cloud Tasks servers that fail every other call, each time in
-another way: the server refuses the call for now, doesn't answer, cuts the connection, adds half of
-the tasks, or loses the answer after it has added them.
+Cloud Tasks with App Engine targets, and on Cloud Tasks with URLs in a process without the SDK. For
+the last one, it also runs on the emulator (:doc:`cloud-tasks-emulator`).
+
+The suite also runs on a local server and on Cloud Tasks servers that fail every other call, each
+time in another way: the server refuses the call for now, doesn't answer, cuts the connection, adds
+half of the tasks, or loses the answer after it has added them.
 
 What works on each engine is not in the table. An empty cell means that the engine can do it.
 

@@ -115,7 +115,7 @@ def mortal(request: pytest.FixtureRequest, recorder: Recorder, serve: Serve, tmp
     parent = PARENT if request.param == "url" else PARENT.replace(PROJECT, "local-app")
     with CloudTasks(parent, QUEUES) as cloud, CloudDatastore() as datastore:
         if request.param == "url":
-            with _process(tmp_path / "log", {**own, **http_environ_for(cloud, datastore)}) as address:
+            with _process(tmp_path / "log", {**own, **http_environ_for(cloud.address, datastore)}) as address:
                 cloud.hosts[APP_URL] = address
                 yield Mortal(address, cloud, recorder)
             return

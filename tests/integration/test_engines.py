@@ -1,6 +1,6 @@
 """defer behaves the same on each engine: the local server, the SDK's own stub, and Cloud Tasks with both targets.
 
-The local server and Cloud Tasks are also tried through a server that fails every other call, each time in another way:
+Tasks with URLs are also tried on our own emulator of Cloud Tasks. The local server and Cloud Tasks are also tried through a server that fails every other call, each time in another way:
 it refuses the call for now, doesn't answer, cuts the connection, adds half of the tasks, or loses the answer after it
 has added them. What an engine can't do is listed in ``tests.support.engines.cannot``.
 """
@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.engines.apps import ENGINES, FAULTY, App, running_on
+from tests.support.engines.apps import EMULATED, ENGINES, FAULTY, App, running_on
 
 WAIT_SECONDS = 60.0
 
 
-@pytest.fixture(scope="module", params=(*ENGINES, *FAULTY))
+@pytest.fixture(scope="module", params=(*ENGINES, *FAULTY, EMULATED))
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """Run the app on an engine."""
     with running_on(request.param, tmp_path_factory.mktemp(request.param)) as running:

@@ -15,8 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from google.cloud import tasks_v2
+
+from tests.support.cloud_clients import python_client
 from tests.support.cloud_datastore import CloudDatastore
 from tests.support.elsewhere import free_port
+from tests.support.emulator import Emulator
 from tests.support.engines.cannot import ABILITIES
 from tests.support.engines.cloudtasks import CloudTasks
 from tests.support.engines.flaky_api import FlakyApi
@@ -27,6 +31,8 @@ from tests.support.running import WAIT_SECONDS, Recorder, Server, await_end
 ENGINES = ("local", "stub", "cloudtasks", "http")
 FAULTY = ("local-faults", "cloudtasks-faults", "http-faults")
 """Engines whose server fails every other call that creates tasks, each time in another way."""
+EMULATED = "http-emulator"
+"""Cloud Tasks with URLs, on our own emulator."""
 ENQUEUE_SECONDS = 6
 """``DEFERRED_ENQUEUE_SECONDS`` on them. An attempt takes a third of it if the server doesn't answer."""
 APP_URL = "https://shop-123456.europe-west1.run.app"
@@ -43,7 +49,7 @@ class App:
     def __init__(
         self, engine: str, address: str, recorder: Recorder, server: CloudTasks | FlakyApi | None = None
     ) -> None:
-        self.engine = engine.removesuffix("-faults")
+        self.engine = engine.removesuffix("-faults").removesuffix("-emulator")
         self.is_faulty = engine in FAULTY
         self.address = address
         self.recorder = recorder
@@ -133,12 +139,17 @@ def running_on(engine: str, directory: Path, environ: Mapping[str, str] | None =
         elif engine == "stub":
             with _in_a_host("stub", own, secrets.token_hex()) as address:
                 yield App(engine, address, recorder)
+        elif engine == EMULATED:
+            with _on_the_emulator(directory, own) as address:
+                yield App(engine, address, recorder)
         elif engine.startswith("http"):
-            with _cloud_tasks(engine) as (cloud, at), CloudDatastore() as datastore:
-                environ = {**own, **http_environ_for(cloud, datastore), "CLOUD_TASKS_EMULATOR_HOST": at}
-                with without_sdk(environ) as address:
-                    cloud.hosts[APP_URL] = address
-                    yield App(engine, address, recorder, cloud)
+            with (
+                _cloud_tasks(engine) as (cloud, at),
+                CloudDatastore() as datastore,
+                without_sdk({**own, **http_environ_for(at, datastore)}) as address,
+            ):
+                cloud.hosts[APP_URL] = address
+                yield App(engine, address, recorder, cloud)
         else:
             with _cloud_tasks(engine) as (cloud, at):
                 token = secrets.token_hex()
@@ -161,19 +172,40 @@ def environ_for(cloud: CloudTasks) -> dict[str, str]:
     }
 
 
-def http_environ_for(cloud: CloudTasks, datastore: CloudDatastore) -> dict[str, str]:
-    """Return the environment variables of an app without the SDK whose tasks ``cloud`` delivers to its URL."""
+def http_environ_for(cloud_tasks: str, datastore: CloudDatastore) -> dict[str, str]:
+    """Return the environment variables of an app without the SDK whose tasks a Cloud Tasks delivers to its URL."""
     return {
         "WITHOUT_SDK": "1",
         "DEFERRED_ENGINE": "cloud-tasks",
         "DEFERRED_SERVICE_URLS": f"default={APP_URL}",
         "DEFERRED_SERVICE_ACCOUNT": ACCOUNT,
         "DEFERRED_SECRET_KEYS": SECRET_KEY,
-        "CLOUD_TASKS_EMULATOR_HOST": cloud.address,
+        "CLOUD_TASKS_EMULATOR_HOST": cloud_tasks,
         "DATASTORE_EMULATOR_HOST": datastore.address,
         "GOOGLE_CLOUD_PROJECT": PROJECT,
         "LOCATION_ID": REGION,
     }
+
+
+@contextlib.contextmanager
+def _on_the_emulator(directory: Path, environ: Mapping[str, str]) -> Iterator[str]:
+    """Run the app on the emulator, whose queues send the tasks of the app's URL to this machine."""
+    emulator = Emulator(directory, "--no-task-lines")
+    try:
+        emulator.start()
+        with (
+            CloudDatastore() as datastore,
+            without_sdk({**environ, **http_environ_for(emulator.cloud_tasks, datastore)}) as address,
+            python_client(emulator.cloud_tasks) as client,
+        ):
+            host, _, port = address.partition(":")
+            override = {"scheme": "HTTP", "host": host, "port": port}
+            for name in QUEUES:
+                queue = tasks_v2.Queue(name=f"{PARENT}/queues/{name}", http_target={"uri_override": override})
+                client.create_queue(parent=PARENT, queue=queue)
+            yield address
+    finally:
+        emulator.discard()
 
 
 @contextlib.contextmanager
