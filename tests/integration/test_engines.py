@@ -1,8 +1,9 @@
 """defer behaves the same on each engine: the local server, the SDK's own stub, and Cloud Tasks with both targets.
 
-Tasks with URLs are also tried on our own emulator of Cloud Tasks. The local server and Cloud Tasks are also tried through a server that fails every other call, each time in another way:
-it refuses the call for now, doesn't answer, cuts the connection, adds half of the tasks, or loses the answer after it
-has added them. What an engine can't do is listed in ``tests.support.engines.cannot``.
+Tasks with URLs are also tried on our own emulator of Cloud Tasks. The local server and Cloud Tasks are also tried
+through a server that fails every other call, each time in another way: it refuses the call for now, doesn't answer,
+cuts the connection, adds half of the tasks, or loses the answer after it has added them. What an engine can't do is
+listed in ``tests.support.engines.cannot``.
 """
 
 from __future__ import annotations
