@@ -28,6 +28,7 @@ def test_a_stream_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream doesn't take a thread for ever; the browser connects again."""
     monkeypatch.setattr(live, "STREAM_SECONDS", 0.3)
     monkeypatch.setattr(live, "_COMMENT_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(live, "_LOOK_EVERY_SECONDS", 0.01)
 
     events = list(LiveUpdates(lambda: "same").stream())
 
