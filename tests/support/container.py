@@ -25,6 +25,7 @@ from pathlib import Path
 
 WAIT_SECONDS = 60.0
 _BASE = Path(sys.prefix)
+_PROGRAMS = ("unshare", "nsenter", "chroot", "mount", "ip")
 
 
 class Unavailable(Exception):
@@ -73,9 +74,11 @@ class Image:
 
     def __enter__(self) -> Image:
         """Build the image. Raises :class:`Unavailable`, and ``AssertionError`` if an instruction fails."""
-        # The mounts end with this process.
+        if missing := [name for name in _PROGRAMS if shutil.which(name) is None]:
+            raise Unavailable(f"there is no {missing[0]}")
+        # The mounts end with this process, which ends with this one.
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", "echo ready; exec sleep 600"], stdout=subprocess.PIPE
+            ["unshare", "--mount", "sh", "-c", "echo ready; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._holder.stdout is not None
         try:
