@@ -82,7 +82,8 @@ class Model:
 
     tasks: dict[int, Task] = field(default_factory=dict)
     committed: set[str] = field(default_factory=set)
-    rolled_back: set[str] = field(default_factory=set)
+    # Rolled back while the disk was broken: the next server deletes their tasks.
+    undiscarded: set[str] = field(default_factory=set)
     # The latest time that the wall clock has shown: what was due once stays due.
     latest_usec: int = 0
     rates: dict[str, Rate] = field(default_factory=dict)
@@ -226,7 +227,8 @@ class Model:
         """Check that nothing is left to do, after a time without accidents."""
         self.check_store(store)
         for url, state in store._database.read("SELECT url, state FROM tasks"):
-            if state not in _FINISHED:
+            is_left = state == "held" and self.tasks[key_of(url)].transaction in self.undiscarded
+            if state not in _FINISHED and not is_left:
                 raise Violation(f"task {key_of(url)} is {state}, and nothing runs it")
         claimed = store.queries.counts()
         running = {queue: numbers for queue, numbers in claimed.items() if numbers.get("running")}
@@ -236,6 +238,7 @@ class Model:
     def restarted(self) -> None:
         """Take note that a new server begins: what the old one knew in memory is gone."""
         self.commit_began = math.inf
+        self.undiscarded.clear()
         self.rates.clear()
         self.in_flight.clear()
         self.changing.clear()

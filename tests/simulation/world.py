@@ -336,7 +336,9 @@ class World:
         server.store.transactional.stage([new for _known, new in tasks], transaction)
         fate = facts["fate"]
         if fate == "roll back":
+            self.model.undiscarded.add(transaction)
             server.store.transactional.discard(transaction)
+            self.model.undiscarded.discard(transaction)
             return
         if fate == "crash before":
             self._kill(Stimulus(at=self.now, kind="kill", number=-1, facts={"down": 0.5}))
