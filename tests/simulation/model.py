@@ -54,6 +54,8 @@ class Task:
     transaction: str | None = None
     runs: int = 0
     running: bool = False
+    # An app process ended that had been given it, which counts as an attempt here even if it had not begun.
+    broken_off: bool = False
     # When its back-off ends.
     not_before: float = 0.0
 
@@ -202,7 +204,7 @@ class Model:
                 continue
             if key not in there:
                 raise Violation(f"task {key} was acknowledged, and is not stored")
-            if there[key] in _FINISHED and not known.runs:
+            if there[key] in _FINISHED and not known.runs and not (there[key] == "failed" and known.broken_off):
                 raise Violation(f"task {key} is {there[key]}, and never ran")
 
     def check_recovered(self, store: TaskStore, services: Iterable[Service]) -> None:

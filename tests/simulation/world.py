@@ -509,6 +509,7 @@ class AppProcess:
         attempts, self._attempts = self._attempts, {}
         for attempt in attempts.values():
             self._stop(attempt)
+            self._server.world.model.tasks[key_of(attempt.task.url)].broken_off = True
             if intended:
                 self._server.world.model.released(attempt.task)
             self._server.after(
@@ -745,10 +746,13 @@ class Server:
             error = sqlite3.OperationalError("disk I/O error")
         elif mode == "full" and self.writer._reserve._is_allocated:
             error = sqlite3.OperationalError("database or disk is full")
+        stamp = self.writer._stamps._last_usec
         step = self.writer.proceed(error)
         if world.server is not self:
             return
-        world.model.commit_began = world.now if step == "ran" else math.inf
+        # Only commits that change something are synced, and have a stamp.
+        is_synced = self.writer._stamps._last_usec != stamp
+        world.model.commit_began = world.now if step == "ran" and is_synced else math.inf
         if step == "committed":
             world.model.check_store(self.store)
         self._disk_is_awake = False
