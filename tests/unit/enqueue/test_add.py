@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
+from google.appengine.api import apiproxy_stub_map
+from google.appengine.api.taskqueue import taskqueue_service_bytes_pb2 as pb
+from google.appengine.ext import testbed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deferred_middleware.enqueue.add import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
+from tests.support.answering import Engine
+from tests.support.timed_adds import Clock, add
 
 seconds = st.floats(0.01, 600)
 chances = st.floats(0, 1, exclude_max=True)
@@ -54,3 +62,17 @@ def test_no_time_is_a_single_attempt() -> None:
 
     assert attempts.rpc_seconds() is None
     assert attempts.delay() is None
+
+
+def test_only_a_retry_waits(engine: testbed.Testbed) -> None:
+    """The first attempt is made at once, and each further one after its delay."""
+    codes = iter([pb.TaskQueueServiceError.TRANSIENT_ERROR] * 2)
+    clock = Clock()
+
+    def answer(adds: Sequence[Any]) -> list[int]:
+        return [next(codes, pb.TaskQueueServiceError.OK)]
+
+    apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", Engine(answer))
+
+    assert add(clock).was_enqueued
+    assert clock.slept == [FIRST_DELAY_SECONDS, 2 * FIRST_DELAY_SECONDS]
