@@ -56,14 +56,14 @@ REAL_TIMING: Final = Timing()
 class RetryBudget:
     """Limits the attempts of one add to ``seconds`` in total; 0 allows a single attempt."""
 
-    __slots__ = ("_ends", "_seconds", "_timing", "failed")
+    __slots__ = ("_ends", "_seconds", "_timing", "retries")
 
     def __init__(self, seconds: float, timing: Timing = REAL_TIMING) -> None:
         self._seconds = seconds
         self._timing = timing
         self._ends = timing.clock() + seconds if seconds else 0.0
-        self.failed: int = 0
-        """How many attempts have failed."""
+        self.retries: int = 0
+        """How many attempts have been followed by another."""
 
     def rpc_seconds(self) -> float | None:
         """Return how long the next attempt may wait for its answer. None means that the engine decides."""
@@ -74,15 +74,17 @@ class RetryBudget:
         return min(MAX_RPC_SECONDS, self._seconds / MIN_ATTEMPTS, left)
 
     def delay(self) -> float | None:
-        """Count a failed attempt; return the seconds to wait before the next one, or None if there is no next one.
+        """Return the seconds to wait after a failed attempt before the next one, or None if there is no next one.
 
         The upper bound doubles with each failure. A random part of up to half of it is subtracted, so that clients that
         failed at the same time don't retry at the same time.
         """
-        self.failed += 1
-        bound = min(FIRST_DELAY_SECONDS * 2.0 ** min(self.failed - 1, 16), MAX_DELAY_SECONDS)
+        bound = min(FIRST_DELAY_SECONDS * 2.0 ** min(self.retries, 16), MAX_DELAY_SECONDS)
         delay = bound * (1 - self._timing.chance() / 2)
-        return delay if self._timing.clock() + delay < self._ends else None
+        if self._timing.clock() + delay >= self._ends:
+            return None
+        self.retries += 1
+        return delay
 
 
 class Add:
@@ -208,8 +210,8 @@ class Add:
     def _fail(self, index: int) -> None:
         prepared, failure = self.prepared[index], self._last[index]
         notes = []
-        if self._budget.failed:
-            notes.append(f"It was tried {self._budget.failed + 1} times.")
+        if self._budget.retries:
+            notes.append(f"It was tried {self._budget.retries + 1} times.")
         if index in self._maybe:
             notes.append("The queue may have the task nevertheless.")
         call = prepared.call
