@@ -11,8 +11,11 @@ from google.appengine.ext import testbed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deferred_middleware import EnqueueError
+from deferred_middleware import EnqueueError, Hook, call, defer, defer_many
+from deferred_middleware.config import process
+from deferred_middleware.config.hooks import Enqueued, Hooks
 from deferred_middleware.enqueue.add import FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS, MAX_RPC_SECONDS, RetryBudget, Timing
+from tests.support import sample
 from tests.support.answering import OK, Engine
 from tests.support.timed_adds import Clock, add
 
@@ -104,3 +107,26 @@ def test_the_error_does_not_count_a_single_attempt(engine: testbed.Testbed) -> N
     with pytest.raises(EnqueueError) as caught:
         add(Clock())
     assert "tried" not in str(caught.value)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_hooks_hear_of_each_call_that_is_enqueued(engine: testbed.Testbed, several: bool) -> None:
+    """A hook's on_enqueue gets each call once, with its task, and none that was refused."""
+    heard: list[Enqueued] = []
+
+    class Listening(Hook):
+        """Records what is enqueued."""
+
+        def on_enqueue(self, enqueued: Enqueued) -> None:
+            heard.append(enqueued)
+
+    process.install_hooks(Hooks([Listening()]))
+    apiproxy_stub_map.apiproxy.ReplaceStub("taskqueue", Engine(lambda adds: [OK, INVALID, OK][: len(adds)]))
+    if several:
+        defer_many([call(sample.note, number) for number in range(3)], raise_errors=False)
+    else:
+        defer(sample.note, 0)
+
+    assert [enqueued.call.args[0] for enqueued in heard] == ([0, 2] if several else [0])
+    assert all(enqueued.task.was_enqueued for enqueued in heard)
+    assert [(enqueued.queue, enqueued.transactional) for enqueued in heard] == [("default", False)] * len(heard)

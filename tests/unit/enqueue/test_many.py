@@ -303,19 +303,40 @@ def test_a_report_stays_small(many: Engine) -> None:
     assert (len(report._reasons), len(report.errors)) == (1001, 100)
 
 
+class Sized:
+    """A prepared call, as far as groups look at it."""
+
+    def __init__(self, queue: str, size_bytes: int, name: str | None = None) -> None:
+        self.queue, self.size_bytes = queue, size_bytes
+        self.call = call(sample.note, _name=name)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "last", "sent_bytes"),
+    [
+        ([10] * 1000, ("queue2", 1), 501),
+        ([protocol.MAX_ADD_BYTES] * 4, ("other", 1), protocol.MAX_ADD_BYTES),
+    ],
+    ids=["a thousand calls", "four times the bytes of an RPC"],
+)
+def test_only_so_many_calls_wait_for_their_group(sizes: list[int], last: tuple[str, int], sent_bytes: int) -> None:
+    """A thousand calls wait, or as many bytes as four RPCs have; one more sends the group with the most bytes."""
+    groups: AddGroups[int] = AddGroups()
+    queues = [f"queue{number % 20}" for number in range(len(sizes))]
+
+    for number, (queue, size_bytes) in enumerate(zip(queues, sizes, strict=True)):
+        assert groups.add(Sized(queue, size_bytes), number) == ()  # type: ignore[arg-type]
+    (sent,) = groups.add(Sized(*last), -1)  # type: ignore[arg-type]
+
+    assert sent.size_bytes == sent_bytes
+    assert len(sent.prepared) + sum(len(group.prepared) for group in groups.rest()) == len(sizes) + 1
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 95_000), st.none() | st.sampled_from("xyz"))))
 def test_groups_lose_nothing_and_keep_the_bounds(calls: list[tuple[str, int, str | None]]) -> None:
     """Each call is in exactly one group, in order within its queue, and no group exceeds the limits."""
-
-    class Fake:
-        transactional = False
-
-        def __init__(self, queue: str, size: int, name: str | None) -> None:
-            self.queue, self.size_bytes = queue, size
-            self.call = call(sample.note, _name=name)
-
     groups: AddGroups[int] = AddGroups()
-    made = [Fake(*facts) for facts in calls]
+    made = [Sized(*facts) for facts in calls]
     left = [group for number, fake in enumerate(made) for group in groups.add(fake, number)]  # type: ignore[arg-type]
     left += list(groups.rest())
 
