@@ -93,9 +93,13 @@ def end(*, intended: bool) -> ProcessEnd:
 
 
 def test_an_answer_is_written_and_reported(setting: Setting) -> None:
-    """A response ends the attempt."""
+    """A response ends the attempt, whose record begins as long before as it lasted."""
     (task,) = setting.claimed("one")
-    assert setting.conclude("answered", task, status=200, outcome="done").state == "succeeded"
+    stored = setting.conclude("answered", task, status=200, outcome="done", duration_usec=250_000)
+    assert stored.state == "succeeded"
+    (attempt,) = setting.store.queries.attempts(task.id)
+    assert stored.finished_usec is not None
+    assert (attempt.started_usec, attempt.duration_usec) == (stored.finished_usec - 250_000, 250_000)
     assert setting.reported == [("succeeded", "done")]
 
 
