@@ -51,6 +51,27 @@ def test_slots_are_reserved_for_expected_queues() -> None:
     assert begun(slots) == [5]
 
 
+def test_half_of_the_slots_may_be_claimed_for() -> None:
+    """However many queues are expected, a queue's tasks are claimed for half of the slots."""
+    slots = ServiceSlots(10, Quarantine(), lambda: math.inf)
+    slots.expect([f"queue{number}" for number in range(12)])
+
+    assert slots.claimable("queue0", ["queue0"], {}, ahead=False) == 5
+
+
+def test_a_queue_claims_its_share_beside_fast_tasks() -> None:
+    """If the tasks of another queue are fast, a queue claims for its part of the slots, even if they are occupied."""
+    slots = ServiceSlots(10, Quarantine(), lambda: math.inf)
+    for number in range(30):
+        slots.assign(tasks("fast", number))
+        assert begun(slots) == [number]
+        slots.end(task("fast", number), 0.001)
+    slots.assign(tasks("fast", *range(100, 108)))
+    assert begun(slots) == [*range(100, 108)]
+
+    assert slots.claimable("other", ["other"], {}, ahead=False) == 5
+
+
 def test_forced_tasks_go_first() -> None:
     """A forced task begins before the others and isn't withdrawn."""
     slots = ServiceSlots(1, Quarantine(), lambda: math.inf)
