@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?=
 BENCH ?=
-# At least two processes: most of the time, a test waits for processes that it started.
-PARALLEL ?= -n $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 2 ] && echo $$n || echo 2) --dist worksteal
+PROCESSORS := $(shell nproc 2>/dev/null || echo 2)
+PARALLEL ?= -n $(PROCESSORS) --dist worksteal
+# One process more, because these tests often wait for the disk and for processes that they started.
+PARALLEL_WAITING ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
 # The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123
 COMMIT := $(shell git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7)
 SEED ?= $(shell [ -n "$(COMMIT)" ] && printf '%d' 0x$(COMMIT) || date +%s)
@@ -35,7 +37,7 @@ check: $(VENV)/.checks  ## run the checkers: ruff, mypy and the spelling
 
 unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit
-	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
+	$(BIN)/python -m pytest $(PARALLEL_WAITING) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	tests/other_pythons.sh

@@ -79,14 +79,14 @@ def test_few_tasks_run_again(tmp_path: Path, make_server: Serve, elsewhere: App,
     server.command("resume", "default")
     before: Counter[str] = runs()
     begun: list[set[str]] = []
-    for _ in range(KILLS):
+    for number in range(KILLS):
         until = time.monotonic() + WAIT_SECONDS
         while runs() == before:
             assert time.monotonic() < until, server.output
             # No portable event announces that a file has grown.
             time.sleep(0.005)
-        # The kill comes at a random moment of a few commits.
-        time.sleep(random.uniform(0.0, 2 * SYNC_MILLISECONDS / 1000))
+        # The first kill comes before any result can be stored, the others at a random moment of a few commits.
+        time.sleep(random.uniform(0.0, 2.0 if number else 0.2) * SYNC_MILLISECONDS / 1000)
         server.kill()
         after = runs()
         begun.append(set(after - before))
