@@ -25,6 +25,7 @@ from tests.support.storing import Clock
 
 # Hypothesis examples have no deadline: their duration depends on the machine more than on the code.
 hypothesis_settings.register_profile("default", deadline=None)
+hypothesis_settings.register_profile("fewer", deadline=None, max_examples=20)
 hypothesis_settings.register_profile("soak", deadline=None, max_examples=5000)
 hypothesis_settings.load_profile("default")
 

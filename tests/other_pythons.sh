@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs the unit tests on every supported Python that is installed, except the one in .venv, which has already run them.
+# Here, tests with random examples try fewer of them.
 # Then each Python, including the one in .venv, reads the payloads that the others have written.
 set -eu
 cd "$(dirname "$0")/.."
@@ -26,7 +27,7 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
         touch "$venv/.tests"
     fi
     echo "unit tests on Python $version"
-    "$venv/bin/python" -m pytest -q -n 2 tests/unit
+    "$venv/bin/python" -m pytest -q -n "$(nproc 2>/dev/null || echo 2)" --hypothesis-profile=fewer tests/unit
     ran="$ran $version"
     pythons="$pythons $venv/bin/python"
 done
