@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from deferred_middleware.errors import ServerError
@@ -29,7 +28,7 @@ from deferred_middleware.server.admin.server_file import content_of
 from deferred_middleware.server.admin.terminal import print_environ, print_line, print_services
 from deferred_middleware.server.api.rpc import MAX_HTTP_BODY_BYTES
 from deferred_middleware.server.apps.app_server import AppServer, serving
-from deferred_middleware.server.apps.debugging import terminal_restored
+from deferred_middleware.server.apps.console import reacting_to, terminal_restored
 from deferred_middleware.server.apps.environ import environ_file, exports, write_environ_file
 from deferred_middleware.server.apps.process import ProcessEvent, ProcessReady, StartFailed
 from deferred_middleware.server.assembly import ServerParts, assemble
@@ -80,7 +79,7 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
-        # Any thread puts events in; a signal handler too, which may interrupt get().
+        # Any thread puts events in.
         self._events: queue.SimpleQueue[ProcessEvent | _CodeChanged | _StopRequested | _StoreFailed | None] = (
             queue.SimpleQueue()
         )
@@ -93,7 +92,7 @@ class Supervisor:
         Has to be called in the main thread, which handles signals. Raises :class:`ServerError` when the server can't
         start; everything that was started has ended then.
         """
-        with self._stop_signals(), terminal_restored():
+        with reacting_to((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), self._stop), terminal_restored():
             found_damage = -_DAMAGE_PAUSE_SECONDS
             while True:
                 try:
@@ -236,21 +235,8 @@ class Supervisor:
             self._events.put(None)
             watcher.join()
 
-    @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        """While this is entered, signals become events. Those that were ignored before, such as by nohup, stay so."""
-
-        def handle(signum: int, _frame: FrameType | None) -> None:
-            self._events.put(_StopRequested(signum=signum))
-
-        signums = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handled = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
-        previous = {signum: signal.signal(signum, handle) for signum in handled}
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
+    def _stop(self, signum: int) -> None:
+        self._events.put(_StopRequested(signum=signum))
 
 
 def _admin_server(app: WSGIApplication, listener: socket.socket) -> contextlib.AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.running import TELL, Recorder, Serve, await_end
+from tests.support.running import TELL, Recorder, Serve, await_end, signal_thread
 
 APP = (
     TELL
@@ -204,6 +204,28 @@ def test_a_signal_stops_it_whole(serve: Serve, signum: signal.Signals) -> None:
     assert server.stop(signum) == 0
     assert "Traceback" not in server.output
     assert not server.ready_file.exists()
+
+
+def test_a_signal_to_any_thread_stops_it(serve: Serve) -> None:
+    """The kernel gives a signal to any thread of a process. In the queue process, the main thread waits elsewhere."""
+    server = serve(APP)
+    threads = [int(entry.name) for entry in Path(f"/proc/{server.pid}/task").iterdir()]
+    signal_thread(server.pid, max(thread for thread in threads if thread != server.pid), signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Stopping" in server.output
+
+
+def test_an_app_process_ends_by_a_signal_to_any_thread(serve: Serve, recorder: Recorder) -> None:
+    """The task that runs then may finish."""
+    server = serve(APP)
+    server.post("/add", {"url": "/tasks/slow"})
+    assert recorder.next()["path"] == "began"
+    (app_process,) = server.app_processes()
+    threads = [int(entry.name) for entry in Path(f"/proc/{app_process}/task").iterdir()]
+    signal_thread(app_process, max(thread for thread in threads if thread != app_process), signal.SIGTERM)
+    assert recorder.next()["path"] == "finished"
+    await_end(app_process)
+    server.wait_for_output("is running again")
 
 
 def test_a_signal_stops_it_while_it_starts(make_server: Serve, recorder: Recorder) -> None:

@@ -9,6 +9,7 @@ def test_something(serve, recorder):
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -247,6 +248,12 @@ class Server:
 
 
 Serve = Callable[..., Server]
+
+
+def signal_thread(pid: int, thread_id: int, signum: signal.Signals) -> None:
+    """Send a signal to one thread of a process. The kernel may give a process's signals to any of its threads."""
+    if ctypes.CDLL(None, use_errno=True).tgkill(pid, thread_id, signum) != 0:
+        raise OSError(ctypes.get_errno(), "tgkill")
 
 
 def await_end(pid: int, timeout_seconds: float = WAIT_SECONDS) -> None:

@@ -26,7 +26,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from waitress import wasyncore
@@ -35,7 +34,7 @@ from waitress.server import create_server
 from waitress.task import WSGITask
 
 from deferred_middleware.errors.loggers import get_logger, log_to_terminal
-from deferred_middleware.server.apps.debugging import set_standard_input
+from deferred_middleware.server.apps.console import reacting_to, set_standard_input
 from deferred_middleware.server.apps.failure_logs import leave_out_repeated_failures
 from deferred_middleware.server.apps.loading import AppLoadError, load_application
 from deferred_middleware.server.config.handlers import HandlerRule
@@ -163,7 +162,7 @@ class AppServer:
         max_body_bytes: int = _MAX_BODY_BYTES,
     ) -> None:
         self._channels: dict[int, Any] = {}
-        # Set by request_stop(), in any thread or a signal handler; read by the thread that serves.
+        # Set by request_stop(), in any thread; read by the thread that serves.
         self._stopping = False
         server: Any = create_server(
             app,
@@ -197,7 +196,7 @@ class AppServer:
         self._tasks.start()
 
     def request_stop(self) -> None:
-        """Ask :meth:`serve` to return. Safe in a signal handler: it sets a flag and writes one byte to a pipe."""
+        """Ask :meth:`serve` to return. Any thread may call this."""
         if not self._stopping:
             self._stopping = True
             self._server.pull_trigger()
@@ -314,12 +313,13 @@ def run(config: AppServerConfig) -> int:
         server = AppServer(frontend, socket.socket(fileno=config.socket_fd), threads=config.threads)
         server.run_tasks(frontend.deliver, socket.socket(fileno=config.channel_fd), Begun(config.begun_fd))
 
-        def stop(_signum: int, _frame: FrameType | None) -> None:
-            server.request_stop()
-
-        signal.signal(signal.SIGTERM, stop)
-        _write_event(status, event="ready")
-    if server.serve():
+        with reacting_to([signal.SIGTERM], lambda _signum: server.request_stop()):
+            _write_event(status, event="ready")
+            status.close()
+            answered = server.serve()
+        # A second one, to the whole process group, must not keep the functions of atexit from running.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if answered:
         return 0
     get_logger(__name__).warning(
         "Requests were still running %.0f seconds after the stop signal; they are cut off.", STOP_GRACE_SECONDS

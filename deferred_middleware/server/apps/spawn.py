@@ -26,7 +26,7 @@ from typing import Final
 from deferred_middleware.server.api.connections import ApiConnections
 from deferred_middleware.server.apps import entry
 from deferred_middleware.server.apps.app_server import AppServerConfig
-from deferred_middleware.server.apps.debugging import is_at_terminal
+from deferred_middleware.server.apps.console import is_at_terminal
 from deferred_middleware.server.config.handlers import HandlerRule
 from deferred_middleware.server.config.served import START_TIMEOUT_SECONDS
 from deferred_middleware.server.delivery.channel_socket import ChannelSocket
