@@ -201,7 +201,8 @@ class StoreMachine(RuleBasedStateMachine):
             expected.append(self._stands(task, claimed))
             if not expected[-1]:
                 continue
-            task.state, task.token, task.eta_usec = state, None, now + wait
+            # A task that was forced stays so until its result is stored, whatever interrupts the attempt.
+            task.state, task.token, task.eta_usec, task.forced = state, None, now + wait, False
             task.retry_count += 1
             self._attempted(task)
             if state != "ready":
@@ -404,7 +405,7 @@ class StoreMachine(RuleBasedStateMachine):
         for task, found in zip(expected, claimed, strict=True):
             assert (found.retry_count, found.eta_usec) == (task.retry_count, task.eta_usec)
             assert task.id in (None, found.id)
-            task.id, task.state, task.token, task.forced = found.id, "running", found.claim_token, False
+            task.id, task.state, task.token = found.id, "running", found.claim_token
             self.claims.append((task, found))
 
     def _attempted(self, task: Modelled) -> None:
