@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?=
 BENCH ?=
 PROCESSORS := $(shell nproc 2>/dev/null || echo 2)
-PARALLEL ?= -n $(PROCESSORS) --dist worksteal
+PARALLEL ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
 # One process more, because these tests often wait for the disk and for processes that they started.
 PARALLEL_WAITING ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
 # The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123

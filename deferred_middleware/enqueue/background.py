@@ -51,19 +51,23 @@ class Alarm:
             self._running = True
 
     def work_until(self, done: Callable[[], bool]) -> None:
-        """Call the due functions in this thread until ``done()`` is true. No thread is started from now on.
+        """Call the due functions in this thread until ``done()`` is true. No thread is started meanwhile.
 
         Use it at the end of the process. ``done`` is checked after each function, and when :meth:`wake` is called.
         """
         with self._changed:
             self._taken_over = True
-        while not done():
+        try:
+            while not done():
+                with self._changed:
+                    function = self._next_due()
+                    if function is None and not done():
+                        self._changed.wait(self._seconds_to_next())
+                if function is not None:
+                    _call(function)
+        finally:
             with self._changed:
-                function = self._next_due()
-                if function is None and not done():
-                    self._changed.wait(self._seconds_to_next())
-            if function is not None:
-                _call(function)
+                self._taken_over = False
 
     def wake(self) -> None:
         """Make :meth:`work_until` check again whether it is done."""
@@ -81,7 +85,11 @@ class Alarm:
                         self._running = False
                         return
             if function is not None:
-                _call(function)
+                try:
+                    _call(function)
+                except BaseException:
+                    # A callback of the app may raise SystemExit. The others' retries go on all the same.
+                    logger.exception("a delayed function failed")
 
     def _next_due(self) -> Callable[[], object] | None:
         """Remove the next due function and return it, or None if none is due."""

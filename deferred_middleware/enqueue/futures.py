@@ -248,19 +248,33 @@ def run(adding: Add, when_done: Callable[[Add], object]) -> None:
     scope = Scope()
 
     def attempt() -> None:
-        started = adding.start()
+        try:
+            started = adding.start()
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or is the outcome
+            fail(error)
+            return
         future = None if started is None else started.future
         if future is None:
             read_answer(started)
         else:
             future.add_done_callback(lambda _: scope.run(read_answer, started))
 
+    def fail(error: BaseException) -> None:
+        # Neither a bug in our code nor Ctrl-C in this thread may leave others waiting forever.
+        if isinstance(error, Exception):
+            adding.fail_all(error)
+            when_done(adding)
+        else:
+            adding.fail_all(RuntimeError(f"{type(error).__name__} stopped it"))
+            when_done(adding)
+            raise error
+
     def read_answer(started: StartedAdd | None) -> None:
         try:
             delay = adding.finish(started)
-        except Exception as error:  # noqa: BLE001 - a bug in our code must not leave a caller waiting forever
-            adding.fail_all(error)
-            delay = None
+        except BaseException as error:  # noqa: BLE001 - it is raised again, or is the outcome
+            fail(error)
+            return
         if delay is None:
             when_done(adding)
         elif delay:

@@ -50,6 +50,18 @@ def chunks(app: App) -> int:
     return count
 
 
+def settled_payloads(app: App) -> dict[str, int]:
+    """Return what is in the datastore once the tasks of the tests before have removed their payloads."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    found: dict[str, int] = app.ask("/payloads")
+    while True:
+        time.sleep(0.2)
+        last, found = found, app.ask("/payloads")
+        if found == last:
+            return found
+        assert time.monotonic() < deadline, found
+
+
 def test_a_call_runs(app: App, mark: str) -> None:
     """A call runs with its arguments, at the URL with its label, as the task that defer returned."""
     answer = app.defer("record", mark, 1, [2], {"three": 3})
@@ -155,7 +167,7 @@ def test_a_name_is_used_once(app: App, mark: str) -> None:
 
 def test_an_unknown_queue_is_an_error(app: App, mark: str) -> None:
     """Deferring to an unknown queue raises the SDK's error with the queue's name, and leaves no payload."""
-    before = chunks(app)
+    before = settled_payloads(app)["chunks"]
 
     kinds, message = app.refuses("record_size", mark, random_bytes=app.large(), options={"_queue": "nowhere"})
 
@@ -177,7 +189,7 @@ def test_too_large_is_an_error(app: App, mark: str) -> None:
 @pytest.mark.parametrize("size", [1_000, 102_000, 200_000, 2_500_000])
 def test_a_payload_of_any_size_runs(app: App, mark: str, size: int) -> None:
     """A payload of any size arrives unchanged, in its namespace, and is deleted when the task is done."""
-    before = chunks(app)
+    before = settled_payloads(app)["chunks"]
     size = app.large(size)
 
     answer = app.defer("record_size", mark, random_bytes=size, namespace="tenant")
@@ -190,7 +202,7 @@ def test_a_payload_of_any_size_runs(app: App, mark: str, size: int) -> None:
 
 def test_what_compresses_is_compressed(app: App, mark: str) -> None:
     """A large payload that compresses well is not stored in the datastore."""
-    before = app.ask("/payloads")
+    before = settled_payloads(app)
 
     app.defer("record_text", "x" * 1_000_000, mark)
 
@@ -244,7 +256,7 @@ def test_committed_means_enqueued(app: App, mark: str, transaction: str, size: i
 def test_rolled_back_means_not_enqueued(app: App, mark: str, transaction: str, size: int) -> None:
     """A transaction that is rolled back leaves no task, no payload and no entity."""
     size = app.large(size)
-    before = chunks(app)
+    before = settled_payloads(app)["chunks"]
 
     app.ask(
         "/defer",
@@ -268,7 +280,7 @@ def test_rolled_back_means_not_enqueued(app: App, mark: str, transaction: str, s
 def test_a_conflict_enqueues_once(app: App, mark: str, transaction: str, size: int) -> None:
     """If a transaction is tried three times, only the last attempt's task runs, and nothing else is left."""
     size = app.large(size)
-    before = chunks(app)
+    before = settled_payloads(app)["chunks"]
 
     assert app.ask("/conflict", mark=mark, transaction=transaction, random_bytes=size) == {"attempts": 3}
 

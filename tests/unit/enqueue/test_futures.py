@@ -28,6 +28,7 @@ from deferred_middleware import (
 from deferred_middleware.calls import payload
 from deferred_middleware.config.process import install_settings
 from deferred_middleware.enqueue import request_end
+from deferred_middleware.enqueue.add import Add
 from deferred_middleware.enqueue.enqueued_task import EnqueuedTask
 from tests.support import sample
 from tests.support.delivering import Queued, request, task_environ
@@ -143,6 +144,42 @@ def test_a_retry_goes_on_by_itself_under_the_same_name(slow: Slow) -> None:
     assert decided.wait(BOUND_SECONDS)
     assert future.result().name == slow.names[0]
     assert slow.names == [slow.names[0]] * 2
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("method", ["start", "finish"])
+def test_a_fault_of_ours_is_an_outcome(slow: Slow, monkeypatch: pytest.MonkeyPatch, method: str, attempt: int) -> None:
+    """Whoever waits gets the error of an attempt that can't be made, or whose answer can't be read."""
+    install_settings(Settings(enqueue_seconds=60))
+    slow.answers = [apiproxy_errors.DeadlineExceededError("slow")]
+    slow.gate.set()
+    original = getattr(Add, method)
+    calls: list[object] = []
+
+    def fail(self: Add, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == attempt:
+            raise ZeroDivisionError("on purpose")
+        return original(self, *args)
+
+    monkeypatch.setattr(Add, method, fail)
+    future = defer_async(sample.note)
+    with pytest.raises(EnqueueError, match="on purpose"):
+        future.result(timeout=BOUND_SECONDS)
+    assert not request_end.UNDER_WAY
+
+
+def test_a_stop_leaves_nobody_waiting(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while an enqueue starts is raised, and the enqueue is no longer under way."""
+
+    def stop(self: Add) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Add, "start", stop)
+        with pytest.raises(KeyboardInterrupt):
+            defer_async(sample.note)
+    assert not request_end.UNDER_WAY
 
 
 def test_a_coroutine_awaits_it_without_blocking_its_loop(slow: Slow) -> None:
