@@ -21,6 +21,7 @@ from deferred_middleware.errors.loggers import log_to_terminal
 from deferred_middleware.server.config.data_dir import DataDirectory
 from deferred_middleware.server.config.served import DEFAULT_SERVICE, Served, parse_emulated, parse_served
 from deferred_middleware.server.first_process import run_below_first_process
+from deferred_middleware.server.light_start import leave_out_taskqueue_client
 
 # The process ID of a container's first process.
 _FIRST_PROCESS = 1
@@ -78,6 +79,7 @@ def _check_reload(served: Served) -> None:
 
 
 def _run_supervisor(arguments: argparse.Namespace, served: Served) -> int:
+    leave_out_taskqueue_client()
     try:
         from deferred_middleware.server.admin.web.traceback_view import editor_template
         from deferred_middleware.server.config.served import ServeConfig

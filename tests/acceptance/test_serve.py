@@ -322,7 +322,8 @@ def test_a_killed_app_process_is_replaced_and_its_task_retried(serve: Serve, rec
 def test_an_app_process_ends_with_the_queue_process_at_once(serve: Serve, recorder: Recorder) -> None:
     """When the queue process is killed, its app ends too, with what it started, even while it runs code in C."""
     server = serve(APP)
-    server.post("/add", {"url": "/tasks/hold-the-lock"})
+    # With a countdown, because the task would otherwise keep the answer of this request back.
+    server.post("/add", {"url": "/tasks/hold-the-lock", "countdown": 0.5})
     recorder.next()
     time.sleep(0.1)  # until sum() holds the interpreter's lock
     os.kill(server.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import zlib
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 
 _MAX_TEXT_CHARACTERS = 4000
 _MAX_BYTES_SHOWN = 256
+_MAX_SMALL_BYTES = 2000
 
 Kind = Literal["call", "pickle", "overflow", "text", "bytes", "empty"]
 
@@ -57,6 +59,11 @@ _SIGNATURE: Final = protocol.environ_key(protocol.SIGNATURE_HEADER)
 
 def view_of(body: bytes) -> PayloadView:
     """Return the content of ``body``."""
+    # A list is shown again and again, and most of its tasks are the same.
+    return _view_of_small(body) if len(body) <= _MAX_SMALL_BYTES else _view_of(body)
+
+
+def _view_of(body: bytes) -> PayloadView:
     if not body:
         return PayloadView(kind="empty", text="")
     if body.startswith(protocol.OVERFLOW_MAGIC):
@@ -67,6 +74,9 @@ def view_of(body: bytes) -> PayloadView:
             found = decompress(body, MAX_BODY_BYTES)
             return _content(found.content, compressed=True, problem=_compression_problem(found))
     return _content(body, compressed=False, problem=None)
+
+
+_view_of_small = functools.lru_cache(maxsize=500)(_view_of)
 
 
 def _content(data: bytes, *, compressed: bool, problem: str | None) -> PayloadView:

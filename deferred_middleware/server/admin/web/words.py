@@ -82,16 +82,12 @@ def moment(usec: int | None) -> Markup:
     """Return a time relative to now, as an element that the script keeps up to date; the exact time is its title."""
     if usec is None:
         return Markup(NOTHING)
-    return Markup('<time datetime="{}" title="{}" data-usec="{}">{}</time>').format(
-        _iso(usec), clock(usec), usec, relative(usec)
-    )
+    return _time(usec, "", relative(usec))
 
 
 def age(usec: int) -> Markup:
     """Return how long ago a time was, as an element that the script keeps up to date."""
-    return Markup('<time datetime="{}" title="{}" data-usec="{}" data-age>{}</time>').format(
-        _iso(usec), clock(usec), usec, _whole(max(0.0, time.time() - usec / 1e6))
-    )
+    return _time(usec, " data-age", _whole(max(0.0, time.time() - usec / 1e6)))
 
 
 def relative(usec: int, now: float | None = None) -> str:
@@ -107,10 +103,13 @@ def clock(usec: int | None) -> str:
     """Return a time in the server's time zone, to the millisecond."""
     if usec is None:
         return NOTHING
-    when = _datetime(usec)
-    return (
-        f"{usec / 1e6:.0f} s since 1970" if when is None else f"{when:%Y-%m-%d %H:%M:%S}.{when.microsecond // 1000:03}"
-    )
+    return _clock(usec, _datetime(usec))
+
+
+def _clock(usec: int, when: datetime.datetime | None) -> str:
+    if when is None:
+        return f"{usec / 1e6:.0f} s since 1970"
+    return when.isoformat(" ", "milliseconds")[:23]
 
 
 def _whole(seconds: float) -> str:
@@ -120,9 +119,11 @@ def _whole(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _iso(usec: int) -> str:
+def _time(usec: int, attribute: str, text: str) -> Markup:
     when = _datetime(usec)
-    return "" if when is None else when.isoformat(timespec="milliseconds")
+    iso = "" if when is None else when.isoformat(timespec="milliseconds")
+    # Nothing in it needs to be escaped, and there is one for each row of a list.
+    return Markup(f'<time datetime="{iso}" title="{_clock(usec, when)}" data-usec="{usec}"{attribute}>{text}</time>')
 
 
 def _datetime(usec: int) -> datetime.datetime | None:
