@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?=
 BENCH ?=
 PROCESSORS := $(shell nproc 2>/dev/null || echo 2)
-PARALLEL ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
-# One process more, because these tests often wait for the disk and for processes that they started.
+# One process more, because tests often wait for the disk and for processes that they started.
 PARALLEL_WAITING ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
 # The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123
 COMMIT := $(shell git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7)
@@ -21,7 +20,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-test: check docs unit pythons  ## run all checks and all tests, on each Python that is found
+test: check docs  ## run all checks and all tests, on each Python that is found
+	+$(MAKE) --no-print-directory -j 2 unit pythons
 
 quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in less than 90 seconds
 	$(BIN)/ruff check .
@@ -37,11 +37,11 @@ check: $(VENV)/.checks  ## run the checkers: ruff, mypy and the spelling
 
 unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) $(SHUFFLED) tests/unit
-	$(BIN)/python -m pytest $(PARALLEL_WAITING) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
+	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
-	tests/other_pythons.sh
-	tests/django_versions.sh
+	nice -n 10 tests/other_pythons.sh
+	nice -n 10 tests/django_versions.sh
 
 mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour
 	$(BIN)/python tests/mutants.py --write

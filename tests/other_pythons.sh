@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs the unit tests on every supported Python that is installed, except the one in .venv, which has already run them.
-# Here, tests with random examples try fewer of them.
+# Runs the unit tests on every supported Python that is installed, except the one in .venv, which runs them elsewhere.
+# Here, tests with random examples try fewer of them. All Pythons run at the same time, each in one process: together
+# they need less of the processors than with several processes each.
 # Then each Python, including the one in .venv, reads the payloads that the others have written.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,6 +10,21 @@ managed=$(pyenv root 2>/dev/null || true)
 ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ran=""
 pythons=.venv/bin/python
+results=$(mktemp -d)
+payloads=$(mktemp -d)
+trap 'rm -r "$results" "$payloads"' EXIT
+
+run_unit_tests() {
+    found=$1 version=$2
+    venv=.venvs/$version
+    if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ]; then
+        [ -e "$venv/bin/python" ] || "$found" -m venv "$venv"
+        "$venv/bin/python" -m pip install -q -e '.[tests]'
+        touch "$venv/.tests"
+    fi
+    "$venv/bin/python" -m pytest -q -p no:xdist --hypothesis-profile=fewer tests/unit
+}
+
 for version in 3.10 3.11 3.12 3.13 3.14; do
     [ "$version" = "$ours" ] && continue
     found=""
@@ -20,21 +36,24 @@ for version in 3.10 3.11 3.12 3.13 3.14; do
         fi
     done
     [ -n "$found" ] || continue
-    venv=.venvs/$version
-    if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ]; then
-        [ -e "$venv/bin/python" ] || "$found" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q -e '.[tests]'
-        touch "$venv/.tests"
-    fi
-    echo "unit tests on Python $version"
-    "$venv/bin/python" -m pytest -q -n "$(nproc 2>/dev/null || echo 2)" --hypothesis-profile=fewer tests/unit
+    (run_unit_tests "$found" "$version"; touch "$results/$version.passed") >"$results/$version.log" 2>&1 &
     ran="$ran $version"
-    pythons="$pythons $venv/bin/python"
+    pythons="$pythons .venvs/$version/bin/python"
 done
-echo "unit tests ran on Python $ours${ran}"
+wait
+failed=""
+for version in $ran; do
+    echo "unit tests on Python $version"
+    if [ -e "$results/$version.passed" ]; then
+        tail -n 1 "$results/$version.log"
+    else
+        cat "$results/$version.log"
+        failed="$failed $version"
+    fi
+done
+[ -z "$failed" ] || { echo "unit tests failed on Python$failed" >&2; exit 1; }
+echo "unit tests ran on Python${ran}, besides $ours"
 
-payloads=$(mktemp -d)
-trap 'rm -r "$payloads"' EXIT
 for python in $pythons; do
     "$python" -m tests.support.payloads write "$payloads/by-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').json"
 done

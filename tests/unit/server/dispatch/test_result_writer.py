@@ -27,7 +27,9 @@ class TellingWriter(ResultWriter):
     """A writer that reports what happened to each result."""
 
     def __init__(self, store: TaskStore) -> None:
-        super().__init__(store, WakeUp(), WatchedClock(lambda *_: None), self._note_stored)
+        self.seconds = 100.0
+        clock = WatchedClock(lambda *_: None, monotonic=lambda: self.seconds)
+        super().__init__(store, WakeUp(), clock, self._note_stored)
         self.room_then: list[int] = []
         self.told: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
 
@@ -166,6 +168,26 @@ def test_a_result_that_can_not_be_written_is_not_stored(world: World) -> None:
     world.results.submit_alone(dataclasses.replace(kept, retry_reason=""))
     world.told(1)
     assert world.results.room("default") == MOST_UNSTORED
+
+
+def test_what_could_not_be_written_is_tried_again_each_second(world: World) -> None:
+    """Whoever asks is told when to ask again; what is written again too early would keep the store busy."""
+    results = world.results
+    assert results.retry_unwritten() == 3600
+    results.submit(unwritable(world.claimed[0]))
+    world.told(1)
+    results.seconds += 10
+    assert results.retry_unwritten() == 1.0
+    assert list(world.told(1)) == [world.claimed[0].id]
+    results.seconds += 0.25
+    assert results.retry_unwritten() == 0.75
+    assert results.told.empty()
+    results.seconds += 0.75
+    assert results.retry_unwritten() == 1.0
+    assert list(world.told(1)) == [world.claimed[0].id]
+    (kept,) = results.take_unwritten()
+    assert kept.task_id == world.claimed[0].id
+    assert results.retry_unwritten() == 3600
 
 
 def test_the_disk_is_slow_if_a_commit_takes_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
