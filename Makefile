@@ -7,7 +7,7 @@ DEMO ?=
 BENCH ?=
 PROCESSORS := $(shell nproc 2>/dev/null || echo 2)
 # One process more, because tests often wait for the disk and for processes that they started.
-PARALLEL_WAITING ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
+PARALLEL ?= -n $$(($(PROCESSORS) + 1)) --dist worksteal
 # The order of the unit tests is random, another one for each commit. For any other order: make quick SEED=123
 COMMIT := $(shell git rev-parse --short=7 HEAD 2>/dev/null | cut -c1-7)
 SEED ?= $(shell [ -n "$(COMMIT)" ] && printf '%d' 0x$(COMMIT) || date +%s)
