@@ -1,7 +1,7 @@
 """The queue process starts without the SDK's taskqueue client, which it never uses.
 
 The SDK's package ``google.appengine.api.taskqueue`` imports that client, and with it the client of Cloud Tasks and
-several HTTP libraries: half a second, a third of the server's start. The queue process needs only the package's
+several HTTP libraries, for which the server took twice as long to start. The queue process needs only the package's
 messages, such as ``taskqueue_service_bytes_pb2``, and so do the parts of the SDK that run in it. So the package is
 replaced by an empty one with the same folder, before anything imports it.
 """

@@ -23,6 +23,7 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
@@ -97,14 +98,62 @@ def reacting_to(signums: Iterable[signal.Signals], react: Callable[[int], None])
         thread.start()
         descriptor_before = signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
         handlers_before = {signum: signal.signal(signum, _do_nothing) for signum in handled}
-        try:
-            yield
-        finally:
+
+        def restore() -> None:
             for signum, handler in handlers_before.items():
                 signal.signal(signum, handler)
             signal.set_wakeup_fd(descriptor_before)
+
+        reaction = _Reaction(set(handled), restore)
+        _REACTIONS.append(reaction)
+        try:
+            yield
+        finally:
+            _REACTIONS.remove(reaction)
+            restore()
             interpreters.close()
             thread.join()
+
+
+@dataclass
+class _Reaction:
+    """Signals that a thread reacts to, and what a child has to do that is forked without a new program.
+
+    A signal to the child is not one to this process. So signals wait while a child has this process's descriptor.
+    """
+
+    signums: set[signal.Signals]
+    restore: Callable[[], None]
+    mask_before: Iterable[int] = ()
+
+    def before_fork(self) -> None:
+        self.mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, self.signums)
+
+    def after_fork(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask_before)
+
+
+_REACTIONS: Final[list[_Reaction]] = []
+
+
+def _before_fork() -> None:
+    for reaction in _REACTIONS:
+        reaction.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for reaction in reversed(_REACTIONS):
+        reaction.after_fork()
+
+
+def _after_fork_in_child() -> None:
+    while _REACTIONS:
+        reaction = _REACTIONS.pop()
+        reaction.restore()
+        reaction.after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _read(descriptor: socket.socket, react: Callable[[int], None]) -> None:

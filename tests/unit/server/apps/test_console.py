@@ -45,6 +45,26 @@ def test_a_signal_is_heard_in_whichever_thread_it_arrives(main_thread: bool) -> 
             process.kill()
 
 
+FORKS = """
+import multiprocessing, queue, signal, time
+from deferred_middleware.server.apps.console import reacting_to
+
+heard = queue.SimpleQueue()
+with reacting_to([signal.SIGTERM], heard.put):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3600,))
+    child.start()
+    child.terminate()
+    child.join(30)
+    print(child.exitcode, heard.empty())
+"""
+
+
+def test_a_signal_to_a_forked_child_is_the_childs() -> None:
+    """An app that ends a process of its own doesn't end itself."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "-15 True\n"
+
+
 def test_what_was_there_before_is_there_again() -> None:
     """Handlers, the descriptor and the thread; and a signal that was ignored stays so."""
     heard: queue.SimpleQueue[int] = queue.SimpleQueue()
