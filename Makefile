@@ -15,13 +15,17 @@ SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick check unit pythons demo soak simulate mutants screenshots bench docs package release-check clean
+.PHONY: help test quick here check unit pythons djangos demo soak simulate mutants screenshots bench docs package release-check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-test: check docs  ## run all checks and all tests, on each Python that is found
-	+$(MAKE) --no-print-directory -j 2 unit pythons
+# The other Pythons use what the tests that wait for disks and processes leave idle.
+test: $(VENV)/.checks  ## run all checks and all tests, on each Python that is found
+	+$(MAKE) --no-print-directory -j 3 pythons djangos here
+
+here: $(VENV)/.checks
+	+$(MAKE) --no-print-directory -j 1 check docs unit
 
 quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in less than 90 seconds
 	$(BIN)/ruff check .
@@ -41,6 +45,8 @@ unit: $(VENV)/.checks  ## run all tests on one Python
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
 	nice -n 10 tests/other_pythons.sh
+
+djangos: $(VENV)/.checks  ## run the tests of Django on other versions of it
 	nice -n 10 tests/django_versions.sh
 
 mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour

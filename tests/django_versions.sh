@@ -12,7 +12,7 @@ test_with() {
     venv=.venvs/django-$version
     if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ] || [ tests/django_versions.sh -nt "$venv/.tests" ]; then
         [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q --no-compile -e '.[tests]' "django==$version.*" 'flask[async]>=3'
+        "$venv/bin/python" -m pip install -q -e '.[tests]' "django==$version.*" 'flask[async]>=3'
         touch "$venv/.tests"
     fi
     echo "Django $version"
