@@ -299,7 +299,7 @@ def percentile(values: list[float], percent: float) -> float:
 def main() -> int:
     """Print the figures, and return 1 if a goal is missed."""
     options = Arguments(
-        __doc__, tasks=(1_000_000, 50_000), seconds=(20.0, 5.0), rounds=(7, 2), backlog=(5000, 2000)
+        __doc__, tasks=(1_000_000, 50_000), seconds=(20.0, 5.0), rounds=(21, 2), backlog=(10_000, 2000)
     ).parse()
     recording = Recording()
     with tempfile.TemporaryDirectory() as directory:
