@@ -21,7 +21,7 @@ help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The other Pythons use what the tests that wait for disks and processes leave idle.
-test: $(VENV)/.checks  ## run all checks and all tests, on each Python that is found
+test: $(VENV)/.checks $(VENV)/.docs  ## run all checks and all tests, on each Python that is found
 	+$(MAKE) --no-print-directory -j 3 pythons djangos here
 
 here: $(VENV)/.checks

@@ -5,14 +5,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+mkdir -p .venvs
 managed=$(pyenv root 2>/dev/null || true)
+
+# Each installation writes into the folder of the sources.
+one_at_a_time() {
+    if command -v flock >/dev/null; then flock .venvs/installing "$@"; else "$@"; fi
+}
 
 test_with() {
     python=$1 version=$2
     venv=.venvs/django-$version
     if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ] || [ tests/django_versions.sh -nt "$venv/.tests" ]; then
         [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q -e '.[tests]' "django==$version.*" 'flask[async]>=3'
+        one_at_a_time "$venv/bin/python" -m pip install -q -e '.[tests]' "django==$version.*" 'flask[async]>=3'
         touch "$venv/.tests"
     fi
     echo "Django $version"

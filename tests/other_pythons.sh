@@ -10,16 +10,22 @@ managed=$(pyenv root 2>/dev/null || true)
 ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ran=""
 pythons=.venv/bin/python
+mkdir -p .venvs
 results=$(mktemp -d)
 payloads=$(mktemp -d)
 trap 'rm -r "$results" "$payloads"' EXIT
+
+# Each installation writes into the folder of the sources.
+one_at_a_time() {
+    if command -v flock >/dev/null; then flock .venvs/installing "$@"; else "$@"; fi
+}
 
 run_unit_tests() {
     found=$1 version=$2
     venv=.venvs/$version
     if [ ! -e "$venv/.tests" ] || [ setup.cfg -nt "$venv/.tests" ]; then
         [ -e "$venv/bin/python" ] || "$found" -m venv "$venv"
-        "$venv/bin/python" -m pip install -q -e '.[tests]'
+        one_at_a_time "$venv/bin/python" -m pip install -q -e '.[tests]'
         touch "$venv/.tests"
     fi
     "$venv/bin/python" -m pytest -q -p no:xdist --hypothesis-profile=fewer tests/unit
