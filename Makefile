@@ -15,17 +15,14 @@ SHUFFLED := --randomly-seed=$(SEED)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test quick here check unit pythons djangos demo soak simulate mutants screenshots bench docs package release-check clean
+.PHONY: help test quick check unit pythons djangos demo soak simulate mutants screenshots bench docs package release-check clean
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 # The other Pythons use what the tests that wait for disks and processes leave idle.
-test: $(VENV)/.checks $(VENV)/.docs  ## run all checks and all tests, on each Python that is found
-	+$(MAKE) --no-print-directory -j 3 pythons djangos here
-
-here: $(VENV)/.checks
-	+$(MAKE) --no-print-directory -j 1 check docs unit
+test: check docs  ## run all checks and all tests, on each Python that is found
+	+$(MAKE) --no-print-directory -j 3 unit pythons djangos
 
 quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in less than 90 seconds
 	$(BIN)/ruff check .
@@ -44,10 +41,10 @@ unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
-	nice -n 10 tests/other_pythons.sh
+	nice -n 15 tests/other_pythons.sh
 
 djangos: $(VENV)/.checks  ## run the tests of Django on other versions of it
-	nice -n 10 tests/django_versions.sh
+	nice -n 15 tests/django_versions.sh
 
 mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour
 	$(BIN)/python tests/mutants.py --write
