@@ -22,7 +22,9 @@ from deferred_middleware.config import metadata, process
 from deferred_middleware.config.process import Deployment, install_settings
 from deferred_middleware.config.settings import CLOUD_TASKS_VARIABLE
 from deferred_middleware.engines import cloud_tasks, current, location
+from deferred_middleware.engines.app_engine import AppEngineEngine
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
+from deferred_middleware.engines.current import engine_and_context
 from deferred_middleware.engines.engine import TaskMessage, TaskTemplate
 from deferred_middleware.engines.targets import AppEngineTargets
 from deferred_middleware.errors import LocationError
@@ -59,6 +61,7 @@ def test_it_is_off_unless_switched_on(environ: pytest.MonkeyPatch, value: str | 
 
     assert not Settings().uses_cloud_tasks
     assert not cloudtask.is_cloudtask_push_queue_enabled()
+    assert isinstance(engine_and_context(Settings())[0], AppEngineEngine)
     environ.setenv(CLOUD_TASKS_VARIABLE, "True")
     assert Settings().uses_cloud_tasks
     assert cloudtask.is_cloudtask_push_queue_enabled()
@@ -97,7 +100,7 @@ def test_a_known_location_is_fine(environ: pytest.MonkeyPatch, variables: dict[s
         ({"GOOGLE_CLOUD_PROJECT": "shop", "LOCATION_ID": "Europe"}, "LOCATION_ID", "'Europe'"),
         (
             {"GOOGLE_CLOUD_PROJECT": "shop", "LOCATION_ID": "europe-west1", "GAE_REGION": "us-east1"},
-            "LOCATION_ID",
+            "Set LOCATION_ID",
             "GAE_REGION says us-east1",
         ),
         ({"GOOGLE_CLOUD_PROJECT": "shop", "LOCAL_GCP_REGION": "here"}, "LOCAL_GCP_REGION", "'here'"),

@@ -13,6 +13,7 @@ from google.appengine.ext import db, ndb, testbed
 from deferred_middleware.cli.main import main
 from deferred_middleware.engines import outbox
 from deferred_middleware.enqueue import sweep_task
+from deferred_middleware.wire import entities
 
 PARENT = "projects/shop/locations/europe-west1/queues/default"
 
@@ -114,6 +115,41 @@ def test_what_could_not_be_sent_is_swept(run: Any, cloud: CloudTasks, caplog: py
 
     assert sorted(serialized[-1:] for _, serialized in cloud.tasks) == [b"0", b"1", b"2"]
     assert waiting() == 0
+
+
+@both
+def test_a_sweep_ends_after_so_many_tasks(run: Any, cloud: CloudTasks) -> None:
+    """What is left is the next sweep's. Tasks that can't be sent count, too."""
+    cloud.broken = True
+    run(lambda: list(map(functools.partial(add, cloud), range(4))))
+
+    assert outbox.sweep(cloud.send, min_age_seconds=0, max_tasks=2) == outbox.SweepReport(
+        sent=0, failed=2, younger=True
+    )
+    cloud.broken = False
+    assert outbox.sweep(cloud.send, min_age_seconds=0, max_tasks=3) == outbox.SweepReport(
+        sent=3, failed=0, younger=True
+    )
+    assert outbox.sweep(cloud.send, min_age_seconds=0, max_tasks=3) == outbox.SweepReport(sent=1, failed=0)
+
+
+@both
+def test_a_task_whose_entity_stays_is_sent_again(
+    run: Any, cloud: CloudTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The commit stands and an error is logged; the queue knows the task's name by then."""
+
+    def refuse(paths: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(entities.datastore(), "delete", refuse)
+        run(lambda: add(cloud))
+    assert "can't be deleted yet" in caplog.text
+    assert waiting() == 1
+    assert outbox.sweep(cloud.send, min_age_seconds=0) == outbox.SweepReport(sent=1, failed=0)
+    assert waiting() == 0
+    assert len({serialized for _, serialized in cloud.tasks}) == 1
 
 
 @both
