@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from google.appengine.api import taskqueue
+from google.appengine.api import datastore_errors, taskqueue
 from google.appengine.runtime import apiproxy_errors
 from google.protobuf.message import DecodeError
 
@@ -49,3 +49,23 @@ def test_an_unknown_end_may_have_added_the_task() -> None:
     assert answers.UNKNOWN.maybe_enqueued
     assert not answers.UNKNOWN.retried
     assert not any(answer.retried and answer.of_queue for answer in answers.BY_CODE.values())
+
+
+@pytest.mark.parametrize("code", [code for code in answers.BY_CODE if code >= 10_000])
+def test_a_failure_of_the_datastore_is_both(code: int) -> None:
+    """As in the SDK, it is caught as the datastore's error and as ``taskqueue.DatastoreError``."""
+    error = answers.exception_for_code(code, "no")
+    assert isinstance(error, datastore_errors.Error)
+    assert isinstance(error, taskqueue.DatastoreError)
+
+
+def test_what_is_the_same_for_each_task_is_not_asked_again() -> None:
+    """An app without quota, or a queue that is switched off, refuses every task of an add."""
+    told = {answer.what for answer in answers.BY_RPC_ERROR.values() if answer.of_queue}
+    assert told == {"CALL_NOT_FOUND", "OVER_QUOTA", "CAPABILITY_DISABLED", "FEATURE_DISABLED"}
+
+
+def test_a_call_without_a_thread_may_be_made_later() -> None:
+    """It is tried again, and the task may be there by then."""
+    assert answers.NO_THREAD.retried
+    assert answers.NO_THREAD.maybe_enqueued

@@ -349,3 +349,18 @@ def test_a_statuss_message_may_say_more(status: int, message: str, kind: type[Ex
     failure = cloud_tasks._failure_of_status(status, message, "", of_whole_add=True)
 
     assert isinstance(failure.error, kind)
+
+
+def test_a_call_ends_before_cloud_tasks_would_refuse_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of a transaction is sent with a deadline of 20 seconds."""
+    deadlines: list[float] = []
+
+    class Client:
+        def create_task(self, *, request: object, timeout: float) -> None:
+            deadlines.append(timeout)
+
+    engine = CloudTasksEngine(AppEngineTargets())
+    monkeypatch.setattr(engine, "_client", Client)
+    engine.send("projects/shop/locations/us-east1/queues/default", b"")
+
+    assert deadlines == [20.0]
