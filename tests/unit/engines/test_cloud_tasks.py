@@ -9,12 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.appengine.api import taskqueue
 from google.appengine.api.taskqueue import TaskRetryOptions, cloudtask
+from google.longrunning import operations_pb2
 
 from deferred_middleware import DeferredWarning, Settings, SettingsError, defer, defer_async
 from deferred_middleware.calls.options import Options
@@ -25,7 +27,7 @@ from deferred_middleware.engines import cloud_tasks, current, location
 from deferred_middleware.engines.app_engine import AppEngineEngine
 from deferred_middleware.engines.cloud_tasks import CloudTasksEngine
 from deferred_middleware.engines.current import engine_and_context
-from deferred_middleware.engines.engine import TaskMessage, TaskTemplate
+from deferred_middleware.engines.engine import AddFailure, TaskMessage, TaskTemplate
 from deferred_middleware.engines.targets import AppEngineTargets
 from deferred_middleware.errors import LocationError
 from tests.support import sample
@@ -349,6 +351,21 @@ def test_a_statuss_message_may_say_more(status: int, message: str, kind: type[Ex
     failure = cloud_tasks._failure_of_status(status, message, "", of_whole_add=True)
 
     assert isinstance(failure.error, kind)
+
+
+def test_a_batch_that_is_refused_whole_fails_each_task(located: None) -> None:
+    """The operation's error is that of every task, if it tells of none in particular."""
+    operation = operations_pb2.Operation(done=True)
+    operation.error.code, operation.error.message = 9, "The queue does not exist."
+    answer = types.SimpleNamespace(operation=operation, metadata=None)
+    client: Any = types.SimpleNamespace(batch_create_tasks=lambda request, timeout: answer)
+    template = CloudTasksEngine(AppEngineTargets()).encode(TaskTemplate(queue="q", path="/p", headers={}, signed=True))
+    messages = [TaskMessage(template, name, b"b", time.time(), "s") for name in ("one", "two", "three")]
+
+    failures = cloud_tasks._create_batch(client, messages, 1.0)
+
+    assert [type(failure) for failure in failures] == [AddFailure] * 3
+    assert all(isinstance(failure, AddFailure) and failure.of_whole_add for failure in failures)
 
 
 def test_a_call_ends_before_cloud_tasks_would_refuse_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from google.appengine.api import datastore, datastore_errors, taskqueue
+from google.appengine.datastore import datastore_pb
 from google.appengine.ext import db, ndb, testbed
 
 from deferred_middleware import DeferredError, OptionError, defer
@@ -355,3 +356,13 @@ def test_a_transaction_of_ndb_inside_one_of_db_is_the_inner_one(queued: Queued) 
     assert payload.loads(overflow.fetch(reference)).args[0] == "inner"
     assert len(kept()) == reference.chunks
     assert not entities.in_transaction()
+
+
+def test_a_request_outside_of_a_transaction_names_none() -> None:
+    """Its fields are read by their names, and an absent one has a value, too."""
+    request = datastore_pb.GetRequest()
+    request.key.add().app = "shop"
+    assert transactions._handle_in(request) is None
+    request.transaction.handle = 7
+    request.transaction.app = "shop"
+    assert transactions._handle_in(request) == 7
