@@ -20,9 +20,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-# The other Pythons use what the tests that wait for disks and processes leave idle.
-test: check docs  ## run all checks and all tests, on each Python that is found
-	+$(MAKE) --no-print-directory -j 3 unit pythons djangos
+test: check docs unit  ## run all checks and all tests, on each Python that is found
+	+$(MAKE) --no-print-directory -j 2 pythons djangos
 
 quick: $(VENV)/.checks  ## run the checkers and the unit tests on one Python, in less than 90 seconds
 	$(BIN)/ruff check .
@@ -41,10 +40,10 @@ unit: $(VENV)/.checks  ## run all tests on one Python
 	$(BIN)/python -m pytest $(PARALLEL) -p no:randomly tests/integration tests/acceptance tests/simulation tests/browser
 
 pythons: $(VENV)/.checks  ## run the unit tests on each other supported Python that is found
-	nice -n 15 tests/other_pythons.sh
+	tests/other_pythons.sh
 
 djangos: $(VENV)/.checks  ## run the tests of Django on other versions of it
-	nice -n 15 tests/django_versions.sh
+	tests/django_versions.sh
 
 mutants: $(VENV)/.mutants  ## change the code in small ways and see whether the tests notice; this takes an hour
 	$(BIN)/python tests/mutants.py --write
