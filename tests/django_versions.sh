@@ -4,14 +4,9 @@
 # than older versions. The other tests use the version in .venv.
 set -eu
 cd "$(dirname "$0")/.."
+. tests/installing.sh
 
-mkdir -p .venvs
 managed=$(pyenv root 2>/dev/null || true)
-
-# Each installation writes into the folder of the sources.
-one_at_a_time() {
-    if command -v flock >/dev/null; then flock .venvs/installing "$@"; else "$@"; fi
-}
 
 test_with() {
     python=$1 version=$2

@@ -1,24 +1,19 @@
 #!/bin/sh
-# Runs the unit tests on every supported Python that is installed, except the one in .venv, which runs them elsewhere.
-# Here, tests with random examples try fewer of them. All Pythons run at the same time, each in one process: together
-# they need less of the processors than with several processes each.
+# Runs the unit tests on every supported Python that is installed, except the one in .venv, for which make unit runs
+# them. Here, tests with random examples try fewer of them. All Pythons run at the same time, each in one process, which
+# takes less processor time than several processes for each.
 # Then each Python, including the one in .venv, reads the payloads that the others have written.
 set -eu
 cd "$(dirname "$0")/.."
+. tests/installing.sh
 
 managed=$(pyenv root 2>/dev/null || true)
 ours=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ran=""
 pythons=.venv/bin/python
-mkdir -p .venvs
 results=$(mktemp -d)
 payloads=$(mktemp -d)
 trap 'rm -r "$results" "$payloads"' EXIT
-
-# Each installation writes into the folder of the sources.
-one_at_a_time() {
-    if command -v flock >/dev/null; then flock .venvs/installing "$@"; else "$@"; fi
-}
 
 run_unit_tests() {
     found=$1 version=$2

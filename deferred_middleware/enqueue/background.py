@@ -64,7 +64,7 @@ class Alarm:
                     if function is None and not done():
                         self._changed.wait(self._seconds_to_next())
                 if function is not None:
-                    _call(function)
+                    _call(function, Exception)
         finally:
             with self._changed:
                 self._taken_over = False
@@ -85,11 +85,8 @@ class Alarm:
                         self._running = False
                         return
             if function is not None:
-                try:
-                    _call(function)
-                except BaseException:
-                    # A callback of the app may raise SystemExit. The others' retries go on all the same.
-                    logger.exception("a delayed function failed")
+                # A callback of the app may raise SystemExit. The others' retries go on all the same.
+                _call(function, BaseException)
 
     def _next_due(self) -> Callable[[], object] | None:
         """Remove the next due function and return it, or None if none is due."""
@@ -101,10 +98,10 @@ class Alarm:
         return max(self._due[0][0] - monotonic(), 0) if self._due else None
 
 
-def _call(function: Callable[[], object]) -> None:
+def _call(function: Callable[[], object], caught: type[BaseException]) -> None:
     try:
         function()
-    except Exception:
+    except caught:
         logger.exception("a delayed function failed")
 
 

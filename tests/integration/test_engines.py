@@ -55,7 +55,7 @@ def settled_payloads(app: App) -> dict[str, int]:
     deadline = time.monotonic() + WAIT_SECONDS
     found: dict[str, int] = app.ask("/payloads")
     while True:
-        time.sleep(0.2)
+        time.sleep(0.2)  # a task removes its payload soon after it has ended, and nothing announces that
         last, found = found, app.ask("/payloads")
         if found == last:
             return found

@@ -23,9 +23,8 @@ import sys
 import termios
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 _VARIABLE = "PYTHONBREAKPOINT"
 # The values that mean the debugger of the standard library, which reads from standard input.
@@ -83,74 +82,59 @@ def terminal_restored() -> Iterator[None]:
                 termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
+# The signals that a thread reacts to, with their handlers from before. Only the main thread writes it.
+_handlers_before: Final[dict[signal.Signals, Any]] = {}
+# Each thread that forks has the signals that it blocked before.
+_forking: Final = threading.local()
+
+
 @contextlib.contextmanager
 def reacting_to(signums: Iterable[signal.Signals], react: Callable[[int], None]) -> Iterator[None]:
     """While this is entered, call ``react`` with the number of each signal of ``signums`` that arrives.
 
     It is called in a thread of its own. A signal that was ignored before, such as by nohup, stays so. Has to be entered
-    in the main thread.
+    in the main thread, and by one at a time.
     """
-    handled = [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
+    assert not _handlers_before
     ours, interpreters = socket.socketpair()
     with ours, interpreters:
         interpreters.setblocking(False)
         thread = threading.Thread(target=_read, args=(ours, react), name="signals")
         thread.start()
-        descriptor_before = signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
-        handlers_before = {signum: signal.signal(signum, _do_nothing) for signum in handled}
-
-        def restore() -> None:
-            for signum, handler in handlers_before.items():
-                signal.signal(signum, handler)
-            signal.set_wakeup_fd(descriptor_before)
-
-        reaction = _Reaction(set(handled), restore)
-        _REACTIONS.append(reaction)
+        signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
+        for signum in signums:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                _handlers_before[signum] = signal.signal(signum, _do_nothing)
         try:
             yield
         finally:
-            _REACTIONS.remove(reaction)
-            restore()
+            _restore_handlers()
+            signal.set_wakeup_fd(-1)
             interpreters.close()
             thread.join()
 
 
-@dataclass
-class _Reaction:
-    """Signals that a thread reacts to, and what a child has to do that is forked without a new program.
-
-    A signal to the child is not one to this process. So signals wait while a child has this process's descriptor.
-    """
-
-    signums: set[signal.Signals]
-    restore: Callable[[], None]
-    mask_before: Iterable[int] = ()
-
-    def before_fork(self) -> None:
-        self.mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, self.signums)
-
-    def after_fork(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask_before)
+def _restore_handlers() -> None:
+    for signum, handler in _handlers_before.items():
+        signal.signal(signum, handler)
+    _handlers_before.clear()
 
 
-_REACTIONS: Final[list[_Reaction]] = []
-
-
+# A child that is forked without a new program has the descriptor too, but a signal to it is not one to this process.
+# So signals to the child wait until it has its own handlers again.
 def _before_fork() -> None:
-    for reaction in _REACTIONS:
-        reaction.before_fork()
+    _forking.blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, _handlers_before)
 
 
 def _after_fork_in_parent() -> None:
-    for reaction in reversed(_REACTIONS):
-        reaction.after_fork()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.blocked_before)
 
 
 def _after_fork_in_child() -> None:
-    while _REACTIONS:
-        reaction = _REACTIONS.pop()
-        reaction.restore()
-        reaction.after_fork()
+    if _handlers_before:
+        signal.set_wakeup_fd(-1)
+        _restore_handlers()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.blocked_before)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -109,7 +109,7 @@ def clock(usec: int | None) -> str:
 def _clock(usec: int, when: datetime.datetime | None) -> str:
     if when is None:
         return f"{usec / 1e6:.0f} s since 1970"
-    return when.isoformat(" ", "milliseconds")[:23]
+    return when.replace(tzinfo=None).isoformat(" ", "milliseconds")
 
 
 def _whole(seconds: float) -> str:
